@@ -1,0 +1,88 @@
+# make demo and make test need Python 3.10+ and a C++17 compiler, nothing else: they make a virtual
+# environment in $(VENV) and do nothing twice.
+PYTHON ?= python3
+VENV   ?= .venv
+# The PyTorch to install. The extra index has its small CPU builds; TORCH_ARGS= leaves it out, and
+# TORCH= keeps whatever $(VENV) holds (or lets pip choose).
+TORCH      ?= torch==2.13.0
+TORCH_ARGS ?= --retries 2 --extra-index-url https://download.pytorch.org/whl/cpu
+# What to install: this tree, or a wheel.
+PACKAGE ?= .
+PYTEST_ARGS ?=
+DEMO_ARGS   ?=
+
+BIN  := $(VENV)/bin
+# The targets for developers use the active virtual environment if there is one.
+DEV  := $(or $(VIRTUAL_ENV),$(VENV))
+CODE := build_backend kanerva_ext tests benchmarks examples scripts setup.py
+CODE := $(wildcard $(CODE))
+CXX_CODE = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := setup.py pyproject.toml $(shell find build_backend csrc kanerva_ext -type f \
+             -not -path '*/__pycache__/*' -not -name '*.so')
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test develop lint format bench info sdist wheel clean help
+
+help:
+	@echo 'make demo     train a small Kanerva Machine on Omniglot and show pictures'
+	@echo 'make test     install and run the tests'
+	@echo 'make develop  build in place, again after every change to csrc (incremental)'
+	@echo 'make lint | format | bench | info | sdist | wheel | clean'
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m kanerva_ext.demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+info: $(VENV)/.installed
+	$(BIN)/python -m kanerva_ext.info
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kanerva_ext needs Python 3.10 or later, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.python
+	$(if $(TORCH),$(BIN)/python -m pip install $(TORCH_ARGS) '$(TORCH)')
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(BIN)/python -m pip install '$(PACKAGE)[demo,test]'
+	@touch $@
+
+# Editable install once, then only what changed is compiled.
+develop: $(if $(VIRTUAL_ENV),,$(VENV)/.dev)
+	@$(DEV)/bin/python -I -c 'import importlib.metadata as m, sys; sys.exit("\"editable\": true" not in (m.distribution("kanerva_ext").read_text("direct_url.json") or ""))' 2>/dev/null \
+	  || { rm -f $(DEV)/.installed && $(DEV)/bin/python -m pip install --no-build-isolation --no-deps -e . ; }
+	@$(DEV)/bin/python setup.py --quiet build_ext --inplace
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install setuptools pybind11 ninja
+	$(BIN)/python -m pip install --no-build-isolation -e '.[demo,test,benchmark,dev]'
+	@touch $@
+
+lint:
+	$(DEV)/bin/ruff check $(CODE)
+	$(DEV)/bin/ruff format --check $(CODE)
+	$(DEV)/bin/clang-format --dry-run --Werror $(CXX_CODE)
+
+format:
+	$(DEV)/bin/ruff check --fix $(CODE)
+	$(DEV)/bin/ruff format $(CODE)
+	$(DEV)/bin/clang-format -i $(CXX_CODE)
+
+bench: $(if $(VIRTUAL_ENV),,$(VENV)/.dev)
+	$(DEV)/bin/pytest benchmarks $(PYTEST_ARGS)
+
+sdist:
+	$(DEV)/bin/python -m build --sdist
+
+wheel:
+	$(DEV)/bin/python -m pip wheel --no-deps -w dist .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find kanerva_ext -name '*.so' -delete
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

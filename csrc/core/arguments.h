@@ -1,0 +1,126 @@
+// Arguments of the operators, as plain pointers and strides: the boundary between the numerical
+// core and whoever calls it (PyTorch operators, NumPy bindings).
+#pragma once
+
+#include <cstdint>
+
+#include "executor.h"
+
+namespace kanerva {
+
+enum class Dtype : int8_t { float32, float64, float16, bfloat16 };
+
+// A tensor with up to three dimensions, (batch, row, column); strides count elements and may be 0.
+struct View {
+  void* data = nullptr;
+  Dtype dtype = Dtype::float32;
+  int64_t stride[3] = {0, 0, 0};
+
+  explicit operator bool() const { return data != nullptr; }
+};
+
+enum class WriteMethod : int8_t { automatic, chunk, information, sqrt };
+
+// Sizes: B memories of K slots and C columns, T steps or queries.
+struct Sizes {
+  int64_t B = 0, T = 0, K = 0, C = 0;
+};
+
+// Inputs may have any strides; outputs are contiguous. Views left empty are absent: optional inputs,
+// gradients that are zero, or outputs that are not wanted.
+struct BayesWriteArgs {
+  Sizes n;
+  View mean, cov, weights, values, noise_var, mask, decay;
+  WriteMethod method = WriteMethod::automatic;
+  View mean_out, cov_out, log_evidence;
+};
+
+struct BayesWriteBackwardArgs {
+  Sizes n;
+  View grad_mean, grad_cov, grad_log_evidence;
+  View mean, cov, weights, values, noise_var, mask, decay;
+  WriteMethod method = WriteMethod::automatic;
+  View d_mean, d_cov, d_weights, d_values, d_noise_var, d_decay;
+};
+
+struct SolveAddressesArgs {
+  Sizes n;
+  View mean, queries, ridge;
+  View weights_out;
+};
+
+struct SolveAddressesBackwardArgs {
+  Sizes n;
+  View grad_weights, mean, queries, ridge, weights;
+  View d_mean, d_queries, d_ridge;
+};
+
+struct ReadArgs {
+  Sizes n;
+  View mean, cov, weights;
+  View values_out, var_out;
+};
+
+struct ReadBackwardArgs {
+  Sizes n;
+  View grad_values, grad_var, mean, cov, weights;
+  View d_mean, d_cov, d_weights;
+};
+
+struct RecallArgs {
+  Sizes n;
+  View mean, cov, queries, ridge;
+  View values_out, var_out, weights_out;
+};
+
+struct RecallBackwardArgs {
+  Sizes n;
+  View grad_values, grad_var, grad_weights, mean, cov, queries, ridge, weights;
+  View d_mean, d_cov, d_queries, d_ridge;
+};
+
+struct MemoryKlArgs {
+  Sizes n;
+  View mean, cov, prior_mean, prior_cov;
+  View kl_out;
+};
+
+struct MemoryKlBackwardArgs {
+  Sizes n;
+  View grad, mean, cov, prior_mean, prior_cov;
+  View d_mean, d_cov, d_prior_mean, d_prior_cov;
+};
+
+// (mean, cov) -> (shift, precision) = (cov^-1 mean, cov^-1); the map is its own inverse.
+struct StatisticsArgs {
+  Sizes n;
+  View mean, cov;
+  View shift_out, precision_out;
+};
+
+struct StatisticsBackwardArgs {
+  Sizes n;
+  View grad_shift, grad_precision, shift, precision;
+  View d_mean, d_cov;
+};
+
+// One table per instruction set; kernels() picks the best the processor has.
+struct Kernels {
+  void (*bayes_write)(const BayesWriteArgs&, const Executor&);
+  void (*bayes_write_backward)(const BayesWriteBackwardArgs&, const Executor&);
+  void (*solve_addresses)(const SolveAddressesArgs&, const Executor&);
+  void (*solve_addresses_backward)(const SolveAddressesBackwardArgs&, const Executor&);
+  void (*read)(const ReadArgs&, const Executor&);
+  void (*read_backward)(const ReadBackwardArgs&, const Executor&);
+  void (*recall)(const RecallArgs&, const Executor&);
+  void (*recall_backward)(const RecallBackwardArgs&, const Executor&);
+  void (*memory_kl)(const MemoryKlArgs&, const Executor&);
+  void (*memory_kl_backward)(const MemoryKlBackwardArgs&, const Executor&);
+  void (*statistics)(const StatisticsArgs&, const Executor&);
+  void (*statistics_backward)(const StatisticsBackwardArgs&, const Executor&);
+};
+
+const Kernels& kernels();
+const char* simd_level();
+
+}  // namespace kanerva

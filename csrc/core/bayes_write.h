@@ -1,0 +1,208 @@
+// The exact Bayesian write of an episode: forward.
+//
+// Source: Wu et al., The Kanerva Machine (ICLR 2018), batch form of the update, applied chunk by chunk.
+// The K x K half is in write_chunk.h; here is the half as wide as the code. For a block of columns,
+//   D = Z - W R,  E = F^-1 D,  R <- R + P'E,  log_evidence -= (b |E|^2 + ...) / 2.
+#pragma once
+
+#include "information.h"
+#include "write_chunk.h"
+
+namespace kanerva {
+namespace KANERVA_ISA {
+
+enum class Outcome { done, failed, harder };
+
+// Factors of a chunk in the arithmetic A of the columns.
+template <class A>
+struct ChunkFactors {
+  int64_t ldk, ldl;
+  A *W, *P, *V;  // L x K, L x K, L x L
+
+  ChunkFactors(Workspace::Scope& scope, int64_t max_steps, int64_t K)
+      : ldk(row_stride<A>(K)), ldl(row_stride<A>(max_steps)) {
+    W = scope.take<A>(max_steps * ldk);
+    P = scope.take<A>(max_steps * ldk);
+    V = scope.take<A>(max_steps * ldl);
+  }
+  void take(const Chunk& c) {
+    convert(c.L, c.K, c.W, c.ldk, W, ldk);
+    convert(c.L, c.K, c.P, c.ldk, P, ldk);
+    convert(c.L, c.L, c.V, c.ldl, V, ldl);
+  }
+};
+
+// D = Z - W R and E = F^-1 D of a block of n columns; D may be null when only E is wanted.
+template <class A>
+void innovations(const ChunkFactors<A>& f, int64_t L, int64_t K, int64_t n, A* D, const A* R, int64_t ld,
+                 A* E) {
+  gemm<false>(L, n, K, f.W, f.ldk, R, ld, D, ld, Store::sub);
+  gemm<true>(L, n, L, f.V, f.ldl, D, ld, E, ld, Store::set, Structure::lower);
+}
+
+template <class A>
+double weighted_square(int64_t L, int64_t n, const A* E, int64_t ld, const double* weight) {
+  using V = Simd<A>;
+  double total = 0.0;
+  for (int64_t t = 0; t < L; ++t) {
+    typename V::Vector sum{};
+    for (int64_t j = 0; j < n; j += V::width) {
+      const auto e = V::load(E + t * ld + j);
+      sum += e * e;
+    }
+    double row = 0.0;
+    for (int l = 0; l < V::width; ++l) row += double(sum[l]);
+    total += weight[t] * row;
+  }
+  return total;
+}
+
+// Writes the chunk into the mean R (blocks of K x width); returns sum_t b_t |E_t|^2.
+template <class A>
+double write_columns(const Chunk& c, const ChunkFactors<A>& f, const Columns& columns, const View& values,
+                     int64_t b, Rows rows, A* R, double* partial, const Executor& executor) {
+  executor.for_each(columns.count, [&](int64_t block) {
+    Workspace::Scope scope(Workspace::of_thread());
+    const int64_t ld = columns.width, n = columns.of(block);
+    A* D = scope.take<A>(c.L * ld);
+    A* E = scope.take<A>(c.L * ld);
+    A* Rb = R + block * c.K * ld;
+    load(values, b, rows, c.L, columns.at(block), n, D, ld);
+    innovations(f, c.L, c.K, n, D, Rb, ld, E);
+    gemm<true>(c.K, n, c.L, f.P, f.ldk, E, ld, Rb, ld, Store::add);
+    partial[block] = weighted_square(c.L, n, E, ld, c.decay);
+  });
+  double total = 0.0;
+  for (int64_t i = 0; i < columns.count; ++i) total += partial[i];
+  return total;
+}
+
+template <class A>
+void load_mean(const View& mean, int64_t b, int64_t K, const Columns& columns, A* R) {
+  for (int64_t i = 0; i < columns.count; ++i)
+    load(mean, b, Rows{}, K, columns.at(i), columns.of(i), R + i * K * columns.width, columns.width);
+}
+
+template <class A>
+void store_mean(const View& mean, int64_t b, int64_t K, const Columns& columns, const A* R) {
+  for (int64_t i = 0; i < columns.count; ++i)
+    store(mean, b, Rows{}, K, columns.at(i), columns.of(i), R + i * K * columns.width, columns.width);
+}
+
+// Upper factor of U in place, zeros below: U = root' root.
+inline bool make_root(int64_t K, double* U, int64_t ldk, Workspace& workspace) {
+  Workspace::Scope scope(workspace);
+  if (!cholesky(K, U, ldk, scope.take<double>(K))) return false;
+  for (int64_t i = 0; i < K; ++i)
+    for (int64_t j = 0; j < i; ++j) U[i * ldk + j] = 0.0;
+  return true;
+}
+
+// Adds the log evidence of a chunk, given sum b |E|^2.
+inline double chunk_log_evidence(const Chunk& c, int64_t C, double quadratic) {
+  LogProduct inverse, decay;
+  for (int64_t t = 0; t < c.L; ++t) {
+    inverse.multiply(c.inverse_diagonal[t]);
+    decay.multiply(c.decay[t]);
+  }
+  return -0.5 * (quadratic - double(C) * (2.0 * inverse.value() + decay.value()) +
+                 double(c.L) * double(C) * kLog2Pi);
+}
+
+// What each arithmetic is trusted with: hardness max w'Uw/v at which its error, measured against long
+// double, stays under 1e-4 (float32 columns) and 1e-10 (float64 state).
+constexpr double kHardForFloat32 = 1e6;
+constexpr double kHardForFloat64 = 1e5;
+constexpr double kHardForCholesky = 1e11;  // float64 factors of float32 data
+constexpr double kNoLimit = HUGE_VAL;
+
+// One episode with the columns in arithmetic A. `limit`: the hardness max w'Uw/v above which this
+// arithmetic is given up.
+template <class A>
+Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool use_sqrt, double limit,
+                   const Executor& executor) {
+  const auto [B, T, K, C] = args.n;
+  Workspace& workspace = Workspace::of_thread();
+  Workspace::Scope scope(workspace);
+  const int64_t step = chunk_steps(K, e.steps);
+  Chunk chunk(scope, step, K);
+  ChunkFactors<A> factors(scope, step, K);
+  const Columns columns = split_columns<A>(C);
+  double* U = scope.take<double>(K * chunk.ldk);
+  A* R = scope.take<A>(columns.count * K * columns.width);
+  double* partial = scope.take<double>(columns.count);
+  load(args.cov, b, Rows{}, K, 0, K, U, chunk.ldk);
+  load_mean(args.mean, b, K, columns, R);
+  if (use_sqrt && !make_root(K, U, chunk.ldk, workspace)) return Outcome::failed;
+
+  double log_evidence = 0.0;
+  for (int64_t first = 0; first < e.steps; first += step) {
+    const int64_t steps = std::min(step, e.steps - first);
+    load_chunk(chunk, args.weights, b, e, first, steps);
+    const bool ok = use_sqrt ? factor_chunk_sqrt(chunk, U, workspace) : factor_chunk(chunk, U, executor);
+    if (!(chunk.hardness <= limit)) return Outcome::harder;
+    if (!ok) return Outcome::failed;
+    factors.take(chunk);
+    const double quadratic = write_columns(chunk, factors, columns, args.values, b,
+                                           Rows{e.index, first}, R, partial, executor);
+    log_evidence += chunk_log_evidence(chunk, C, quadratic);
+    if (!use_sqrt) downdate(chunk, U, executor);
+  }
+
+  // Values that are not finite, or whose squares overflow in A, show here.
+  if (!std::isfinite(log_evidence)) return limit == kNoLimit ? Outcome::failed : Outcome::harder;
+
+  double* cov = U;
+  if (use_sqrt) {
+    cov = scope.take<double>(K * chunk.ldk);
+    gemm<true>(executor, K, K, K, U, chunk.ldk, U, chunk.ldk, cov, chunk.ldk, Store::set);
+  }
+  store_mean(args.mean_out, b, K, columns, R);
+  store(args.cov_out, b, Rows{}, K, 0, K, cov, chunk.ldk);
+  store_scalar(args.log_evidence, b, 0, log_evidence);
+  return Outcome::done;
+}
+
+// The forms of the write from the cheapest that may serve to the one that always does.
+template <class S>
+Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Episode& e, const Executor& executor) {
+  constexpr bool narrow_state = std::is_same_v<S, float>;
+  const bool automatic = args.method == WriteMethod::automatic;
+  if (args.method == WriteMethod::information || (automatic && information_pays(args.n, e))) {
+    const double limit = automatic ? (narrow_state ? kHardInformation32 : kHardInformation64) : kNoLimit;
+    if (write_item_information<S>(args, b, e, limit, executor)) return Outcome::done;
+    if (!automatic) return Outcome::failed;
+  }
+  if (args.method != WriteMethod::sqrt) {
+    Outcome outcome = Outcome::harder;
+    if (narrow_state) outcome = write_item<float>(args, b, e, false, kHardForFloat32, executor);
+    if (outcome == Outcome::harder) {
+      const double limit = !automatic ? kNoLimit : narrow_state ? kHardForCholesky : kHardForFloat64;
+      outcome = write_item<double>(args, b, e, false, limit, executor);
+    }
+    if (outcome != Outcome::harder) return outcome;
+  }
+  return write_item<double>(args, b, e, true, kNoLimit, executor);
+}
+
+inline void bayes_write(const BayesWriteArgs& args, const Executor& executor) {
+  const auto [B, T, K, C] = args.n;
+  const double operations = double(T + K) * double(K) * double(2 * K + C);
+  for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {
+    Workspace::Scope scope(Workspace::of_thread());
+    const Episode e = gather_episode(scope, T, b, args.noise_var, args.mask, args.decay);
+    Outcome outcome = Outcome::failed;
+    if (e.valid) {
+      outcome = args.mean.dtype == Dtype::float32 ? write_adaptively<float>(args, b, e, inner)
+                                                  : write_adaptively<double>(args, b, e, inner);
+    }
+    if (outcome != Outcome::done) {
+      fill(args.mean_out, b, K, C, NAN);
+      fill(args.cov_out, b, K, K, NAN);
+      store_scalar(args.log_evidence, b, 0, NAN);
+    }
+  });
+}
+
+}  // namespace KANERVA_ISA
+}  // namespace kanerva

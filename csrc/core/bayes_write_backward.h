@@ -1,0 +1,384 @@
+// The adjoint of the exact write, in closed form per chunk, from the last chunk to the first.
+//
+// Only the inputs are kept by the forward. The states at the starts of the chunks are computed again
+// (at most two square roots of the number of chunks of them are alive); inside a chunk nothing is
+// scanned. With the factors of write_chunk.h, G = F^-T P, A = F^-T E, b the decays inside the chunk
+// and gU the gradient of the undecayed covariance:
+//   X^ = A gR' - 2 G gU,   D^ = G gR - gl F^-T (b E),
+//   S^ = G gU G' - sym(G gR A') + gl/2 F^-T (H - C I) F^-1,  H_ij = b_max(i,j) (E E')_ij,
+//   dZ = D^,  dW = -D^ R' + (X^ + 2 S^ W) U,  dn = diag S^,
+//   gR <- gR - W'D^,  gU <- gU + sym(W'(X^ + S^ W)).
+// A and G come from the factors, never from the posterior residual, which cancels when noise is small.
+#pragma once
+
+#include "bayes_write.h"
+
+namespace kanerva {
+namespace KANERVA_ISA {
+
+// Beliefs at the starts of consecutive chunks. U is the covariance, or its root in sqrt form.
+template <class A>
+struct States {
+  int64_t U_size, R_size;
+  double* U;
+  A* R;
+  States(Workspace::Scope& scope, int64_t count, int64_t U_elements, int64_t R_elements)
+      : U_size(U_elements), R_size(R_elements) {
+    U = scope.take<double>(count * U_elements);
+    R = scope.take<A>(count * R_elements);
+  }
+  double* cov(int64_t i) const { return U + i * U_size; }
+  A* mean(int64_t i) const { return R + i * R_size; }
+  void copy(int64_t to, const States& source, int64_t from) const {
+    std::memcpy(cov(to), source.cov(from), size_t(U_size) * sizeof(double));
+    std::memcpy(mean(to), source.mean(from), size_t(R_size) * sizeof(A));
+  }
+};
+
+template <class A>
+class WriteAdjoint {
+ public:
+  WriteAdjoint(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e, bool use_sqrt, double limit,
+               const Executor& executor)
+      : args_(args),
+        b_(b),
+        e_(e),
+        use_sqrt_(use_sqrt),
+        limit_(limit),
+        executor_(executor),
+        workspace_(Workspace::of_thread()),
+        scope_(workspace_),
+        K_(args.n.K),
+        C_(args.n.C),
+        step_(chunk_steps(K_, e.steps)),
+        chunk_(scope_, step_, K_),
+        factors_(scope_, step_, K_),
+        columns_(split_columns<A>(C_)),
+        ldk_(chunk_.ldk),
+        ldl_(chunk_.ldl),
+        block_(K_ * columns_.width),
+        partial_(scope_.take<double>(columns_.count)),
+        gU_(scope_.take<double>(K_ * ldk_)),
+        gR_(scope_.take<A>(columns_.count * block_)),
+        gl_(args.grad_log_evidence ? load_scalar<double>(args.grad_log_evidence, b) : 0.0) {}
+
+  Outcome run() {
+    load_gradients();
+    const int64_t chunks = (e_.steps + step_ - 1) / step_;
+    const int64_t U_size = K_ * ldk_, R_size = columns_.count * block_;
+    constexpr double one_level = 8e6;  // bytes of states that are kept without a second level
+    const double bytes = double(chunks) * (double(U_size) * sizeof(double) + double(R_size) * sizeof(A));
+    int64_t segment = std::max<int64_t>(1, chunks);
+    if (bytes > one_level) segment = int64_t(std::ceil(std::sqrt(double(chunks))));
+    const int64_t segments = std::max<int64_t>(1, (chunks + segment - 1) / segment);
+
+    States<A> outer(scope_, segments, U_size, R_size), inner(scope_, segment, U_size, R_size);
+    load(args_.cov, b_, Rows{}, K_, 0, K_, outer.cov(0), ldk_);
+    load_mean(args_.mean, b_, K_, columns_, outer.mean(0));
+    if (use_sqrt_ && !make_root(K_, outer.cov(0), ldk_, workspace_)) return Outcome::failed;
+    for (int64_t s = 0; s + 1 < segments; ++s) {
+      outer.copy(s + 1, outer, s);
+      for (int64_t i = s * segment; i < (s + 1) * segment; ++i) {
+        const Outcome outcome = advance(i, outer.cov(s + 1), outer.mean(s + 1));
+        if (outcome != Outcome::done) return outcome;
+      }
+    }
+    for (int64_t s = segments - 1; s >= 0; --s) {
+      const int64_t first = s * segment, count = std::min(segment, chunks - first);
+      inner.copy(0, outer, s);
+      for (int64_t i = 0; i + 1 < count; ++i) {
+        inner.copy(i + 1, inner, i);
+        const Outcome outcome = advance(first + i, inner.cov(i + 1), inner.mean(i + 1));
+        if (outcome != Outcome::done) return outcome;
+      }
+      for (int64_t i = count - 1; i >= 0; --i) {
+        const Outcome outcome = reverse(first + i, inner.cov(i), inner.mean(i));
+        if (outcome != Outcome::done) return outcome;
+      }
+    }
+    store_mean(args_.d_mean, b_, K_, columns_, gR_);
+    store(args_.d_cov, b_, Rows{}, K_, 0, K_, gU_, ldk_);
+    return Outcome::done;
+  }
+
+ private:
+  void load_gradients() {
+    if (args_.grad_cov) {
+      load(args_.grad_cov, b_, Rows{}, K_, 0, K_, gU_, ldk_);
+      symmetrise(gU_);
+    } else {
+      std::memset(gU_, 0, size_t(K_ * ldk_) * sizeof(double));
+    }
+    if (args_.grad_mean) {
+      load_mean(args_.grad_mean, b_, K_, columns_, gR_);
+    } else {
+      std::memset(gR_, 0, size_t(columns_.count * block_) * sizeof(A));
+    }
+  }
+
+  void symmetrise(double* M) const {
+    for (int64_t i = 0; i < K_; ++i)
+      for (int64_t j = i + 1; j < K_; ++j)
+        M[i * ldk_ + j] = M[j * ldk_ + i] = 0.5 * (M[i * ldk_ + j] + M[j * ldk_ + i]);
+  }
+
+  Outcome factor(int64_t index, double* U) {
+    first_ = index * step_;
+    load_chunk(chunk_, args_.weights, b_, e_, first_, std::min(step_, e_.steps - first_));
+    const bool ok = use_sqrt_ ? factor_chunk_sqrt(chunk_, U, workspace_) : factor_chunk(chunk_, U, executor_);
+    if (!(chunk_.hardness <= limit_)) return Outcome::harder;
+    if (!ok) return Outcome::failed;
+    factors_.take(chunk_);
+    return Outcome::done;
+  }
+
+  // The forward write of chunk `index`, in place.
+  Outcome advance(int64_t index, double* U, A* R) {
+    const Outcome outcome = factor(index, U);
+    if (outcome != Outcome::done) return outcome;
+    write_columns(chunk_, factors_, columns_, args_.values, b_, Rows{e_.index, first_}, R, partial_, executor_);
+    if (!use_sqrt_) downdate(chunk_, U, executor_);
+    return Outcome::done;
+  }
+
+  // Sums over the columns, one set per task: M1 = A gR', M2 = D^ A' (or with H apart), M4 = D^ R'.
+  struct Sums {
+    A *M1, *M2, *M4, *H;
+  };
+
+  // The adjoint of chunk `index` at its starting state; turns gU_ and gR_ into those of that state.
+  Outcome reverse(int64_t index, double* U, const A* R) {
+    Workspace::Scope scope(workspace_);
+    if (use_sqrt_) {  // the root is consumed: the covariance itself is needed as well
+      double* cov = scope.take<double>(K_ * ldk_);
+      gemm<true>(executor_, K_, K_, K_, U, ldk_, U, ldk_, cov, ldk_, Store::set);
+      const Outcome outcome = factor(index, U);
+      if (outcome != Outcome::done) return outcome;
+      U = cov;
+    } else {
+      const Outcome outcome = factor(index, U);
+      if (outcome != Outcome::done) return outcome;
+    }
+    const int64_t L = chunk_.L;
+    const bool decays = e_.decay != nullptr;
+    double* d_decay = scope.take<double>(L);  // adjoint of b_t
+    for (int64_t t = 0; t < L; ++t) d_decay[t] = 0.0;
+    if (decays) undecay(U, d_decay);
+
+    double* G = scope.take<double>(L * ldk_);
+    gemm<false>(executor_, L, K_, L, chunk_.V, ldl_, chunk_.P, ldk_, G, ldk_, Store::set, Structure::upper);
+    A* Ga = scope.take<A>(L * factors_.ldk);
+    convert(L, K_, G, ldk_, Ga, factors_.ldk);
+
+    const int64_t tasks = std::max<int64_t>(1, std::min(executor_.threads(), columns_.count));
+    Sums* sums = scope.take<Sums>(tasks);
+    const int64_t lk = factors_.ldk, ll = factors_.ldl;
+    for (int64_t i = 0; i < tasks; ++i) {
+      A* zero = scope.take<A>(2 * L * lk + 2 * L * ll);
+      std::memset(zero, 0, size_t(2 * L * lk + 2 * L * ll) * sizeof(A));
+      sums[i] = {zero, zero + 2 * L * lk, zero + L * lk, zero + 2 * L * lk + L * ll};
+    }
+    executor_.for_each(tasks, [&](int64_t task) {
+      for (int64_t j = task; j < columns_.count; j += tasks) reverse_columns(j, R, Ga, sums[task]);
+    });
+    for (int64_t i = 1; i < tasks; ++i)
+      for (int64_t j = 0; j < 2 * L * lk + 2 * L * ll; ++j) sums[0].M1[j] += sums[i].M1[j];
+
+    double *Xb = chunk_.X, *Sb = chunk_.S;  // both are free from here on
+    double* GU = scope.take<double>(L * ldk_);
+    double* Gt = scope.take<double>(K_ * ldl_);
+    gemm<false>(executor_, L, K_, K_, G, ldk_, gU_, ldk_, GU, ldk_, Store::set);
+    transpose(L, K_, G, ldk_, Gt, ldl_);
+    evidence_of_factors(Sb, sums[0].H, decays);
+    gemm<false>(executor_, L, L, K_, GU, ldk_, Gt, ldl_, Sb, ldl_, Store::add);
+    const A* M2 = sums[0].M2;
+    for (int64_t i = 0; i < L; ++i)
+      for (int64_t j = 0; j < L; ++j) Sb[i * ldl_ + j] -= 0.5 * (double(M2[i * ll + j]) + double(M2[j * ll + i]));
+
+    double* SW = scope.take<double>(L * ldk_);
+    double* dW = scope.take<double>(L * ldk_);
+    gemm<false>(executor_, L, K_, L, Sb, ldl_, chunk_.W, ldk_, SW, ldk_, Store::set);
+    for (int64_t t = 0; t < L; ++t)
+      for (int64_t k = 0; k < K_; ++k) {
+        const double x = double(sums[0].M1[t * lk + k]) - 2.0 * GU[t * ldk_ + k];
+        GU[t * ldk_ + k] = x + SW[t * ldk_ + k];
+        Xb[t * ldk_ + k] = x + 2.0 * SW[t * ldk_ + k];
+        dW[t * ldk_ + k] = -double(sums[0].M4[t * lk + k]);
+      }
+    gemm<false>(executor_, L, K_, K_, Xb, ldk_, U, ldk_, dW, ldk_, Store::add);
+    double* dU = scope.take<double>(K_ * ldk_);
+    gemm<true>(executor_, K_, K_, L, chunk_.W, ldk_, GU, ldk_, dU, ldk_, Store::set);
+    symmetrise(dU);
+    for (int64_t i = 0; i < K_; ++i) axpy(0, K_, 1.0, dU + i * ldk_, gU_ + i * ldk_);
+
+    const Rows rows{e_.index, first_};
+    store(args_.d_weights, b_, rows, L, 0, K_, dW, ldk_);
+    for (int64_t t = 0; t < L; ++t) {
+      const double dn = Sb[t * ldl_ + t], v = e_.noise[first_ + t];
+      store_scalar(args_.d_noise_var, b_, rows[t], dn * chunk_.decay[t]);
+      d_decay[t] += dn * v;
+    }
+    if (decays) {
+      for (int64_t t = 0; t < L; ++t) {
+        const double square = double(sums[0].H[t * ll + t]);  // |E_t|^2
+        d_decay[t] -= 0.5 * gl_ * (square - double(C_) / chunk_.decay[t]);
+      }
+      double later = 0.0;  // b_t is a product: gamma_s enters every b_t with t >= s
+      for (int64_t t = L - 1; t >= 0; --t) {
+        later += d_decay[t] * chunk_.decay[t];
+        store_scalar(args_.d_decay, b_, rows[t], later / e_.decay[first_ + t]);
+      }
+    }
+    return Outcome::done;
+  }
+
+  // gU of the decayed covariance -> of the undecayed one, and its share in the adjoint of b.
+  void undecay(const double* U, double* d_decay) {
+    Workspace::Scope scope(workspace_);
+    const double b = chunk_.final_decay();
+    double* posterior = scope.take<double>(K_ * ldk_);
+    std::memcpy(posterior, U, size_t(K_ * ldk_) * sizeof(double));
+    gemm<true>(executor_, K_, K_, chunk_.L, chunk_.P, ldk_, chunk_.P, ldk_, posterior, ldk_, Store::sub);
+    double dot = 0.0;
+    for (int64_t i = 0; i < K_; ++i) {
+      for (int64_t j = 0; j < K_; ++j) dot += gU_[i * ldk_ + j] * posterior[i * ldk_ + j];
+      scale(0, K_, 1.0 / b, gU_ + i * ldk_);
+    }
+    d_decay[chunk_.L - 1] -= dot / (b * b);
+  }
+
+  // Sb = gl/2 F^-T (H - C I) F^-1; without decay its H part is inside M2 already.
+  void evidence_of_factors(double* Sb, const A* H, bool decays) {
+    const int64_t L = chunk_.L;
+    for (int64_t i = 0; i < L; ++i)
+      for (int64_t j = 0; j < padded<double>(L); ++j) Sb[i * ldl_ + j] = 0.0;
+    if (gl_ == 0.0) return;
+    Workspace::Scope scope(workspace_);
+    double* inner = scope.take<double>(L * ldl_);
+    double* Y = scope.take<double>(L * ldl_);
+    double* Vt = scope.take<double>(L * ldl_);
+    for (int64_t i = 0; i < L; ++i)
+      for (int64_t j = 0; j < L; ++j) {
+        double h = i == j ? -double(C_) : 0.0;
+        if (decays) h += chunk_.decay[std::max(i, j)] * double(H[i * factors_.ldl + j]);
+        inner[i * ldl_ + j] = 0.5 * gl_ * h;
+      }
+    transpose(L, L, chunk_.V, ldl_, Vt, ldl_);
+    gemm<false>(L, L, L, chunk_.V, ldl_, inner, ldl_, Y, ldl_, Store::set, Structure::upper);
+    gemm<false>(L, L, L, Y, ldl_, Vt, ldl_, Sb, ldl_, Store::set);
+  }
+
+  void reverse_columns(int64_t block, const A* R, const A* Ga, const Sums& sums) {
+    Workspace::Scope scope(Workspace::of_thread());
+    const bool decays = e_.decay != nullptr;
+    const int64_t L = chunk_.L, ld = columns_.width, n = columns_.of(block), c0 = columns_.at(block);
+    const int64_t lk = factors_.ldk, ll = factors_.ldl;
+    const Rows rows{e_.index, first_};
+    const A* Rb = R + block * block_;
+    A* gRb = gR_ + block * block_;
+    A* D = scope.take<A>(L * ld);
+    A* E = scope.take<A>(L * ld);
+    A* Ab = scope.take<A>(L * ld);
+    A* turned = scope.take<A>(ld * std::max(lk, ll));
+    load(args_.values, b_, rows, L, c0, n, D, ld);
+    innovations(factors_, L, K_, n, D, Rb, ld, E);
+    gemm<false>(L, n, L, factors_.V, ll, E, ld, Ab, ld, Store::set, Structure::upper);
+    gemm<false>(L, n, K_, Ga, lk, gRb, ld, D, ld, Store::set);  // D = G gR
+
+    transpose(K_, n, gRb, ld, turned, lk);
+    gemm<false>(L, K_, n, Ab, ld, turned, lk, sums.M1, lk, Store::add);
+    transpose(L, n, Ab, ld, turned, ll);
+    if (gl_ != 0.0 && !decays) {  // -sym((G gR - gl/2 A) A') holds the evidence's A A'
+      combine(L, n, A(-0.5 * gl_), Ab, D, ld);
+      gemm<false>(L, L, n, D, ld, turned, ll, sums.M2, ll, Store::add);
+      combine(L, n, A(-0.5 * gl_), Ab, D, ld);
+    } else {
+      gemm<false>(L, L, n, D, ld, turned, ll, sums.M2, ll, Store::add);
+    }
+    if (gl_ != 0.0 && decays) {
+      transpose(L, n, E, ld, turned, ll);
+      gemm<false>(L, L, n, E, ld, turned, ll, sums.H, ll, Store::add);
+      for (int64_t t = 0; t < L; ++t)
+        for (int64_t j = 0; j < ld; ++j) E[t * ld + j] *= A(chunk_.decay[t]);
+      gemm<false>(L, n, L, factors_.V, ll, E, ld, Ab, ld, Store::set, Structure::upper);
+      combine(L, n, A(-gl_), Ab, D, ld);
+    }
+    transpose(K_, n, Rb, ld, turned, lk);
+    gemm<false>(L, K_, n, D, ld, turned, lk, sums.M4, lk, Store::add);
+    gemm<true>(K_, n, L, factors_.W, lk, D, ld, gRb, ld, Store::sub);
+    store(args_.d_values, b_, rows, L, c0, n, D, ld);
+  }
+
+  // D += alpha X
+  static void combine(int64_t L, int64_t n, A alpha, const A* X, A* D, int64_t ld) {
+    using V = Simd<A>;
+    const auto a = V::broadcast(alpha);
+    for (int64_t t = 0; t < L; ++t)
+      for (int64_t j = t * ld; j < t * ld + n; j += V::width) V::store(D + j, V::load(D + j) + a * V::load(X + j));
+  }
+
+  const BayesWriteBackwardArgs& args_;
+  const int64_t b_;
+  const Episode& e_;
+  const bool use_sqrt_;
+  const double limit_;
+  const Executor& executor_;
+  Workspace& workspace_;
+  Workspace::Scope scope_;
+  const int64_t K_, C_, step_;
+  Chunk chunk_;
+  ChunkFactors<A> factors_;
+  const Columns columns_;
+  const int64_t ldk_, ldl_, block_;
+  double* partial_;
+  double* gU_;
+  A* gR_;
+  const double gl_;
+  int64_t first_ = 0;
+};
+
+template <class S>
+Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
+                           const Executor& executor) {
+  constexpr bool narrow_state = std::is_same_v<S, float>;
+  if (args.method != WriteMethod::sqrt) {
+    const bool automatic = args.method == WriteMethod::automatic;
+    Outcome outcome = Outcome::harder;
+    if (narrow_state) outcome = WriteAdjoint<float>(args, b, e, false, kHardForFloat32, executor).run();
+    if (outcome == Outcome::harder) {
+      const double limit = !automatic ? kNoLimit : narrow_state ? kHardForCholesky : kHardForFloat64;
+      outcome = WriteAdjoint<double>(args, b, e, false, limit, executor).run();
+    }
+    if (outcome != Outcome::harder) return outcome;
+  }
+  return WriteAdjoint<double>(args, b, e, true, kNoLimit, executor).run();
+}
+
+inline void bayes_write_backward(const BayesWriteBackwardArgs& args, const Executor& executor) {
+  const auto [B, T, K, C] = args.n;
+  const double operations = 3.0 * double(T + K) * double(K) * double(2 * K + C);
+  for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {
+    Workspace::Scope scope(Workspace::of_thread());
+    const Episode e = gather_episode(scope, T, b, args.noise_var, args.mask, args.decay);
+    const auto fill_all = [&](double x, bool state) {
+      if (state) {
+        fill(args.d_mean, b, K, C, x);
+        fill(args.d_cov, b, K, K, x);
+      }
+      fill(args.d_weights, b, T, K, x);
+      fill(args.d_values, b, T, C, x);
+      fill(args.d_noise_var, b, T, 1, x);
+      if (args.d_decay) fill(args.d_decay, b, T, 1, x);
+    };
+    if (e.index) fill_all(0.0, false);  // masked steps have no gradient
+    Outcome outcome = Outcome::failed;
+    if (e.valid) {
+      outcome = args.mean.dtype == Dtype::float32 ? adjoint_adaptively<float>(args, b, e, inner)
+                                                  : adjoint_adaptively<double>(args, b, e, inner);
+    }
+    if (outcome != Outcome::done) fill_all(NAN, true);
+  });
+}
+
+}  // namespace KANERVA_ISA
+}  // namespace kanerva

@@ -1,0 +1,95 @@
+// Cholesky factors and triangular inverses of small symmetric matrices, in rows of vectors.
+//
+// The upper factor is used: S = U'U with U = F' in the notation of the write, S = F F'.
+#pragma once
+
+#include <cmath>
+
+#include "gemm.h"
+
+namespace kanerva {
+namespace KANERVA_ISA {
+
+constexpr double kLog2Pi = 1.8378770664093454836;
+constexpr int64_t kBlock = 8;  // rows of a diagonal block
+
+// dst[j0, n) += alpha * src[j0, n), whole vectors; j0 is a multiple of the vector width.
+inline void axpy(int64_t j0, int64_t n, double alpha, const double* src, double* dst) {
+  using V = Simd<double>;
+  const auto a = V::broadcast(alpha);
+  for (int64_t j = j0; j < n; j += V::width) V::store(dst + j, V::load(dst + j) + a * V::load(src + j));
+}
+
+inline void scale(int64_t j0, int64_t n, double alpha, double* dst) {
+  using V = Simd<double>;
+  const auto a = V::broadcast(alpha);
+  for (int64_t j = j0; j < n; j += V::width) V::store(dst + j, a * V::load(dst + j));
+}
+
+// Upper Cholesky factor of s (n x n; only j >= i is read), in place. inverse_diagonal[i] = 1 / U(i, i).
+// False when a pivot is not positive and finite. What is below the diagonal is not defined.
+inline bool cholesky(int64_t n, double* s, int64_t lds, double* inverse_diagonal) {
+  for (int64_t i0 = 0; i0 < n; i0 += kBlock) {
+    const int64_t rows = std::min(kBlock, n - i0);
+    // Left-looking: one product brings the block of rows up to date.
+    if (i0 > 0) {
+      gemm<true>(rows, n - i0, i0, s + i0, lds, s + i0, lds, s + i0 * lds + i0, lds, Store::sub);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = i0 + r;
+      double* row = s + i * lds;
+      const double pivot = row[i];
+      if (!(pivot > 0.0 && pivot < HUGE_VAL)) return false;
+      const double inverse = 1.0 / std::sqrt(pivot);
+      inverse_diagonal[i] = inverse;
+      scale(i0, n, inverse, row);
+      for (int64_t q = i + 1; q < i0 + rows; ++q) axpy(i0, n, -row[q], row, s + q * lds);
+    }
+  }
+  return true;
+}
+
+// v = U^-1, upper, with zeros below the diagonal.
+inline void invert_upper(int64_t n, const double* u, int64_t ldu, const double* inverse_diagonal,
+                         double* v, int64_t ldv) {
+  const int64_t blocks = (n + kBlock - 1) / kBlock;
+  const int64_t width = padded<double>(n);
+  for (int64_t k = blocks - 1; k >= 0; --k) {
+    const int64_t i0 = k * kBlock, i1 = std::min(n, i0 + kBlock);
+    for (int64_t i = i0; i < i1; ++i)
+      for (int64_t j = 0; j < width; ++j) v[i * ldv + j] = 0.0;
+    if (i1 < n) {
+      gemm<false>(i1 - i0, n - i1, n - i1, u + i0 * ldu + i1, ldu, v + i1 * ldv + i1, ldv,
+                  v + i0 * ldv + i1, ldv, Store::sub);
+    }
+    for (int64_t i = i1 - 1; i >= i0; --i) {
+      double* row = v + i * ldv;
+      row[i] += 1.0;
+      for (int64_t q = i + 1; q < i1; ++q) axpy(i0, n, -u[i * ldu + q], v + q * ldv, row);
+      scale(i0, n, inverse_diagonal[i], row);
+    }
+  }
+}
+
+// sum ln x_i of positive numbers, with few logarithms.
+class LogProduct {
+ public:
+  void multiply(double x) {
+    product_ *= x;
+    if (!(product_ > 1e-100 && product_ < 1e100)) flush();
+  }
+  double value() {
+    flush();
+    return sum_;
+  }
+
+ private:
+  void flush() {
+    sum_ += std::log(product_);
+    product_ = 1.0;
+  }
+  double product_ = 1.0, sum_ = 0.0;
+};
+
+}  // namespace KANERVA_ISA
+}  // namespace kanerva

@@ -1,0 +1,102 @@
+// Solve and read in one pass over the queries: each address is used while it is in the cache.
+#pragma once
+
+#include "address_solver.h"
+#include "read.h"
+#include "solve_addresses.h"
+
+namespace kanerva {
+namespace KANERVA_ISA {
+
+template <class A>
+void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem& system, const Executor& executor) {
+  const auto [B, T, K, C] = args.n;
+  const int64_t tile = std::min(kTile, T);
+  Workspace::Scope scope(Workspace::of_thread());
+  AddressTile<A> solver(scope, system, tile, executor);
+  Matrix<A> U(scope, K, K), WU(scope, tile, K), V(scope, tile, C);
+  load(args.cov, b, Rows{}, K, U);
+  for (int64_t first = 0; first < T; first += tile) {
+    const int64_t m = std::min(tile, T - first);
+    const Rows rows{nullptr, first};
+    load(args.queries, b, rows, m, solver.Z);
+    solver.solve(m);
+    store(args.weights_out, b, rows, m, solver.W);
+    product(executor, m, solver.W, solver.R, V);
+    store(args.values_out, b, rows, m, V);
+    read_variance(executor, m, solver.W, U, WU, args.var_out, b, first);
+  }
+}
+
+template <class A>
+void recall_adjoint_tiles(const RecallBackwardArgs& args, int64_t b, const AddressSystem& system,
+                          const Executor& executor) {
+  const auto [B, T, K, C] = args.n;
+  const int64_t tile = std::min(kTile, T);
+  Workspace::Scope scope(Workspace::of_thread());
+  AddressTile<A> solver(scope, system, tile, executor);
+  Matrix<A> U(scope, K, K), gW(scope, tile, K), gZ(scope, tile, C), dR(scope, K, C), dU(scope, K, K);
+  load(args.cov, b, Rows{}, K, U);
+  dR.zero();
+  dU.zero();
+  double d_ridge = 0.0;
+  for (int64_t first = 0; first < T; first += tile) {
+    const int64_t m = std::min(tile, T - first);
+    const Rows rows{nullptr, first};
+    load(args.queries, b, rows, m, solver.Z);
+    solver.solve(m);
+    if (args.grad_weights) {
+      load(args.grad_weights, b, rows, m, gW);
+    } else {
+      gW.zero();
+    }
+    read_adjoint(executor, m, solver.W, solver.Rt, U, args.grad_values, args.grad_var, b, first, gW, dR, dU);
+    d_ridge += solver.adjoint(m, gW, gZ, dR);
+    store(args.d_queries, b, rows, m, gZ);
+  }
+  store(args.d_mean, b, Rows{}, K, dR);
+  store(args.d_cov, b, Rows{}, K, dU);
+  store_scalar(args.d_ridge, b, 0, d_ridge);
+}
+
+inline double recall_operations(const Sizes& n) {
+  return solve_operations(n) + double(n.T) * double(n.K) * double(n.K + n.C);
+}
+
+inline void recall(const RecallArgs& args, const Executor& executor) {
+  const auto [B, T, K, C] = args.n;
+  for_each_item(B, recall_operations(args.n), executor, [&](int64_t b, const Executor& inner) {
+    Workspace::Scope scope(Workspace::of_thread());
+    AddressSystem system(scope, args.n);
+    if (!system.build(args.mean, args.ridge, b, inner)) {
+      fill(args.values_out, b, T, C, NAN);
+      fill(args.var_out, b, T, 1, NAN);
+      fill(args.weights_out, b, T, K, NAN);
+    } else if (args.mean.dtype == Dtype::float32 && system.easy()) {
+      recall_tiles<float>(args, b, system, inner);
+    } else {
+      recall_tiles<double>(args, b, system, inner);
+    }
+  });
+}
+
+inline void recall_backward(const RecallBackwardArgs& args, const Executor& executor) {
+  const auto [B, T, K, C] = args.n;
+  for_each_item(B, 3.0 * recall_operations(args.n), executor, [&](int64_t b, const Executor& inner) {
+    Workspace::Scope scope(Workspace::of_thread());
+    AddressSystem system(scope, args.n);
+    if (!system.build(args.mean, args.ridge, b, inner)) {
+      fill(args.d_mean, b, K, C, NAN);
+      fill(args.d_cov, b, K, K, NAN);
+      fill(args.d_queries, b, T, C, NAN);
+      store_scalar(args.d_ridge, b, 0, NAN);
+    } else if (args.mean.dtype == Dtype::float32 && system.easy()) {
+      recall_adjoint_tiles<float>(args, b, system, inner);
+    } else {
+      recall_adjoint_tiles<double>(args, b, system, inner);
+    }
+  });
+}
+
+}  // namespace KANERVA_ISA
+}  // namespace kanerva

@@ -1,0 +1,199 @@
+// The K x K and L x L half of a write, in float64: factors of a chunk of L steps.
+//
+// For a chunk with addresses W (L x K), effective noise n_t = v_t b_t and row covariance U:
+//   X = W U,  S = X W' + diag(n) = F F',  V = F^-T (upper),  P = F^-1 X,  U <- U - P'P
+// so that everything as wide as the code is a plain product with V, P and W. Measured against long
+// double, float64 here keeps float32 data at 1e-6 where factors in float32 break down.
+#pragma once
+
+#include "factor.h"
+#include "load.h"
+#include "workspace.h"
+
+namespace kanerva {
+namespace KANERVA_ISA {
+
+// The steps of one episode that are written, with their noise and decay.
+struct Episode {
+  int64_t steps = 0;
+  const int64_t* index = nullptr;  // steps that the mask keeps; null: all
+  const double* noise = nullptr;
+  const double* decay = nullptr;  // null: none
+  bool valid = true;              // noise positive and finite, decay in (0, 1]
+};
+
+inline Episode gather_episode(Workspace::Scope& scope, int64_t T, int64_t b, const View& noise_var,
+                              const View& mask, const View& decay) {
+  Episode e;
+  if (mask) {
+    const bool* kept = static_cast<const bool*>(mask.data) + b * mask.stride[0];
+    int64_t* index = scope.take<int64_t>(T);
+    for (int64_t t = 0; t < T; ++t)
+      if (kept[t * mask.stride[1]]) index[e.steps++] = t;
+    e.index = index;
+  } else {
+    e.steps = T;
+  }
+  const auto collect = [&](const View& v, double upper) {
+    double* x = scope.take<double>(e.steps);
+    for (int64_t t = 0; t < e.steps; ++t) {
+      x[t] = load_scalar<double>(v, b, e.index ? e.index[t] : t);
+      e.valid = e.valid && x[t] > 0.0 && x[t] <= upper;
+    }
+    return x;
+  };
+  constexpr double largest = 1e300;
+  e.noise = collect(noise_var, largest);
+  if (decay) e.decay = collect(decay, 1.0);
+  return e;
+}
+
+struct Chunk {
+  int64_t L = 0, K = 0, ldl = 0, ldk = 0;
+  double* W;                 // L x K addresses
+  double* Wt;                // K x L
+  double* X;                 // L x K
+  double* S;                 // L x L, then its upper factor F'
+  double* V;                 // L x L upper, F^-T
+  double* P;                 // L x K whitened gains
+  double* inverse_diagonal;  // 1 / F(t, t)
+  double* noise;             // v_t b_t
+  double* decay;             // b_t: product of the decays up to t inside the chunk
+  double hardness = 0.0;     // max w'Uw / noise
+
+  Chunk(Workspace::Scope& scope, int64_t max_steps, int64_t slots)
+      : K(slots), ldl(row_stride<double>(max_steps)), ldk(row_stride<double>(slots)) {
+    W = scope.take<double>(max_steps * ldk);
+    Wt = scope.take<double>(K * ldl);
+    X = scope.take<double>(max_steps * ldk);
+    S = scope.take<double>(max_steps * ldl);
+    V = scope.take<double>(max_steps * ldl);
+    P = scope.take<double>(max_steps * ldk);
+    inverse_diagonal = scope.take<double>(max_steps);
+    noise = scope.take<double>(max_steps);
+    decay = scope.take<double>(max_steps);
+  }
+
+  double final_decay() const { return L > 0 ? decay[L - 1] : 1.0; }
+};
+
+// Steps per chunk: long enough for full tiles, short enough that the L x L work stays small.
+inline int64_t chunk_steps(int64_t K, int64_t steps) {
+  const int64_t limit = K <= 96 ? 32 : K <= 384 ? 64 : 128;
+  return std::max<int64_t>(1, std::min(limit, steps));
+}
+
+inline void load_chunk(Chunk& c, const View& weights, int64_t b, const Episode& e, int64_t first,
+                       int64_t steps) {
+  c.L = steps;
+  load(weights, b, Rows{e.index, first}, steps, 0, c.K, c.W, c.ldk);
+  double product = 1.0;
+  for (int64_t t = 0; t < steps; ++t) {
+    if (e.decay) product *= e.decay[first + t];
+    c.decay[t] = product;
+    c.noise[t] = e.noise[first + t] * product;
+  }
+}
+
+// Factors by Cholesky from the covariance itself (not updated here).
+inline bool factor_chunk(Chunk& c, const double* U, const Executor& executor) {
+  const int64_t L = c.L, K = c.K;
+  transpose(L, K, c.W, c.ldk, c.Wt, c.ldl);
+  for (int64_t k = 0; k < K; ++k)
+    for (int64_t t = L; t < padded<double>(L); ++t) c.Wt[k * c.ldl + t] = 0.0;
+  gemm<false>(executor, L, K, K, c.W, c.ldk, U, c.ldk, c.X, c.ldk, Store::set);
+  gemm<false>(executor, L, L, K, c.X, c.ldk, c.Wt, c.ldl, c.S, c.ldl, Store::set, Structure::full,
+              Part::upper);
+  c.hardness = 0.0;
+  for (int64_t t = 0; t < L; ++t) {
+    double& d = c.S[t * c.ldl + t];
+    c.hardness = std::max(c.hardness, d / c.noise[t]);
+    d += c.noise[t];
+  }
+  if (!cholesky(L, c.S, c.ldl, c.inverse_diagonal)) return false;
+  invert_upper(L, c.S, c.ldl, c.inverse_diagonal, c.V, c.ldl);
+  gemm<true>(executor, L, K, L, c.V, c.ldl, c.X, c.ldk, c.P, c.ldk, Store::set, Structure::lower);
+  return true;
+}
+
+// U <- (U - P'P) / b, exactly symmetric.
+inline void downdate(const Chunk& c, double* U, const Executor& executor) {
+  constexpr int64_t mirror_pays = 48;
+  const bool half = c.K > mirror_pays;
+  gemm<true>(executor, c.K, c.K, c.L, c.P, c.ldk, c.P, c.ldk, U, c.ldk, Store::sub, Structure::full,
+             half ? Part::upper : Part::all);
+  if (half) mirror(c.K, U, c.ldk);
+  const double b = c.final_decay();
+  if (b != 1.0)
+    for (int64_t i = 0; i < c.K; ++i) scale(0, c.K, 1.0 / b, U + i * c.ldk);
+}
+
+// The same factors from a square root of the covariance, U = root' root, by Potter's update step by
+// step, which also updates the root. Nothing is squared and nothing is subtracted from U: it holds
+// where Cholesky of S loses all digits (Grewal and Andrews, Kalman Filtering, ch. 7).
+inline bool factor_chunk_sqrt(Chunk& c, double* root, Workspace& workspace) {
+  const int64_t L = c.L, K = c.K, wide = padded<double>(K);
+  using V = Simd<double>;
+  Workspace::Scope scope(workspace);
+  double* phi = scope.take<double>(K);
+  c.hardness = 0.0;
+  for (int64_t t = 0; t < L; ++t) {
+    const double* w = c.W + t * c.ldk;
+    double* gain = c.P + t * c.ldk;
+    double energy = 0.0;
+    for (int64_t j = 0; j < wide; j += V::width) V::store(gain + j, typename V::Vector{});
+    for (int64_t k = 0; k < K; ++k) {
+      const double* row = root + k * c.ldk;
+      typename V::Vector sum{};
+      for (int64_t j = 0; j < wide; j += V::width) sum += V::load(row + j) * V::load(w + j);
+      double x = 0.0;
+      for (int l = 0; l < V::width; ++l) x += sum[l];
+      phi[k] = x;
+      energy += x * x;
+      axpy(0, K, x, row, gain);
+    }
+    // Decay enters as noise scaled by b_t; the root is divided by sqrt(b) at the end of the chunk.
+    const double s = energy + c.noise[t];
+    if (!(s > 0.0 && s < HUGE_VAL)) return false;
+    c.hardness = std::max(c.hardness, energy / c.noise[t]);
+    const double factor = -1.0 / (s + std::sqrt(c.noise[t] * s));
+    for (int64_t k = 0; k < K; ++k) axpy(0, K, factor * phi[k], gain, root + k * c.ldk);
+    const double inverse = 1.0 / std::sqrt(s);
+    c.inverse_diagonal[t] = inverse;
+    scale(0, K, inverse, gain);
+    // Column t of F' : F(t, s) = w_t . p_s for s < t.
+    double* column = c.S + t;
+    for (int64_t q = 0; q < t; ++q) {
+      typename V::Vector sum{};
+      const double* p = c.P + q * c.ldk;
+      for (int64_t j = 0; j < wide; j += V::width) sum += V::load(p + j) * V::load(w + j);
+      double x = 0.0;
+      for (int l = 0; l < V::width; ++l) x += sum[l];
+      column[q * c.ldl] = x;
+    }
+    column[t * c.ldl] = std::sqrt(s);
+  }
+  invert_upper(L, c.S, c.ldl, c.inverse_diagonal, c.V, c.ldl);
+  const double b = c.final_decay();
+  if (b != 1.0)
+    for (int64_t k = 0; k < K; ++k) scale(0, K, 1.0 / std::sqrt(b), root + k * c.ldk);
+  return true;
+}
+
+// Column blocks: as wide as a cache-resident update allows, of even width.
+struct Columns {
+  int64_t C = 0, width = 0, count = 0;
+  int64_t at(int64_t block) const { return block * width; }
+  int64_t of(int64_t block) const { return std::min(width, C - at(block)); }
+};
+
+template <class A>
+Columns split_columns(int64_t C) {
+  constexpr int64_t widest = 2 * kVectors * Simd<A>::width;
+  const int64_t count = std::max<int64_t>(1, (C + widest - 1) / widest);
+  const int64_t width = padded<A>(std::max<int64_t>(1, (C + count - 1) / count));
+  return {C, width, C > 0 ? (C + width - 1) / width : 0};
+}
+
+}  // namespace KANERVA_ISA
+}  // namespace kanerva

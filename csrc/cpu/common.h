@@ -1,0 +1,111 @@
+// Between torch tensors and the numerical core: views, outputs, threads. No numerics here.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <initializer_list>
+#include <optional>
+
+#include "../core/arguments.h"
+
+namespace kanerva::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Torch's own pool, so that torch.set_num_threads holds.
+class TorchExecutor final : public Executor {
+ public:
+  int64_t threads() const override { return threads_; }
+  void run(int64_t tasks, void (*body)(void*, int64_t), void* data) const override {
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(data, i);
+    });
+  }
+
+ private:
+  const int64_t threads_ = torch::stable::get_num_threads();
+};
+
+inline Dtype dtype_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Dtype::float32;
+    case ScalarType::Double: return Dtype::float64;
+    case ScalarType::Half: return Dtype::float16;
+    case ScalarType::BFloat16: return Dtype::bfloat16;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, name, " must be float16, bfloat16, float32 or float64");
+}
+
+inline void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
+  bool same = t.dim() == int64_t(shape.size());
+  int64_t d = 0;
+  for (const int64_t n : shape) same = same && t.size(d++) == n;
+  STD_TORCH_CHECK(same, name, " does not have the shape that the other arguments ask for");
+}
+
+// A view of t with leading batch dimension; the shape is checked, any strides are fine.
+inline View view(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
+  check_shape(t, name, shape);
+  View v;
+  v.dtype = dtype_of(t, name);
+  v.data = t.data_ptr();
+  for (int64_t d = 0; d < t.dim(); ++d) v.stride[d] = t.stride(d);
+  return v;
+}
+
+inline View view(const OptionalTensor& t, const char* name, std::initializer_list<int64_t> shape) {
+  return t.has_value() ? view(*t, name, shape) : View{};
+}
+
+// Like view, for tensors in the dtype of the state.
+template <class T>
+View state_view(const T& t, const char* name, std::initializer_list<int64_t> shape, Dtype state) {
+  const View v = view(t, name, shape);
+  STD_TORCH_CHECK(!v || v.dtype == state, name, " must have the dtype of the state");
+  return v;
+}
+
+inline View mask_view(const OptionalTensor& t, int64_t B, int64_t T) {
+  if (!t.has_value()) return View{};
+  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Bool, "mask must be bool");
+  check_shape(*t, "mask", {B, T});
+  View v;
+  v.data = t->data_ptr();
+  v.stride[0] = t->stride(0);
+  v.stride[1] = t->stride(1);
+  return v;
+}
+
+inline Dtype state_dtype(const Tensor& mean) {
+  const Dtype d = dtype_of(mean, "mean");
+  STD_TORCH_CHECK(d == Dtype::float32 || d == Dtype::float64, "the state must be float32 or float64");
+  return d;
+}
+
+// A new contiguous tensor of the dtype of `like`, and its view.
+struct Output {
+  Tensor tensor;
+  View view;
+};
+
+inline Output output(const Tensor& like, std::initializer_list<int64_t> shape) {
+  Output o;
+  o.tensor = torch::stable::empty({shape.begin(), shape.size()}, like.scalar_type());
+  o.view.dtype = dtype_of(like, "output");
+  o.view.data = o.tensor.data_ptr();
+  int64_t stride = 1;
+  for (int64_t d = int64_t(shape.size()) - 1; d >= 0; --d) {
+    o.view.stride[d] = stride;
+    stride *= shape.begin()[d];
+  }
+  return o;
+}
+
+}  // namespace kanerva::cpu

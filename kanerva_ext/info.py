@@ -1,0 +1,143 @@
+"""``python -m kanerva_ext.info``: what is installed, what runs here, what is missing and why."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import kanerva_ext
+
+from ._version import __version__
+
+VARIABLES = ("KANERVA_BACKEND", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+REBUILD = "pip install --force-reinstall --no-deps ."
+
+
+def _core() -> tuple[Any, str]:
+    """The NumPy module with the build information, or None and why it cannot be imported."""
+    try:
+        return importlib.import_module("kanerva_ext._core"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+def collect() -> dict[str, Any]:
+    """Everything that ``python -m kanerva_ext.info`` prints.
+
+    Returns:
+        A dict that ``json.dumps`` takes: ``version``, ``location``, ``python``, ``platform``,
+        ``numpy``, ``torch``, ``torch_cuda``, ``gpus`` (list of names), ``threads`` (of PyTorch),
+        ``backends`` (name -> "available" or why not), ``simd`` (in use; None without ``_core``),
+        ``build`` (dict of the compiled libraries, or None), ``core_error`` (why ``build`` is
+        None), ``environment`` (variables that are set) and ``advice`` (list of sentences).
+
+    >>> from kanerva_ext.info import collect
+    >>> collect()["backends"]["reference"]
+    'available'
+    """
+    core, core_error = _core()
+    cuda = torch.cuda.is_available()
+    info: dict[str, Any] = {
+        "version": __version__,
+        "location": str(Path(kanerva_ext.__file__).parent),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "numpy": numpy.__version__,
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if cuda
+        else [],
+        "threads": torch.get_num_threads(),
+        "backends": kanerva_ext.backends(),
+        "simd": core.simd_level() if core else None,
+        "build": dict(core.build_info()) if core else None,
+        "core_error": core_error,
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+    info["advice"] = advice(info)
+    return info
+
+
+def advice(info: dict[str, Any]) -> list[str]:
+    """How to get what is missing, for a dict from ``collect``."""
+    build, found = info["build"], []
+    if build is None:
+        found.append(
+            "The compiled libraries are missing or do not load, so everything runs as plain "
+            f"PyTorch. Run `{REBUILD}` in the source tree with a C++17 compiler and read its last "
+            "lines."
+        )
+        return found
+    if build["version"] != info["version"]:
+        found.append(
+            f"The compiled libraries are of version {build['version']}, the Python files of "
+            f"{info['version']}: rebuild with `{REBUILD}`."
+        )
+    if "avx2" not in build["isas"] and build["platform"].endswith("x86_64"):
+        found.append(
+            f"The compiler ({build['compiler']}) could not build for AVX2 or AVX-512: rebuild "
+            "with a newer one."
+        )
+    if info["torch_cuda"] and not build["cuda"]:
+        found.append(
+            f"This PyTorch has CUDA {info['torch_cuda']}, but kanerva_ext was built without it "
+            f"({build['cuda_reason']})."
+        )
+    return found
+
+
+def render(info: dict[str, Any]) -> str:
+    """The text for a dict from ``collect``."""
+    build = info["build"]
+    if build is None:
+        library = [("libraries", f"not usable: {info['core_error']}")]
+    else:
+        archs = ", ".join(build["cuda_archs"]) or f"none ({build['cuda_reason']})"
+        library = [
+            ("built with", f"torch {build['torch']} (runs on {build['torch_target']} or later)"),
+            ("compiler", build["compiler"]),
+            ("flags", build["flags"]),
+            ("nvcc", build["nvcc"] or "not found or not looked for when it was built"),
+            ("SIMD", f"{info['simd']} in use (built: {', '.join(build['isas'])})"),
+            ("CUDA archs", archs),
+        ]
+    device = f"CUDA {info['torch_cuda']}" if info["torch_cuda"] else "no CUDA"
+    rows = [
+        ("location", info["location"]),
+        ("Python", f"{info['python']}, {info['platform']}"),
+        ("PyTorch", f"{info['torch']} ({device}), {info['threads']} thread(s)"),
+        ("NumPy", info["numpy"]),
+        ("GPUs", ", ".join(info["gpus"]) or "none that PyTorch can use"),
+        *library,
+        *info["environment"].items(),
+    ]
+    lines = [f"kanerva_ext {info['version']}"]
+    lines += [f"  {name:<12} {value}" for name, value in rows]
+    lines.append("backends")
+    lines += [f"  {name:<12} {status}" for name, status in info["backends"].items()]
+    if info["advice"]:
+        lines += ["advice", *(f"  - {sentence}" for sentence in info["advice"])]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kanerva_ext.info", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
+    options = parser.parse_args(arguments)
+    info = collect()
+    print(json.dumps(info, indent=2, sort_keys=True) if options.json else render(info))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

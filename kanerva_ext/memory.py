@@ -1,0 +1,408 @@
+"""The memory as a module: a trainable prior, addressing, exact writes and reads."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import _backend, ops
+from ._state import MemoryState
+
+__all__ = ["FusedKanervaMemory", "MemoryState", "ReadOutput", "WriteOutput"]
+
+ADDRESSINGS = ("least_squares", "key")
+INITIAL_WEIGHT_STD = 0.3  # of a sampled address, before training
+
+
+class WriteOutput(NamedTuple):
+    """What a write returns.
+
+    Attributes:
+        state: the posterior.
+        weights: (B, T, K), the addresses written to.
+        kl_weights: (B, T), nats; 0 at masked steps.
+        kl_memory: (B,), KL of the posterior from the state before the write, nats.
+        log_evidence: (B,), ln p(values | weights) under the state before the write, nats.
+    """
+
+    state: MemoryState
+    weights: Tensor
+    kl_weights: Tensor
+    kl_memory: Tensor
+    log_evidence: Tensor
+
+
+class ReadOutput(NamedTuple):
+    """What a read returns; the last three are set by `FusedKanervaMemory.forward` alone.
+
+    Attributes:
+        values: (B, T, C), the read-out, in the state's dtype.
+        var: (B, T), its predictive variance, without observation noise.
+        weights: (B, T, K), the addresses read from.
+        kl_weights: (B, T), nats; 0 at masked steps.
+        state: the posterior after the write.
+        kl_memory: (B,), nats.
+        log_evidence: (B,), nats.
+    """
+
+    values: Tensor
+    var: Tensor
+    weights: Tensor
+    kl_weights: Tensor
+    state: MemoryState | None = None
+    kl_memory: Tensor | None = None
+    log_evidence: Tensor | None = None
+
+
+class FusedKanervaMemory(nn.Module):
+    """A Bayesian associative memory of K slots and code size C with a trainable prior.
+
+    The prior is ``M ~ MN(R0, U0, I)`` with a trainable mean and ``U0 = prior_var I``, the prior
+    variance being trainable too. Writes are exact Bayesian updates (`ops.bayes_write`).
+
+    ``addressing="least_squares"`` (Wu et al., Learning Attractor Dynamics for Generative Memory,
+    NeurIPS 2018): the address of a code is the posterior mean given the memory's mean,
+    ``(R R' + ridge I)^-1 R z`` with ridge = noise variance / weight variance. A write without
+    given weights solves the addresses of the whole episode against the mean of the state as it
+    stands and then makes one exact `ops.bayes_write`. With ``num_write_iters > 1`` the addresses
+    are solved again against the mean of that tentative posterior, and the update is made again,
+    always from the old state: nothing is written twice.
+
+    ``addressing="key"`` (Wu et al., The Kanerva Machine, ICLR 2018): the model supplies keys
+    (B, T, S) and the address is ``A key`` with a trainable (K, S) matrix A of unit-norm rows.
+
+    Args:
+        memory_size: K, number of slots.
+        code_size: C, size of a code.
+        addressing: ``"least_squares"`` or ``"key"``.
+        noise_std: standard deviation of the observation noise of a code.
+        learn_noise: make it trainable.
+        weight_std: standard deviation of the normal prior of an address.
+        prior_var: initial variance of the prior, per slot.
+        num_write_iters: rounds of addressing per write (least squares only).
+        sample_memory: address and read one sample ``R + chol(U) eps`` per memory, not the mean R.
+        sample_weights: read at a sample of ``N(address, s^2 I)`` with trainable s (least squares
+            only; the write uses the mean address).
+        key_size: S, size of a key (needed by, and only for, ``addressing="key"``).
+        backend: of all its operators, see `ops.bayes_write`.
+
+    The state is float32 (float64 after ``.double()``); values may be half precision. What is read
+    comes in the state's dtype. A module cast to half precision keeps its beliefs in float32.
+    With the default flags every parameter gets a gradient from (values, kl_weights, kl_memory) of
+    `forward`, as DistributedDataParallel wants.
+
+    >>> import torch, kanerva_ext
+    >>> memory = kanerva_ext.FusedKanervaMemory(memory_size=8, code_size=16, noise_std=0.1)
+    >>> codes = torch.randn(4, 10, 16)  # 4 episodes of 10 codes
+    >>> out = memory(codes)  # writes them and reads them back
+    >>> out.values.shape, out.kl_weights.shape, out.kl_memory.shape
+    (torch.Size([4, 10, 16]), torch.Size([4, 10]), torch.Size([4]))
+    >>> later = memory.read(codes[:, :2], out.state)  # read again
+    >>> later.values.shape
+    torch.Size([4, 2, 16])
+    """
+
+    def __init__(
+        self,
+        memory_size: int,
+        code_size: int,
+        *,
+        addressing: str = "least_squares",
+        noise_std: float = 1.0,
+        learn_noise: bool = False,
+        weight_std: float = 1.0,
+        prior_var: float = 1.0,
+        num_write_iters: int = 1,
+        sample_memory: bool = False,
+        sample_weights: bool = False,
+        key_size: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if addressing not in ADDRESSINGS:
+            raise ValueError(f"addressing must be one of {ADDRESSINGS}, got {addressing!r}")
+        is_key = addressing == "key"
+        if is_key != (key_size is not None):
+            raise ValueError(
+                f'key_size must be given with addressing="key" and only then, got {key_size} '
+                f"with {addressing!r}"
+            )
+        if is_key and (sample_weights or num_write_iters != 1):
+            raise ValueError(
+                'sample_weights and num_write_iters are for addressing="least_squares"; with '
+                '"key" the model samples its keys itself'
+            )
+        self.memory_size = _positive_int("memory_size", memory_size)
+        self.code_size = _positive_int("code_size", code_size)
+        self.num_write_iters = _positive_int("num_write_iters", num_write_iters)
+        self.key_size = None if key_size is None else _positive_int("key_size", key_size)
+        self.weight_std = _positive("weight_std", weight_std)
+        self.addressing = addressing
+        self.learn_noise = learn_noise
+        self.sample_memory = sample_memory
+        self.sample_weights = sample_weights
+        self.backend = _backend.check_name(backend)
+
+        self._noise_std = _positive("noise_std", noise_std)
+        self._prior_var = _positive("prior_var", prior_var)
+        self.prior_mean = nn.Parameter(torch.empty(memory_size, code_size))
+        self.log_prior_var = nn.Parameter(torch.empty(()))
+        if learn_noise:
+            self.log_noise_std = nn.Parameter(torch.empty(()))
+        if sample_weights:
+            self.log_weight_std = nn.Parameter(torch.empty(()))
+        if is_key:
+            self.address_matrix = nn.Parameter(torch.empty(memory_size, key_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the prior mean and the address matrix anew; reset the variances."""
+        nn.init.trunc_normal_(self.prior_mean)
+        nn.init.constant_(self.log_prior_var, math.log(self._prior_var))
+        if self.learn_noise:
+            nn.init.constant_(self.log_noise_std, math.log(self._noise_std))
+        if self.sample_weights:
+            nn.init.constant_(self.log_weight_std, math.log(INITIAL_WEIGHT_STD))
+        if self.key_size is not None:
+            nn.init.normal_(self.address_matrix)
+
+    def extra_repr(self) -> str:
+        parts = [
+            f"{self.memory_size}, {self.code_size}",
+            f"addressing={self.addressing!r}",
+            f"noise_std={self.log_noise_std.exp() if self.learn_noise else self._noise_std:.4g}",
+            f"weight_std={self.weight_std:.4g}",
+        ]
+        for name in ("key_size", "learn_noise", "sample_memory", "sample_weights"):
+            if getattr(self, name):
+                parts.append(f"{name}={getattr(self, name)}")
+        if self.num_write_iters != 1:
+            parts.append(f"num_write_iters={self.num_write_iters}")
+        if self.backend != "auto":
+            parts.append(f"backend={self.backend!r}")
+        return ", ".join(parts)
+
+    @property
+    def noise_var(self) -> float | Tensor:
+        """Observation noise variance: a float, or a 0-d tensor with ``learn_noise``."""
+        if self.learn_noise:
+            return (2 * _wide(self.log_noise_std)).exp()
+        return self._noise_std**2
+
+    @property
+    def ridge(self) -> float | Tensor:
+        """Noise variance over weight variance, the regulariser of an address."""
+        return self.noise_var / self.weight_std**2
+
+    def prior(self, batch_size: int | tuple[int, ...]) -> MemoryState:
+        """The trainable prior, once per batch item.
+
+        Args:
+            batch_size: B, or a tuple of leading dimensions.
+
+        Returns:
+            `MemoryState` with mean (B, K, C) and cov (B, K, K), expanded without a copy.
+        """
+        batch = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+        mean, var = _wide(self.prior_mean), _wide(self.log_prior_var).exp()
+        cov = var * torch.eye(self.memory_size, dtype=mean.dtype, device=mean.device)
+        return MemoryState(mean.expand(*batch, *mean.shape), cov.expand(*batch, *cov.shape))
+
+    def address(self, keys: Tensor) -> Tensor:
+        """Addresses (B, T, K) of keys (B, T, S), with ``addressing="key"``."""
+        if self.key_size is None:
+            raise ValueError('address(keys) needs a memory with addressing="key"')
+        _last_dim("keys", keys, self.key_size, "key_size")
+        matrix = _wide(self.address_matrix)
+        return keys.to(matrix.dtype) @ nn.functional.normalize(matrix, dim=-1).mT
+
+    def write(
+        self,
+        values: Tensor,
+        state: MemoryState | None = None,
+        weights: Tensor | None = None,
+        mask: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> WriteOutput:
+        """Write an episode by one exact Bayesian update of ``state``.
+
+        Args:
+            values: (B, T, C) codes.
+            state: belief before the write; the prior if None.
+            weights: (B, T, K) addresses; found by the addressing if None.
+            mask: (B, T) bool; False steps are skipped, for episodes of different lengths.
+            keys: (B, T, S), with ``addressing="key"`` and no ``weights``.
+
+        Returns:
+            `WriteOutput`. ``kl_weights`` is the KL of N(address, s^2 I) from N(0, weight_std^2 I)
+            with ``sample_weights``; without, ``|address|^2 / (2 weight_std^2)``, the address's
+            negative log prior up to its constant; 0 with ``addressing="key"``.
+        """
+        _last_dim("values", values, self.code_size, "code_size")
+        if state is None:
+            state = self.prior(values.shape[:-2])
+        values, keys = _without_masked(values, mask), _without_masked(keys, mask)
+        solve = weights is None and self.key_size is None
+        if solve:
+            weights = self._solve(state.mean, values)
+        elif weights is None:
+            weights = self.address(_required_keys("keys", keys))
+        posterior, evidence = self._update(state, weights, values, mask)
+        if solve:
+            for _ in range(self.num_write_iters - 1):
+                weights = self._solve(posterior.mean, values)
+                posterior, evidence = self._update(state, weights, values, mask)
+        kl_memory = ops.memory_kl(*posterior, *state, backend=self.backend)
+        return WriteOutput(
+            posterior, weights, self._kl_weights(weights, mask), kl_memory, evidence
+        )
+
+    def read(
+        self, queries: Tensor, state: MemoryState, mask: Tensor | None = None
+    ) -> ReadOutput:
+        """Read at the address of each query; nothing is written.
+
+        Args:
+            queries: (B, T, C) codes, or keys (B, T, S) with ``addressing="key"``.
+            state: belief to read from.
+            mask: (B, T) bool; at False steps the read-out and its KL are 0.
+
+        Returns:
+            `ReadOutput` in the state's dtype. ``kl_weights`` as in `write`. ``var`` is w'Uw at the
+            address read from, also with ``sample_memory``.
+        """
+        queries = _without_masked(queries, mask)
+        mean, cov = state
+        if self.sample_memory:
+            mean = _sample(state)
+        if self.key_size is not None:
+            weights = self.address(queries)
+            kl = self._kl_weights(weights, mask)
+        else:
+            _last_dim("queries", queries, self.code_size, "code_size")
+            if not self.sample_weights:
+                values, var, weights = ops.recall(
+                    mean, cov, queries, self.ridge, backend=self.backend
+                )
+                return ReadOutput(values, var, weights, self._kl_weights(weights, mask))
+            weights = self._solve(mean, queries)
+            kl = self._kl_weights(weights, mask)
+            noise = torch.randn_like(weights) * _wide(self.log_weight_std).exp()
+            weights = weights + _without_masked(noise, mask)
+        values, var = ops.read(mean, cov, weights, backend=self.backend)
+        return ReadOutput(values, var, weights, kl)
+
+    def forward(
+        self,
+        values: Tensor,
+        state: MemoryState | None = None,
+        mask: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> ReadOutput:
+        """Write an episode and read it back.
+
+        Args:
+            values, state, mask, keys: as in `write`.
+
+        Returns:
+            `ReadOutput` with every field set: the read of each step from the memory after the
+            whole episode, and the write's state, ``kl_memory`` and ``log_evidence``.
+        """
+        written = self.write(values, state, mask=mask, keys=keys)
+        queries = values if self.key_size is None else keys
+        out = self.read(queries, written.state, mask)
+        return out._replace(
+            state=written.state, kl_memory=written.kl_memory, log_evidence=written.log_evidence
+        )
+
+    def generate(self, state: MemoryState, num_samples: int) -> Tensor:
+        """Read at random addresses: codes that resemble what was written.
+
+        Addresses are drawn from N(0, weight_std^2 I), or by keys from N(0, I) with
+        ``addressing="key"``; the memory is its mean, or one sample with ``sample_memory``.
+
+        Args:
+            state: belief to generate from.
+            num_samples: codes per memory.
+
+        Returns:
+            (B, num_samples, C) in the state's dtype.
+        """
+        mean = _sample(state) if self.sample_memory else state.mean
+        size = self.memory_size if self.key_size is None else self.key_size
+        weights = torch.randn(
+            *mean.shape[:-2], num_samples, size, dtype=mean.dtype, device=mean.device
+        )
+        weights = self.weight_std * weights if self.key_size is None else self.address(weights)
+        return ops.read(mean, state.cov, weights, backend=self.backend)[0]
+
+    def _solve(self, mean: Tensor, queries: Tensor) -> Tensor:
+        return ops.solve_addresses(mean, queries, self.ridge, backend=self.backend)
+
+    def _update(self, state, weights, values, mask) -> tuple[MemoryState, Tensor]:
+        mean, cov, evidence = ops.bayes_write(
+            *state, weights, values, self.noise_var, mask=mask, backend=self.backend
+        )
+        return MemoryState(mean, cov), evidence
+
+    def _kl_weights(self, weights: Tensor, mask: Tensor | None) -> Tensor:
+        if self.key_size is not None:
+            return weights.new_zeros(weights.shape[:-1])
+        kl = weights.square().sum(-1) / (2 * self.weight_std**2)
+        if self.sample_weights:
+            log_ratio = 2 * (_wide(self.log_weight_std) - math.log(self.weight_std))
+            kl = kl + self.memory_size / 2 * (log_ratio.exp() - 1 - log_ratio)
+        return kl if mask is None else torch.where(mask, kl, 0)
+
+
+def _sample(state: MemoryState) -> Tensor:
+    """One memory matrix from the belief; NaN where the covariance has no Cholesky factor."""
+    factor, info = torch.linalg.cholesky_ex(state.cov)
+    noise = torch.randn_like(state.mean, memory_format=torch.contiguous_format)
+    return state.mean + (factor * torch.where(info == 0, 1.0, torch.nan)[..., None, None]) @ noise
+
+
+def _wide(parameter: Tensor) -> Tensor:
+    """At least float32: beliefs are never kept in half precision."""
+    half = parameter.dtype in (torch.float16, torch.bfloat16)
+    return parameter.float() if half else parameter
+
+
+def _without_masked(tensor: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Zero at masked steps, so that what stands there (even NaN) has no effect or gradient."""
+    if tensor is None or mask is None:
+        return tensor
+    return torch.where(mask[..., None], tensor, 0)
+
+
+def _required_keys(name: str, keys: Tensor | None) -> Tensor:
+    if keys is None:
+        raise ValueError(f'{name} must be given with addressing="key" unless weights are')
+    return keys
+
+
+def _last_dim(name: str, tensor: Tensor, size: int, attribute: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dim() < 2 or tensor.shape[-1] != size:
+        raise ValueError(
+            f"{name} must have shape (..., T, {attribute}) with {attribute} = {size}, "
+            f"got {tuple(tensor.shape)}"
+        )
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return float(value)
+
+
+def _positive_int(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value

@@ -1,0 +1,204 @@
+"""Gradients, batching and routing of every operator, once for all.
+
+Two routes reach a raw operator ``kanerva::<name>``:
+
+* the public functions go through `Operator`: in eager mode and under ``torch.func`` by a
+  `torch.autograd.Function` with ``setup_context`` and ``vmap``, else straight to the raw operator;
+* ``torch.ops.kanerva.<name>`` itself has the same Function as its Autograd kernel, and the same
+  batching rule. ``torch.library.register_autograd`` is not used because operators made differentiable
+  that way return zeros from ``torch.func.jvp``; here forward mode raises.
+
+The gradient is the raw operator ``<name>_backward(*grads of outputs, *inputs, *saved outputs)``.
+Its own derivative is taken through the closed form in `reference`, which is plain PyTorch, so
+second and higher derivatives are right, and slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import _backend, reference
+from . import _library
+
+
+class Operator:
+    """Calls one operator on raw arguments by the cheapest route that is right.
+
+    Args:
+        name: of the raw operator, of its reference and, with ``_backward``, of its gradient.
+        receivers: indices of the inputs that the gradient's results belong to, ascending.
+        saved_outputs: indices of the outputs that the gradient takes after the inputs.
+    """
+
+    def __init__(
+        self, name: str, receivers: Sequence[int], saved_outputs: Sequence[int] = ()
+    ) -> None:
+        self.name = name
+        self.raw = getattr(torch.ops.kanerva, name).default
+        self.reference = getattr(reference, name)
+        self.function = _differentiable(name, self.raw, receivers, saved_outputs)
+        # Function.apply binds its arguments by inspect.signature (10 us); its base class does not.
+        self._apply = super(torch.autograd.Function, self.function).apply
+        self._grad_args = 1 + max(receivers)
+
+    def __call__(self, backend: str, *args):
+        if (backend != "auto" or _backend.default != "auto") and _backend.wants_reference(
+            backend, args[0].device
+        ):
+            return self.reference(*args)
+        if torch.compiler.is_compiling():
+            return self.raw(*args)
+        if torch._C._are_functorch_transforms_active():
+            return self.function.apply(*args)
+        if self._needs_grad(args) or forward_ad._current_level >= 0:
+            return self._apply(*args)
+        return _call_raw(self.raw, args)
+
+    def _needs_grad(self, args) -> bool:
+        if torch.is_grad_enabled():
+            for arg in args[: self._grad_args]:
+                if arg is not None and arg.requires_grad:
+                    return True
+        return False
+
+
+def _call_raw(raw, args):
+    """Call a raw operator below its Autograd kernel, which is Python."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return raw(*args)
+
+
+def _differentiable(name, raw, receivers, saved_outputs) -> type[torch.autograd.Function]:
+    """The Function of an operator, whose backward is the Function of its gradient."""
+    arity, outputs = len(raw._schema.arguments), len(raw._schema.returns)
+    gradient_raw = getattr(torch.ops.kanerva, f"{name}_backward").default
+    last_receiver = outputs + receivers[-1]
+
+    def call_gradient(*args):
+        grads = _call_raw(gradient_raw, args)
+        return grads if args[last_receiver] is not None else grads[:-1]  # no decay, no gradient
+
+    gradient = _make_function(
+        f"{name}_backward",
+        gradient_raw,
+        call_gradient,
+        lambda ctx, inputs, output: _save(ctx, inputs),
+        _differentiate_reference(f"{name}_backward"),
+    )
+
+    def setup_context(ctx, inputs, output):
+        results = output if isinstance(output, tuple) else (output,)
+        _save(ctx, (*inputs, *(results[i] for i in saved_outputs)))
+
+    def backward(ctx, *grads):
+        result = [None] * arity
+        if any(g is not None for g in grads):
+            args = (*grads, *_saved(ctx))
+            if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+                grads = gradient.apply(*args)
+            else:
+                grads = _call_raw(gradient_raw, args)
+            for index, grad in zip(receivers, grads, strict=False):
+                if args[outputs + index] is not None:
+                    result[index] = grad
+        return tuple(result) if arity > 1 else result[0]
+
+    return _make_function(
+        name, raw, lambda *args: _call_raw(raw, args), setup_context, backward
+    )
+
+
+def _differentiate_reference(name: str) -> Callable:
+    """The derivative of a gradient, by automatic differentiation of its closed form."""
+    closed_form = getattr(reference, name)
+
+    def backward(ctx, *grads):
+        args = _saved(ctx)
+        result = [None] * len(args)
+        given = [i for i, g in enumerate(grads) if g is not None]
+        places = [
+            i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()
+        ]
+
+        def wanted(*tensors):
+            filled = list(args)
+            for place, tensor in zip(places, tensors, strict=True):
+                filled[place] = tensor
+            outputs = closed_form(*filled)
+            return tuple(outputs[i] for i in given)
+
+        if given:
+            _, pullback = torch.func.vjp(wanted, *(args[i] for i in places))
+            for place, grad in zip(places, pullback(tuple(grads[i] for i in given)), strict=True):
+                result[place] = grad
+        return tuple(result)
+
+    return backward
+
+
+def _make_function(name, raw, forward, setup_context, backward) -> type[torch.autograd.Function]:
+    """A Function over ``raw``, and the same formulas attached to ``torch.ops``."""
+
+    def vmap(info, in_dims, *args):
+        return _fold_vmap(function.apply, info.batch_size, in_dims, args)
+
+    methods = {
+        "forward": forward,
+        "setup_context": setup_context,
+        "backward": backward,
+        "vmap": vmap,
+    }
+    function = type(
+        f"Kanerva_{name}",
+        (torch.autograd.Function,),
+        {key: staticmethod(value) for key, value in methods.items()},
+    )
+    apply = super(torch.autograd.Function, function).apply
+
+    def kernel(*args):
+        if torch._C._are_functorch_transforms_active() and any(
+            isinstance(a, Tensor) and torch._C._functorch.is_gradtrackingtensor(a) for a in args
+        ):
+            raise RuntimeError(
+                f"torch.ops.kanerva.{name} does not go through torch.func.grad, vjp, jvp or jacrev, "
+                "nor do these inside torch.compile; call the function of that name in "
+                "kanerva_ext.ops, outside torch.compile"
+            )
+        return apply(*args)
+
+    _library.library.impl(name, kernel, "Autograd")
+    torch.library.register_vmap(
+        raw, lambda info, in_dims, *args: _fold_vmap(raw, info.batch_size, in_dims, args)
+    )
+    return function
+
+
+def _fold_vmap(call: Callable, size: int, in_dims: tuple, args: tuple):
+    """Serve ``torch.vmap`` by making the mapped dimension part of the batch dimension."""
+    folded, batch = [], None
+    for arg, dim in zip(args, in_dims, strict=True):
+        if isinstance(arg, Tensor):
+            arg = arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+            batch = arg.shape[1]
+            arg = arg.reshape(size * batch, *arg.shape[2:])
+        folded.append(arg)
+    result = call(*folded)
+    if isinstance(result, Tensor):
+        return result.view(size, batch, *result.shape[1:]), 0
+    split = tuple(r.view(size, batch, *r.shape[1:]) for r in result)
+    return split, (0,) * len(split)
+
+
+def _save(ctx, args: tuple) -> None:
+    ctx.set_materialize_grads(False)
+    tail = 1 if isinstance(args[-1], str) else 0
+    ctx.constants = args[len(args) - tail :]
+    ctx.save_for_backward(*args[: len(args) - tail])
+
+
+def _saved(ctx) -> tuple:
+    return (*ctx.saved_tensors, *ctx.constants)

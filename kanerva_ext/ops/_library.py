@@ -1,0 +1,166 @@
+"""The raw operators ``torch.ops.kanerva.*``: schemas, shapes, and the kernel of last resort.
+
+Raw arguments have exactly one batch dimension B, equal everywhere: mean (B, K, C), cov (B, K, K),
+weights (B, T, K), values and queries (B, T, C), noise_var, mask and decay (B, T), ridge (B,).
+Compiled libraries register kernels for their device when they are loaded; every other device runs
+the reference. Gradients are attached in `._autograd`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import _backend, reference
+
+SCHEMAS = """
+bayes_write(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var,
+    Tensor? mask, Tensor? decay, str method) -> (Tensor, Tensor, Tensor)
+bayes_write_backward(Tensor? grad_mean, Tensor? grad_cov, Tensor? grad_log_evidence, Tensor mean,
+    Tensor cov, Tensor weights, Tensor values, Tensor noise_var, Tensor? mask, Tensor? decay,
+    str method) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)
+solve_addresses(Tensor mean, Tensor queries, Tensor ridge) -> Tensor
+solve_addresses_backward(Tensor grad_weights, Tensor mean, Tensor queries, Tensor ridge,
+    Tensor weights) -> (Tensor, Tensor, Tensor)
+read(Tensor mean, Tensor cov, Tensor weights) -> (Tensor, Tensor)
+read_backward(Tensor? grad_values, Tensor? grad_var, Tensor mean, Tensor cov, Tensor weights)
+    -> (Tensor, Tensor, Tensor)
+recall(Tensor mean, Tensor cov, Tensor queries, Tensor ridge) -> (Tensor, Tensor, Tensor)
+recall_backward(Tensor? grad_values, Tensor? grad_var, Tensor? grad_weights, Tensor mean,
+    Tensor cov, Tensor queries, Tensor ridge, Tensor weights) -> (Tensor, Tensor, Tensor, Tensor)
+memory_kl(Tensor mean, Tensor cov, Tensor prior_mean, Tensor prior_cov) -> Tensor
+memory_kl_backward(Tensor grad, Tensor mean, Tensor cov, Tensor prior_mean, Tensor prior_cov)
+    -> (Tensor, Tensor, Tensor, Tensor)
+statistics(Tensor mean, Tensor cov) -> (Tensor, Tensor)
+statistics_backward(Tensor? grad_shift, Tensor? grad_precision, Tensor mean, Tensor cov,
+    Tensor shift, Tensor precision) -> (Tensor, Tensor)
+"""
+
+library = torch.library.Library("kanerva", "DEF")
+
+
+def _kernel(name: str) -> Callable:
+    """The reference as a kernel: one warning, and results that own contiguous memory."""
+    function = getattr(reference, name)
+
+    def kernel(*args):
+        inputs = [a for a in args if isinstance(a, Tensor)]
+        _backend.warn_reference(name, inputs[0].device)
+        result = function(*args)
+        if isinstance(result, Tensor):
+            return _owned(result, inputs)
+        return tuple(_owned(r, inputs) for r in result)
+
+    return kernel
+
+
+def _owned(result: Tensor, inputs: list[Tensor]) -> Tensor:
+    storage = result.untyped_storage()._cdata
+    if any(i.untyped_storage()._cdata == storage for i in inputs):
+        return result.clone(memory_format=torch.contiguous_format)
+    return result.contiguous()
+
+
+def _state_shape(mean: Tensor, cov: Tensor) -> tuple[int, int, int]:
+    torch._check(mean.dim() == 3, lambda: f"mean must be (B, K, C), got {tuple(mean.shape)}")
+    batch, slots, code = mean.shape
+    torch._check(
+        cov.shape == (batch, slots, slots),
+        lambda: f"cov must be (B, K, K) = {(batch, slots, slots)}, got {tuple(cov.shape)}",
+    )
+    torch._check(cov.dtype == mean.dtype, lambda: f"cov must be {mean.dtype}, got {cov.dtype}")
+    return batch, slots, code
+
+
+def _like(state: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=state.dtype, device=state.device)
+
+
+def _same(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Contiguous, with the shapes and dtypes of ``tensors``: the fakes of gradients."""
+    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors)
+
+
+def _check_shape(name: str, tensor: Tensor, *shape: int) -> None:
+    torch._check(
+        tensor.shape == shape, lambda: f"{name} must have shape {shape}, got {tuple(tensor.shape)}"
+    )
+
+
+def _fake_bayes_write(mean, cov, weights, values, noise_var, mask, decay, method):
+    batch, slots, code = _state_shape(mean, cov)
+    steps = weights.shape[1]
+    _check_shape("weights", weights, batch, steps, slots)
+    _check_shape("values", values, batch, steps, code)
+    _check_shape("noise_var", noise_var, batch, steps)
+    for name, tensor in (("mask", mask), ("decay", decay)):
+        if tensor is not None:
+            _check_shape(name, tensor, batch, steps)
+    return *_same(mean, cov), _like(mean, batch)
+
+
+def _fake_bayes_write_backward(g_mean, g_cov, g_log, *args):
+    mean, cov, weights, values, noise_var, _, decay, _ = args
+    grads = _same(mean, cov, weights, values, noise_var)
+    return *grads, _like(mean, 0) if decay is None else _same(decay)[0]
+
+
+def _fake_solve_addresses(mean, queries, ridge):
+    batch, slots, code = mean.shape
+    steps = queries.shape[1]
+    _check_shape("queries", queries, batch, steps, code)
+    _check_shape("ridge", ridge, batch)
+    return _like(mean, batch, steps, slots)
+
+
+def _fake_read(mean, cov, weights):
+    batch, slots, code = _state_shape(mean, cov)
+    steps = weights.shape[1]
+    _check_shape("weights", weights, batch, steps, slots)
+    return _like(mean, batch, steps, code), _like(mean, batch, steps)
+
+
+def _fake_recall(mean, cov, queries, ridge):
+    weights = _fake_solve_addresses(mean, queries, ridge)
+    return *_fake_read(mean, cov, weights), weights
+
+
+def _fake_memory_kl(mean, cov, prior_mean, prior_cov):
+    batch, slots, code = _state_shape(mean, cov)
+    _check_shape("prior_mean", prior_mean, batch, slots, code)
+    _check_shape("prior_cov", prior_cov, batch, slots, slots)
+    return _like(mean, batch)
+
+
+def _fake_statistics(mean, cov):
+    _state_shape(mean, cov)
+    return _same(mean, cov)
+
+
+FAKES: dict[str, Callable] = {
+    "bayes_write": _fake_bayes_write,
+    "bayes_write_backward": _fake_bayes_write_backward,
+    "solve_addresses": _fake_solve_addresses,
+    "solve_addresses_backward": lambda g, mean, queries, ridge, w: _same(mean, queries, ridge),
+    "read": _fake_read,
+    "read_backward": lambda g, h, mean, cov, weights: _same(mean, cov, weights),
+    "recall": _fake_recall,
+    "recall_backward": lambda g, h, k, mean, cov, z, ridge, w: _same(mean, cov, z, ridge),
+    "memory_kl": _fake_memory_kl,
+    "memory_kl_backward": lambda g, *args: _same(*args),
+    "statistics": _fake_statistics,
+    "statistics_backward": lambda g, h, mean, cov, shift, precision: _same(mean, cov),
+}
+
+
+def _define() -> None:
+    for schema in SCHEMAS.replace("\n    ", " ").strip().splitlines():
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for name, fake in FAKES.items():
+        library.impl(name, _kernel(name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"kanerva::{name}", fake, lib=library)
+
+
+_define()

@@ -1,0 +1,140 @@
+"""The exact Bayesian write of an episode."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from .._checks import Arg
+from ._autograd import Operator
+
+_ARGS = (
+    Arg("mean", "KC", "state"),
+    Arg("cov", "KK", "state"),
+    Arg("weights", "TK", "data"),
+    Arg("values", "TC", "data"),
+    Arg("noise_var", "T", "noise"),
+    Arg("mask", "T", "mask", optional=True),
+    Arg("decay", "T", "decay", optional=True),
+)
+_operator = Operator("bayes_write", receivers=(0, 1, 2, 3, 4, 6))
+
+
+def bayes_write(
+    mean: Tensor,
+    cov: Tensor,
+    weights: Tensor,
+    values: Tensor,
+    noise_var: float | Tensor,
+    *,
+    mask: Tensor | None = None,
+    decay: float | Tensor | None = None,
+    method: str = "auto",
+    backend: str = "auto",
+    check: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Exact posterior of the memory after writing a whole episode in order.
+
+    The belief is ``M ~ MN(mean, cov, I)`` and step t observes ``values[t] = M' weights[t] + noise``.
+    Equivalent to T recursive least-squares steps (Wu et al., The Kanerva Machine, ICLR 2018,
+    section 3.3; with ``decay``, recursive least squares with exponential forgetting).
+
+    Args:
+        mean: (B, K, C), float32 or float64; B stands for any leading dimensions, and those of all
+            arguments broadcast.
+        cov: (B, K, K), same dtype, symmetric positive definite.
+        weights: (B, T, K) addresses; float16, bfloat16, float32 or float64.
+        values: (B, T, C) codes; same choice of dtypes.
+        noise_var: observation noise variance, > 0: a float, 0-d, or (B, T).
+        mask: (B, T) bool; a False step is skipped exactly, as if it were not in the episode.
+        decay: in (0, 1]: cov is divided by it before the step; a float, 0-d, or (B, T).
+        method: ``"chunk"`` (in chunks of steps, in order), ``"information"`` (sums over the
+            episode, for T >> K; not with decay), ``"sqrt"`` (square roots, for extreme
+            conditioning) or ``"auto"``, which chooses by cost and by an estimate of conditioning.
+            All give the same posterior; the reference ignores it.
+        backend: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``.
+        check: raise for batch items that become NaN (costs a device synchronisation; not under
+            torch.compile or torch.func).
+
+    Returns:
+        mean (B, K, C), cov (B, K, K) exactly symmetric, and log_evidence (B,) =
+        ln p(values | weights) in nats; all in the state's dtype. A batch item whose noise is not
+        positive, whose factorisation fails or which holds a NaN in a step that counts is NaN
+        throughout, without effect on other items.
+
+    Raises:
+        TypeError: wrong type or dtype. ValueError: wrong shape, device, number or method.
+        RuntimeError: the backend cannot serve; or ``check`` found a bad item.
+
+    Differentiable in every floating-point tensor. The gradient of ``cov`` is the symmetrised one.
+
+    >>> import torch
+    >>> from kanerva_ext import ops
+    >>> mean, cov = torch.zeros(1, 2, 3), torch.eye(2)
+    >>> weights, values = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[4.0, 2.0, 0.0]]])
+    >>> mean, cov, log_evidence = ops.bayes_write(mean, cov, weights, values, 1.0)
+    >>> mean
+    tensor([[[2., 1., 0.],
+             [0., 0., 0.]]])
+    >>> cov
+    tensor([[[0.5000, 0.0000],
+             [0.0000, 1.0000]]])
+    """
+    if method not in _checks.METHODS or decay is not None:
+        _check_method(method, decay)
+    args, batch = (mean, cov, weights, values, noise_var, mask, decay), None
+    if torch.compiler.is_compiling() or not _is_raw(*args):
+        args, batch = _checks.prepare("bayes_write", _ARGS, args)
+    elif type(noise_var) is float:
+        args = (mean, cov, weights, values, mean.new_full(weights.shape[:2], noise_var), mask, decay)
+    results = _operator(backend, *args, method)
+    if batch is None and not check:
+        return results
+    return _checks.finish("bayes_write", _ARGS, args, batch, check, results)
+
+
+def _check_method(method: str, decay: float | Tensor | None) -> None:
+    _checks.check_choice("bayes_write", "method", method, _checks.METHODS)
+    if method == "information" and decay is not None:
+        raise ValueError(
+            'bayes_write: method="information" sums over the steps and has no decay; use '
+            '"chunk", "sqrt" or "auto", or decay=None'
+        )
+
+
+def _is_raw(mean, cov, weights, values, noise_var, mask, decay) -> bool:
+    """Whether nothing has to be cast, expanded or reshaped (but for a float ``noise_var``)."""
+    try:
+        batch, slots, code = mean.shape
+        steps = weights.shape[1]
+        dtype, device, per_step = mean.dtype, mean.device, (batch, steps)
+        if type(noise_var) is float:
+            if not 0 < noise_var < math.inf:
+                return False
+        elif not (
+            noise_var.shape == per_step and noise_var.dtype == dtype and noise_var.device == device
+        ):
+            return False
+        return (
+            cov.shape == (batch, slots, slots)
+            and weights.shape == (batch, steps, slots)
+            and values.shape == (batch, steps, code)
+            and cov.dtype == dtype
+            and (dtype, weights.dtype, values.dtype) in _checks.RAW_TRIPLES
+            and cov.device == weights.device == values.device == device
+            and slots > 0
+            and code > 0
+            and (
+                mask is None
+                or (mask.shape == per_step and mask.dtype == torch.bool and mask.device == device)
+            )
+            and (
+                decay is None
+                or (decay.shape == per_step and decay.dtype == dtype and decay.device == device)
+            )
+        )
+    except (AttributeError, TypeError, ValueError, IndexError):
+        return False

@@ -1,0 +1,71 @@
+"""Reading with least-squares addresses, in one operator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from .._checks import Arg
+from ._autograd import Operator
+from .solve_addresses import is_raw
+
+_ARGS = (
+    Arg("mean", "KC", "state"),
+    Arg("cov", "KK", "state"),
+    Arg("queries", "TC", "data"),
+    Arg("ridge", "", "ridge"),
+)
+_operator = Operator("recall", receivers=(0, 1, 2, 3), saved_outputs=(2,))
+
+
+def recall(
+    mean: Tensor,
+    cov: Tensor,
+    queries: Tensor,
+    ridge: float | Tensor,
+    *,
+    backend: str = "auto",
+    check: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`solve_addresses` and `read` in one: what the memory holds nearest to each query.
+
+    Args:
+        mean: (B, K, C), float32 or float64; leading dimensions of all arguments broadcast.
+        cov: (B, K, K), same dtype.
+        queries: (B, T, C); float16, bfloat16, float32 or float64.
+        ridge: noise variance over address prior variance, > 0: a float, 0-d, or (B,).
+        backend, check: see `bayes_write`.
+
+    Returns:
+        values (B, T, C), var (B, T) (as `read`) and weights (B, T, K), in the state's dtype.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `bayes_write`.
+
+    >>> import torch
+    >>> from kanerva_ext import ops
+    >>> mean = torch.eye(2)[None]
+    >>> values, var, weights = ops.recall(mean, mean, torch.tensor([[[3.0, 0.0]]]), ridge=0.5)
+    >>> values, var
+    (tensor([[[2., 0.]]]), tensor([[4.]]))
+    """
+    args, batch = (mean, cov, queries, ridge), None
+    if torch.compiler.is_compiling() or not _is_raw(*args):
+        args, batch = _checks.prepare("recall", _ARGS, args)
+    elif type(ridge) is float:
+        args = (mean, cov, queries, mean.new_full((mean.shape[0],), ridge))
+    results = _operator(backend, *args)
+    if batch is None and not check:
+        return results
+    return _checks.finish("recall", _ARGS, args, batch, check, results)
+
+
+def _is_raw(mean, cov, queries, ridge) -> bool:
+    return (
+        is_raw(mean, queries, ridge)
+        and isinstance(cov, Tensor)
+        and cov.shape == (mean.shape[0], mean.shape[1], mean.shape[1])
+        and cov.dtype == mean.dtype
+        and cov.device == mean.device
+    )

@@ -1,0 +1,80 @@
+"""Additive sufficient statistics of a belief: summing them merges memories exactly."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import _checks
+from .._checks import Arg
+from .._state import MemoryState
+from ._autograd import Operator
+
+_STATE = (Arg("mean", "KC", "state"), Arg("cov", "KK", "state"))
+_STATISTICS = (Arg("shift", "KC", "state"), Arg("precision", "KK", "state"))
+_operator = Operator("statistics", receivers=(0, 1), saved_outputs=(0, 1))
+
+
+def to_statistics(
+    mean: Tensor | MemoryState,
+    cov: Tensor | None = None,
+    *,
+    backend: str = "auto",
+    check: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Natural parameters of a belief: ``precision = cov^-1`` and ``shift = cov^-1 mean``.
+
+    Writing adds ``W'W / v`` to the precision and ``W'Z / v`` to the shift, so for memories that
+    started from one prior, ``sum - (n - 1) * prior`` of both is the exact merged memory.
+
+    Args:
+        mean: (B, K, C), float32 or float64, or a `MemoryState` (then without ``cov``).
+        cov: (B, K, K), same dtype, symmetric positive definite; leading dimensions broadcast.
+        backend, check: see `bayes_write`.
+
+    Returns:
+        precision (B, K, K), exactly symmetric, and shift (B, K, C).
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `bayes_write`.
+
+    >>> import torch
+    >>> from kanerva_ext import ops
+    >>> precision, shift = ops.to_statistics(torch.ones(1, 2, 3), 0.5 * torch.eye(2))
+    >>> precision
+    tensor([[[2., 0.],
+             [0., 2.]]])
+    >>> ops.from_statistics(precision, shift).mean
+    tensor([[[1., 1., 1.],
+             [1., 1., 1.]]])
+    """
+    if isinstance(mean, MemoryState):
+        if cov is not None:
+            raise TypeError("to_statistics: cov must be None when mean is a MemoryState")
+        mean, cov = mean
+    args, batch = _checks.prepare("to_statistics", _STATE, (mean, cov))
+    results = _operator(backend, *args)
+    shift, precision = _checks.finish("to_statistics", _STATE, args, batch, check, results)
+    return precision, shift
+
+
+def from_statistics(
+    precision: Tensor, shift: Tensor, *, backend: str = "auto", check: bool = False
+) -> MemoryState:
+    """The belief with these natural parameters: ``cov = precision^-1``, ``mean = cov shift``.
+
+    Args:
+        precision: (B, K, K), float32 or float64, symmetric positive definite.
+        shift: (B, K, C), same dtype; leading dimensions broadcast.
+        backend, check: see `bayes_write`.
+
+    Returns:
+        `MemoryState` (mean, cov), with cov exactly symmetric.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `bayes_write`.
+    """
+    args, batch = _checks.prepare("from_statistics", _STATISTICS, (shift, precision))
+    results = _operator(backend, *args)
+    return MemoryState(
+        *_checks.finish("from_statistics", _STATISTICS, args, batch, check, results)
+    )

@@ -1,0 +1,204 @@
+"""The exact write as the step-by-step recursion, and its closed-form adjoint."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._common import cholesky, full_precision, has_nan, poison, symmetric, wide
+
+CHUNK = 128  # steps per T x T system in the adjoint
+
+
+@full_precision
+def bayes_write(
+    mean: Tensor,
+    cov: Tensor,
+    weights: Tensor,
+    values: Tensor,
+    noise_var: Tensor,
+    mask: Tensor | None = None,
+    decay: Tensor | None = None,
+    method: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``kanerva::bayes_write`` one step at a time (``method`` is accepted and ignored).
+
+    Each step is ``c = U w; s = w'c + v; d = z - R'w``, then ``R += g e'`` and ``U -= g g'`` with
+    ``g = c / sqrt(s)`` and ``e = d / sqrt(s)``. The form ``g g'`` keeps U exactly symmetric.
+    """
+    bad = _bad_items(noise_var, mask, decay)
+    weights, values, noise_var, decay = _skip_masked(
+        weights.to(mean.dtype), values.to(mean.dtype), noise_var, mask, decay
+    )
+    code = mean.shape[-1]
+    mean, cov = mean.clone(), symmetric(cov)
+    log_evidence = mean.new_zeros(mean.shape[0])
+    for t in range(weights.shape[1]):
+        if decay is not None:
+            cov = cov / decay[:, t, None, None]
+        w, v = weights[:, t], noise_var[:, t]
+        c = (cov @ w[..., None])[..., 0]
+        s = (w * c).sum(-1) + v
+        scale = s.sqrt()[:, None]
+        g = c / scale
+        e = (values[:, t] - (w[:, None] @ mean)[:, 0]) / scale
+        mean = mean + g[:, :, None] * e[:, None, :]
+        cov = cov - g[:, :, None] * g[:, None, :]
+        term = (e * e).sum(-1) + code * (2 * math.pi * s).log()
+        if mask is not None:
+            term = torch.where(mask[:, t], term, 0)
+        log_evidence = log_evidence - term / 2
+    return poison(bad | has_nan(mean, cov, log_evidence[:, None]), mean, cov, log_evidence)
+
+
+@full_precision
+def bayes_write_backward(
+    grad_mean: Tensor | None,
+    grad_cov: Tensor | None,
+    grad_log_evidence: Tensor | None,
+    mean: Tensor,
+    cov: Tensor,
+    weights: Tensor,
+    values: Tensor,
+    noise_var: Tensor,
+    mask: Tensor | None = None,
+    decay: Tensor | None = None,
+    method: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of mean, cov (symmetrised), weights, values, noise_var and decay.
+
+    The episode is cut into chunks; the states at their starts come from the chunked forward pass
+    (exact conditioning by a Cholesky factor), the adjoints from `_chunk_adjoint` in reverse.
+    Without ``decay`` the last gradient is an empty tensor.
+    """
+    dtype = wide(mean)
+    inputs = (mean, cov, weights, values, noise_var, decay)
+    bad = _bad_items(noise_var, mask, decay)
+    mean, cov, weights, values = (x.to(dtype) for x in (mean, cov, weights, values))
+    noise_var, decay = noise_var.to(dtype), None if decay is None else decay.to(dtype)
+    weights, values, noise_var, decay = _skip_masked(weights, values, noise_var, mask, decay)
+
+    chunks, states = [], []
+    mean, cov = mean, symmetric(cov)
+    for start in range(0, weights.shape[1], CHUNK):
+        span = slice(start, start + CHUNK)
+        chunk = _Chunk(
+            mean,
+            cov,
+            weights[:, span],
+            values[:, span],
+            noise_var[:, span],
+            None if decay is None else decay[:, span],
+        )
+        chunks.append(chunk)
+        mean, cov = chunk.posterior()
+        states.append((mean, cov))
+
+    d_mean = torch.zeros_like(mean) if grad_mean is None else grad_mean.to(dtype)
+    d_cov = torch.zeros_like(cov) if grad_cov is None else symmetric(grad_cov.to(dtype))
+    d_evidence = None if grad_log_evidence is None else grad_log_evidence.to(dtype)
+    parts = []
+    for chunk, (_, cov_after) in zip(reversed(chunks), reversed(states), strict=True):
+        d_mean, d_cov, *steps = chunk.adjoint(d_mean, d_cov, d_evidence, cov_after)
+        parts.append(steps)
+    if parts:
+        steps = [torch.cat(p, 1) for p in zip(*reversed(parts), strict=True)]
+    else:
+        steps = [torch.zeros_like(x) for x in (weights, values, noise_var, noise_var)]
+    if mask is not None:
+        steps = [s.masked_fill(~_per_step(mask, s), 0) for s in steps]
+    if decay is None:
+        steps[-1] = noise_var.new_zeros(0)
+    grads = [d_mean, d_cov, *steps]
+    last = 6 if decay is not None else 5
+    grads[:last] = poison(bad | has_nan(mean, cov), *grads[:last])
+    dtypes = [x.dtype for x in inputs[:5]] + [inputs[0].dtype]
+    return tuple(g.to(t) for g, t in zip(grads, dtypes, strict=True))
+
+
+class _Chunk:
+    """Conditioning on L steps at once: with S = W U0 W' + V = F F', P = F^-1 W U0 and
+    E = F^-1 (Z - W R0), the posterior is (R0 + P'E, U0 - P'P). Decay is folded into the noise:
+    ``b`` is its running product, V = diag(v b), and the posterior covariance is divided by b_L.
+    """
+
+    def __init__(self, mean, cov, weights, values, noise_var, decay):
+        self.mean, self.cov, self.weights, self.noise_var = mean, cov, weights, noise_var
+        self.decay = decay
+        self.b = torch.ones_like(noise_var) if decay is None else decay.cumprod(1)
+        self.cross = weights @ cov
+        system = self.cross @ weights.mT + torch.diag_embed(noise_var * self.b)
+        self.factor = cholesky(symmetric(system))
+        self.gain = self._lower(self.cross)
+        self.error = self._lower(values - weights @ mean)
+
+    def _lower(self, right):
+        return torch.linalg.solve_triangular(self.factor, right, upper=False)
+
+    def _upper(self, right):
+        return torch.linalg.solve_triangular(self.factor.mT, right, upper=True)
+
+    def posterior(self):
+        mean = self.mean + self.gain.mT @ self.error
+        cov = symmetric(self.cov - self.gain.mT @ self.gain)
+        return mean, cov if self.decay is None else cov / self.b[:, -1:, None]
+
+    def adjoint(self, d_mean, d_cov, d_evidence, cov_after):
+        """Adjoints of mean, cov, weights, values, noise_var and decay."""
+        weights, code = self.weights, self.mean.shape[-1]
+        a, g = self._upper(self.error), self._upper(self.gain)
+        d_cov_tilde = d_cov / self.b[:, -1:, None]
+        g_d_cov = g @ d_cov_tilde
+        d_error = g @ d_mean
+        d_cross = a @ d_mean.mT - 2 * g_d_cov
+        d_system = g_d_cov @ g.mT - symmetric(d_error @ a.mT)
+        if d_evidence is not None:
+            scale = d_evidence[:, None, None]
+            steps = torch.arange(self.b.shape[1], device=self.b.device)
+            later = torch.maximum(steps[:, None], steps)
+            inner = self.b[:, later] * (self.error @ self.error.mT)
+            inner = inner - code * torch.eye(len(steps), dtype=inner.dtype, device=inner.device)
+            d_system = d_system + scale / 2 * symmetric(self._upper(self._upper(inner).mT))
+            d_error = d_error - scale * self._upper(self.b[..., None] * self.error)
+        d_weights = d_cross @ self.cov - d_error @ self.mean.mT + 2 * d_system @ self.cross
+        d_mean0 = d_mean - weights.mT @ d_error
+        d_cov0 = d_cov_tilde + symmetric(weights.mT @ d_cross) + weights.mT @ d_system @ weights
+        d_noise_tilde = d_system.diagonal(dim1=-2, dim2=-1)
+        d_decay = torch.zeros_like(self.b)
+        if self.decay is not None:
+            d_b = self.noise_var * d_noise_tilde
+            if d_evidence is not None:
+                energy = (self.error * self.error).sum(-1) - code / self.b
+                d_b = d_b - d_evidence[:, None] / 2 * energy
+            weighted = d_b * self.b
+            # U is divided by b_L at the end: -<gU, U> / b_L, times b_L.
+            last = -(d_cov * cov_after).sum((-2, -1))[:, None]
+            tail = weighted.flip(1).cumsum(1).flip(1) + last
+            d_decay = tail / self.decay
+        return d_mean0, d_cov0, d_weights, d_error, self.b * d_noise_tilde, d_decay
+
+
+def _per_step(mask: Tensor, tensor: Tensor) -> Tensor:
+    return mask if tensor.dim() == 2 else mask[..., None]
+
+
+def _skip_masked(weights, values, noise_var, mask, decay):
+    """Make masked steps neutral: zero address and value, unit noise, no decay."""
+    if mask is None:
+        return weights, values, noise_var, decay
+    return (
+        torch.where(mask[..., None], weights, 0),
+        torch.where(mask[..., None], values, 0),
+        torch.where(mask, noise_var, 1),
+        None if decay is None else torch.where(mask, decay, 1),
+    )
+
+
+def _bad_items(noise_var: Tensor, mask: Tensor | None, decay: Tensor | None) -> Tensor:
+    """(B,) bool: a step that counts has a noise variance or a decay that is not positive."""
+    bad = ~(noise_var > 0)
+    if decay is not None:
+        bad = bad | ~(decay > 0)
+    return (bad if mask is None else bad & mask).any(1)

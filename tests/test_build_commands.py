@@ -1,0 +1,289 @@
+"""The build's commands, ninja, the sdist, and the libraries that were built."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+
+import pytest
+from build_helpers import (
+    INCLUDE,
+    NVCC,
+    ROOT,
+    TORCH_CPU,
+    BuildError,
+    arch,
+    fake_torch,
+    ninja_build,
+    plan,
+    probe,
+    run_setup,
+    targets,
+)
+
+# Commands
+
+
+def make_layout(folder: Path, *names: str) -> object:
+    for name in ("core/kernels.cpp", "core/dispatch.cpp", "cpu/read.cpp", "bindings/m.cpp", *names):
+        path = folder / "csrc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    (folder / "py").mkdir()
+    (folder / "py/Python.h").write_text("")
+    return targets.Layout(folder, folder / "b", folder / "py", folder / "pybind11")
+
+
+def make_plan(cuda=None, isas=("baseline", "avx2", "avx512"), **changes):
+    compiler = plan.Compiler(("ccache", "g++"), "g++ 12.2", isas)
+    cuda = cuda or plan.Cuda(False, "nvcc was not found")
+    return plan.Plan(TORCH_CPU, compiler, isas, cuda, jobs=2, **changes)
+
+
+def commands(edges) -> dict[str, str]:
+    return {edge.what: " ".join(edge.command) for edge in edges}
+
+
+def test_kernels_are_compiled_once_per_instruction_set(tmp_path):
+    found = commands(targets.edges(make_plan(), make_layout(tmp_path)))
+    kernels = {what: command for what, command in found.items() if "kernels" in what}
+    assert list(kernels) == [f"compile core/kernels.cpp [{isa}]" for isa in plan.ISA_FLAGS]
+    for isa, flags in plan.ISA_FLAGS.items():
+        command = kernels[f"compile core/kernels.cpp [{isa}]"]
+        assert f"-DKANERVA_ISA={isa} " in command
+        assert all(flag in command for flag in flags)
+    assert "-mavx" not in kernels["compile core/kernels.cpp [baseline]"]
+    assert "-mavx" not in found["compile core/dispatch.cpp"]
+    assert "-DKANERVA_HAVE_AVX2 -DKANERVA_HAVE_AVX512" in found["compile core/dispatch.cpp"]
+
+
+def test_dispatch_knows_what_is_not_built(tmp_path):
+    found = commands(targets.edges(make_plan(isas=("baseline",)), make_layout(tmp_path)))
+    assert "KANERVA_HAVE" not in found["compile core/dispatch.cpp"]
+    assert [what for what in found if "[" in what] == ["compile core/kernels.cpp [baseline]"]
+
+
+def test_only_the_torch_library_sees_torch(tmp_path):
+    found = commands(targets.edges(make_plan(), make_layout(tmp_path)))
+    sees_torch = {what for what, command in found.items() if str(INCLUDE) in command}
+    assert sees_torch == {"compile cpu/read.cpp"}
+    assert "-DTORCH_TARGET_VERSION=0x020b000000000000" in found["compile cpu/read.cpp"]
+    assert "-fvisibility=hidden" in found["compile cpu/read.cpp"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="the linker's options are those of Linux")
+def test_links(tmp_path):
+    found = commands(targets.edges(make_plan(ldflags=("-Wl,-s",)), make_layout(tmp_path)))
+    torch_library = found["link _C.abi3.so"]
+    core = found[f"link _core{sysconfig.get_config_var('EXT_SUFFIX')}"]
+    for command in (torch_library, core):
+        assert command.startswith("ccache g++ ")
+        assert command.count("kernels.") == 3
+        assert "-Wl,-s" in command
+        assert "rpath" not in command
+    assert "-ltorch_cpu" in torch_library
+    assert "torch" not in core.replace(str(tmp_path), "")
+
+
+def test_user_flags_come_after_ours(tmp_path):
+    found = commands(targets.edges(make_plan(cxxflags=("-O1", "-g")), make_layout(tmp_path)))
+    command = found["compile cpu/read.cpp"]
+    assert command.index("-O3") < command.index("-O1 -g")
+
+
+def test_cuda_commands(tmp_path):
+    cuda = plan.Cuda(True, archs=arch.parse("8.0;9.0a+PTX"), nvcc=NVCC)
+    layout = make_layout(tmp_path, "cuda/read.cu")
+    found = commands(targets.edges(make_plan(cuda), layout))
+    command = found["compile cuda/read.cu [8.0;9.0a+PTX]"]
+    assert command.startswith("/cuda/bin/nvcc ")
+    for words in (
+        "-ccbin g++",
+        "-gencode arch=compute_80,code=sm_80",
+        "-gencode arch=compute_90a,code=sm_90a",
+        "-gencode arch=compute_90a,code=compute_90a",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        "-DUSE_CUDA",
+    ):
+        assert words in command
+    link = found["link _C_cuda.abi3.so"]
+    assert "-cudart static" in link
+    assert "-ltorch_cuda" in link
+    assert not [what for what in commands(targets.edges(make_plan(), layout)) if "cuda" in what]
+
+
+@pytest.mark.parametrize("folder", ["cpu", "bindings"])
+def test_incomplete_source_tree(tmp_path, folder):
+    layout = make_layout(tmp_path)
+    shutil.rmtree(tmp_path / "csrc" / folder)
+    with pytest.raises(BuildError, match=f"csrc/{folder}: the source tree is incomplete"):
+        targets.edges(make_plan(), layout)
+
+
+def test_missing_python_headers(tmp_path):
+    layout = make_layout(tmp_path)
+    (tmp_path / "py/Python.h").unlink()
+    with pytest.raises(BuildError, match=r"Python\.h was not found in .*; install"):
+        targets.edges(make_plan(), layout)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "expected"),
+    [
+        (None, "no CUDA (nvcc was not found)"),
+        (
+            plan.Cuda(True, archs=arch.parse("8.0;9.0a"), nvcc=NVCC),
+            "CUDA (8.0;9.0a) with nvcc 13.0",
+        ),
+    ],
+)
+def test_summary_is_one_line(cuda, expected):
+    summary = make_plan(cuda).summary()
+    assert expected in summary
+    assert "CPU (baseline, avx2, avx512) with g++ 12.2" in summary
+    assert "2.13.0+cpu" in summary
+    assert "\n" not in summary
+
+
+def test_build_info_header_is_one_raw_string_and_reproducible():
+    header = targets.build_info_header(make_plan(), "1.2.3")
+    assert header == targets.build_info_header(make_plan(), "1.2.3")
+    text = re.search(r'R"KANERVA\((.*)\)KANERVA"', header)[1]
+    info = json.loads(text)
+    assert info["version"] == "1.2.3"
+    assert info["isas"] == ["baseline", "avx2", "avx512"]
+    assert info["cuda"] is False
+    assert info["cuda_reason"] == "nvcc was not found"
+
+
+# ninja
+
+
+def test_ninja_file():
+    edge = ninja_build.Edge(
+        Path("/b/a b.o"),
+        (Path("/s/a b.cpp"),),
+        ("c++", "-DX=$y", "/s/a b.cpp"),
+        "compile a b",
+        (Path("/t/version.h"),),
+        depfile=True,
+    )
+    text = ninja_build.render([edge])
+    assert "build /b/a$ b.o: compile /s/a$ b.cpp | /t/version.h\n" in text
+    assert "  cmd = c++ '-DX=$$y' '/s/a b.cpp'\n" in text
+    assert "  depfile = $out.d\n" in text
+
+
+def copy_edge(folder: Path, mark: str = "") -> object:
+    script = f"echo {mark} >> log; cp in out"
+    return ninja_build.Edge(Path("out"), (Path("in"),), ("sh", "-c", script), "copy")
+
+
+def test_ninja_runs_only_what_changed(tmp_path, capfd):
+    (tmp_path / "in").write_text("one")
+    for mark, text, expected in [
+        ("x", "one", ["x"]),
+        ("x", "one", ["x"]),
+        ("y", "one", ["x", "y"]),
+        ("y", "two", ["x", "y", "y"]),
+    ]:
+        if (tmp_path / "in").read_text() != text:
+            (tmp_path / "in").write_text(text)
+            newer = (tmp_path / "out").stat().st_mtime_ns + 10**9
+            os.utime(tmp_path / "in", ns=(newer, newer))
+        ninja_build.run(tmp_path, [copy_edge(tmp_path, mark)], 1)
+        assert (tmp_path / "log").read_text().split() == expected
+        assert (tmp_path / "out").read_text() == text
+    capfd.readouterr()
+
+
+def test_failed_compilation_is_an_error(tmp_path, capfd):
+    edge = ninja_build.Edge(Path("out"), (), ("sh", "-c", "echo cause; exit 3"), "fail")
+    with pytest.raises(BuildError, match="compilation failed"):
+        ninja_build.run(tmp_path, [edge], 1)
+    assert "cause" in capfd.readouterr().out
+
+
+def test_unchanged_files_are_not_written(tmp_path):
+    path = tmp_path / "folder/file"
+    assert ninja_build.write_if_changed(path, "a")
+    assert not ninja_build.write_if_changed(path, "a")
+    assert ninja_build.write_if_changed(path, "b")
+    assert path.read_text() == "b"
+
+
+# setup.py, the sdist, and what was built
+
+
+def test_setup_works_without_torch(tmp_path):
+    """Metadata must be readable before torch is there."""
+    fake_torch(tmp_path)  # raises when imported, and goes first
+    done = run_setup("--version", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == importlib.import_module("kanerva_ext").__version__
+
+
+def test_sdist_holds_all_that_a_wheel_needs(tmp_path):
+    done = run_setup("egg_info", "--egg-base", str(tmp_path), "sdist", "--dist-dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    generated = {".so", ".pyc", ".o"}
+    wanted = [ROOT / name for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md")]
+    for folder in ("build_backend", "csrc", "kanerva_ext", "tests"):
+        wanted += [p for p in (ROOT / folder).rglob("*") if p.is_file()]
+    expected = {str(p.relative_to(ROOT)) for p in wanted if p.suffix not in generated}
+    assert len(expected) > 20
+    assert expected <= names
+    assert not [name for name in names if Path(name).suffix in generated]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils' nm and readelf")
+def test_the_torch_library_uses_only_the_stable_abi():
+    package = Path(importlib.import_module("kanerva_ext").__file__).parent
+    library = str(package / "_C.abi3.so")
+
+    def output(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    undefined = [line.split()[-1] for line in output("nm", "-D", "-u", library).splitlines()]
+    assert any(name.startswith(("aoti_torch_", "torch_")) for name in undefined)
+    demangled = output("nm", "-D", "-u", "-C", library)
+    assert not re.search(r"\b(at|c10|torch|caffe2)::", demangled), demangled
+    assert not [name for name in undefined if name.startswith("Py")]
+    dynamic = output("readelf", "-d", library)
+    assert "libtorch_cpu.so" in dynamic
+    assert "RPATH" not in dynamic
+    assert "RUNPATH" not in dynamic
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(probe.find_nvcc() is None, reason="needs nvcc (a CUDA toolkit; no GPU)")
+def test_cuda_library_builds_against_any_torch(tmp_path, capfd):
+    """Stable ABI headers compile with plain nvcc, a PyTorch without CUDA included."""
+    layout = make_layout(tmp_path, "cuda/twice.cu")
+    (tmp_path / "csrc/cuda/twice.cu").write_text(
+        "#include <torch/csrc/stable/tensor.h>\n"
+        "__global__ void twice(float* x, int n) {\n"
+        "  int i = blockIdx.x * blockDim.x + threadIdx.x;\n  if (i < n) x[i] *= 2;\n}\n"
+        "void launch(const torch::stable::Tensor& x) {\n"
+        "  twice<<<1, 32>>>(static_cast<float*>(x.data_ptr()), int(x.numel()));\n}\n"
+    )
+    nvcc, torch = probe.find_nvcc(), probe.find_torch()
+    compiler = probe.find_compiler()
+    cuda = plan.decide_cuda("1", has_sources=True, nvcc=nvcc, torch=torch, arch_list="8.0")
+    chosen = plan.Plan(torch, compiler, ("baseline",), cuda, jobs=1)
+    ninja_build.write_if_changed(layout.build / "stubs/empty.cpp", "")
+    ninja_build.run(layout.build, targets._cuda_edges(chosen, layout), 1)
+    assert targets.library_path(layout, "_C_cuda").stat().st_size > 0
+    capfd.readouterr()
