@@ -22,6 +22,7 @@ SOURCES := setup.py pyproject.toml $(shell find build_backend csrc kanerva_ext -
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+.DEFAULT_GOAL := help
 .PHONY: demo test develop lint format bench info sdist wheel clean help
 
 help:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shlex
@@ -77,10 +78,17 @@ def extensions() -> list[Extension]:
     return [Extension(f"{PACKAGE}.{n}", sources=[], optional=n == "_C_cuda") for n in names]
 
 
+@functools.cache
+def prepare() -> tuple[plan.Plan, targets.Layout]:
+    """The plan and the layout of this build."""
+    return make_plan(os.environ), layout()
+
+
 class FreshBuildPy(build_py):
     """Empties the folder that is packed first: a module deleted since must not be in the wheel."""
 
     def run(self) -> None:
+        prepare()  # what is missing is said at once, not below a list of copied files
         if not self.editable_mode:
             shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
@@ -90,9 +98,8 @@ class NinjaBuildExt(build_ext):
     """Plans, says in one line what is built, builds, and puts the libraries in place."""
 
     def build_extensions(self) -> None:
-        chosen = make_plan(os.environ)
+        chosen, where = prepare()
         print(chosen.summary(), flush=True)
-        where = layout()
         header = targets.build_info_header(chosen, self.distribution.get_version())
         ninja_build.write_if_changed(where.build / "include/kanerva_build_info.h", header)
         ninja_build.write_if_changed(where.build / "stubs/empty.cpp", "")

@@ -114,7 +114,9 @@ def _compile(
     relative = source.relative_to(layout.csrc)
     suffix = f".{variant}.o" if variant else ".o"
     output = layout.build / "obj" / relative.with_name(relative.stem + suffix)
-    includes = [f"-I{layout.csrc}", f"-I{layout.build / 'include'}"]
+    # File names in registrations and errors do not depend on where the tree lay.
+    prefix = f"-fmacro-prefix-map={layout.root}/="
+    includes = [prefix, f"-I{layout.csrc}", f"-I{layout.build / 'include'}"]
     includes += [word for folder in system for word in ("-isystem", str(folder))]
     command = [*plan.compiler.command, *CXX_FLAGS, *flags, *plan.cxxflags, *includes]
     command += ["-MMD", "-MF", f"{output}.d", "-c", str(source), "-o", str(output)]

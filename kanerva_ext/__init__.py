@@ -2,6 +2,7 @@
 
 from . import ops
 from ._backend import backends, from_environment, load, use_backend
+from ._version import __version__
 from .memory import FusedKanervaMemory, MemoryState, ReadOutput, WriteOutput
 
 load()
@@ -12,6 +13,7 @@ __all__ = [
     "MemoryState",
     "ReadOutput",
     "WriteOutput",
+    "__version__",
     "backends",
     "ops",
     "use_backend",

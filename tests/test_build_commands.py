@@ -247,6 +247,16 @@ def test_sdist_holds_all_that_a_wheel_needs(tmp_path):
     assert not [name for name in names if Path(name).suffix in generated]
 
 
+def test_every_file_of_the_package_is_installed():
+    package = Path(importlib.import_module("kanerva_ext").__file__).parent
+    source = ROOT / "kanerva_ext"
+    names = [p.relative_to(source) for p in source.rglob("*") if p.is_file()]
+    names = [name for name in names if name.suffix not in {".so", ".pyc"}]
+    assert Path("py.typed") in names
+    assert [name for name in names if not (package / name).is_file()] == []
+    assert (package / "_C.abi3.so").is_file()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils' nm and readelf")
 def test_the_torch_library_uses_only_the_stable_abi():

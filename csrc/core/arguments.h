@@ -39,6 +39,7 @@ struct BayesWriteBackwardArgs {
   Sizes n;
   View grad_mean, grad_cov, grad_log_evidence;
   View mean, cov, weights, values, noise_var, mask, decay;
+  View posterior_mean, posterior_cov;
   WriteMethod method = WriteMethod::automatic;
   View d_mean, d_cov, d_weights, d_values, d_noise_var, d_decay;
 };

@@ -40,37 +40,45 @@ void innovations(const ChunkFactors<A>& f, int64_t L, int64_t K, int64_t n, A* D
   gemm<true>(L, n, L, f.V, f.ldl, D, ld, E, ld, Store::set, Structure::lower);
 }
 
+// sum_t weight_t |E_t|^2, added up in float64.
 template <class A>
 double weighted_square(int64_t L, int64_t n, const A* E, int64_t ld, const double* weight) {
-  using V = Simd<A>;
-  double total = 0.0;
+  using V = Simd<double>;
+  typename V::Vector total{};
   for (int64_t t = 0; t < L; ++t) {
-    typename V::Vector sum{};
+    typename V::Vector row{};
     for (int64_t j = 0; j < n; j += V::width) {
-      const auto e = V::load(E + t * ld + j);
-      sum += e * e;
+      const auto e = V::load_as(E + t * ld + j);
+      row += e * e;
     }
-    double row = 0.0;
-    for (int l = 0; l < V::width; ++l) row += double(sum[l]);
-    total += weight[t] * row;
+    total += V::broadcast(weight[t]) * row;
   }
-  return total;
+  return V::sum(total);
 }
+
+// Where the mean comes from before a chunk and goes to after it, beside its scratch copy; empty inside
+// an episode. The first and last chunk move a block of columns while it is in the cache.
+struct MeanEnds {
+  View from, to;
+};
 
 // Writes the chunk into the mean R (blocks of K x width); returns sum_t b_t |E_t|^2.
 template <class A>
 double write_columns(const Chunk& c, const ChunkFactors<A>& f, const Columns& columns, const View& values,
-                     int64_t b, Rows rows, A* R, double* partial, const Executor& executor) {
+                     int64_t b, Rows rows, const MeanEnds& mean, A* R, double* partial,
+                     const Executor& executor) {
   executor.for_each(columns.count, [&](int64_t block) {
     Workspace::Scope scope(Workspace::of_thread());
-    const int64_t ld = columns.width, n = columns.of(block);
+    const int64_t ld = columns.width, n = columns.of(block), c0 = columns.at(block);
     A* D = scope.take<A>(c.L * ld);
     A* E = scope.take<A>(c.L * ld);
     A* Rb = R + block * c.K * ld;
-    load(values, b, rows, c.L, columns.at(block), n, D, ld);
+    if (mean.from) load(mean.from, b, Rows{}, c.K, c0, n, Rb, ld);
+    load(values, b, rows, c.L, c0, n, D, ld);
     innovations(f, c.L, c.K, n, D, Rb, ld, E);
     gemm<true>(c.K, n, c.L, f.P, f.ldk, E, ld, Rb, ld, Store::add);
     partial[block] = weighted_square(c.L, n, E, ld, c.decay);
+    if (mean.to) store(mean.to, b, Rows{}, c.K, c0, n, Rb, ld);
   });
   double total = 0.0;
   for (int64_t i = 0; i < columns.count; ++i) total += partial[i];
@@ -132,7 +140,6 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
   A* R = scope.take<A>(columns.count * K * columns.width);
   double* partial = scope.take<double>(columns.count);
   load(args.cov, b, Rows{}, K, 0, K, U, chunk.ldk);
-  load_mean(args.mean, b, K, columns, R);
   if (use_sqrt && !make_root(K, U, chunk.ldk, workspace)) return Outcome::failed;
 
   double log_evidence = 0.0;
@@ -143,8 +150,9 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
     if (!(chunk.hardness <= limit)) return Outcome::harder;
     if (!ok) return Outcome::failed;
     factors.take(chunk);
-    const double quadratic = write_columns(chunk, factors, columns, args.values, b,
-                                           Rows{e.index, first}, R, partial, executor);
+    const MeanEnds ends = {first == 0 ? args.mean : View{}, first + steps == e.steps ? args.mean_out : View{}};
+    const double quadratic = write_columns(chunk, factors, columns, args.values, b, Rows{e.index, first}, ends,
+                                           R, partial, executor);
     log_evidence += chunk_log_evidence(chunk, C, quadratic);
     if (!use_sqrt) downdate(chunk, U, executor);
   }
@@ -157,7 +165,10 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
     cov = scope.take<double>(K * chunk.ldk);
     gemm<true>(executor, K, K, K, U, chunk.ldk, U, chunk.ldk, cov, chunk.ldk, Store::set);
   }
-  store_mean(args.mean_out, b, K, columns, R);
+  if (e.steps == 0) {
+    load_mean(args.mean, b, K, columns, R);
+    store_mean(args.mean_out, b, K, columns, R);
+  }
   store(args.cov_out, b, Rows{}, K, 0, K, cov, chunk.ldk);
   store_scalar(args.log_evidence, b, 0, log_evidence);
   return Outcome::done;
@@ -170,7 +181,7 @@ Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Episode& e
   const bool automatic = args.method == WriteMethod::automatic;
   if (args.method == WriteMethod::information || (automatic && information_pays(args.n, e))) {
     const double limit = automatic ? (narrow_state ? kHardInformation32 : kHardInformation64) : kNoLimit;
-    if (write_item_information<S>(args, b, e, limit, executor)) return Outcome::done;
+    if (InformationWrite(args, b, e, executor).run<S>(limit)) return Outcome::done;
     if (!automatic) return Outcome::failed;
   }
   if (args.method != WriteMethod::sqrt) {

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "bayes_write.h"
+#include "information_backward.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -136,7 +137,8 @@ class WriteAdjoint {
   Outcome advance(int64_t index, double* U, A* R) {
     const Outcome outcome = factor(index, U);
     if (outcome != Outcome::done) return outcome;
-    write_columns(chunk_, factors_, columns_, args_.values, b_, Rows{e_.index, first_}, R, partial_, executor_);
+    write_columns(chunk_, factors_, columns_, args_.values, b_, Rows{e_.index, first_}, MeanEnds{}, R,
+                  partial_, executor_);
     if (!use_sqrt_) downdate(chunk_, U, executor_);
     return Outcome::done;
   }
@@ -341,6 +343,7 @@ template <class S>
 Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
                            const Executor& executor) {
   constexpr bool narrow_state = std::is_same_v<S, float>;
+  if (adjoint_from_posterior<S>(args, b, e, executor)) return Outcome::done;
   if (args.method != WriteMethod::sqrt) {
     const bool automatic = args.method == WriteMethod::automatic;
     Outcome outcome = Outcome::harder;

@@ -26,24 +26,34 @@ inline void scale(int64_t j0, int64_t n, double alpha, double* dst) {
   for (int64_t j = j0; j < n; j += V::width) V::store(dst + j, a * V::load(dst + j));
 }
 
+// target[j0, n) -= sum_q coefficients[q * stride] * rows[q][j0, n), the sums in registers.
+inline void eliminate(int64_t j0, int64_t n, int64_t count, const double* coefficients, int64_t stride,
+                      const double* rows, int64_t ld, double* target) {
+  using V = Simd<double>;
+  for (int64_t j = j0; j < n; j += V::width) {
+    auto x = V::load(target + j);
+    for (int64_t q = 0; q < count; ++q) x -= V::broadcast(coefficients[q * stride]) * V::load(rows + q * ld + j);
+    V::store(target + j, x);
+  }
+}
+
 // Upper Cholesky factor of s (n x n; only j >= i is read), in place. inverse_diagonal[i] = 1 / U(i, i).
 // False when a pivot is not positive and finite. What is below the diagonal is not defined.
 inline bool cholesky(int64_t n, double* s, int64_t lds, double* inverse_diagonal) {
   for (int64_t i0 = 0; i0 < n; i0 += kBlock) {
-    const int64_t rows = std::min(kBlock, n - i0);
+    const int64_t i1 = std::min(n, i0 + kBlock);
     // Left-looking: one product brings the block of rows up to date.
     if (i0 > 0) {
-      gemm<true>(rows, n - i0, i0, s + i0, lds, s + i0, lds, s + i0 * lds + i0, lds, Store::sub);
+      gemm<true>(i1 - i0, n - i0, i0, s + i0, lds, s + i0, lds, s + i0 * lds + i0, lds, Store::sub);
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t i = i0 + r;
+    for (int64_t i = i0; i < i1; ++i) {
       double* row = s + i * lds;
+      eliminate(i0, n, i - i0, s + i0 * lds + i, lds, s + i0 * lds, lds, row);
       const double pivot = row[i];
       if (!(pivot > 0.0 && pivot < HUGE_VAL)) return false;
       const double inverse = 1.0 / std::sqrt(pivot);
       inverse_diagonal[i] = inverse;
       scale(i0, n, inverse, row);
-      for (int64_t q = i + 1; q < i0 + rows; ++q) axpy(i0, n, -row[q], row, s + q * lds);
     }
   }
   return true;
@@ -56,16 +66,18 @@ inline void invert_upper(int64_t n, const double* u, int64_t ldu, const double* 
   const int64_t width = padded<double>(n);
   for (int64_t k = blocks - 1; k >= 0; --k) {
     const int64_t i0 = k * kBlock, i1 = std::min(n, i0 + kBlock);
-    for (int64_t i = i0; i < i1; ++i)
-      for (int64_t j = 0; j < width; ++j) v[i * ldv + j] = 0.0;
+    for (int64_t i = i0; i < i1; ++i) {
+      std::memset(v + i * ldv, 0, size_t(width) * sizeof(double));
+      v[i * ldv + i] = 1.0;
+    }
     if (i1 < n) {
       gemm<false>(i1 - i0, n - i1, n - i1, u + i0 * ldu + i1, ldu, v + i1 * ldv + i1, ldv,
                   v + i0 * ldv + i1, ldv, Store::sub);
     }
     for (int64_t i = i1 - 1; i >= i0; --i) {
       double* row = v + i * ldv;
-      row[i] += 1.0;
-      for (int64_t q = i + 1; q < i1; ++q) axpy(i0, n, -u[i * ldu + q], v + q * ldv, row);
+      // The row computed last comes last: the others need not wait for it.
+      eliminate(i0, n, i1 - 1 - i, u + i * ldu + i1 - 1, -1, v + (i1 - 1) * ldv, -ldv, row);
       scale(i0, n, inverse_diagonal[i], row);
     }
   }

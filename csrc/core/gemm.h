@@ -11,6 +11,7 @@
 
 #include "executor.h"
 #include "simd.h"
+#include "workspace.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -68,20 +69,24 @@ inline void tile(int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T*
   }
 }
 
+// The part of [k0, k1) in which rows [i, i + M) of A are not zero.
+inline void clip(Structure structure, int64_t i, int64_t M, int64_t& k0, int64_t& k1) {
+  if (structure == Structure::lower) k1 = std::min(k1, i + M);
+  if (structure == Structure::upper) k0 = std::max(k0, i);
+  k1 = std::max(k0, k1);
+}
+
+// Rows [i, m) of a column panel, steps [k0, k1).
 template <class T, int N, bool Transposed>
-inline void rows_of_panel(int64_t m, int64_t k0, int64_t k1, const T* a, int64_t lda, const T* b,
+inline void rows_of_panel(int64_t i, int64_t m, int64_t k0, int64_t k1, const T* a, int64_t lda, const T* b,
                           int64_t ldb, T* c, int64_t ldc, Store store, Structure structure) {
-  const auto at = [&](int64_t i, int64_t p) { return Transposed ? a + p * lda + i : a + i * lda + p; };
-  int64_t i = 0;
-  const auto run = [&](auto rows_tag) {
-    constexpr int M = decltype(rows_tag)::value;
+  const auto run = [&](auto rows) {
+    constexpr int M = decltype(rows)::value;
     int64_t lo = k0, hi = k1;
-    if (structure == Structure::lower) hi = std::min(hi, i + M);
-    if (structure == Structure::upper) lo = std::max(lo, i);
-    if (lo < hi || store == Store::set) {
-      tile<T, M, N, Transposed>(std::max<int64_t>(hi - lo, 0), at(i, lo), lda, b + (lo - k0) * ldb, ldb,
-                                c + i * ldc, ldc, store);
-    }
+    clip(structure, i, M, lo, hi);
+    const T* first = Transposed ? a + lo * lda + i : a + i * lda + lo;
+    if (lo < hi || store == Store::set)
+      tile<T, M, N, Transposed>(hi - lo, first, lda, b + (lo - k0) * ldb, ldb, c + i * ldc, ldc, store);
     i += M;
   };
   while (i + kRows <= m) run(std::integral_constant<int, kRows>{});
@@ -90,67 +95,118 @@ inline void rows_of_panel(int64_t m, int64_t k0, int64_t k1, const T* a, int64_t
   if (i < m) run(std::integral_constant<int, 1>{});
 }
 
+// The same for rows [0, m), whole tiles of A packed one after the other, steps [p0, p0 + depth).
+template <class T, int N>
+inline void packed_rows(int64_t m, int64_t p0, int64_t depth, const T* packed, const T* b, int64_t ldb, T* c,
+                        int64_t ldc, Store store, Structure structure) {
+  for (int64_t i = 0; i < m; i += kRows) {
+    int64_t lo = p0, hi = p0 + depth;
+    clip(structure, i, kRows, lo, hi);
+    if (lo < hi || store == Store::set)
+      tile<T, kRows, N, true>(hi - lo, packed + i * depth + (lo - p0) * kRows, kRows, b + (lo - p0) * ldb, ldb,
+                              c + i * ldc, ldc, store);
+  }
+}
+
 constexpr int64_t kDepth = 256;  // steps of k whose panel of B stays in the first-level cache
 
-// C (m x n) = A (m x k) B (k x n). Transposed: A is stored k x m.
-template <bool Transposed, class T>
-void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
-          int64_t ldc, Store store, Structure structure = Structure::full, Part part = Part::all) {
-  constexpr int W = Simd<T>::width;
-  if (m <= 0 || n <= 0) return;
-  // A panel that is read many times with a long row stride is copied together first.
-  const bool pack = k >= 64 && m >= 4 * kRows && ldb * int64_t(sizeof(T)) > 1024;
-  alignas(64) static thread_local T panel[kDepth * kVectors * W];
+// Column panels of at most kVectors vectors, as even as possible: 2 + 2 beats 3 + 1.
+struct Panels {
+  int64_t vectors, count;
+  template <class T>
+  static Panels of(int64_t n) {
+    const int64_t v = padded<T>(n) / Simd<T>::width;
+    return {v, (v + kVectors - 1) / kVectors};
+  }
+  int64_t start(int64_t panel) const { return panel * vectors / count; }
+};
 
-  const int64_t vectors = (n + W - 1) / W;
+// The panels first, first + stride, ... of C (m x n) = A (m x k) B (k x n). `panel` and `packed`, where
+// not null, take copies of the operands; see gemm.
+template <bool Transposed, class T>
+void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda,
+                 const T* b, int64_t ldb, T* c, int64_t ldc, Store store, Structure structure, Part part,
+                 T* panel, T* packed) {
+  constexpr int W = Simd<T>::width;
+  const Panels panels = Panels::of<T>(n);
+  const int64_t whole = m / kRows * kRows;
   for (int64_t p0 = 0; p0 == 0 || p0 < k; p0 += kDepth) {
-    const int64_t p1 = std::min(k, p0 + kDepth);
+    const int64_t depth = std::min(kDepth, k - p0);
     const Store mode = p0 > 0 && store == Store::set ? Store::add : store;
-    for (int64_t v = 0; v < vectors;) {
-      // 4 left: 2 + 2 keeps the multiply-add units busier than 3 + 1.
-      const int64_t left = vectors - v;
-      const int N = left == 4 ? 2 : int(std::min<int64_t>(left, kVectors));
-      const T* bp = b + p0 * ldb + v * W;
+    if (packed != nullptr) {
+      for (int64_t i = 0; i < whole; i += kRows)
+        for (int64_t p = 0; p < depth; ++p)
+          std::memcpy(packed + i * depth + p * kRows, a + (p0 + p) * lda + i, kRows * sizeof(T));
+    }
+    for (int64_t i = first; i < panels.count; i += stride) {
+      const int64_t j = panels.start(i) * W, vectors = panels.start(i + 1) - panels.start(i);
+      const T* bp = b + p0 * ldb + j;
       int64_t bs = ldb;
-      if (pack) {
-        for (int64_t p = 0; p < p1 - p0; ++p)
-          std::memcpy(panel + p * N * W, bp + p * ldb, N * kVectorBytes);
+      if (panel != nullptr) {
+        for (int64_t p = 0; p < depth; ++p)
+          std::memcpy(panel + p * vectors * W, bp + p * ldb, size_t(vectors) * kVectorBytes);
         bp = panel;
-        bs = N * W;
+        bs = vectors * W;
       }
-      const int64_t rows = part == Part::upper ? std::min(m, (v + N) * W) : m;
-      T* cp = c + v * W;
-      if (N == 3) {
-        rows_of_panel<T, 3, Transposed>(rows, p0, p1, a, lda, bp, bs, cp, ldc, mode, structure);
-      } else if (N == 2) {
-        rows_of_panel<T, 2, Transposed>(rows, p0, p1, a, lda, bp, bs, cp, ldc, mode, structure);
+      const int64_t rows = part == Part::upper ? std::min(m, j + vectors * W) : m;
+      const auto run = [&](auto count) {
+        constexpr int N = decltype(count)::value;
+        int64_t done = 0;
+        if (packed != nullptr) {
+          done = std::min(whole, (rows + kRows - 1) / kRows * kRows);
+          packed_rows<T, N>(done, p0, depth, packed, bp, bs, c + j, ldc, mode, structure);
+        }
+        if (done < rows) {
+          rows_of_panel<T, N, Transposed>(done, rows, p0, p0 + depth, a, lda, bp, bs, c + j, ldc, mode, structure);
+        }
+      };
+      if (vectors == 3) {
+        run(std::integral_constant<int, 3>{});
+      } else if (vectors == 2) {
+        run(std::integral_constant<int, 2>{});
       } else {
-        rows_of_panel<T, 1, Transposed>(rows, p0, p1, a, lda, bp, bs, cp, ldc, mode, structure);
+        run(std::integral_constant<int, 1>{});
       }
-      v += N;
     }
   }
 }
 
-// gemm over the threads of an executor: column panels are dealt out in turn.
+// C (m x n) = A (m x k) B (k x n). Transposed: A is stored k x m. The panels first, first + stride, ...
+template <bool Transposed, class T>
+void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+          int64_t ldc, Store store, Structure structure = Structure::full, Part part = Part::all,
+          int64_t first = 0, int64_t stride = 1) {
+  constexpr int64_t width = kVectors * Simd<T>::width;
+  constexpr int64_t page = 4096 / sizeof(T);
+  if (m <= 0 || n <= 0) return;
+  // Operands whose rows lie pages apart are copied together first, where they are read often enough.
+  const bool pack_b = k >= 64 && m >= 4 * kRows && ldb > page / 4;
+  const bool pack_a = Transposed && k >= 64 && n >= 4 * width && lda > page / 8;
+  if (pack_a || pack_b) {
+    Workspace::Scope scope(Workspace::of_thread());
+    T* panel = pack_b ? scope.take<T>(kDepth * width) : nullptr;
+    T* packed = pack_a ? scope.take<T>(kDepth * m) : nullptr;
+    gemm_panels<Transposed>(first, stride, m, n, k, a, lda, b, ldb, c, ldc, store, structure, part, panel, packed);
+  } else {
+    gemm_panels<Transposed>(first, stride, m, n, k, a, lda, b, ldb, c, ldc, store, structure, part,
+                            static_cast<T*>(nullptr), static_cast<T*>(nullptr));
+  }
+}
+
+// The same over the threads of an executor: column panels are dealt out in turn.
 template <bool Transposed, class T>
 void gemm(const Executor& executor, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
           int64_t ldb, T* c, int64_t ldc, Store store, Structure structure = Structure::full,
           Part part = Part::all) {
-  constexpr int64_t width = kVectors * Simd<T>::width;
   constexpr double worth_a_fork = 2e5;  // multiply-adds
-  const int64_t panels = (n + width - 1) / width;
-  const int64_t tasks = std::min(executor.threads(), panels);
-  if (tasks <= 1 || double(m) * double(n) * double(k) < worth_a_fork) {
+  int64_t tasks = double(m) * double(n) * double(k) < worth_a_fork ? 1 : executor.threads();
+  if (tasks > 1) tasks = std::min(tasks, Panels::of<T>(n).count);
+  if (tasks <= 1) {
     gemm<Transposed>(m, n, k, a, lda, b, ldb, c, ldc, store, structure, part);
     return;
   }
   executor.for_each(tasks, [&](int64_t task) {
-    for (int64_t panel = task; panel < panels; panel += tasks) {
-      const int64_t j = panel * width, columns = std::min(width, n - j);
-      const int64_t rows = part == Part::upper ? std::min(m, j + width) : m;
-      gemm<Transposed>(rows, columns, k, a, lda, b + j, ldb, c + j, ldc, store, structure);
-    }
+    gemm<Transposed>(m, n, k, a, lda, b, ldb, c, ldc, store, structure, part, task, tasks);
   });
 }
 
@@ -165,21 +221,32 @@ void mirror(int64_t n, T* c, int64_t ldc) {
           c[j * ldc + i] = c[i * ldc + j];
 }
 
-// dst (n x m) = src (m x n)', converting.
+// dst (n x m) = src (m x n)', converting. Reads whole vectors of src and writes whole vectors of dst;
+// the padding of dst becomes zero.
 template <class D, class S>
 void transpose(int64_t m, int64_t n, const S* src, int64_t lds, D* dst, int64_t ldd) {
-  constexpr int64_t block = 16;
-  for (int64_t j0 = 0; j0 < n; j0 += block)
-    for (int64_t i0 = 0; i0 < m; i0 += block)
-      for (int64_t j = j0; j < std::min(n, j0 + block); ++j)
-        for (int64_t i = i0; i < std::min(m, i0 + block); ++i) dst[j * ldd + i] = D(src[i * lds + j]);
+  using V = Simd<D>;
+  constexpr int W = V::width;
+  for (int64_t i0 = 0; i0 < m; i0 += W)
+    for (int64_t j0 = 0; j0 < n; j0 += W) {
+      typename V::Vector rows[W];
+#pragma GCC unroll 16
+      for (int r = 0; r < W; ++r)
+        rows[r] = i0 + r < m ? V::load_as(src + (i0 + r) * lds + j0) : typename V::Vector{};
+      transpose_steps<D, W / 2>(rows);
+      const int count = int(std::min<int64_t>(W, n - j0));
+#pragma GCC unroll 16
+      for (int r = 0; r < W; ++r)
+        if (r < count) V::store(dst + (j0 + r) * ldd + i0, rows[r]);
+    }
 }
 
-// dst = src, converting; whole rows.
+// dst = src, converting, in whole vectors.
 template <class D, class S>
 void convert(int64_t m, int64_t n, const S* src, int64_t lds, D* dst, int64_t ldd) {
+  using V = Simd<D>;
   for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < n; ++j) dst[i * ldd + j] = D(src[i * lds + j]);
+    for (int64_t j = 0; j < n; j += V::width) V::store(dst + i * ldd + j, V::load_as(src + i * lds + j));
 }
 
 }  // namespace KANERVA_ISA

@@ -63,7 +63,10 @@ void load(const View& v, int64_t b, Rows rows, int64_t m, int64_t c0, int64_t n,
       D* row = dst + i * ldd;
       if (v.stride[2] == 1) {
         if constexpr (std::is_same_v<S, D>) {
-          std::memcpy(row, src, size_t(n) * sizeof(D));
+          using V = Simd<D>;
+          int64_t j = 0;
+          for (; j + V::width <= n; j += V::width) V::store(row + j, V::load(src + j));
+          if (j < n) V::store(row + j, V::load_first(src + j, n - j));
         } else if constexpr (std::is_same_v<S, double> || std::is_same_v<S, float>) {
           for (int64_t j = 0; j < n; ++j) row[j] = D(src[j]);
         } else {
@@ -87,7 +90,10 @@ void store(const View& v, int64_t b, Rows rows, int64_t m, int64_t c0, int64_t n
       D* dst = base + b * v.stride[0] + rows[i] * v.stride[1] + c0 * v.stride[2];
       const S* row = src + i * lds;
       if constexpr (std::is_same_v<S, D>) {
-        std::memcpy(dst, row, size_t(n) * sizeof(S));
+        using V = Simd<D>;
+        int64_t j = 0;
+        for (; j + V::width <= n; j += V::width) V::store(dst + j, V::load(row + j));
+        if (j < n) V::store_first(dst + j, n - j, V::load(row + j));
       } else {
         for (int64_t j = 0; j < n; ++j) dst[j] = narrow<D>(row[j]);
       }

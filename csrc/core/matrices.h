@@ -31,12 +31,10 @@ void store(const View& v, int64_t b, Rows at, int64_t m, const Matrix<A>& from) 
   store(v, b, at, m, 0, from.columns, from.data, from.ld);
 }
 
-// to = from', converting; padding zero.
+// to = from', converting.
 template <class D, class S>
 void transpose(const Matrix<S>& from, const Matrix<D>& to) {
   transpose(from.rows, from.columns, from.data, from.ld, to.data, to.ld);
-  for (int64_t i = 0; i < to.rows; ++i)
-    for (int64_t j = to.columns; j < padded<D>(to.columns); ++j) to[i][j] = D(0);
 }
 
 // m rows of c (=, +=, -=) a b
@@ -97,16 +95,10 @@ inline SpdInverse invert_spd(const Executor& executor, const Matrix<double>& s, 
 }
 
 // x = (x + x') / 2
-inline void symmetrise(const Matrix<double>& x) {
+template <class A>
+void symmetrise(const Matrix<A>& x) {
   for (int64_t i = 0; i < x.rows; ++i)
-    for (int64_t j = i + 1; j < x.rows; ++j) x[i][j] = x[j][i] = 0.5 * (x[i][j] + x[j][i]);
-}
-
-inline bool finite(int64_t m, const Matrix<double>& x) {
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < x.columns; ++j)
-      if (!std::isfinite(x[i][j])) return false;
-  return true;
+    for (int64_t j = i + 1; j < x.rows; ++j) x[i][j] = x[j][i] = A(0.5) * (x[i][j] + x[j][i]);
 }
 
 constexpr int64_t kTile = 128;  // queries at a time

@@ -7,6 +7,12 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #ifndef KANERVA_ISA
 #error "compile with -DKANERVA_ISA=<name of the instruction set>"
@@ -38,7 +44,70 @@ struct Simd {
   static inline Vector load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static inline void store(T* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
   static inline Vector broadcast(T x) { return x - Vector{}; }
+
+  // A vector of elements of another type, converted.
+  template <class S>
+  static inline Vector load_as(const S* p) {
+    if constexpr (std::is_same_v<S, T>) {
+      return load(p);
+    } else {
+      typedef S Source __attribute__((vector_size(width * sizeof(S)), aligned(sizeof(S)), may_alias));
+      return __builtin_convertvector(*reinterpret_cast<const Source*>(p), Vector);
+    }
+  }
+
+  // The first n < width elements; what follows them in memory is not touched.
+  static inline Vector load_first(const T* p, int64_t n) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      return (Vector)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1u), p);
+    } else {
+      return (Vector)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1u), p);
+    }
+#else
+    Vector v{};
+    std::memcpy(&v, p, size_t(n) * sizeof(T));
+    return v;
+#endif
+  }
+
+  static inline void store_first(T* p, int64_t n, Vector v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1u), (__m512)v);
+    } else {
+      _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1u), (__m512d)v);
+    }
+#else
+    std::memcpy(p, &v, size_t(n) * sizeof(T));
+#endif
+  }
+
+  static inline double sum(Vector v) {
+    double total = 0.0;
+    for (int l = 0; l < width; ++l) total += double(v[l]);
+    return total;
+  }
 };
+
+// One step of the transposition of a width x width block held in vectors: exchanges the off-diagonal
+// halves of every pair of rows that are `distance` apart.
+template <class T, int distance, size_t... lane>
+inline void exchange(typename Simd<T>::Vector& a, typename Simd<T>::Vector& b, std::index_sequence<lane...>) {
+  constexpr int W = Simd<T>::width;
+  const auto x = a, y = b;
+  a = __builtin_shufflevector(x, y, ((lane & distance) ? W + int(lane) - distance : int(lane))...);
+  b = __builtin_shufflevector(x, y, ((lane & distance) ? W + int(lane) : int(lane) + distance)...);
+}
+
+template <class T, int distance>
+inline void transpose_steps(typename Simd<T>::Vector* rows) {
+  constexpr int W = Simd<T>::width;
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i)
+    if (!(i & distance)) exchange<T, distance>(rows[i], rows[i + distance], std::make_index_sequence<W>{});
+  if constexpr (distance > 1) transpose_steps<T, distance / 2>(rows);
+}
 
 template <class T>
 constexpr int64_t padded(int64_t n) {

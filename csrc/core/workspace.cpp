@@ -8,7 +8,7 @@ namespace kanerva {
 namespace {
 constexpr size_t kAlign = 64;
 constexpr size_t kFirst = size_t(1) << 20;  // the first block, which serves the usual sizes
-constexpr size_t kKept = size_t(8) << 20;   // what a thread keeps between calls
+constexpr size_t kKept = size_t(32) << 20;  // what a thread keeps between calls
 }  // namespace
 
 Workspace& Workspace::of_thread() {

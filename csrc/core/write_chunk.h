@@ -99,8 +99,6 @@ inline void load_chunk(Chunk& c, const View& weights, int64_t b, const Episode& 
 inline bool factor_chunk(Chunk& c, const double* U, const Executor& executor) {
   const int64_t L = c.L, K = c.K;
   transpose(L, K, c.W, c.ldk, c.Wt, c.ldl);
-  for (int64_t k = 0; k < K; ++k)
-    for (int64_t t = L; t < padded<double>(L); ++t) c.Wt[k * c.ldl + t] = 0.0;
   gemm<false>(executor, L, K, K, c.W, c.ldk, U, c.ldk, c.X, c.ldk, Store::set);
   gemm<false>(executor, L, L, K, c.X, c.ldk, c.Wt, c.ldl, c.S, c.ldl, Store::set, Structure::full,
               Part::upper);
@@ -146,8 +144,7 @@ inline bool factor_chunk_sqrt(Chunk& c, double* root, Workspace& workspace) {
       const double* row = root + k * c.ldk;
       typename V::Vector sum{};
       for (int64_t j = 0; j < wide; j += V::width) sum += V::load(row + j) * V::load(w + j);
-      double x = 0.0;
-      for (int l = 0; l < V::width; ++l) x += sum[l];
+      const double x = V::sum(sum);
       phi[k] = x;
       energy += x * x;
       axpy(0, K, x, row, gain);
@@ -167,9 +164,7 @@ inline bool factor_chunk_sqrt(Chunk& c, double* root, Workspace& workspace) {
       typename V::Vector sum{};
       const double* p = c.P + q * c.ldk;
       for (int64_t j = 0; j < wide; j += V::width) sum += V::load(p + j) * V::load(w + j);
-      double x = 0.0;
-      for (int l = 0; l < V::width; ++l) x += sum[l];
-      column[q * c.ldl] = x;
+      column[q * c.ldl] = V::sum(sum);
     }
     column[t * c.ldl] = std::sqrt(s);
   }

@@ -55,19 +55,21 @@ std::tuple<Tensor, Tensor, Tensor> bayes_write(Tensor mean, Tensor cov, Tensor w
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bayes_write_backward(
     OptionalTensor grad_mean, OptionalTensor grad_cov, OptionalTensor grad_log_evidence, Tensor mean,
     Tensor cov, Tensor weights, Tensor values, Tensor noise_var, OptionalTensor mask, OptionalTensor decay,
-    std::string method) {
+    std::string method, Tensor posterior_mean, Tensor posterior_cov) {
   BayesWriteBackwardArgs args;
   take_inputs(args, mean, cov, weights, values, noise_var, mask, decay, method);
   const auto [B, T, K, C] = args.n;
   args.grad_mean = state_view(grad_mean, "grad_mean", {B, K, C}, args.mean.dtype);
   args.grad_cov = state_view(grad_cov, "grad_cov", {B, K, K}, args.mean.dtype);
   args.grad_log_evidence = state_view(grad_log_evidence, "grad_log_evidence", {B}, args.mean.dtype);
+  args.posterior_mean = state_view(posterior_mean, "posterior_mean", {B, K, C}, args.mean.dtype);
+  args.posterior_cov = state_view(posterior_cov, "posterior_cov", {B, K, K}, args.mean.dtype);
   Output d_mean = output(mean, {B, K, C});
   Output d_cov = output(mean, {B, K, K});
   Output d_weights = output(weights, {B, T, K});
   Output d_values = output(values, {B, T, C});
   Output d_noise_var = output(mean, {B, T});
-  Output d_decay = args.decay ? output(mean, {B, T}) : output(mean, {0});
+  Output d_decay = decay.has_value() ? output(mean, {B, T}) : output(mean, {0});
   args.d_mean = d_mean.view;
   args.d_cov = d_cov.view;
   args.d_weights = d_weights.view;

@@ -195,10 +195,12 @@ def _fold_vmap(call: Callable, size: int, in_dims: tuple, args: tuple):
 
 def _save(ctx, args: tuple) -> None:
     ctx.set_materialize_grads(False)
-    tail = 1 if isinstance(args[-1], str) else 0
-    ctx.constants = args[len(args) - tail :]
-    ctx.save_for_backward(*args[: len(args) - tail])
+    ctx.constants = [(i, a) for i, a in enumerate(args) if isinstance(a, str)]
+    ctx.save_for_backward(*(a for a in args if not isinstance(a, str)))
 
 
 def _saved(ctx) -> tuple:
-    return (*ctx.saved_tensors, *ctx.constants)
+    args = list(ctx.saved_tensors)
+    for index, constant in ctx.constants:
+        args.insert(index, constant)
+    return tuple(args)

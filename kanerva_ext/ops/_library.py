@@ -20,7 +20,8 @@ bayes_write(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise
     Tensor? mask, Tensor? decay, str method) -> (Tensor, Tensor, Tensor)
 bayes_write_backward(Tensor? grad_mean, Tensor? grad_cov, Tensor? grad_log_evidence, Tensor mean,
     Tensor cov, Tensor weights, Tensor values, Tensor noise_var, Tensor? mask, Tensor? decay,
-    str method) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)
+    str method, Tensor posterior_mean, Tensor posterior_cov)
+    -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)
 solve_addresses(Tensor mean, Tensor queries, Tensor ridge) -> Tensor
 solve_addresses_backward(Tensor grad_weights, Tensor mean, Tensor queries, Tensor ridge,
     Tensor weights) -> (Tensor, Tensor, Tensor)
@@ -102,7 +103,7 @@ def _fake_bayes_write(mean, cov, weights, values, noise_var, mask, decay, method
 
 
 def _fake_bayes_write_backward(g_mean, g_cov, g_log, *args):
-    mean, cov, weights, values, noise_var, _, decay, _ = args
+    mean, cov, weights, values, noise_var, _, decay, *_ = args
     grads = _same(mean, cov, weights, values, noise_var)
     return *grads, _like(mean, 0) if decay is None else _same(decay)[0]
 

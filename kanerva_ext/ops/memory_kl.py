@@ -46,7 +46,7 @@ def memory_kl(
     >>> import torch
     >>> from kanerva_ext import ops
     >>> mean, cov = torch.zeros(1, 2, 3), torch.eye(2)[None]
-    >>> ops.memory_kl(mean + 1, cov, mean, cov)
+    >>> ops.memory_kl(mean + 1, cov, mean, cov).round(decimals=3)
     tensor([3.])
     """
     args, batch = (mean, cov, prior_mean, prior_cov), None

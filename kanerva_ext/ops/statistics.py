@@ -10,7 +10,7 @@ from .._state import MemoryState
 from ._autograd import Operator
 
 _STATE = (Arg("mean", "KC", "state"), Arg("cov", "KK", "state"))
-_STATISTICS = (Arg("shift", "KC", "state"), Arg("precision", "KK", "state"))
+_STATISTICS = (Arg("precision", "KK", "state"), Arg("shift", "KC", "state"))
 _operator = Operator("statistics", receivers=(0, 1), saved_outputs=(0, 1))
 
 
@@ -40,10 +40,10 @@ def to_statistics(
     >>> import torch
     >>> from kanerva_ext import ops
     >>> precision, shift = ops.to_statistics(torch.ones(1, 2, 3), 0.5 * torch.eye(2))
-    >>> precision
+    >>> precision.round(decimals=3)
     tensor([[[2., 0.],
              [0., 2.]]])
-    >>> ops.from_statistics(precision, shift).mean
+    >>> ops.from_statistics(precision, shift).mean.round(decimals=3)
     tensor([[[1., 1., 1.],
              [1., 1., 1.]]])
     """
@@ -73,8 +73,8 @@ def from_statistics(
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`.
     """
-    args, batch = _checks.prepare("from_statistics", _STATISTICS, (shift, precision))
-    results = _operator(backend, *args)
+    args, batch = _checks.prepare("from_statistics", _STATISTICS, (precision, shift))
+    results = _operator(backend, args[1], args[0])
     return MemoryState(
         *_checks.finish("from_statistics", _STATISTICS, args, batch, check, results)
     )

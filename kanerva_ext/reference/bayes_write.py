@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._common import cholesky, full_precision, has_nan, poison, symmetric, wide
 
-CHUNK = 128  # steps per T x T system in the adjoint
+CHUNK = 16  # steps per system in the adjoint; longer ones lose digits where noise is tiny
 
 
 @full_precision
@@ -66,12 +66,15 @@ def bayes_write_backward(
     mask: Tensor | None = None,
     decay: Tensor | None = None,
     method: str = "auto",
+    posterior_mean: Tensor | None = None,
+    posterior_cov: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of mean, cov (symmetrised), weights, values, noise_var and decay.
 
     The episode is cut into chunks; the states at their starts come from the chunked forward pass
     (exact conditioning by a Cholesky factor), the adjoints from `_chunk_adjoint` in reverse.
-    Without ``decay`` the last gradient is an empty tensor.
+    Without ``decay`` the last gradient is an empty tensor. The posterior, which compiled kernels
+    use, is not needed here.
     """
     dtype = wide(mean)
     inputs = (mean, cov, weights, values, noise_var, decay)
@@ -140,31 +143,48 @@ class _Chunk:
     def _upper(self, right):
         return torch.linalg.solve_triangular(self.factor.mT, right, upper=True)
 
-    def posterior(self):
+    def _condition(self):
+        """The posterior but for the division of its covariance by b_L."""
         mean = self.mean + self.gain.mT @ self.error
-        cov = symmetric(self.cov - self.gain.mT @ self.gain)
+        return mean, symmetric(self.cov - self.gain.mT @ self.gain)
+
+    def posterior(self):
+        mean, cov = self._condition()
         return mean, cov if self.decay is None else cov / self.b[:, -1:, None]
 
     def adjoint(self, d_mean, d_cov, d_evidence, cov_after):
-        """Adjoints of mean, cov, weights, values, noise_var and decay."""
+        """Adjoints of mean, cov, weights, values, noise_var and decay.
+
+        With Y = F^-1 W, ``keep`` = I - Y'P is what the chunk leaves of its prior: formed once,
+        since subtracting the overwritten part from each gradient would cancel where little is
+        left, and from half-whitened factors, whose condition number is the square root of S's.
+        """
         weights, code = self.weights, self.mean.shape[-1]
         a, g = self._upper(self.error), self._upper(self.gain)
+        white = self._lower(weights)
+        eye = torch.eye(weights.shape[-1], dtype=a.dtype, device=a.device)
+        keep = eye - white.mT @ self.gain
+        mean_after, cov_tilde = self._condition()
         d_cov_tilde = d_cov / self.b[:, -1:, None]
-        g_d_cov = g @ d_cov_tilde
-        d_error = g @ d_mean
-        d_cross = a @ d_mean.mT - 2 * g_d_cov
+        g_d_cov, d_error = g @ d_cov_tilde, g @ d_mean
         d_system = g_d_cov @ g.mT - symmetric(d_error @ a.mT)
+        d_weights = (a @ d_mean.mT - 2 * g_d_cov) @ cov_tilde - d_error @ mean_after.mT
+        d_mean0 = keep @ d_mean
+        d_cov0 = keep @ d_cov_tilde @ keep.mT + symmetric(d_mean0 @ (self.error.mT @ white))
         if d_evidence is not None:
             scale = d_evidence[:, None, None]
             steps = torch.arange(self.b.shape[1], device=self.b.device)
-            later = torch.maximum(steps[:, None], steps)
-            inner = self.b[:, later] * (self.error @ self.error.mT)
+            inner = self.b[:, torch.maximum(steps[:, None], steps)]
+            inner = inner * (self.error @ self.error.mT)
             inner = inner - code * torch.eye(len(steps), dtype=inner.dtype, device=inner.device)
-            d_system = d_system + scale / 2 * symmetric(self._upper(self._upper(inner).mT))
-            d_error = d_error - scale * self._upper(self.b[..., None] * self.error)
-        d_weights = d_cross @ self.cov - d_error @ self.mean.mT + 2 * d_system @ self.cross
-        d_mean0 = d_mean - weights.mT @ d_error
-        d_cov0 = d_cov_tilde + symmetric(weights.mT @ d_cross) + weights.mT @ d_system @ weights
+            weighted = self.b[..., None] * self.error
+            d_mean0 = d_mean0 + scale * (white.mT @ weighted)
+            d_cov0 = d_cov0 + scale / 2 * (white.mT @ inner @ white)
+            inner = scale * symmetric(self._upper(self._upper(inner).mT))
+            outer = scale * self._upper(weighted)
+            d_error = d_error - outer
+            d_system = d_system + inner / 2
+            d_weights = d_weights + inner @ self.cross + outer @ self.mean.mT
         d_noise_tilde = d_system.diagonal(dim1=-2, dim2=-1)
         d_decay = torch.zeros_like(self.b)
         if self.decay is not None:

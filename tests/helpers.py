@@ -1,0 +1,283 @@
+"""Hard problems, their truth in extended precision, and the rule by which results pass."""
+
+from __future__ import annotations
+
+import doctest
+import math
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+KINDS = ("iid", "collinear", "rank8", "scaled", "softmax", "repeated")
+METHODS = ("auto", "chunk", "information", "sqrt")
+LD = np.longdouble
+ULPS = 8
+BROKEN = 1e-2  # relative error beyond which the float32 recursion has broken down
+
+
+class Problem(NamedTuple):
+    """The arguments of bayes_write."""
+
+    mean: Tensor
+    cov: Tensor
+    weights: Tensor
+    values: Tensor
+    noise_var: Tensor
+    mask: Tensor | None = None
+    decay: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        return Problem(*(_cast(x, dtype) for x in self))
+
+    def item(self, index: int) -> Problem:
+        return Problem(*(None if x is None else x[index : index + 1] for x in self))
+
+
+class Case(NamedTuple):
+    """A point of the grid of hard problems."""
+
+    kind: str
+    noise: float
+    steps: int
+    slots: int
+    code: int
+    mask: str = "none"
+    decay: bool = False
+    batch: int = 2
+
+    def __str__(self) -> str:
+        extra = f"-mask_{self.mask}" if self.mask != "none" else ""
+        extra += "-decay" if self.decay else ""
+        return f"{self.kind}-v{self.noise:g}-T{self.steps}-K{self.slots}-C{self.code}{extra}"
+
+
+def _grid() -> list[Case]:
+    """Every kind with every noise; steps, sizes, masks and decay take turns (coprime periods)."""
+    steps = (7, 32, 100, 1, 33)
+    sizes = ((32, 100), (1, 3), (17, 1), (64, 16), (13, 29), (5, 300), (65, 31))
+    masks = ("none", "some", "none", "all")
+    grid = [
+        (kind, noise) for kind in KINDS for noise in (1e-6, 1e-4, 1e-2, 1.0, 1e3)
+    ]
+    cases = [
+        Case(kind, noise, steps[i % 5], *sizes[i % 7], masks[i % 4], i % 3 == 2)
+        for i, (kind, noise) in enumerate(grid)
+    ]
+    return [
+        *cases,
+        Case("iid", 1.0, 0, 4, 3),
+        Case("iid", 1.0, 0, 4, 3, decay=True),
+        Case("iid", 1.0, 32, 300, 257, batch=1),
+        Case("softmax", 1e-4, 100, 127, 65, "some", batch=1),
+        *(Case(kind, 1e-2, 1024, 24, 20, batch=1) for kind in KINDS),
+        Case("iid", 1.0, 1024, 33, 5, "some", True, batch=1),
+        Case("softmax", 1e-6, 1024, 16, 8, batch=1),
+    ]
+
+
+CASES = _grid()
+LONG = Case("iid", 1.0, 65_536, 6, 3, batch=1)
+
+
+def problem(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> Problem:
+    """The problem of a grid point; the same numbers, rounded, in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    b, t, k, c = case.batch, case.steps, case.slots, case.code
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    if case.kind == "iid":
+        weights = randn(b, t, k) / math.sqrt(k)
+    elif case.kind == "collinear":
+        weights = randn(b, 1, k) / math.sqrt(k) + 1e-3 * randn(b, t, k)
+    elif case.kind == "rank8":
+        weights = randn(b, t, min(8, k)) @ randn(b, min(8, k), k) / k
+    elif case.kind == "scaled":
+        weights = randn(b, t, k) * torch.logspace(-3, 2, k, dtype=torch.float64)
+    elif case.kind == "softmax":
+        weights = torch.softmax(4 * randn(b, t, k), -1)
+    else:
+        distinct = randn(b, 3, k) / math.sqrt(k)
+        weights = distinct[:, torch.arange(t) % 3]
+    root = randn(b, k, k) / math.sqrt(k)
+    mask = None
+    if case.mask == "some":
+        mask = torch.rand(b, t, generator=generator) < 0.7
+    elif case.mask == "all":
+        mask = torch.zeros(b, t, dtype=torch.bool)
+    decay = 1 - 0.1 * torch.rand(b, t, generator=generator, dtype=torch.float64)
+    noise = case.noise * (0.5 + torch.rand(b, t, generator=generator, dtype=torch.float64))
+    full = Problem(
+        randn(b, k, c),
+        root @ root.mT / 2 + 0.5 * torch.eye(k, dtype=torch.float64),
+        weights,
+        randn(b, t, c),
+        noise,
+        mask,
+        decay if case.decay else None,
+    )
+    return full.to(torch.float32).to(dtype)  # float32 and float64 solve the same problem
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return tensor if tensor is None or tensor.dtype == torch.bool else tensor.to(dtype)
+
+
+# ------------------------------------------------------------------- truth in extended precision
+
+
+def recursion(p: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """bayes_write step by step in numpy.longdouble."""
+    items = [_recursion_item(p.item(i), None)[0] for i in range(len(p.mean))]
+    shapes = (p.mean.shape[1:], p.cov.shape[1:], ())
+    return tuple(
+        np.stack(x) if items else np.zeros((0, *s), LD)
+        for x, s in zip(zip(*items, strict=True) if items else ((),) * 3, shapes, strict=True)
+    )
+
+
+def recursion_grads(p: Problem, grads: tuple[Tensor, Tensor, Tensor]) -> list[np.ndarray]:
+    """Gradients of mean, cov (symmetrised), weights, values, noise_var and decay, in longdouble,
+    for the incoming gradients of (mean, cov, log_evidence): the recursion run backwards."""
+    items = [
+        _recursion_item(p.item(i), [extended(g[i]) for g in grads])[1] for i in range(len(p.mean))
+    ]
+    return [np.stack(x) for x in zip(*items, strict=True)]
+
+
+def extended(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy().astype(LD)
+
+
+def _recursion_item(p: Problem, grads: list[np.ndarray] | None):
+    mean, cov, weights, values, noise = (extended(x[0]) for x in p[:5])
+    decay = np.ones(len(weights), LD) if p.decay is None else extended(p.decay[0])
+    counts = np.ones(len(weights), bool) if p.mask is None else p.mask[0].numpy()
+    code, evidence, tape = mean.shape[1], LD(0), []
+    pi = LD(math.pi)
+    for t in np.flatnonzero(counts):
+        cov = cov / decay[t]
+        w, c = weights[t], cov @ weights[t]
+        s, d = w @ c + noise[t], values[t] - mean.T @ w
+        tape.append((t, cov, mean, c, s, d))
+        mean, cov = mean + np.outer(c, d) / s, cov - np.outer(c, c) / s
+        evidence = evidence - (d @ d / s + code * np.log(2 * pi * s)) / 2
+    out = (mean, cov, evidence)
+    if grads is None:
+        return out, None
+    g_mean, g_cov, g_log = grads
+    g_cov = (g_cov + g_cov.T) / 2
+    g_w, g_z = np.zeros_like(weights), np.zeros_like(values)
+    g_v, g_decay = np.zeros_like(noise), np.zeros_like(decay)
+    for t, cov, mean, c, s, d in reversed(tape):
+        w = weights[t]
+        g_d = g_mean.T @ c / s - g_log * d / s
+        g_c = g_mean @ d / s - 2 * g_cov @ c / s
+        g_s = -(c @ g_mean @ d) / s**2 + c @ g_cov @ c / s**2
+        g_s = g_s - g_log / 2 * (code / s - d @ d / s**2)
+        g_c = g_c + g_s * w
+        g_w[t] = g_s * c + cov @ g_c - mean @ g_d
+        g_z[t], g_v[t] = g_d, g_s
+        g_mean = g_mean - np.outer(w, g_d)
+        g_cov = g_cov + (np.outer(g_c, w) + np.outer(w, g_c)) / 2
+        g_decay[t] = -(g_cov * cov).sum() / decay[t]
+        g_cov = g_cov / decay[t]
+    return out, [g_mean, g_cov, g_w, g_z, g_v, g_decay]
+
+
+# --------------------------------------------------------------------------------- the rule
+
+
+def relative_error(actual, truth) -> float:
+    """Largest error over batch items, each relative to its largest true value; inf for a NaN."""
+    actual, truth = _rows(actual), _rows(truth)
+    if truth.size == 0:
+        return 0.0
+    scale = np.abs(truth).max(1, keepdims=True)
+    error = np.abs(actual - truth) / np.where(scale == 0, 1, scale)
+    return float(np.where(np.isnan(error), np.inf, error).max())
+
+
+def _rows(x) -> np.ndarray:
+    x = extended(x) if isinstance(x, Tensor) else np.asarray(x, LD)
+    return x.reshape(len(x), -1) if x.ndim > 1 else x.reshape(-1, 1)
+
+
+def assert_as_accurate(
+    actual,
+    truth,
+    rival=None,
+    *,
+    floor: float | None = None,
+    broken: float = BROKEN,
+    name: str = "result",
+) -> None:
+    """``actual`` errs at most twice as much as ``rival``, a plain computation in the same dtype,
+    plus a few ulp. Where the rival has broken down, ``broken`` is the bound.
+
+    With ``floor``, twice the rival's error or ``floor``, whichever is larger: float64 results are
+    held to 1e-10, but where the float64 recursion itself is further from the truth, to that.
+    Errors are relative to the largest true value of the batch item.
+    """
+    assert tuple(actual.shape) == tuple(truth.shape), (
+        f"{name} has shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    )
+    rival_error = 0.0 if rival is None else relative_error(rival, truth)
+    allowed = min(2 * rival_error, broken)
+    if floor is None:
+        bound = allowed + ULPS * torch.finfo(actual.dtype).eps
+    else:
+        bound = max(allowed, floor)
+    error = relative_error(actual, truth)
+    if error <= bound:
+        return
+    got, want = _rows(actual), _rows(truth)
+    gap = np.abs(got - want) / np.maximum(np.abs(want).max(1, keepdims=True), 1e-300)
+    worst = np.unravel_index(np.argmax(np.where(np.isnan(gap), np.inf, gap)), gap.shape)
+    index = np.unravel_index(worst[0] * gap.shape[1] + worst[1], tuple(truth.shape))
+    pytest.fail(
+        f"{name}: relative error {error:.3g} exceeds {bound:.3g} (plain computation in "
+        f"{actual.dtype}: {rival_error:.3g}); worst at {tuple(map(int, index))}: got "
+        f"{float(got[worst]):.9g}, expected {float(want[worst]):.9g}"
+    )
+
+
+def assert_same_direction(actual, truth, *, name: str = "gradient") -> None:
+    """The cosine of each batch item's gradient with the true one is 1 within 1e-4."""
+    for item, (a, b) in enumerate(zip(_rows(actual), _rows(truth), strict=True)):
+        norm = np.linalg.norm(a.astype(float)) * np.linalg.norm(b.astype(float))
+        if norm > 0:
+            cosine = float(a @ b) / norm
+            assert cosine > 1 - 1e-4, f"{name}: cosine {cosine} with the truth in item {item}"
+
+
+def run_doctests(of) -> None:
+    """Run the examples in the docstrings of the module of ``of``; there must be some."""
+    module = sys.modules[of.__module__]
+    failed, attempted = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert attempted > 0
+    assert failed == 0
+
+
+def solve_spd(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """``matrix^-1 right`` by a Cholesky factor, in longdouble."""
+    matrix, right = np.array(matrix, LD), np.array(right, LD)
+    size = len(matrix)
+    for i in range(size):  # the factor replaces the lower triangle
+        matrix[i, i] = np.sqrt(matrix[i, i] - matrix[i, :i] @ matrix[i, :i])
+        matrix[i + 1 :, i] -= matrix[i + 1 :, :i] @ matrix[i, :i]
+        matrix[i + 1 :, i] /= matrix[i, i]
+    for i in range(size):
+        right[i] = (right[i] - matrix[i, :i] @ right[:i]) / matrix[i, i]
+    for i in reversed(range(size)):
+        right[i] = (right[i] - matrix[i + 1 :, i] @ right[i + 1 :]) / matrix[i, i]
+    return right
+
+
+def symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2

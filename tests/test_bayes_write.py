@@ -1,0 +1,347 @@
+import functools
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    CASES,
+    LONG,
+    METHODS,
+    Case,
+    Problem,
+    assert_as_accurate,
+    assert_same_direction,
+    problem,
+    recursion,
+    recursion_grads,
+    run_doctests,
+    symmetric,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from operator_checks import DATA, MASK, NOISE, STATE, OperatorChecks
+
+from kanerva_ext import ops, reference
+
+NAMES = ("mean", "cov", "log_evidence")
+GRADS = ("mean", "cov", "weights", "values", "noise_var", "decay")
+GRAD_CASES = [c for c in CASES if c.steps <= 100 and c.slots <= 65]
+
+
+class TestBayesWrite(OperatorChecks):
+    name = "bayes_write"
+    function = staticmethod(ops.bayes_write)
+    kinds = {
+        "mean": STATE,
+        "cov": STATE,
+        "weights": DATA,
+        "values": DATA,
+        "noise_var": NOISE,
+        "mask": MASK,
+        "decay": NOISE,
+    }
+    dims = {
+        "mean": "KC",
+        "cov": "KK",
+        "weights": "TK",
+        "values": "TC",
+        "noise_var": "T",
+        "mask": "T",
+        "decay": "T",
+    }
+    optional = ("mask", "decay")
+    raw_tail = ("auto",)
+    factors_covariance = False
+
+
+def write(p: Problem, **options):
+    return ops.bayes_write(*p[:5], mask=p.mask, decay=p.decay, **options)
+
+
+def methods(case: Case) -> list[str]:
+    return [m for m in METHODS if not (case.decay and m == "information")]
+
+
+CASES_METHODS = [pytest.param(c, m, id=f"{c}-{m}") for c in CASES for m in methods(c)]
+GRAD_CASES_METHODS = [pytest.param(c, m, id=f"{c}-{m}") for c in GRAD_CASES for m in methods(c)]
+
+
+@functools.cache
+def truth(case: Case):
+    return recursion(problem(case))
+
+
+@functools.cache
+def plain(case: Case, dtype: torch.dtype):
+    """The symmetric recursion in PyTorch."""
+    return reference.bayes_write(*problem(case, dtype))
+
+
+@pytest.mark.parametrize(("case", "method"), CASES_METHODS)
+def test_float64(case, method):
+    results = write(problem(case), method=method)
+    rivals = plain(case, torch.float64)
+    for name, got, want, rival in zip(NAMES, results, truth(case), rivals, strict=True):
+        assert_as_accurate(got, want, rival, floor=1e-10, name=name)
+
+
+@pytest.mark.parametrize(("case", "method"), CASES_METHODS)
+def test_float32(case, method):
+    results = write(problem(case, torch.float32), method=method)
+    rivals = plain(case, torch.float32)
+    for name, got, want, rival in zip(NAMES, results, truth(case), rivals, strict=True):
+        assert_as_accurate(got, want, rival, name=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_65536_steps(dtype):
+    p = problem(LONG, dtype)
+    floor = 1e-10 if dtype == torch.float64 else None
+    for method in METHODS:
+        results, rivals = write(p, method=method), plain(LONG, dtype)
+        for name, got, want, rival in zip(NAMES, results, truth(LONG), rivals, strict=True):
+            assert_as_accurate(got, want, rival, floor=floor, name=f"{method}: {name}")
+
+
+# ---------------------------------------------------------------------------- gradients
+
+
+def incoming(case: Case):
+    generator = torch.Generator().manual_seed(1)
+    p = problem(case)
+    shapes = (p.mean.shape, p.cov.shape, p.mean.shape[:1])
+    return [
+        torch.randn(s, generator=generator, dtype=torch.float32).to(torch.float64) for s in shapes
+    ]
+
+
+@functools.cache
+def true_grads(case: Case):
+    return recursion_grads(problem(case), incoming(case))
+
+
+def grads(case: Case, dtype: torch.dtype, function):
+    """Gradients of (mean, cov, weights, values, noise_var[, decay]) of ``function``."""
+    p = Problem(
+        *(
+            x if x is None or x.dtype == torch.bool else x.requires_grad_()
+            for x in problem(case, dtype)
+        )
+    )
+    inputs = [x for x in (*p[:5], p.decay) if x is not None]
+    pairs = [
+        (result, grad.to(dtype))
+        for result, grad in zip(function(p), incoming(case), strict=True)
+        if result.requires_grad  # the recursion's evidence does not without steps
+    ]
+    results, cotangents = zip(*pairs, strict=True)
+    return torch.autograd.grad(results, inputs, cotangents, materialize_grads=True)
+
+
+@functools.cache
+def plain_grads(case: Case, dtype: torch.dtype):
+    """Automatic differentiation through the symmetric recursion."""
+    return grads(case, dtype, lambda p: reference.bayes_write(*p))
+
+
+@pytest.mark.parametrize(("case", "method"), GRAD_CASES_METHODS)
+def test_float64_gradients(case, method):
+    got = grads(case, torch.float64, lambda p: write(p, method=method))
+    for name, g, want, rival in zip(
+        GRADS, got, true_grads(case), plain_grads(case, torch.float64), strict=False
+    ):
+        assert_as_accurate(g, want, rival, floor=1e-10, name=f"gradient of {name}")
+
+
+@pytest.mark.parametrize(("case", "method"), GRAD_CASES_METHODS)
+def test_float32_gradients(case, method):
+    got = grads(case, torch.float32, lambda p: write(p, method=method))
+    for name, g, want, rival in zip(
+        GRADS, got, true_grads(case), plain_grads(case, torch.float32), strict=False
+    ):
+        assert_as_accurate(g, want, rival, name=f"gradient of {name}")
+        assert_same_direction(g, want, name=f"gradient of {name}")
+
+
+@pytest.mark.parametrize("case", GRAD_CASES, ids=str)
+def test_closed_form_of_the_reference(case):
+    """The adjoint in chunks, which serves devices without kernels."""
+    p = problem(case)
+    got = reference.bayes_write_backward(*incoming(case), *p)
+    for name, g, want, rival in zip(
+        GRADS, got, true_grads(case), plain_grads(case, torch.float64), strict=False
+    ):
+        # It serves devices without kernels; chunks of it lose a few digits where noise is tiny.
+        floor = 1e-10 if case.noise >= 1e-2 and case.kind != "scaled" else 1e-7
+        assert_as_accurate(g, want, rival, floor=floor, name=f"gradient of {name}")
+
+
+def test_gradients_of_a_long_episode():
+    """Several chunks in the adjoint, with decay across them."""
+    for decay in (False, True):
+        case = Case("iid", 1.0, 300, 9, 4, "some", decay)
+        for g in (
+            grads(case, torch.float64, write),
+            reference.bayes_write_backward(*incoming(case), *problem(case)),
+        ):
+            for name, a, b in zip(GRADS, g, true_grads(case), strict=False):
+                if a.numel():
+                    assert_as_accurate(a, b, floor=1e-10, name=name)
+
+
+# ---------------------------------------------------------------------------- what it means
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_covariance_is_symmetric_positive_and_shrinks(method, dtype):
+    for case in CASES:
+        if case.decay and method == "information":
+            continue
+        p = problem(case, dtype)
+        _, cov, _ = write(p, method=method)
+        assert torch.equal(cov, cov.mT), case
+        eps = torch.finfo(dtype).eps
+        trace = p.cov.diagonal(dim1=-2, dim2=-1).double().sum(-1)
+        if not case.decay:
+            smallest = torch.linalg.eigvalsh(cov.double())[:, 0]
+            assert (smallest >= -16 * eps * trace).all(), case
+            variance, before = (x.diagonal(dim1=-2, dim2=-1) for x in (cov, p.cov))
+            assert (variance <= before * (1 + 8 * eps)).all(), case
+
+
+def test_log_evidence_is_the_density_of_the_values():
+    p = problem(Case("iid", 0.3, 6, 4, 3))
+    covariance = p.weights @ p.cov @ p.weights.mT + torch.diag_embed(p.noise_var)
+    normal = torch.distributions.MultivariateNormal(
+        (p.weights @ p.mean).mT, covariance[:, None]
+    )
+    torch.testing.assert_close(write(p)[2], normal.log_prob(p.values.mT).sum(-1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_halves_are_the_whole(method):
+    p = problem(Case("softmax", 0.1, 40, 12, 7, "some", method != "information"))
+    halves = [
+        Problem(*p[:2], *(None if x is None else x[:, part] for x in p[2:]))
+        for part in (slice(0, 17), slice(17, 40))
+    ]
+    mean, cov, first = write(halves[0], method=method)
+    mean, cov, second = write(halves[1]._replace(mean=mean, cov=cov), method=method)
+    for got, want in zip((mean, cov, first + second), write(p, method=method), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_order_does_not_matter(method):
+    p = problem(Case("collinear", 0.1, 30, 12, 7, "some"))
+    shuffle = torch.randperm(30)
+    other = Problem(*p[:2], *(None if x is None else x[:, shuffle] for x in p[2:]))
+    for got, want in zip(write(other, method=method), write(p, method=method), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_masked_step_is_a_removed_step(method):
+    decay = method != "information"
+    p = problem(Case("iid", 0.1, 30, 12, 7, "some", decay, batch=1))
+    kept = p.mask[0]
+    removed = Problem(
+        *p[:2], *(None if x is None else x[:, kept] for x in p[2:5]), None,
+        p.decay[:, kept] if decay else None,
+    )
+    garbage = p._replace(
+        weights=torch.where(p.mask[..., None], p.weights, torch.nan),
+        values=torch.where(p.mask[..., None], p.values, torch.inf),
+        noise_var=torch.where(p.mask, p.noise_var, -1.0),
+        decay=torch.where(p.mask, p.decay, torch.nan) if decay else None,
+    )
+    garbage = Problem(*(x if x is None or x.dtype == torch.bool else x.requires_grad_()
+                        for x in garbage))
+    results = write(garbage, method=method)
+    for got, want in zip(results, write(removed, method=method), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
+    inputs = [x for x in (*garbage[:5], garbage.decay) if x is not None]
+    for grad, x in zip(torch.autograd.grad([r.sum() for r in results], inputs), inputs,
+                       strict=True):
+        assert not grad.isnan().any()
+        if x.shape[1] == 30:
+            assert (grad[~p.mask] == 0).all()
+
+
+def test_all_masked_changes_nothing():
+    for method in METHODS:
+        p = problem(Case("iid", 0.1, 9, 4, 3, "all"), torch.float32)
+        mean, cov, evidence = write(p, method=method)
+        torch.testing.assert_close(mean, p.mean, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(cov, symmetric(p.cov), rtol=1e-6, atol=1e-7)
+        assert (evidence == 0).all()
+
+
+def test_decay_of_one_is_no_decay():
+    p = problem(Case("iid", 0.1, 9, 4, 3))
+    for decay in (1.0, 1, torch.ones(()), torch.ones(2, 9)):
+        for got, want in zip(write(p._replace(decay=decay)), write(p), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+
+
+def test_noise_as_number_scalar_and_tensor():
+    p = problem(Case("iid", 1.0, 9, 4, 3))
+    want = write(p._replace(noise_var=torch.full((2, 9), 0.25, dtype=torch.float64)))
+    double = torch.float64
+    for noise in (0.25, np.float64(0.25), torch.tensor(0.25), torch.full((2, 1), 0.25, dtype=double),
+                  torch.full((1, 9), 0.25)):
+        for got, expected in zip(write(p._replace(noise_var=noise)), want, strict=True):
+            torch.testing.assert_close(got, expected)
+    scalar = torch.tensor(0.25, dtype=double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: write(p._replace(noise_var=v)), scalar)
+
+
+def test_vector_of_noise_per_item_is_not_mistaken_for_steps():
+    p = problem(Case("iid", 1.0, 2, 4, 3))
+    for name in ("noise_var", "mask", "decay"):
+        value = torch.ones(2, dtype=torch.bool if name == "mask" else torch.float64)
+        with pytest.raises(ValueError, match=rf"bayes_write: {name} must have shape \(..., T\)"):
+            write(p._replace(**{name: value}))
+
+
+def test_method():
+    p = problem(Case("iid", 1.0, 5, 4, 3, decay=True))
+    with pytest.raises(ValueError, match=r"method must be one of \('auto'.*got 'fast'"):
+        write(p, method="fast")
+    with pytest.raises(TypeError, match="method must be a str"):
+        write(p, method=None)
+    with pytest.raises(ValueError, match="has no decay"):
+        write(p, method="information")
+
+
+def test_indefinite_system_is_nan():
+    """The covariance is so indefinite that a step's innovation variance is negative."""
+    for method in METHODS:
+        for dtype in (torch.float32, torch.float64):
+            p = problem(Case("iid", 0.01, 5, 4, 3), dtype)
+            p.cov[1] -= 50 * torch.eye(4, dtype=dtype)
+            for result in write(p, method=method):
+                assert result[1].isnan().all() and not result[0].isnan().any(), method
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    b=st.integers(1, 3), t=st.integers(0, 40), k=st.integers(1, 20), c=st.integers(1, 20),
+    kind=st.sampled_from(("iid", "rank8", "softmax", "repeated")),
+    noise=st.sampled_from((1e-2, 1.0, 1e2)),
+    mask=st.sampled_from(("none", "some", "all")), decay=st.booleans(),
+    method=st.sampled_from(METHODS), seed=st.integers(0, 99), transposed=st.booleans(),
+)
+def test_random_shapes(b, t, k, c, kind, noise, mask, decay, method, seed, transposed):
+    if decay and method == "information":
+        method = "auto"
+    p = problem(Case(kind, noise, t, k, c, mask, decay, b), seed=seed)
+    if transposed:
+        p = Problem(*(None if x is None else x.mT.contiguous().mT for x in p))
+    for name, got, want in zip(NAMES, write(p, method=method), recursion(p), strict=True):
+        assert_as_accurate(got, want, floor=1e-10, name=name)
+
+
+def test_doctest():
+    run_doctests(ops.bayes_write)

@@ -1,0 +1,434 @@
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from helpers import run_doctests
+
+import kanerva_ext
+from kanerva_ext import FusedKanervaMemory, MemoryState, memory, ops
+
+B, T, K, C, S = 3, 6, 5, 4, 7
+
+CONFIGURATIONS = {
+    "plain": {},
+    "noise": {"learn_noise": True, "noise_std": 0.3},
+    "iterated": {"num_write_iters": 3},
+    "sampled": {"sample_weights": True, "sample_memory": True, "weight_std": 0.7},
+    "key": {"addressing": "key", "key_size": S},
+    "key_noise": {"addressing": "key", "key_size": S, "learn_noise": True, "sample_memory": True},
+}
+
+
+@pytest.fixture(params=CONFIGURATIONS)
+def config(request):
+    return CONFIGURATIONS[request.param]
+
+
+def make(**options):
+    return FusedKanervaMemory(K, C, **options)
+
+
+def episode(module, dtype=torch.float32, b=(B,), t=T):
+    """Values, and the keyword arguments of forward."""
+    is_key = module.key_size is not None
+    keys = {"keys": torch.randn(*b, t, S, dtype=dtype)} if is_key else {}
+    return torch.randn(*b, t, C, dtype=dtype), keys
+
+
+def loss(out):
+    return out.values.square().sum() + out.kl_weights.sum() + out.kl_memory.sum()
+
+
+def test_shapes_and_dtypes(config):
+    module = make(**config)
+    for b in ((B,), (2, 2), ()):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            values, keys = episode(module, dtype, b)
+            out = module(values, **keys)
+            assert out.values.shape == (*b, T, C) and out.values.dtype == torch.float32
+            assert out.var.shape == out.kl_weights.shape == (*b, T)
+            assert out.weights.shape == (*b, T, K)
+            assert out.kl_memory.shape == out.log_evidence.shape == b
+            assert isinstance(out.state, MemoryState)
+            assert out.state.mean.shape == (*b, K, C) and out.state.cov.shape == (*b, K, K)
+            assert all(torch.isfinite(x).all() for x in (*out[:4], *out.state, *out[5:]))
+
+
+def test_every_parameter_gets_a_gradient(config):
+    """From values, kl_weights and kl_memory alone: no parameter is unused under DDP."""
+    module = make(**config)
+    values, keys = episode(module)
+    loss(module(values, **keys)).backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_parameters_are_those_that_the_flags_need():
+    base = {"prior_mean", "log_prior_var"}
+    extra = {
+        "plain": set(),
+        "noise": {"log_noise_std"},
+        "iterated": set(),
+        "sampled": {"log_weight_std"},
+        "key": {"address_matrix"},
+        "key_noise": {"address_matrix", "log_noise_std"},
+    }
+    for name, config in CONFIGURATIONS.items():
+        assert {n for n, _ in make(**config).named_parameters()} == base | extra[name]
+
+
+def test_ddp_finds_no_unused_parameter(config):
+    if not torch.distributed.is_available():
+        pytest.fail("torch.distributed is missing from this torch")
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        module = torch.nn.parallel.DistributedDataParallel(make(**config))
+        values, keys = episode(module.module)
+        for _ in range(2):  # the second forward raises if a parameter was unused
+            loss(module(values, **keys)).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_forward_is_write_then_read(config):
+    module = make(**{k: v for k, v in config.items() if not k.startswith("sample")})
+    values, keys = episode(module)
+    written = module.write(values, **keys)
+    queries = keys.get("keys", values)
+    read = module.read(queries, written.state)
+    out = module(values, **keys)
+    for a, b in zip(out[:4], read[:4], strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(out.state, written.state)
+    torch.testing.assert_close(out.kl_memory, written.kl_memory)
+    torch.testing.assert_close(out.log_evidence, written.log_evidence)
+    assert read.state is None and read.kl_memory is None
+
+
+def test_least_squares_write_is_one_exact_write_at_the_solved_addresses():
+    module = make(noise_std=0.5, weight_std=2.0)
+    values, _ = episode(module)
+    state = module.prior(B)
+    ridge = 0.25 / 4
+    weights = ops.solve_addresses(state.mean, values, ridge)
+    for iterations in (1, 2, 3):
+        module.num_write_iters = iterations
+        if iterations > 1:  # solved again against the tentative posterior, from the old state
+            weights = ops.solve_addresses(mean, values, ridge)
+        mean, cov, evidence = ops.bayes_write(*state, weights, values, 0.25)
+        out = module.write(values)
+        for got, want in (
+            (out.state.mean, mean),
+            (out.state.cov, cov),
+            (out.weights, weights),
+            (out.log_evidence, evidence),
+            (out.kl_memory, ops.memory_kl(mean, cov, *state)),
+            (out.kl_weights, weights.square().sum(-1) / (2 * 4)),
+        ):
+            torch.testing.assert_close(got, want)
+
+
+def test_given_weights_and_state():
+    module = make(num_write_iters=3)
+    values, _ = episode(module)
+    first = module.write(values)
+    weights = torch.randn(B, T, K)
+    out = module.write(values, first.state, weights)
+    mean, cov, _ = ops.bayes_write(*first.state, weights, values, 1.0)
+    torch.testing.assert_close(out.state, MemoryState(mean, cov))
+    assert out.weights is weights
+    torch.testing.assert_close(out.kl_memory, ops.memory_kl(mean, cov, *first.state))
+
+
+def test_key_addressing_has_unit_rows():
+    module = make(addressing="key", key_size=S)
+    with torch.no_grad():
+        module.address_matrix.mul_(torch.rand(K, 1) * 10)
+    weights = module.address(torch.eye(S)[None])[0].mT
+    torch.testing.assert_close(weights.norm(dim=1), torch.ones(K))
+    values, keys = episode(module)
+    out = module(values, **keys)
+    torch.testing.assert_close(out.weights, module.address(keys["keys"]))
+    assert (out.kl_weights == 0).all()
+    given = module.write(values, weights=out.weights)  # needs no keys
+    torch.testing.assert_close(given.state, out.state)
+
+
+def test_mask_makes_episodes_of_different_lengths(config):
+    module = make(**{k: v for k, v in config.items() if not k.startswith("sample")})
+    values, keys = episode(module)
+    lengths = torch.tensor([T, 2, 0])
+    mask = torch.arange(T) < lengths[:, None]
+    values = torch.where(mask[..., None], values, torch.nan).requires_grad_()
+    out = module(values, mask=mask, **keys)
+    for i, length in enumerate(lengths.tolist()):
+        short = {name: key[i : i + 1, :length] for name, key in keys.items()}
+        want = module(values[i : i + 1, :length], **short)
+        for name in ("values", "var", "weights", "kl_weights"):
+            got = getattr(out, name)[i : i + 1]
+            torch.testing.assert_close(got[:, :length], getattr(want, name))
+            assert (got[:, length:] == 0).all(), name
+        torch.testing.assert_close(out.state.mean[i], want.state.mean[0])
+        torch.testing.assert_close(out.kl_memory[i], want.kl_memory[0], atol=1e-5, rtol=1e-5)
+    loss(out).backward()
+    for tensor in (values, *module.parameters()):
+        assert not tensor.grad.isnan().any()
+    assert (values.grad[~mask] == 0).all()
+
+
+def test_masked_reads_with_sampled_weights_are_zero():
+    module = make(sample_weights=True)
+    values, _ = episode(module)
+    mask = torch.rand(B, T) < 0.5
+    out = module(values, mask=mask)
+    for x in (out.values, out.var, out.weights, out.kl_weights):
+        assert (x[~mask] == 0).all() and (x[mask] != 0).all()
+
+
+def test_kl_of_sampled_weights_is_a_divergence():
+    module = make(sample_weights=True, weight_std=0.7)
+    values, _ = episode(module)
+    out = module.write(values)
+    std = module.log_weight_std.exp()
+    normal = torch.distributions.Normal
+    want = torch.distributions.kl_divergence(normal(out.weights, std), normal(0.0, 0.7)).sum(-1)
+    torch.testing.assert_close(out.kl_weights, want)
+
+
+def test_sampled_weights_scatter_around_the_mean():
+    module = make(sample_weights=True)
+    values, _ = episode(module)
+    written = module.write(values)
+    many = written.state.mean[0].expand(4000, K, C), written.state.cov[0].expand(4000, K, K)
+    samples = module.read(values[:1].expand(4000, T, C), MemoryState(*many)).weights
+    module.sample_weights = False
+    mean = module.read(values[:1], MemoryState(*(x[:1] for x in written.state))).weights[0]
+    torch.testing.assert_close(samples.mean(0), mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(samples.std(0), torch.full((T, K), memory.INITIAL_WEIGHT_STD),
+                               atol=0.03, rtol=0)
+
+
+def test_sampled_memory_has_the_moments_of_the_belief():
+    module = make(sample_memory=True, addressing="key", key_size=S)
+    values, keys = episode(module, b=(1,))
+    state = module.write(values, **keys).state
+    many = MemoryState(*(x.expand(20000, *x.shape[1:]) for x in state))
+    queries = keys["keys"][:, :1].expand(20000, 1, S)
+    samples = module.read(queries, many)
+    w = module.address(keys["keys"][:, :1])
+    torch.testing.assert_close(samples.values.mean(0), (w @ state.mean)[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(samples.values.var(0).mean(), samples.var[0, 0], rtol=0.05, atol=0)
+
+
+def test_generate():
+    module = make(weight_std=0.5)
+    state = module.write(episode(module)[0]).state
+    samples = module.generate(state, 20000)
+    assert samples.shape == (B, 20000, C) and samples.dtype == torch.float32
+    want = 0.25 * state.mean.square().sum(1)
+    torch.testing.assert_close(samples.var(1), want, rtol=0.1, atol=0)
+    for options in ({"sample_memory": True}, {"addressing": "key", "key_size": S}):
+        other = make(**options)
+        generated = other.generate(other.prior((2, 3)), 4)
+        assert generated.shape == (2, 3, 4, C) and torch.isfinite(generated).all()
+
+
+def test_writing_lets_it_remember():
+    """With small noise and as many slots as codes, what is read is what was written."""
+    module = FusedKanervaMemory(16, 32, noise_std=0.01)
+    values = torch.randn(4, 10, 32)
+    error = (module(values).values - values).square().mean()
+    before = (module.read(values, module.prior(4)).values - values).square().mean()
+    assert error < 0.05 * before
+
+
+def test_training_lowers_the_loss(config):
+    module = make(**config)
+    values, keys = episode(module)
+    optimiser = torch.optim.Adam(module.parameters(), lr=0.03)
+    history = []
+    for _ in range(60):
+        optimiser.zero_grad()
+        out = module(values, **keys)
+        total = (out.values - values).square().sum() + out.kl_weights.sum() + out.kl_memory.sum()
+        total.backward()
+        optimiser.step()
+        history.append(total.item())
+    assert math.isfinite(history[-1]) and history[-1] < 0.8 * history[0]
+
+
+def test_state_dict_deepcopy_and_pickle(config):
+    module = make(**config)
+    values, keys = episode(module)
+    other = make(**config)
+    other.load_state_dict(module.state_dict())
+    buffer = io.BytesIO()
+    torch.save(module.state_dict(), buffer)
+    buffer.seek(0)
+    saved = make(**config)
+    saved.load_state_dict(torch.load(buffer, weights_only=True))
+    for twin in (other, saved, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        torch.manual_seed(1)
+        want = module(values, **keys)
+        torch.manual_seed(1)
+        torch.testing.assert_close(twin(values, **keys), want, rtol=0, atol=0)
+    state = pickle.loads(pickle.dumps(want.state))
+    assert isinstance(state, MemoryState) and torch.equal(state.mean, want.state.mean)
+    twin.prior_mean.data.zero_()
+    assert module.prior_mean.abs().sum() > 0
+
+
+def test_double_and_half(config):
+    module = make(**config).double()
+    values, keys = episode(module, torch.float64)
+    out = module(values, **keys)
+    assert out.values.dtype == out.state.cov.dtype == torch.float64
+    loss(out).backward()
+    half = make(**config).bfloat16()
+    values, keys = episode(half, torch.bfloat16)
+    out = half(values, **keys)
+    assert out.values.dtype == out.state.mean.dtype == torch.float32
+    loss(out).backward()
+    assert half.prior_mean.grad.dtype == torch.bfloat16
+
+
+def test_autocast(config):
+    module = make(**{k: v for k, v in config.items() if not k.startswith("sample")})
+    values, keys = episode(module)
+    want = module(values, **keys)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = module(values.bfloat16(), **keys)
+    assert out.values.dtype == torch.float32
+    tolerance = 1e-4 if module.key_size is None else 0.1  # keys @ A is a matrix product of its own
+    again = module(values.bfloat16(), **keys)
+    torch.testing.assert_close(out.values, again.values, rtol=tolerance, atol=tolerance)
+    assert torch.isfinite(want.values).all()
+
+
+def test_compile_and_functional_call(config):
+    torch._dynamo.reset()
+    module = make(**{k: v for k, v in config.items() if not k.startswith("sample")})
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            values, keys = episode(module)
+            out, want = compiled(values, **keys), module(values, **keys)
+            torch.testing.assert_close(out.values, want.values)
+            torch.testing.assert_close(out.kl_memory, want.kl_memory)
+            got = torch.autograd.grad(loss(out), list(module.parameters()))
+            for a, b in zip(
+                got, torch.autograd.grad(loss(want), list(module.parameters())), strict=True
+            ):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    torch._dynamo.reset()
+    parameters = dict(module.named_parameters())
+
+    def functional(p, v):
+        return loss(torch.func.functional_call(module, p, (v,), keys))
+
+    grads = torch.func.grad(functional)(parameters, values)
+    for name, want in zip(
+        parameters, torch.autograd.grad(functional(parameters, values), list(parameters.values())),
+        strict=True,
+    ):
+        torch.testing.assert_close(grads[name], want)
+
+
+def test_compile_with_sampling_runs():
+    torch._dynamo.reset()
+    module = make(sample_weights=True, sample_memory=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    loss(compiled(episode(module)[0])).backward()
+    torch._dynamo.reset()
+
+
+def test_gradcheck_through_the_module():
+    module = make(learn_noise=True, num_write_iters=2).double()
+    values = torch.randn(2, 3, C, dtype=torch.float64, requires_grad=True)
+    names = [n for n, _ in module.named_parameters()]
+
+    def function(values, *parameters):
+        out = torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), values)
+        return out.values, out.var, out.kl_weights, out.kl_memory, out.log_evidence
+
+    assert torch.autograd.gradcheck(function, (values, *module.parameters()))
+
+
+def test_reference_backend_agrees(config):
+    module = make(**{k: v for k, v in config.items() if not k.startswith("sample")}).double()
+    values, keys = episode(module, torch.float64)
+    want = module(values, **keys)
+    module.backend = "reference"
+    torch.testing.assert_close(module(values, **keys), want)
+
+
+def test_repr():
+    assert repr(make()) == (
+        "FusedKanervaMemory(5, 4, addressing='least_squares', noise_std=1, weight_std=1)"
+    )
+    text = repr(make(addressing="key", key_size=S, learn_noise=True, backend="reference"))
+    assert "key_size=7, learn_noise=True, backend='reference'" in text
+    assert "num_write_iters=3" in repr(make(num_write_iters=3))
+
+
+WRONG_CONSTRUCTIONS = [
+    ({"memory_size": 0}, ValueError, "memory_size must be at least 1, got 0"),
+    ({"memory_size": 2.0}, TypeError, "memory_size must be an int, got float"),
+    ({"code_size": -1}, ValueError, "code_size"),
+    ({"code_size": True}, TypeError, "code_size"),
+    ({"addressing": "content"}, ValueError, "addressing must be one of"),
+    ({"noise_std": 0}, ValueError, "noise_std must be positive"),
+    ({"noise_std": float("nan")}, ValueError, "noise_std must be positive"),
+    ({"noise_std": "1"}, TypeError, "noise_std must be a number, got str"),
+    ({"weight_std": -1.0}, ValueError, "weight_std"),
+    ({"prior_var": float("inf")}, ValueError, "prior_var"),
+    ({"num_write_iters": 0}, ValueError, "num_write_iters"),
+    ({"key_size": 3}, ValueError, "key_size must be given with"),
+    ({"addressing": "key"}, ValueError, "key_size must be given with"),
+    ({"addressing": "key", "key_size": 0}, ValueError, "key_size"),
+    ({"addressing": "key", "key_size": 3, "sample_weights": True}, ValueError, "sample_weights"),
+    ({"addressing": "key", "key_size": 3, "num_write_iters": 2}, ValueError, "num_write_iters"),
+    ({"backend": "tpu"}, ValueError, "backend must be one of"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "match"), WRONG_CONSTRUCTIONS,
+                         ids=[str(w[0]) for w in WRONG_CONSTRUCTIONS])
+def test_wrong_construction(options, error, match):
+    with pytest.raises(error, match=match):
+        FusedKanervaMemory(**{"memory_size": K, "code_size": C, **options})
+
+
+def test_wrong_calls():
+    module, keyed = make(), make(addressing="key", key_size=S)
+    values, state = torch.randn(B, T, C), make().prior(B)
+    for call, error, match in (
+        (lambda: module(values[..., :-1]), ValueError, r"values must have shape \(..., T, code_si"),
+        (lambda: module(values.tolist()), TypeError, "values must be a torch.Tensor, got list"),
+        (lambda: module(values[0, 0]), ValueError, "values must have shape"),
+        (lambda: module(values.long()), TypeError, "queries must have a floating-point dtype"),
+        (lambda: module.read(values[..., 1:], state), ValueError, "queries must have shape"),
+        (lambda: module.write(values, weights=torch.randn(B, T, K + 1)), ValueError, "weights"),
+        (lambda: module.write(values, mask=torch.ones(B, T)), TypeError, "mask must be torch.bool"),
+        (lambda: module.write(values, mask=torch.ones(B, T + 1) > 0), ValueError, "mask must have"),
+        (lambda: module.write(values, mask=[True]), TypeError, "mask must be a torch.Tensor"),
+        (lambda: module.write(values, (state.mean,)), TypeError, "state must be a MemoryState"),
+        (lambda: module.address(values), ValueError, 'needs a memory with addressing="key"'),
+        (lambda: module.write(values, keys=torch.randn(B, T, S)), ValueError, "keys must be None"),
+        (lambda: keyed(values), ValueError, "keys must be given"),
+        (lambda: keyed(values, keys=values), ValueError, r"keys must have shape \(..., T, key_size"),
+        (lambda: keyed.read(values, state), ValueError, "keys must have shape"),
+        (lambda: module.generate(state, -1), ValueError, "num_samples"),
+        (lambda: module.prior(-1), ValueError, "batch_size"),
+    ):
+        with pytest.raises(error, match=match):
+            call()
+
+
+def test_doctest():
+    run_doctests(FusedKanervaMemory)
+    assert memory.MemoryState is kanerva_ext.MemoryState

@@ -1,0 +1,70 @@
+import pytest
+import torch
+from helpers import Case, assert_as_accurate, problem, run_doctests
+from operator_checks import STATE, OperatorChecks
+
+from kanerva_ext import ops, reference
+
+
+class TestMemoryKl(OperatorChecks):
+    name = "memory_kl"
+    function = staticmethod(ops.memory_kl)
+    kinds = {"mean": STATE, "cov": STATE, "prior_mean": STATE, "prior_cov": STATE}
+    dims = {"mean": "KC", "cov": "KK", "prior_mean": "KC", "prior_cov": "KK"}
+
+
+CASES = [
+    Case(kind, noise, steps, *sizes)
+    for kind, noise in (("iid", 1.0), ("collinear", 1e-2), ("softmax", 1e-4), ("rank8", 1e3))
+    for steps, sizes in ((3, (1, 1)), (40, (33, 17)), (50, (130, 300)))
+]
+
+
+def beliefs(case: Case, dtype):
+    """A posterior and its prior, the same numbers in every dtype."""
+    p = problem(case)
+    mean, cov, _ = reference.bayes_write(*p)
+    return [x.float().to(dtype) for x in (mean, cov, p.mean, p.cov)]
+
+
+def test_is_the_divergence_of_the_stacked_columns():
+    mean, cov, prior_mean, prior_cov = beliefs(Case("iid", 1.0, 6, 4, 3), torch.float64)
+
+    def stacked(mean, cov):
+        return torch.distributions.MultivariateNormal(mean.mT, cov[:, None])
+
+    want = torch.distributions.kl_divergence(stacked(mean, cov), stacked(prior_mean, prior_cov))
+    torch.testing.assert_close(ops.memory_kl(mean, cov, prior_mean, prior_cov), want.sum(-1))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_float32(case):
+    def run(function, dtype):
+        args = [x.requires_grad_() for x in beliefs(case, dtype)]
+        result = function(*args)
+        return result.detach(), *torch.autograd.grad(result.sum(), args)
+
+    names = ("kl", "d mean", "d cov", "d prior_mean", "d prior_cov")
+    for name, got, want, rival in zip(
+        names,
+        run(ops.memory_kl, torch.float32),
+        run(reference.memory_kl, torch.float64),
+        run(reference.memory_kl, torch.float32),
+        strict=True,
+    ):
+        assert_as_accurate(got, want, rival, name=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_positive_and_zero_for_equal_beliefs(dtype):
+    for case in CASES:
+        mean, cov, prior_mean, prior_cov = beliefs(case, dtype)
+        assert (ops.memory_kl(mean, cov, prior_mean, prior_cov) > 0).all()
+        rounding = 8 * torch.finfo(dtype).eps * mean[0].numel()
+        for m, u in ((mean, cov), (prior_mean, prior_cov)):
+            kl = ops.memory_kl(m, u, m, u)
+            assert (kl.abs() <= rounding).all(), (case, kl)
+
+
+def test_doctest():
+    run_doctests(ops.memory_kl)

@@ -1,0 +1,74 @@
+import pytest
+import torch
+from helpers import assert_as_accurate, run_doctests
+from operator_checks import DATA, RIDGE, STATE, OperatorChecks
+
+from kanerva_ext import ops, reference
+
+
+class TestRecall(OperatorChecks):
+    name = "recall"
+    function = staticmethod(ops.recall)
+    kinds = {"mean": STATE, "cov": STATE, "queries": DATA, "ridge": RIDGE}
+    dims = {"mean": "KC", "cov": "KK", "queries": "TC", "ridge": ""}
+    saved_outputs = (2,)
+    factors_covariance = False
+
+
+def inputs(t, k, c, dtype):
+    torch.manual_seed(0)
+    root = torch.randn(2, k, k) / k**0.5
+    cov = root @ root.mT + 0.1 * torch.eye(k)
+    args = (torch.randn(2, k, c), cov, torch.randn(2, t, c), torch.tensor([0.01, 1.0]))
+    return [x.to(dtype) for x in args]
+
+
+SIZES = [(5, 64, 16), (33, 32, 100), (1, 1, 1), (100, 17, 31), (3, 257, 300), (9, 300, 65)]
+
+
+@pytest.mark.parametrize(("t", "k", "c"), SIZES)
+def test_is_solve_then_read(t, k, c):
+    mean, cov, queries, ridge = inputs(t, k, c, torch.float64)
+    values, var, weights = ops.recall(mean, cov, queries, ridge)
+    want = ops.solve_addresses(mean, queries, ridge)
+    torch.testing.assert_close(weights, want, rtol=1e-10, atol=1e-12)
+    for got, want in zip((values, var), ops.read(mean, cov, want), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("t", "k", "c"), SIZES)
+def test_float32(t, k, c):
+    """Values and gradients, against the plain computation in float32 and float64."""
+
+    def run(function, dtype):
+        args = [x.requires_grad_() for x in inputs(t, k, c, dtype)]
+        results = function(*args)
+        cotangents = [torch.randn(r.shape).to(dtype) for r in results]
+        return *results, *torch.autograd.grad(results, args, cotangents)
+
+    names = ("values", "var", "weights", "d mean", "d cov", "d queries", "d ridge")
+    for name, got, want, rival in zip(
+        names,
+        run(ops.recall, torch.float32),
+        run(reference.recall, torch.float64),
+        run(reference.recall, torch.float32),
+        strict=True,
+    ):
+        assert_as_accurate(got.detach(), want.detach(), rival.detach(), name=name)
+
+
+def test_each_result_alone_is_differentiable():
+    args = [x.requires_grad_() for x in inputs(3, 4, 5, torch.float64)]
+    for i in range(3):
+        got = torch.autograd.grad(
+            ops.recall(*args)[i].square().sum(), args, materialize_grads=True
+        )
+        want = torch.autograd.grad(
+            reference.recall(*args)[i].square().sum(), args, materialize_grads=True
+        )
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_doctest():
+    run_doctests(ops.recall)

@@ -1,0 +1,98 @@
+import pytest
+import torch
+from helpers import Case, assert_as_accurate, problem, run_doctests
+from operator_checks import STATE, OperatorChecks
+
+from kanerva_ext import MemoryState, ops, reference
+
+
+class TestToStatistics(OperatorChecks):
+    name = "statistics"
+    function = staticmethod(ops.to_statistics)
+    kinds = {"mean": STATE, "cov": STATE}
+    dims = {"mean": "KC", "cov": "KK"}
+    saved_outputs = (0, 1)
+
+
+class TestFromStatistics(OperatorChecks):
+    name = "statistics"
+    function = staticmethod(ops.from_statistics)
+    kinds = {"precision": STATE, "shift": STATE}
+    dims = {"precision": "KK", "shift": "KC"}
+    raw_order = ("shift", "precision")
+    saved_outputs = (0, 1)
+
+
+SIZES = [(1, 1), (5, 3), (33, 100), (64, 17), (130, 300)]
+
+
+def belief(k, c, dtype, jitter=0.1):
+    torch.manual_seed(0)
+    root = torch.randn(2, k, k) / k**0.5
+    cov = root @ root.mT + jitter * torch.eye(k)
+    return [x.to(dtype) for x in (torch.randn(2, k, c), (cov + cov.mT) / 2)]
+
+
+@pytest.mark.parametrize(("k", "c"), SIZES)
+def test_round_trip(k, c):
+    mean, cov = belief(k, c, torch.float64)
+    precision, shift = ops.to_statistics(mean, cov)
+    assert torch.equal(precision, precision.mT)
+    torch.testing.assert_close(precision @ cov, torch.eye(k).double().expand_as(cov))
+    torch.testing.assert_close(shift, precision @ mean)
+    state = ops.from_statistics(precision, shift)
+    assert isinstance(state, MemoryState)
+    assert torch.equal(state.cov, state.cov.mT)
+    torch.testing.assert_close(state.mean, mean)
+    torch.testing.assert_close(state.cov, cov)
+
+
+@pytest.mark.parametrize("jitter", [0.1, 1e-4])
+@pytest.mark.parametrize(("k", "c"), SIZES)
+def test_float32(k, c, jitter):
+    def run(function, dtype):
+        args = [x.requires_grad_() for x in belief(k, c, dtype, jitter)]
+        shift, precision = function(*args)
+        cotangents = [torch.randn(r.shape).to(dtype) for r in (shift, precision)]
+        grads = torch.autograd.grad((shift, precision), args, cotangents)
+        return shift.detach(), precision.detach(), *grads
+
+    def public(mean, cov):
+        return ops.to_statistics(mean, cov)[::-1]
+
+    for name, got, want, rival in zip(
+        ("shift", "precision", "d mean", "d cov"),
+        run(public, torch.float32),
+        run(reference.statistics, torch.float64),
+        run(reference.statistics, torch.float32),
+        strict=True,
+    ):
+        assert_as_accurate(got, want, rival, name=name)
+
+
+def test_takes_a_state():
+    state = MemoryState(*belief(4, 3, torch.float32))
+    for got, want in zip(ops.to_statistics(state), ops.to_statistics(*state), strict=True):
+        assert torch.equal(got, want)
+    with pytest.raises(TypeError, match="cov must be None"):
+        ops.to_statistics(state, state.cov)
+    with pytest.raises(TypeError, match="to_statistics: cov must be a torch.Tensor, got None"):
+        ops.to_statistics(state.mean)
+
+
+def test_merging_two_memories_is_writing_both_episodes():
+    p = problem(Case("softmax", 0.1, 40, 12, 7))
+    prior = MemoryState(p.mean, p.cov)
+    parts = [
+        MemoryState(*ops.bayes_write(*prior, *(x[:, part] for x in p[2:5]))[:2])
+        for part in (slice(0, 15), slice(15, 40))
+    ]
+    (a, s), (b, t), (base, shift) = map(ops.to_statistics, (*parts, prior))
+    merged = ops.from_statistics(a + b - base, s + t - shift)
+    mean, cov, _ = ops.bayes_write(*p[:5])
+    torch.testing.assert_close(merged.mean, mean, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(merged.cov, cov, rtol=1e-9, atol=1e-11)
+
+
+def test_doctest():
+    run_doctests(ops.to_statistics)
