@@ -68,7 +68,7 @@ def backends() -> dict[str, str]:
     return dict(_status)
 
 
-class use_backend:  # noqa: N801 - reads as a function, also works as one
+class use_backend:
     """Set what ``backend="auto"`` means everywhere, for good or inside a ``with`` block.
 
     Args:

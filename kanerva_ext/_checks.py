@@ -18,11 +18,10 @@ DATA_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 METHODS = ("auto", "chunk", "information", "sqrt")
 
 #: (state dtype, ...) combinations that a raw operator takes as they are.
-RAW_PAIRS = frozenset(
-    (s, d) for s in STATE_DTYPES for d in (torch.float16, torch.bfloat16, s)
-)
+RAW_PAIRS = frozenset((s, d) for s in STATE_DTYPES for d in (torch.float16, torch.bfloat16, s))
 RAW_TRIPLES = frozenset((s, d, e) for s, d in RAW_PAIRS for t, e in RAW_PAIRS if t == s)
 
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _SIZES = {"K": "slots", "C": "code size", "T": "steps"}
 
 
@@ -93,7 +92,7 @@ def _kind(value: object) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
+    return isinstance(value, _NUMBERS) and not isinstance(value, bool)
 
 
 def _check_type(op: str, spec: Arg, value: Any) -> None:
@@ -157,9 +156,7 @@ def _bind_shape(
         return
     expected = f"(..., {', '.join(dims)})" if dims else "(...)"
     if value.dim() < len(dims):
-        raise ValueError(
-            f"{op}: {spec.name} must have shape {expected}, got {tuple(shape)}"
-        )
+        raise ValueError(f"{op}: {spec.name} must have shape {expected}, got {tuple(shape)}")
     split = len(shape) - len(dims)
     for letter, size in zip(dims, shape[split:], strict=True):
         if letter in "KC" and size == 0:
@@ -237,8 +234,12 @@ def _raise_on_nan(op, specs, args, batch, results) -> None:
             causes.append((f"{spec.name} is not in (0, 1]", ((value <= 0) | (value > 1)).any(1)))
         if spec.dims == "KK":
             causes.append((f"{spec.name} is not positive definite", _indefinite(named[spec.name])))
-    unexplained = torch.stack([r.detach().flatten(1).isnan().any(1) if r.dim() > 1
-                               else r.detach().isnan() for r in results]).any(0)
+    unexplained = torch.stack(
+        [
+            r.detach().flatten(1).isnan().any(1) if r.dim() > 1 else r.detach().isnan()
+            for r in results
+        ]
+    ).any(0)
     for text, bad in causes:
         _raise_for(op, text, bad, batch)
     _raise_for(op, "a factorisation failed", unexplained, batch)
@@ -249,8 +250,8 @@ def _indefinite(cov: Tensor) -> Tensor:
     wide = cov.detach().double()
     slack = cov.shape[-1] * torch.finfo(cov.dtype).eps
     diagonal = wide.diagonal(dim1=-2, dim2=-1)
-    wide = wide + torch.diag_embed(slack * diagonal.abs().amax(-1, keepdim=True).expand_as(diagonal))
-    return torch.linalg.cholesky_ex(wide).info != 0
+    slack = slack * diagonal.abs().amax(-1, keepdim=True).expand_as(diagonal)
+    return torch.linalg.cholesky_ex(wide + torch.diag_embed(slack)).info != 0
 
 
 def _raise_for(op: str, text: str, bad: Tensor, batch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -207,6 +208,8 @@ class FusedKanervaMemory(nn.Module):
             `MemoryState` with mean (B, K, C) and cov (B, K, K), expanded without a copy.
         """
         batch = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+        if any(size < 0 for size in batch):
+            raise ValueError(f"batch_size must not be negative, got {batch_size}")
         mean, var = _wide(self.prior_mean), _wide(self.log_prior_var).exp()
         cov = var * torch.eye(self.memory_size, dtype=mean.dtype, device=mean.device)
         return MemoryState(mean.expand(*batch, *mean.shape), cov.expand(*batch, *cov.shape))
@@ -215,7 +218,7 @@ class FusedKanervaMemory(nn.Module):
         """Addresses (B, T, K) of keys (B, T, S), with ``addressing="key"``."""
         if self.key_size is None:
             raise ValueError('address(keys) needs a memory with addressing="key"')
-        _last_dim("keys", keys, self.key_size, "key_size")
+        _check_codes("keys", keys, self.key_size, "key_size")
         matrix = _wide(self.address_matrix)
         return keys.to(matrix.dtype) @ nn.functional.normalize(matrix, dim=-1).mT
 
@@ -241,28 +244,27 @@ class FusedKanervaMemory(nn.Module):
             with ``sample_weights``; without, ``|address|^2 / (2 weight_std^2)``, the address's
             negative log prior up to its constant; 0 with ``addressing="key"``.
         """
-        _last_dim("values", values, self.code_size, "code_size")
-        if state is None:
-            state = self.prior(values.shape[:-2])
+        _check_codes("values", values, self.code_size, "code_size")
+        if keys is not None and self.key_size is None:
+            raise ValueError('keys must be None without addressing="key"')
+        state = self.prior(values.shape[:-2]) if state is None else _check_state(state)
         values, keys = _without_masked(values, mask), _without_masked(keys, mask)
         solve = weights is None and self.key_size is None
         if solve:
             weights = self._solve(state.mean, values)
         elif weights is None:
-            weights = self.address(_required_keys("keys", keys))
+            if keys is None:
+                raise ValueError('keys must be given with addressing="key" unless weights are')
+            weights = self.address(keys)
         posterior, evidence = self._update(state, weights, values, mask)
         if solve:
             for _ in range(self.num_write_iters - 1):
                 weights = self._solve(posterior.mean, values)
                 posterior, evidence = self._update(state, weights, values, mask)
         kl_memory = ops.memory_kl(*posterior, *state, backend=self.backend)
-        return WriteOutput(
-            posterior, weights, self._kl_weights(weights, mask), kl_memory, evidence
-        )
+        return WriteOutput(posterior, weights, self._kl_weights(weights, mask), kl_memory, evidence)
 
-    def read(
-        self, queries: Tensor, state: MemoryState, mask: Tensor | None = None
-    ) -> ReadOutput:
+    def read(self, queries: Tensor, state: MemoryState, mask: Tensor | None = None) -> ReadOutput:
         """Read at the address of each query; nothing is written.
 
         Args:
@@ -275,14 +277,14 @@ class FusedKanervaMemory(nn.Module):
             address read from, also with ``sample_memory``.
         """
         queries = _without_masked(queries, mask)
-        mean, cov = state
+        mean, cov = _check_state(state)
         if self.sample_memory:
             mean = _sample(state)
         if self.key_size is not None:
             weights = self.address(queries)
             kl = self._kl_weights(weights, mask)
         else:
-            _last_dim("queries", queries, self.code_size, "code_size")
+            _check_codes("queries", queries, self.code_size, "code_size")
             if not self.sample_weights:
                 values, var, weights = ops.recall(
                     mean, cov, queries, self.ridge, backend=self.backend
@@ -331,13 +333,17 @@ class FusedKanervaMemory(nn.Module):
         Returns:
             (B, num_samples, C) in the state's dtype.
         """
-        mean = _sample(state) if self.sample_memory else state.mean
+        if num_samples < 0:
+            raise ValueError(f"num_samples must be at least 0, got {num_samples}")
+        mean, cov = _check_state(state)
+        if self.sample_memory:
+            mean = _sample(state)
         size = self.memory_size if self.key_size is None else self.key_size
         weights = torch.randn(
             *mean.shape[:-2], num_samples, size, dtype=mean.dtype, device=mean.device
         )
         weights = self.weight_std * weights if self.key_size is None else self.address(weights)
-        return ops.read(mean, state.cov, weights, backend=self.backend)[0]
+        return ops.read(mean, cov, weights, backend=self.backend)[0]
 
     def _solve(self, mean: Tensor, queries: Tensor) -> Tensor:
         return ops.solve_addresses(mean, queries, self.ridge, backend=self.backend)
@@ -375,18 +381,31 @@ def _without_masked(tensor: Tensor | None, mask: Tensor | None) -> Tensor | None
     """Zero at masked steps, so that what stands there (even NaN) has no effect or gradient."""
     if tensor is None or mask is None:
         return tensor
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a torch.Tensor or None, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be torch.bool, got {mask.dtype}")
+    if mask.shape[-1:] != tensor.shape[-2:-1]:
+        raise ValueError(
+            f"mask must have shape (..., T) with T = {tensor.shape[-2]}, got {tuple(mask.shape)}"
+        )
     return torch.where(mask[..., None], tensor, 0)
 
 
-def _required_keys(name: str, keys: Tensor | None) -> Tensor:
-    if keys is None:
-        raise ValueError(f'{name} must be given with addressing="key" unless weights are')
-    return keys
+def _check_state(state: MemoryState) -> MemoryState:
+    if not isinstance(state, tuple) or len(state) != 2:
+        raise TypeError(
+            f"state must be a MemoryState (mean, cov), got {type(state).__name__}"
+            + (f" of {len(state)}" if isinstance(state, tuple) else "")
+        )
+    return state if isinstance(state, MemoryState) else MemoryState(*state)
 
 
-def _last_dim(name: str, tensor: Tensor, size: int, attribute: str) -> None:
+def _check_codes(name: str, tensor: Tensor, size: int, attribute: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
     if tensor.dim() < 2 or tensor.shape[-1] != size:
         raise ValueError(
             f"{name} must have shape (..., T, {attribute}) with {attribute} = {size}, "
@@ -395,6 +414,8 @@ def _last_dim(name: str, tensor: Tensor, size: int, attribute: str) -> None:
 
 
 def _positive(name: str, value: float) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}")
     return float(value)

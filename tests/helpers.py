@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 import math
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -60,9 +58,7 @@ def _grid() -> list[Case]:
     steps = (7, 32, 100, 1, 33)
     sizes = ((32, 100), (1, 3), (17, 1), (64, 16), (13, 29), (5, 300), (65, 31))
     masks = ("none", "some", "none", "all")
-    grid = [
-        (kind, noise) for kind in KINDS for noise in (1e-6, 1e-4, 1e-2, 1.0, 1e3)
-    ]
+    grid = [(kind, noise) for kind in KINDS for noise in (1e-6, 1e-4, 1e-2, 1.0, 1e3)]
     cases = [
         Case(kind, noise, steps[i % 5], *sizes[i % 7], masks[i % 4], i % 3 == 2)
         for i, (kind, noise) in enumerate(grid)
@@ -229,10 +225,8 @@ def assert_as_accurate(
     )
     rival_error = 0.0 if rival is None else relative_error(rival, truth)
     allowed = min(2 * rival_error, broken)
-    if floor is None:
-        bound = allowed + ULPS * torch.finfo(actual.dtype).eps
-    else:
-        bound = max(allowed, floor)
+    few_ulp = ULPS * torch.finfo(actual.dtype).eps
+    bound = allowed + few_ulp if floor is None else max(allowed, floor)
     error = relative_error(actual, truth)
     if error <= bound:
         return
@@ -254,14 +248,6 @@ def assert_same_direction(actual, truth, *, name: str = "gradient") -> None:
         if norm > 0:
             cosine = float(a @ b) / norm
             assert cosine > 1 - 1e-4, f"{name}: cosine {cosine} with the truth in item {item}"
-
-
-def run_doctests(of) -> None:
-    """Run the examples in the docstrings of the module of ``of``; there must be some."""
-    module = sys.modules[of.__module__]
-    failed, attempted = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert attempted > 0
-    assert failed == 0
 
 
 def solve_spd(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ from helpers import (
     problem,
     recursion,
     recursion_grads,
-    run_doctests,
     symmetric,
 )
 from hypothesis import given, settings
@@ -31,26 +30,18 @@ GRAD_CASES = [c for c in CASES if c.steps <= 100 and c.slots <= 65]
 class TestBayesWrite(OperatorChecks):
     name = "bayes_write"
     function = staticmethod(ops.bayes_write)
-    kinds = {
-        "mean": STATE,
-        "cov": STATE,
-        "weights": DATA,
-        "values": DATA,
-        "noise_var": NOISE,
-        "mask": MASK,
-        "decay": NOISE,
-    }
-    dims = {
-        "mean": "KC",
-        "cov": "KK",
-        "weights": "TK",
-        "values": "TC",
-        "noise_var": "T",
-        "mask": "T",
-        "decay": "T",
-    }
+    signature = (
+        ("mean", STATE, "KC"),
+        ("cov", STATE, "KK"),
+        ("weights", DATA, "TK"),
+        ("values", DATA, "TC"),
+        ("noise_var", NOISE, "T"),
+        ("mask", MASK, "T"),
+        ("decay", NOISE, "T"),
+    )
     optional = ("mask", "decay")
     raw_tail = ("auto",)
+    saved_outputs = (0, 1)
     factors_covariance = False
 
 
@@ -213,9 +204,7 @@ def test_covariance_is_symmetric_positive_and_shrinks(method, dtype):
 def test_log_evidence_is_the_density_of_the_values():
     p = problem(Case("iid", 0.3, 6, 4, 3))
     covariance = p.weights @ p.cov @ p.weights.mT + torch.diag_embed(p.noise_var)
-    normal = torch.distributions.MultivariateNormal(
-        (p.weights @ p.mean).mT, covariance[:, None]
-    )
+    normal = torch.distributions.MultivariateNormal((p.weights @ p.mean).mT, covariance[:, None])
     torch.testing.assert_close(write(p)[2], normal.log_prob(p.values.mT).sum(-1))
 
 
@@ -247,7 +236,9 @@ def test_a_masked_step_is_a_removed_step(method):
     p = problem(Case("iid", 0.1, 30, 12, 7, "some", decay, batch=1))
     kept = p.mask[0]
     removed = Problem(
-        *p[:2], *(None if x is None else x[:, kept] for x in p[2:5]), None,
+        *p[:2],
+        *(None if x is None else x[:, kept] for x in p[2:5]),
+        None,
         p.decay[:, kept] if decay else None,
     )
     garbage = p._replace(
@@ -256,14 +247,16 @@ def test_a_masked_step_is_a_removed_step(method):
         noise_var=torch.where(p.mask, p.noise_var, -1.0),
         decay=torch.where(p.mask, p.decay, torch.nan) if decay else None,
     )
-    garbage = Problem(*(x if x is None or x.dtype == torch.bool else x.requires_grad_()
-                        for x in garbage))
+    garbage = Problem(
+        *(x if x is None or x.dtype == torch.bool else x.requires_grad_() for x in garbage)
+    )
     results = write(garbage, method=method)
     for got, want in zip(results, write(removed, method=method), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
     inputs = [x for x in (*garbage[:5], garbage.decay) if x is not None]
-    for grad, x in zip(torch.autograd.grad([r.sum() for r in results], inputs), inputs,
-                       strict=True):
+    for grad, x in zip(
+        torch.autograd.grad([r.sum() for r in results], inputs), inputs, strict=True
+    ):
         assert not grad.isnan().any()
         if x.shape[1] == 30:
             assert (grad[~p.mask] == 0).all()
@@ -289,8 +282,13 @@ def test_noise_as_number_scalar_and_tensor():
     p = problem(Case("iid", 1.0, 9, 4, 3))
     want = write(p._replace(noise_var=torch.full((2, 9), 0.25, dtype=torch.float64)))
     double = torch.float64
-    for noise in (0.25, np.float64(0.25), torch.tensor(0.25), torch.full((2, 1), 0.25, dtype=double),
-                  torch.full((1, 9), 0.25)):
+    for noise in (
+        0.25,
+        np.float64(0.25),
+        torch.tensor(0.25),
+        torch.full((2, 1), 0.25, dtype=double),
+        torch.full((1, 9), 0.25),
+    ):
         for got, expected in zip(write(p._replace(noise_var=noise)), want, strict=True):
             torch.testing.assert_close(got, expected)
     scalar = torch.tensor(0.25, dtype=double, requires_grad=True)
@@ -327,11 +325,17 @@ def test_indefinite_system_is_nan():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    b=st.integers(1, 3), t=st.integers(0, 40), k=st.integers(1, 20), c=st.integers(1, 20),
+    b=st.integers(1, 3),
+    t=st.integers(0, 40),
+    k=st.integers(1, 20),
+    c=st.integers(1, 20),
     kind=st.sampled_from(("iid", "rank8", "softmax", "repeated")),
     noise=st.sampled_from((1e-2, 1.0, 1e2)),
-    mask=st.sampled_from(("none", "some", "all")), decay=st.booleans(),
-    method=st.sampled_from(METHODS), seed=st.integers(0, 99), transposed=st.booleans(),
+    mask=st.sampled_from(("none", "some", "all")),
+    decay=st.booleans(),
+    method=st.sampled_from(METHODS),
+    seed=st.integers(0, 99),
+    transposed=st.booleans(),
 )
 def test_random_shapes(b, t, k, c, kind, noise, mask, decay, method, seed, transposed):
     if decay and method == "information":
@@ -341,7 +345,3 @@ def test_random_shapes(b, t, k, c, kind, noise, mask, decay, method, seed, trans
         p = Problem(*(None if x is None else x.mT.contiguous().mT for x in p))
     for name, got, want in zip(NAMES, write(p, method=method), recursion(p), strict=True):
         assert_as_accurate(got, want, floor=1e-10, name=name)
-
-
-def test_doctest():
-    run_doctests(ops.bayes_write)

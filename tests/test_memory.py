@@ -5,9 +5,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import run_doctests
 
-import kanerva_ext
 from kanerva_ext import FusedKanervaMemory, MemoryState, memory, ops
 
 B, T, K, C, S = 3, 6, 5, 4, 7
@@ -114,11 +112,10 @@ def test_least_squares_write_is_one_exact_write_at_the_solved_addresses():
     values, _ = episode(module)
     state = module.prior(B)
     ridge = 0.25 / 4
-    weights = ops.solve_addresses(state.mean, values, ridge)
+    mean = state.mean  # after the first round, that of the tentative posterior
     for iterations in (1, 2, 3):
         module.num_write_iters = iterations
-        if iterations > 1:  # solved again against the tentative posterior, from the old state
-            weights = ops.solve_addresses(mean, values, ridge)
+        weights = ops.solve_addresses(mean, values, ridge)
         mean, cov, evidence = ops.bayes_write(*state, weights, values, 0.25)
         out = module.write(values)
         for got, want in (
@@ -208,8 +205,9 @@ def test_sampled_weights_scatter_around_the_mean():
     module.sample_weights = False
     mean = module.read(values[:1], MemoryState(*(x[:1] for x in written.state))).weights[0]
     torch.testing.assert_close(samples.mean(0), mean, atol=0.05, rtol=0)
-    torch.testing.assert_close(samples.std(0), torch.full((T, K), memory.INITIAL_WEIGHT_STD),
-                               atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        samples.std(0), torch.full((T, K), memory.INITIAL_WEIGHT_STD), atol=0.03, rtol=0
+    )
 
 
 def test_sampled_memory_has_the_moments_of_the_belief():
@@ -332,7 +330,8 @@ def test_compile_and_functional_call(config):
 
     grads = torch.func.grad(functional)(parameters, values)
     for name, want in zip(
-        parameters, torch.autograd.grad(functional(parameters, values), list(parameters.values())),
+        parameters,
+        torch.autograd.grad(functional(parameters, values), list(parameters.values())),
         strict=True,
     ):
         torch.testing.assert_close(grads[name], want)
@@ -396,8 +395,9 @@ WRONG_CONSTRUCTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "error", "match"), WRONG_CONSTRUCTIONS,
-                         ids=[str(w[0]) for w in WRONG_CONSTRUCTIONS])
+@pytest.mark.parametrize(
+    ("options", "error", "match"), WRONG_CONSTRUCTIONS, ids=[str(w[0]) for w in WRONG_CONSTRUCTIONS]
+)
 def test_wrong_construction(options, error, match):
     with pytest.raises(error, match=match):
         FusedKanervaMemory(**{"memory_size": K, "code_size": C, **options})
@@ -410,7 +410,7 @@ def test_wrong_calls():
         (lambda: module(values[..., :-1]), ValueError, r"values must have shape \(..., T, code_si"),
         (lambda: module(values.tolist()), TypeError, "values must be a torch.Tensor, got list"),
         (lambda: module(values[0, 0]), ValueError, "values must have shape"),
-        (lambda: module(values.long()), TypeError, "queries must have a floating-point dtype"),
+        (lambda: module(values.long()), TypeError, "values must have a floating-point dtype"),
         (lambda: module.read(values[..., 1:], state), ValueError, "queries must have shape"),
         (lambda: module.write(values, weights=torch.randn(B, T, K + 1)), ValueError, "weights"),
         (lambda: module.write(values, mask=torch.ones(B, T)), TypeError, "mask must be torch.bool"),
@@ -420,15 +420,14 @@ def test_wrong_calls():
         (lambda: module.address(values), ValueError, 'needs a memory with addressing="key"'),
         (lambda: module.write(values, keys=torch.randn(B, T, S)), ValueError, "keys must be None"),
         (lambda: keyed(values), ValueError, "keys must be given"),
-        (lambda: keyed(values, keys=values), ValueError, r"keys must have shape \(..., T, key_size"),
+        (
+            lambda: keyed(values, keys=values),
+            ValueError,
+            r"keys must have shape \(..., T, key_size",
+        ),
         (lambda: keyed.read(values, state), ValueError, "keys must have shape"),
         (lambda: module.generate(state, -1), ValueError, "num_samples"),
         (lambda: module.prior(-1), ValueError, "batch_size"),
     ):
         with pytest.raises(error, match=match):
             call()
-
-
-def test_doctest():
-    run_doctests(FusedKanervaMemory)
-    assert memory.MemoryState is kanerva_ext.MemoryState

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import Case, assert_as_accurate, extended, problem, run_doctests, symmetric
+from helpers import Case, assert_as_accurate, extended, problem, symmetric
 from operator_checks import DATA, STATE, OperatorChecks
 
 from kanerva_ext import ops, reference
@@ -9,8 +9,11 @@ from kanerva_ext import ops, reference
 class TestRead(OperatorChecks):
     name = "read"
     function = staticmethod(ops.read)
-    kinds = {"mean": STATE, "cov": STATE, "weights": DATA}
-    dims = {"mean": "KC", "cov": "KK", "weights": "TK"}
+    signature = (
+        ("mean", STATE, "KC"),
+        ("cov", STATE, "KK"),
+        ("weights", DATA, "TK"),
+    )
     factors_covariance = False
 
 
@@ -58,7 +61,3 @@ def test_variance_of_what_was_just_written_is_below_the_noise():
     mean, cov, _ = ops.bayes_write(*p[:5])
     _, var = ops.read(mean, cov, p.weights)
     assert (var < p.noise_var).all() and (var >= 0).all()
-
-
-def test_doctest():
-    run_doctests(ops.read)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import assert_as_accurate, run_doctests
+from helpers import assert_as_accurate
 from operator_checks import DATA, RIDGE, STATE, OperatorChecks
 
 from kanerva_ext import ops, reference
@@ -9,8 +9,12 @@ from kanerva_ext import ops, reference
 class TestRecall(OperatorChecks):
     name = "recall"
     function = staticmethod(ops.recall)
-    kinds = {"mean": STATE, "cov": STATE, "queries": DATA, "ridge": RIDGE}
-    dims = {"mean": "KC", "cov": "KK", "queries": "TC", "ridge": ""}
+    signature = (
+        ("mean", STATE, "KC"),
+        ("cov", STATE, "KK"),
+        ("queries", DATA, "TC"),
+        ("ridge", RIDGE, ""),
+    )
     saved_outputs = (2,)
     factors_covariance = False
 
@@ -30,9 +34,9 @@ SIZES = [(5, 64, 16), (33, 32, 100), (1, 1, 1), (100, 17, 31), (3, 257, 300), (9
 def test_is_solve_then_read(t, k, c):
     mean, cov, queries, ridge = inputs(t, k, c, torch.float64)
     values, var, weights = ops.recall(mean, cov, queries, ridge)
-    want = ops.solve_addresses(mean, queries, ridge)
-    torch.testing.assert_close(weights, want, rtol=1e-10, atol=1e-12)
-    for got, want in zip((values, var), ops.read(mean, cov, want), strict=True):
+    solved = ops.solve_addresses(mean, queries, ridge)
+    torch.testing.assert_close(weights, solved, rtol=1e-10, atol=1e-12)
+    for got, want in zip((values, var), ops.read(mean, cov, solved), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
@@ -60,15 +64,9 @@ def test_float32(t, k, c):
 def test_each_result_alone_is_differentiable():
     args = [x.requires_grad_() for x in inputs(3, 4, 5, torch.float64)]
     for i in range(3):
-        got = torch.autograd.grad(
-            ops.recall(*args)[i].square().sum(), args, materialize_grads=True
-        )
+        got = torch.autograd.grad(ops.recall(*args)[i].square().sum(), args, materialize_grads=True)
         want = torch.autograd.grad(
             reference.recall(*args)[i].square().sum(), args, materialize_grads=True
         )
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b)
-
-
-def test_doctest():
-    run_doctests(ops.recall)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import LD, assert_as_accurate, extended, run_doctests, solve_spd
+from helpers import LD, assert_as_accurate, extended, solve_spd
 from operator_checks import DATA, RIDGE, STATE, OperatorChecks
 
 from kanerva_ext import ops, reference
@@ -13,8 +13,11 @@ from kanerva_ext import ops, reference
 class TestSolveAddresses(OperatorChecks):
     name = "solve_addresses"
     function = staticmethod(ops.solve_addresses)
-    kinds = {"mean": STATE, "queries": DATA, "ridge": RIDGE}
-    dims = {"mean": "KC", "queries": "TC", "ridge": ""}
+    signature = (
+        ("mean", STATE, "KC"),
+        ("queries", DATA, "TC"),
+        ("ridge", RIDGE, ""),
+    )
     saved_outputs = (0,)
 
 
@@ -128,7 +131,3 @@ def test_ridge_as_number_scalar_and_tensor():
     want = ops.solve_addresses(mean, queries, torch.full((2,), 0.25))
     for ridge in (0.25, torch.tensor(0.25), torch.full((1,), 0.25), np.float64(0.25)):
         torch.testing.assert_close(ops.solve_addresses(mean, queries, ridge), want)
-
-
-def test_doctest():
-    run_doctests(ops.solve_addresses)

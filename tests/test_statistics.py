@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import Case, assert_as_accurate, problem, run_doctests
+from helpers import Case, assert_as_accurate, problem
 from operator_checks import STATE, OperatorChecks
 
 from kanerva_ext import MemoryState, ops, reference
@@ -9,16 +9,20 @@ from kanerva_ext import MemoryState, ops, reference
 class TestToStatistics(OperatorChecks):
     name = "statistics"
     function = staticmethod(ops.to_statistics)
-    kinds = {"mean": STATE, "cov": STATE}
-    dims = {"mean": "KC", "cov": "KK"}
+    signature = (
+        ("mean", STATE, "KC"),
+        ("cov", STATE, "KK"),
+    )
     saved_outputs = (0, 1)
 
 
 class TestFromStatistics(OperatorChecks):
     name = "statistics"
     function = staticmethod(ops.from_statistics)
-    kinds = {"precision": STATE, "shift": STATE}
-    dims = {"precision": "KK", "shift": "KC"}
+    signature = (
+        ("precision", STATE, "KK"),
+        ("shift", STATE, "KC"),
+    )
     raw_order = ("shift", "precision")
     saved_outputs = (0, 1)
 
@@ -76,7 +80,7 @@ def test_takes_a_state():
         assert torch.equal(got, want)
     with pytest.raises(TypeError, match="cov must be None"):
         ops.to_statistics(state, state.cov)
-    with pytest.raises(TypeError, match="to_statistics: cov must be a torch.Tensor, got None"):
+    with pytest.raises(TypeError, match=r"to_statistics: cov must be a torch\.Tensor, got None"):
         ops.to_statistics(state.mean)
 
 
@@ -92,7 +96,3 @@ def test_merging_two_memories_is_writing_both_episodes():
     mean, cov, _ = ops.bayes_write(*p[:5])
     torch.testing.assert_close(merged.mean, mean, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(merged.cov, cov, rtol=1e-9, atol=1e-11)
-
-
-def test_doctest():
-    run_doctests(ops.to_statistics)

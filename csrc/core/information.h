@@ -15,7 +15,10 @@ namespace KANERVA_ISA {
 
 constexpr double kHardInformation32 = 1e10;  // largest diagonal of N: measured error under 1e-6
 constexpr double kHardInformation64 = 1e4;   // measured error under 1e-10
-constexpr double kEasyInformation = 64.0;    // condition of N, from its pivots, for float32 columns
+// Columns in float32 only where the condition of N, from its pivots, is low, and where they pay: for
+// few slots float64 is fast enough, and the recursion, which is the yardstick, is more accurate.
+constexpr double kEasyInformation = 64.0;
+constexpr int64_t kManySlots = 256;
 constexpr int64_t kInformationSteps = 256;   // steps at a time
 
 inline bool information_pays(const Sizes& n, const Episode& e) {
@@ -40,8 +43,8 @@ class InformationWrite {
   template <class S>
   bool run(double limit) {
     if (!solve_covariance(limit)) return false;
-    const double quadratic =
-        std::is_same_v<S, float> && condition_ <= kEasyInformation ? write_mean<float>() : write_mean<double>();
+    const bool easy = std::is_same_v<S, float> && K_ >= kManySlots && condition_ <= kEasyInformation;
+    const double quadratic = easy ? write_mean<float>() : write_mean<double>();
     LogProduct noise;
     for (int64_t t = 0; t < e_.steps; ++t) noise.multiply(e_.noise[t]);
     const double log_evidence = -0.5 * (quadratic + double(C_) * (noise.value() + log_det_) +

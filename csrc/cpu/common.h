@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 
@@ -89,6 +90,12 @@ inline Dtype state_dtype(const Tensor& mean) {
   return d;
 }
 
+inline int32_t torch_dtype(const Tensor& t) {
+  int32_t dtype = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  return dtype;
+}
+
 // A new contiguous tensor of the dtype of `like`, and its view.
 struct Output {
   Tensor tensor;
@@ -97,14 +104,18 @@ struct Output {
 
 inline Output output(const Tensor& like, std::initializer_list<int64_t> shape) {
   Output o;
-  o.tensor = torch::stable::empty({shape.begin(), shape.size()}, like.scalar_type());
-  o.view.dtype = dtype_of(like, "output");
-  o.view.data = o.tensor.data_ptr();
   int64_t stride = 1;
   for (int64_t d = int64_t(shape.size()) - 1; d >= 0; --d) {
     o.view.stride[d] = stride;
-    stride *= shape.begin()[d];
+    stride *= std::max<int64_t>(1, shape.begin()[d]);
   }
+  // The C shim itself: torch::stable::empty looks the operator up by name, which costs 1 us a tensor.
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(shape.size()), shape.begin(), o.view.stride, torch_dtype(like), aoti_torch_device_type_cpu(), 0, &handle));
+  o.tensor = Tensor(handle);
+  o.view.dtype = dtype_of(like, "output");
+  o.view.data = o.tensor.data_ptr();
   return o;
 }
 

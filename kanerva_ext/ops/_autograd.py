@@ -5,8 +5,8 @@ Two routes reach a raw operator ``kanerva::<name>``:
 * the public functions go through `Operator`: in eager mode and under ``torch.func`` by a
   `torch.autograd.Function` with ``setup_context`` and ``vmap``, else straight to the raw operator;
 * ``torch.ops.kanerva.<name>`` itself has the same Function as its Autograd kernel, and the same
-  batching rule. ``torch.library.register_autograd`` is not used because operators made differentiable
-  that way return zeros from ``torch.func.jvp``; here forward mode raises.
+  batching rule. ``torch.library.register_autograd`` is not used because ``torch.func.jvp`` over
+  operators made differentiable that way returns zeros; here forward mode raises.
 
 The gradient is the raw operator ``<name>_backward(*grads of outputs, *inputs, *saved outputs)``.
 Its own derivative is taken through the closed form in `reference`, which is plain PyTorch, so
@@ -77,6 +77,8 @@ def _differentiable(name, raw, receivers, saved_outputs) -> type[torch.autograd.
     arity, outputs = len(raw._schema.arguments), len(raw._schema.returns)
     gradient_raw = getattr(torch.ops.kanerva, f"{name}_backward").default
     last_receiver = outputs + receivers[-1]
+    save, saved = _keeper(raw)
+    save_gradient, saved_gradient = _keeper(gradient_raw)
 
     def call_gradient(*args):
         grads = _call_raw(gradient_raw, args)
@@ -86,18 +88,18 @@ def _differentiable(name, raw, receivers, saved_outputs) -> type[torch.autograd.
         f"{name}_backward",
         gradient_raw,
         call_gradient,
-        lambda ctx, inputs, output: _save(ctx, inputs),
-        _differentiate_reference(f"{name}_backward"),
+        lambda ctx, inputs, output: save_gradient(ctx, inputs),
+        _differentiate_reference(f"{name}_backward", saved_gradient),
     )
 
     def setup_context(ctx, inputs, output):
         results = output if isinstance(output, tuple) else (output,)
-        _save(ctx, (*inputs, *(results[i] for i in saved_outputs)))
+        save(ctx, (*inputs, *[results[i] for i in saved_outputs]))
 
     def backward(ctx, *grads):
         result = [None] * arity
         if any(g is not None for g in grads):
-            args = (*grads, *_saved(ctx))
+            args = (*grads, *saved(ctx))
             if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
                 grads = gradient.apply(*args)
             else:
@@ -107,22 +109,18 @@ def _differentiable(name, raw, receivers, saved_outputs) -> type[torch.autograd.
                     result[index] = grad
         return tuple(result) if arity > 1 else result[0]
 
-    return _make_function(
-        name, raw, lambda *args: _call_raw(raw, args), setup_context, backward
-    )
+    return _make_function(name, raw, lambda *args: _call_raw(raw, args), setup_context, backward)
 
 
-def _differentiate_reference(name: str) -> Callable:
+def _differentiate_reference(name: str, saved: Callable) -> Callable:
     """The derivative of a gradient, by automatic differentiation of its closed form."""
     closed_form = getattr(reference, name)
 
     def backward(ctx, *grads):
-        args = _saved(ctx)
+        args = saved(ctx)
         result = [None] * len(args)
         given = [i for i, g in enumerate(grads) if g is not None]
-        places = [
-            i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()
-        ]
+        places = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()]
 
         def wanted(*tensors):
             filled = list(args)
@@ -164,8 +162,8 @@ def _make_function(name, raw, forward, setup_context, backward) -> type[torch.au
             isinstance(a, Tensor) and torch._C._functorch.is_gradtrackingtensor(a) for a in args
         ):
             raise RuntimeError(
-                f"torch.ops.kanerva.{name} does not go through torch.func.grad, vjp, jvp or jacrev, "
-                "nor do these inside torch.compile; call the function of that name in "
+                f"torch.ops.kanerva.{name} does not go through torch.func.grad, vjp, jvp or "
+                "jacrev, nor do these inside torch.compile; call the function of that name in "
                 "kanerva_ext.ops, outside torch.compile"
             )
         return apply(*args)
@@ -193,14 +191,21 @@ def _fold_vmap(call: Callable, size: int, in_dims: tuple, args: tuple):
     return split, (0,) * len(split)
 
 
-def _save(ctx, args: tuple) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.constants = [(i, a) for i, a in enumerate(args) if isinstance(a, str)]
-    ctx.save_for_backward(*(a for a in args if not isinstance(a, str)))
+def _keeper(raw) -> tuple[Callable, Callable]:
+    """How a Function keeps the arguments of ``raw`` (and more tensors), and finds them again."""
+    texts = [i for i, a in enumerate(raw._schema.arguments) if a.type.kind() == "StringType"]
+    at = texts[0] if texts else None
 
+    def save(ctx, args):
+        ctx.set_materialize_grads(False)
+        if at is None:
+            ctx.save_for_backward(*args)
+        else:
+            ctx.text = args[at]
+            ctx.save_for_backward(*args[:at], *args[at + 1 :])
 
-def _saved(ctx) -> tuple:
-    args = list(ctx.saved_tensors)
-    for index, constant in ctx.constants:
-        args.insert(index, constant)
-    return tuple(args)
+    def saved(ctx):
+        tensors = ctx.saved_tensors
+        return tensors if at is None else (*tensors[:at], ctx.text, *tensors[at:])
+
+    return save, saved

@@ -38,7 +38,7 @@ def bayes_write(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Exact posterior of the memory after writing a whole episode in order.
 
-    The belief is ``M ~ MN(mean, cov, I)`` and step t observes ``values[t] = M' weights[t] + noise``.
+    The belief is ``M ~ MN(mean, cov, I)``; step t observes ``values[t] = M' weights[t] + noise``.
     Equivalent to T recursive least-squares steps (Wu et al., The Kanerva Machine, ICLR 2018,
     section 3.3; with ``decay``, recursive least squares with exponential forgetting).
 
@@ -89,7 +89,15 @@ def bayes_write(
     if torch.compiler.is_compiling() or not _is_raw(*args):
         args, batch = _checks.prepare("bayes_write", _ARGS, args)
     elif type(noise_var) is float:
-        args = (mean, cov, weights, values, mean.new_full(weights.shape[:2], noise_var), mask, decay)
+        args = (
+            mean,
+            cov,
+            weights,
+            values,
+            mean.new_full(weights.shape[:2], noise_var),
+            mask,
+            decay,
+        )
     results = _operator(backend, *args, method)
     if batch is None and not check:
         return results

@@ -41,7 +41,8 @@ def solve_addresses(
 
     >>> import torch
     >>> from kanerva_ext import ops
-    >>> ops.solve_addresses(torch.eye(2)[None], torch.tensor([[[3.0, 0.0]]]), ridge=0.5).round(decimals=3)
+    >>> mean, queries = torch.eye(2)[None], torch.tensor([[[3.0, 0.0]]])
+    >>> ops.solve_addresses(mean, queries, ridge=0.5).round(decimals=3)
     tensor([[[2., 0.]]])
     """
     args, batch = (mean, queries, ridge), None

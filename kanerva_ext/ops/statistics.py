@@ -75,6 +75,4 @@ def from_statistics(
     """
     args, batch = _checks.prepare("from_statistics", _STATISTICS, (precision, shift))
     results = _operator(backend, args[1], args[0])
-    return MemoryState(
-        *_checks.finish("from_statistics", _STATISTICS, args, batch, check, results)
-    )
+    return MemoryState(*_checks.finish("from_statistics", _STATISTICS, args, batch, check, results))

@@ -40,7 +40,5 @@ def memory_kl_backward(
     d_prior_cov = (d_prior_cov - scaled @ scaled.mT) / 2
     scale = grad[:, None, None]
     grads = (scale * scaled, scale * symmetric(d_cov), -scale * scaled)
-    grads = poison(
-        has_nan(precision, prior_precision), *grads, scale * symmetric(d_prior_cov)
-    )
+    grads = poison(has_nan(precision, prior_precision), *grads, scale * symmetric(d_prior_cov))
     return tuple(g.to(out) for g in grads)
