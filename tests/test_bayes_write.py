@@ -323,6 +323,33 @@ def test_indefinite_system_is_nan():
                 assert result[1].isnan().all() and not result[0].isnan().any(), method
 
 
+def test_third_derivative():
+    p = problem(Case("iid", 0.5, 3, 3, 2))
+    thirds = []
+    for backend in ("auto", "reference"):
+        mean = p.mean.clone().requires_grad_()
+        value = write(p._replace(mean=mean), backend=backend)[0].pow(4).sum()
+        for _ in range(3):
+            (grad,) = torch.autograd.grad(value, mean, create_graph=True)
+            value = grad.square().sum()
+        thirds.append(grad.detach())
+    torch.testing.assert_close(*thirds)
+
+
+def test_changing_a_float_noise_recompiles_once():
+    torch._dynamo.reset()
+    p = problem(Case("iid", 0.5, 3, 3, 2))
+    compiled = torch.compile(
+        lambda noise: write(p._replace(noise_var=noise))[2], fullgraph=True, backend="aot_eager"
+    )
+    for noise in (0.1, 0.2):
+        compiled(noise)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for noise in (0.3, 0.4):
+            torch.testing.assert_close(compiled(noise), write(p._replace(noise_var=noise))[2])
+    torch._dynamo.reset()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     b=st.integers(1, 3),

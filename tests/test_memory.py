@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from kanerva_ext import FusedKanervaMemory, MemoryState, memory, ops
 
@@ -343,6 +344,44 @@ def test_compile_with_sampling_runs():
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     loss(compiled(episode(module)[0])).backward()
     torch._dynamo.reset()
+
+
+def test_export():
+    module = make(learn_noise=True)
+    values, _ = episode(module)
+    for strict in (False, True):
+        exported = torch.export.export(module, (values,), strict=strict).module()
+        torch.testing.assert_close(exported(values), module(values))
+
+
+def test_activation_checkpointing():
+    module = make()
+    values = episode(module)[0].requires_grad_()
+    again = torch.utils.checkpoint.checkpoint(module, values, use_reentrant=False)
+    for got, want in zip(
+        torch.autograd.grad(loss(again), (values, *module.parameters())),
+        torch.autograd.grad(loss(module(values)), (values, *module.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_ensemble_by_vmap():
+    modules = [make() for _ in range(3)]
+    values, _ = episode(modules[0])
+    parameters, _ = torch.func.stack_module_state(modules)
+    out = torch.vmap(
+        lambda p, v: torch.func.functional_call(modules[0], p, (v,)).values, in_dims=(0, None)
+    )(parameters, values)
+    torch.testing.assert_close(out, torch.stack([m(values).values for m in modules]))
+
+
+def test_inference_mode():
+    module = make()
+    values, _ = episode(module)
+    with torch.inference_mode():
+        out = module(values)
+    torch.testing.assert_close(out.values, module(values).values)
 
 
 def test_gradcheck_through_the_module():

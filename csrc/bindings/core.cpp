@@ -1,7 +1,7 @@
 // The numerical core for NumPy, without torch, and information about the build.
 //
-// Arrays have exactly one batch dimension, float32 or float64; weights and values are converted to the
-// dtype of the state. Forward only: gradients are PyTorch's business.
+// Arrays have exactly one batch dimension, float32 or float64; weights and values are converted to
+// the dtype of the state. Forward only: gradients are PyTorch's business.
 #include <kanerva_build_info.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -46,9 +46,11 @@ struct Input {
   View view;
 };
 
-Input input(const py::object& o, const char* name, std::initializer_list<int64_t> shape, Dtype state) {
+Input input(const py::object& o, const char* name, std::initializer_list<int64_t> shape,
+            Dtype state) {
   Input in;
-  in.array = state == Dtype::float32 ? py::array(py::array_t<float>::ensure(o)) : py::array(py::array_t<double>::ensure(o));
+  in.array = state == Dtype::float32 ? py::array(py::array_t<float>::ensure(o))
+                                     : py::array(py::array_t<double>::ensure(o));
   if (!in.array) {
     PyErr_Clear();
     throw py::type_error(std::string(name) + " must be convertible to a floating-point array");
@@ -56,7 +58,8 @@ Input input(const py::object& o, const char* name, std::initializer_list<int64_t
   check_shape(in.array, name, shape);
   in.view.data = const_cast<void*>(in.array.data());
   in.view.dtype = state;
-  for (int64_t d = 0; d < in.array.ndim(); ++d) in.view.stride[d] = in.array.strides(d) / in.array.itemsize();
+  for (int64_t d = 0; d < in.array.ndim(); ++d)
+    in.view.stride[d] = in.array.strides(d) / in.array.itemsize();
   return in;
 }
 
@@ -68,10 +71,12 @@ struct Output {
 Output output(std::initializer_list<int64_t> shape, Dtype state) {
   Output out;
   std::vector<py::ssize_t> sizes(shape.begin(), shape.end());
-  out.array = state == Dtype::float32 ? py::array(py::array_t<float>(sizes)) : py::array(py::array_t<double>(sizes));
+  out.array = state == Dtype::float32 ? py::array(py::array_t<float>(sizes))
+                                      : py::array(py::array_t<double>(sizes));
   out.view.data = out.array.mutable_data();
   out.view.dtype = state;
-  for (int64_t d = 0; d < out.array.ndim(); ++d) out.view.stride[d] = out.array.strides(d) / out.array.itemsize();
+  for (int64_t d = 0; d < out.array.ndim(); ++d)
+    out.view.stride[d] = out.array.strides(d) / out.array.itemsize();
   return out;
 }
 
@@ -99,7 +104,8 @@ py::tuple bayes_write(const py::array& mean, const py::object& cov, const py::ar
   const auto [B, T, K, C] = args.n;
   const Dtype s = dtype_of(mean, "mean");
   const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
-                      input(weights, "weights", {B, T, K}, s), input(values, "values", {B, T, C}, s),
+                      input(weights, "weights", {B, T, K}, s),
+                      input(values, "values", {B, T, C}, s),
                       input(noise_var, "noise_var", {B, T}, s)};
   args.mean = in[0].view;
   args.cov = in[1].view;
@@ -132,7 +138,8 @@ py::tuple bayes_write(const py::array& mean, const py::object& cov, const py::ar
   return py::make_tuple(out[0].array, out[1].array, out[2].array);
 }
 
-py::array solve_addresses(const py::array& mean, const py::array& queries, const py::object& ridge) {
+py::array solve_addresses(const py::array& mean, const py::array& queries,
+                          const py::object& ridge) {
   SolveAddressesArgs args;
   args.n = sizes(mean, &queries, "queries");
   const auto [B, T, K, C] = args.n;
@@ -169,7 +176,8 @@ py::tuple read(const py::array& mean, const py::object& cov, const py::array& we
   return py::make_tuple(out[0].array, out[1].array);
 }
 
-py::tuple recall(const py::array& mean, const py::object& cov, const py::array& queries, const py::object& ridge) {
+py::tuple recall(const py::array& mean, const py::object& cov, const py::array& queries,
+                 const py::object& ridge) {
   RecallArgs args;
   args.n = sizes(mean, &queries, "queries");
   const auto [B, T, K, C] = args.n;
@@ -198,7 +206,8 @@ py::array memory_kl(const py::array& mean, const py::object& cov, const py::obje
   const auto [B, T, K, C] = args.n;
   const Dtype s = dtype_of(mean, "mean");
   const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
-                      input(prior_mean, "prior_mean", {B, K, C}, s), input(prior_cov, "prior_cov", {B, K, K}, s)};
+                      input(prior_mean, "prior_mean", {B, K, C}, s),
+                      input(prior_cov, "prior_cov", {B, K, K}, s)};
   args.mean = in[0].view;
   args.cov = in[1].view;
   args.prior_mean = in[2].view;
@@ -234,19 +243,25 @@ py::tuple statistics(const py::array& mean, const py::object& cov) {
 PYBIND11_MODULE(_core, m) {
   using kanerva::simd_level;
   m.doc() = "Torch-free numerical core of kanerva_ext for NumPy arrays, and build information.";
-  m.def("build_info", [] { return py::module_::import("json").attr("loads")(KANERVA_BUILD_INFO_JSON); },
-        "How this copy was built: a dictionary.");
-  m.def("simd_level", [] { return std::string(simd_level()); },
-        "Instruction set in use: 'avx512', 'avx2' or 'baseline'.");
-  m.def("bayes_write", &kanerva::bayes_write, py::arg("mean"), py::arg("cov"), py::arg("weights"), py::arg("values"),
-        py::arg("noise_var"), py::kw_only(), py::arg("mask") = py::none(), py::arg("decay") = py::none(),
-        py::arg("method") = "auto", "Exact posterior of an episode: (mean, cov, log_evidence).");
-  m.def("solve_addresses", &kanerva::solve_addresses, py::arg("mean"), py::arg("queries"), py::arg("ridge"),
-        "Least-squares addresses (B, T, K).");
-  m.def("read", &kanerva::read, py::arg("mean"), py::arg("cov"), py::arg("weights"), "Read-out: (values, var).");
-  m.def("recall", &kanerva::recall, py::arg("mean"), py::arg("cov"), py::arg("queries"), py::arg("ridge"),
-        "Solve and read: (values, var, weights).");
-  m.def("memory_kl", &kanerva::memory_kl, py::arg("mean"), py::arg("cov"), py::arg("prior_mean"), py::arg("prior_cov"),
-        "KL between beliefs in nats (B,).");
-  m.def("statistics", &kanerva::statistics, py::arg("mean"), py::arg("cov"), "(cov^-1 mean, cov^-1), its own inverse.");
+  m.def(
+      "build_info",
+      [] { return py::module_::import("json").attr("loads")(KANERVA_BUILD_INFO_JSON); },
+      "How this copy was built: a dictionary.");
+  m.def(
+      "simd_level", [] { return std::string(simd_level()); },
+      "Instruction set in use: 'avx512', 'avx2' or 'baseline'.");
+  m.def("bayes_write", &kanerva::bayes_write, py::arg("mean"), py::arg("cov"), py::arg("weights"),
+        py::arg("values"), py::arg("noise_var"), py::kw_only(), py::arg("mask") = py::none(),
+        py::arg("decay") = py::none(), py::arg("method") = "auto",
+        "Exact posterior of an episode: (mean, cov, log_evidence).");
+  m.def("solve_addresses", &kanerva::solve_addresses, py::arg("mean"), py::arg("queries"),
+        py::arg("ridge"), "Least-squares addresses (B, T, K).");
+  m.def("read", &kanerva::read, py::arg("mean"), py::arg("cov"), py::arg("weights"),
+        "Read-out: (values, var).");
+  m.def("recall", &kanerva::recall, py::arg("mean"), py::arg("cov"), py::arg("queries"),
+        py::arg("ridge"), "Solve and read: (values, var, weights).");
+  m.def("memory_kl", &kanerva::memory_kl, py::arg("mean"), py::arg("cov"), py::arg("prior_mean"),
+        py::arg("prior_cov"), "KL between beliefs in nats (B,).");
+  m.def("statistics", &kanerva::statistics, py::arg("mean"), py::arg("cov"),
+        "(cov^-1 mean, cov^-1), its own inverse.");
 }

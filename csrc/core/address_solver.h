@@ -2,8 +2,9 @@
 //
 // The smaller of two equal forms is factorised, in float64: K x K as above, or, where the code is
 // narrower than the memory, w = R (R'R + lambda I)^-1 z, which also spares a singular R R' the
-// amplification of rounding by 1/lambda. Well-conditioned systems do the wide products in the state's
-// arithmetic; others in float64 (float32 normal equations lose half the digits at condition 1e4).
+// amplification of rounding by 1/lambda. Well-conditioned systems do the wide products in the
+// state's arithmetic; others in float64 (float32 normal equations lose half the digits at condition
+// 1e4).
 #pragma once
 
 #include "matrices.h"
@@ -38,8 +39,8 @@ struct AddressSystem {
     const int64_t n = inverse.rows;
     Matrix<double> system(scope, n, n);
     const Matrix<double>&a = wide ? R : Rt, &bt = wide ? Rt : R;
-    gemm<false>(executor, n, n, a.columns, a.data, a.ld, bt.data, bt.ld, system.data, system.ld, Store::set,
-                Structure::full, Part::upper);
+    gemm<false>(executor, n, n, a.columns, a.data, a.ld, bt.data, bt.ld, system.data, system.ld,
+                Store::set, Structure::full, Part::upper);
     for (int64_t i = 0; i < n; ++i) system[i][i] += ridge;
     facts = invert_spd(executor, system, inverse);
     return facts.ok;
@@ -70,7 +71,8 @@ struct AddressTile {
     convert(inverse.rows, inverse.rows, s.inverse.data, s.inverse.ld, inverse.data, inverse.ld);
   }
 
-  // W = addresses of the m queries in Z. In the narrow form `narrow` is left as Z (R'R + lambda I)^-1.
+  // W = addresses of the m queries in Z. In the narrow form `narrow` is left as Z (R'R + lambda
+  // I)^-1.
   void solve(int64_t m) {
     if (s.wide) {
       product(executor, m, Z, Rt, narrow);
@@ -92,7 +94,8 @@ struct AddressTile {
       product(executor, m, W, R, Z, Store::sub);  // Z becomes the residual
       product_transposed(executor, m, Y, Z, dR, Store::add);
       d_ridge = -dot(m, Y, W);
-    } else {  // with u = (R'R + lambda I)^-1 z, so that the residual is lambda u: y lambda = gw - R gz
+    } else {  // with u = (R'R + lambda I)^-1 z, so that the residual is lambda u: y lambda = gw - R
+              // gz
       Matrix<A> gWR(scope, m, s.C);
       product(executor, m, gW, R, gWR);
       product(executor, m, gWR, inverse, gZ);

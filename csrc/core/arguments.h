@@ -26,8 +26,8 @@ struct Sizes {
   int64_t B = 0, T = 0, K = 0, C = 0;
 };
 
-// Inputs may have any strides; outputs are contiguous. Views left empty are absent: optional inputs,
-// gradients that are zero, or outputs that are not wanted.
+// Inputs may have any strides; outputs are contiguous. Views left empty are absent: optional
+// inputs, gradients that are zero, or outputs that are not wanted.
 struct BayesWriteArgs {
   Sizes n;
   View mean, cov, weights, values, noise_var, mask, decay;

@@ -1,7 +1,8 @@
 // The exact Bayesian write of an episode: forward.
 //
-// Source: Wu et al., The Kanerva Machine (ICLR 2018), batch form of the update, applied chunk by chunk.
-// The K x K half is in write_chunk.h; here is the half as wide as the code. For a block of columns,
+// Source: Wu et al., The Kanerva Machine (ICLR 2018), batch form of the update, applied chunk by
+// chunk. The K x K half is in write_chunk.h; here is the half as wide as the code. For a block of
+// columns,
 //   D = Z - W R,  E = F^-1 D,  R <- R + P'E,  log_evidence -= (b |E|^2 + ...) / 2.
 #pragma once
 
@@ -34,8 +35,8 @@ struct ChunkFactors {
 
 // D = Z - W R and E = F^-1 D of a block of n columns; D may be null when only E is wanted.
 template <class A>
-void innovations(const ChunkFactors<A>& f, int64_t L, int64_t K, int64_t n, A* D, const A* R, int64_t ld,
-                 A* E) {
+void innovations(const ChunkFactors<A>& f, int64_t L, int64_t K, int64_t n, A* D, const A* R,
+                 int64_t ld, A* E) {
   gemm<false>(L, n, K, f.W, f.ldk, R, ld, D, ld, Store::sub);
   gemm<true>(L, n, L, f.V, f.ldl, D, ld, E, ld, Store::set, Structure::lower);
 }
@@ -56,17 +57,17 @@ double weighted_square(int64_t L, int64_t n, const A* E, int64_t ld, const doubl
   return V::sum(total);
 }
 
-// Where the mean comes from before a chunk and goes to after it, beside its scratch copy; empty inside
-// an episode. The first and last chunk move a block of columns while it is in the cache.
+// Where the mean comes from before a chunk and goes to after it, beside its scratch copy; empty
+// inside an episode. The first and last chunk move a block of columns while it is in the cache.
 struct MeanEnds {
   View from, to;
 };
 
 // Writes the chunk into the mean R (blocks of K x width); returns sum_t b_t |E_t|^2.
 template <class A>
-double write_columns(const Chunk& c, const ChunkFactors<A>& f, const Columns& columns, const View& values,
-                     int64_t b, Rows rows, const MeanEnds& mean, A* R, double* partial,
-                     const Executor& executor) {
+double write_columns(const Chunk& c, const ChunkFactors<A>& f, const Columns& columns,
+                     const View& values, int64_t b, Rows rows, const MeanEnds& mean, A* R,
+                     double* partial, const Executor& executor) {
   executor.for_each(columns.count, [&](int64_t block) {
     Workspace::Scope scope(Workspace::of_thread());
     const int64_t ld = columns.width, n = columns.of(block), c0 = columns.at(block);
@@ -88,13 +89,15 @@ double write_columns(const Chunk& c, const ChunkFactors<A>& f, const Columns& co
 template <class A>
 void load_mean(const View& mean, int64_t b, int64_t K, const Columns& columns, A* R) {
   for (int64_t i = 0; i < columns.count; ++i)
-    load(mean, b, Rows{}, K, columns.at(i), columns.of(i), R + i * K * columns.width, columns.width);
+    load(mean, b, Rows{}, K, columns.at(i), columns.of(i), R + i * K * columns.width,
+         columns.width);
 }
 
 template <class A>
 void store_mean(const View& mean, int64_t b, int64_t K, const Columns& columns, const A* R) {
   for (int64_t i = 0; i < columns.count; ++i)
-    store(mean, b, Rows{}, K, columns.at(i), columns.of(i), R + i * K * columns.width, columns.width);
+    store(mean, b, Rows{}, K, columns.at(i), columns.of(i), R + i * K * columns.width,
+          columns.width);
 }
 
 // Upper factor of U in place, zeros below: U = root' root.
@@ -117,8 +120,8 @@ inline double chunk_log_evidence(const Chunk& c, int64_t C, double quadratic) {
                  double(c.L) * double(C) * kLog2Pi);
 }
 
-// What each arithmetic is trusted with: hardness max w'Uw/v at which its error, measured against long
-// double, stays under 1e-4 (float32 columns) and 1e-10 (float64 state).
+// What each arithmetic is trusted with: hardness max w'Uw/v at which its error, measured against
+// long double, stays under 1e-4 (float32 columns) and 1e-10 (float64 state).
 constexpr double kHardForFloat32 = 1e6;
 constexpr double kHardForFloat64 = 1e5;
 constexpr double kHardForCholesky = 1e11;  // float64 factors of float32 data
@@ -127,8 +130,8 @@ constexpr double kNoLimit = HUGE_VAL;
 // One episode with the columns in arithmetic A. `limit`: the hardness max w'Uw/v above which this
 // arithmetic is given up.
 template <class A>
-Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool use_sqrt, double limit,
-                   const Executor& executor) {
+Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool use_sqrt,
+                   double limit, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   Workspace& workspace = Workspace::of_thread();
   Workspace::Scope scope(workspace);
@@ -146,13 +149,15 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
   for (int64_t first = 0; first < e.steps; first += step) {
     const int64_t steps = std::min(step, e.steps - first);
     load_chunk(chunk, args.weights, b, e, first, steps);
-    const bool ok = use_sqrt ? factor_chunk_sqrt(chunk, U, workspace) : factor_chunk(chunk, U, executor);
+    const bool ok =
+        use_sqrt ? factor_chunk_sqrt(chunk, U, workspace) : factor_chunk(chunk, U, executor);
     if (!(chunk.hardness <= limit)) return Outcome::harder;
     if (!ok) return Outcome::failed;
     factors.take(chunk);
-    const MeanEnds ends = {first == 0 ? args.mean : View{}, first + steps == e.steps ? args.mean_out : View{}};
-    const double quadratic = write_columns(chunk, factors, columns, args.values, b, Rows{e.index, first}, ends,
-                                           R, partial, executor);
+    const MeanEnds ends = {first == 0 ? args.mean : View{},
+                           first + steps == e.steps ? args.mean_out : View{}};
+    const double quadratic = write_columns(chunk, factors, columns, args.values, b,
+                                           Rows{e.index, first}, ends, R, partial, executor);
     log_evidence += chunk_log_evidence(chunk, C, quadratic);
     if (!use_sqrt) downdate(chunk, U, executor);
   }
@@ -176,11 +181,13 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
 
 // The forms of the write from the cheapest that may serve to the one that always does.
 template <class S>
-Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Episode& e, const Executor& executor) {
+Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Episode& e,
+                         const Executor& executor) {
   constexpr bool narrow_state = std::is_same_v<S, float>;
   const bool automatic = args.method == WriteMethod::automatic;
   if (args.method == WriteMethod::information || (automatic && information_pays(args.n, e))) {
-    const double limit = automatic ? (narrow_state ? kHardInformation32 : kHardInformation64) : kNoLimit;
+    const double limit =
+        automatic ? (narrow_state ? kHardInformation32 : kHardInformation64) : kNoLimit;
     if (InformationWrite(args, b, e, executor).run<S>(limit)) return Outcome::done;
     if (!automatic) return Outcome::failed;
   }
@@ -188,7 +195,9 @@ Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Episode& e
     Outcome outcome = Outcome::harder;
     if (narrow_state) outcome = write_item<float>(args, b, e, false, kHardForFloat32, executor);
     if (outcome == Outcome::harder) {
-      const double limit = !automatic ? kNoLimit : narrow_state ? kHardForCholesky : kHardForFloat64;
+      const double limit = !automatic     ? kNoLimit
+                           : narrow_state ? kHardForCholesky
+                                          : kHardForFloat64;
       outcome = write_item<double>(args, b, e, false, limit, executor);
     }
     if (outcome != Outcome::harder) return outcome;

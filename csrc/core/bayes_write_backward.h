@@ -1,14 +1,15 @@
 // The adjoint of the exact write, in closed form per chunk, from the last chunk to the first.
 //
-// Only the inputs are kept by the forward. The states at the starts of the chunks are computed again
-// (at most two square roots of the number of chunks of them are alive); inside a chunk nothing is
-// scanned. With the factors of write_chunk.h, G = F^-T P, A = F^-T E, b the decays inside the chunk
-// and gU the gradient of the undecayed covariance:
+// Only the inputs are kept by the forward. The states at the starts of the chunks are computed
+// again (at most two square roots of the number of chunks of them are alive); inside a chunk
+// nothing is scanned. With the factors of write_chunk.h, G = F^-T P, A = F^-T E, b the decays
+// inside the chunk and gU the gradient of the undecayed covariance:
 //   X^ = A gR' - 2 G gU,   D^ = G gR - gl F^-T (b E),
 //   S^ = G gU G' - sym(G gR A') + gl/2 F^-T (H - C I) F^-1,  H_ij = b_max(i,j) (E E')_ij,
 //   dZ = D^,  dW = -D^ R' + (X^ + 2 S^ W) U,  dn = diag S^,
 //   gR <- gR - W'D^,  gU <- gU + sym(W'(X^ + S^ W)).
-// A and G come from the factors, never from the posterior residual, which cancels when noise is small.
+// A and G come from the factors, never from the posterior residual, which cancels when noise is
+// small.
 #pragma once
 
 #include "bayes_write.h"
@@ -39,8 +40,8 @@ struct States {
 template <class A>
 class WriteAdjoint {
  public:
-  WriteAdjoint(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e, bool use_sqrt, double limit,
-               const Executor& executor)
+  WriteAdjoint(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e, bool use_sqrt,
+               double limit, const Executor& executor)
       : args_(args),
         b_(b),
         e_(e),
@@ -68,7 +69,8 @@ class WriteAdjoint {
     const int64_t chunks = (e_.steps + step_ - 1) / step_;
     const int64_t U_size = K_ * ldk_, R_size = columns_.count * block_;
     constexpr double one_level = 8e6;  // bytes of states that are kept without a second level
-    const double bytes = double(chunks) * (double(U_size) * sizeof(double) + double(R_size) * sizeof(A));
+    const double bytes =
+        double(chunks) * (double(U_size) * sizeof(double) + double(R_size) * sizeof(A));
     int64_t segment = std::max<int64_t>(1, chunks);
     if (bytes > one_level) segment = int64_t(std::ceil(std::sqrt(double(chunks))));
     const int64_t segments = std::max<int64_t>(1, (chunks + segment - 1) / segment);
@@ -126,7 +128,8 @@ class WriteAdjoint {
   Outcome factor(int64_t index, double* U) {
     first_ = index * step_;
     load_chunk(chunk_, args_.weights, b_, e_, first_, std::min(step_, e_.steps - first_));
-    const bool ok = use_sqrt_ ? factor_chunk_sqrt(chunk_, U, workspace_) : factor_chunk(chunk_, U, executor_);
+    const bool ok =
+        use_sqrt_ ? factor_chunk_sqrt(chunk_, U, workspace_) : factor_chunk(chunk_, U, executor_);
     if (!(chunk_.hardness <= limit_)) return Outcome::harder;
     if (!ok) return Outcome::failed;
     factors_.take(chunk_);
@@ -137,8 +140,8 @@ class WriteAdjoint {
   Outcome advance(int64_t index, double* U, A* R) {
     const Outcome outcome = factor(index, U);
     if (outcome != Outcome::done) return outcome;
-    write_columns(chunk_, factors_, columns_, args_.values, b_, Rows{e_.index, first_}, MeanEnds{}, R,
-                  partial_, executor_);
+    write_columns(chunk_, factors_, columns_, args_.values, b_, Rows{e_.index, first_}, MeanEnds{},
+                  R, partial_, executor_);
     if (!use_sqrt_) downdate(chunk_, U, executor_);
     return Outcome::done;
   }
@@ -168,7 +171,8 @@ class WriteAdjoint {
     if (decays) undecay(U, d_decay);
 
     double* G = scope.take<double>(L * ldk_);
-    gemm<false>(executor_, L, K_, L, chunk_.V, ldl_, chunk_.P, ldk_, G, ldk_, Store::set, Structure::upper);
+    gemm<false>(executor_, L, K_, L, chunk_.V, ldl_, chunk_.P, ldk_, G, ldk_, Store::set,
+                Structure::upper);
     A* Ga = scope.take<A>(L * factors_.ldk);
     convert(L, K_, G, ldk_, Ga, factors_.ldk);
 
@@ -195,7 +199,8 @@ class WriteAdjoint {
     gemm<false>(executor_, L, L, K_, GU, ldk_, Gt, ldl_, Sb, ldl_, Store::add);
     const A* M2 = sums[0].M2;
     for (int64_t i = 0; i < L; ++i)
-      for (int64_t j = 0; j < L; ++j) Sb[i * ldl_ + j] -= 0.5 * (double(M2[i * ll + j]) + double(M2[j * ll + i]));
+      for (int64_t j = 0; j < L; ++j)
+        Sb[i * ldl_ + j] -= 0.5 * (double(M2[i * ll + j]) + double(M2[j * ll + i]));
 
     double* SW = scope.take<double>(L * ldk_);
     double* dW = scope.take<double>(L * ldk_);
@@ -240,7 +245,8 @@ class WriteAdjoint {
     const double b = chunk_.final_decay();
     double* posterior = scope.take<double>(K_ * ldk_);
     std::memcpy(posterior, U, size_t(K_ * ldk_) * sizeof(double));
-    gemm<true>(executor_, K_, K_, chunk_.L, chunk_.P, ldk_, chunk_.P, ldk_, posterior, ldk_, Store::sub);
+    gemm<true>(executor_, K_, K_, chunk_.L, chunk_.P, ldk_, chunk_.P, ldk_, posterior, ldk_,
+               Store::sub);
     double dot = 0.0;
     for (int64_t i = 0; i < K_; ++i) {
       for (int64_t j = 0; j < K_; ++j) dot += gU_[i * ldk_ + j] * posterior[i * ldk_ + j];
@@ -273,7 +279,8 @@ class WriteAdjoint {
   void reverse_columns(int64_t block, const A* R, const A* Ga, const Sums& sums) {
     Workspace::Scope scope(Workspace::of_thread());
     const bool decays = e_.decay != nullptr;
-    const int64_t L = chunk_.L, ld = columns_.width, n = columns_.of(block), c0 = columns_.at(block);
+    const int64_t L = chunk_.L, ld = columns_.width, n = columns_.of(block),
+                  c0 = columns_.at(block);
     const int64_t lk = factors_.ldk, ll = factors_.ldl;
     const Rows rows{e_.index, first_};
     const A* Rb = R + block * block_;
@@ -316,7 +323,8 @@ class WriteAdjoint {
     using V = Simd<A>;
     const auto a = V::broadcast(alpha);
     for (int64_t t = 0; t < L; ++t)
-      for (int64_t j = t * ld; j < t * ld + n; j += V::width) V::store(D + j, V::load(D + j) + a * V::load(X + j));
+      for (int64_t j = t * ld; j < t * ld + n; j += V::width)
+        V::store(D + j, V::load(D + j) + a * V::load(X + j));
   }
 
   const BayesWriteBackwardArgs& args_;
@@ -347,9 +355,12 @@ Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b, const 
   if (args.method != WriteMethod::sqrt) {
     const bool automatic = args.method == WriteMethod::automatic;
     Outcome outcome = Outcome::harder;
-    if (narrow_state) outcome = WriteAdjoint<float>(args, b, e, false, kHardForFloat32, executor).run();
+    if (narrow_state)
+      outcome = WriteAdjoint<float>(args, b, e, false, kHardForFloat32, executor).run();
     if (outcome == Outcome::harder) {
-      const double limit = !automatic ? kNoLimit : narrow_state ? kHardForCholesky : kHardForFloat64;
+      const double limit = !automatic     ? kNoLimit
+                           : narrow_state ? kHardForCholesky
+                                          : kHardForFloat64;
       outcome = WriteAdjoint<double>(args, b, e, false, limit, executor).run();
     }
     if (outcome != Outcome::harder) return outcome;

@@ -49,8 +49,9 @@ Choice choose() {
     return std::strcmp(limit, "baseline") != 0;  // an unknown name changes nothing
   };
 #ifdef KANERVA_HAVE_AVX512
-  if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+  if (allowed("avx512") && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl")) {
     return {"avx512", &avx512::table()};
   }
 #endif

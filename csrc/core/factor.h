@@ -17,7 +17,8 @@ constexpr int64_t kBlock = 8;  // rows of a diagonal block
 inline void axpy(int64_t j0, int64_t n, double alpha, const double* src, double* dst) {
   using V = Simd<double>;
   const auto a = V::broadcast(alpha);
-  for (int64_t j = j0; j < n; j += V::width) V::store(dst + j, V::load(dst + j) + a * V::load(src + j));
+  for (int64_t j = j0; j < n; j += V::width)
+    V::store(dst + j, V::load(dst + j) + a * V::load(src + j));
 }
 
 inline void scale(int64_t j0, int64_t n, double alpha, double* dst) {
@@ -27,18 +28,19 @@ inline void scale(int64_t j0, int64_t n, double alpha, double* dst) {
 }
 
 // target[j0, n) -= sum_q coefficients[q * stride] * rows[q][j0, n), the sums in registers.
-inline void eliminate(int64_t j0, int64_t n, int64_t count, const double* coefficients, int64_t stride,
-                      const double* rows, int64_t ld, double* target) {
+inline void eliminate(int64_t j0, int64_t n, int64_t count, const double* coefficients,
+                      int64_t stride, const double* rows, int64_t ld, double* target) {
   using V = Simd<double>;
   for (int64_t j = j0; j < n; j += V::width) {
     auto x = V::load(target + j);
-    for (int64_t q = 0; q < count; ++q) x -= V::broadcast(coefficients[q * stride]) * V::load(rows + q * ld + j);
+    for (int64_t q = 0; q < count; ++q)
+      x -= V::broadcast(coefficients[q * stride]) * V::load(rows + q * ld + j);
     V::store(target + j, x);
   }
 }
 
-// Upper Cholesky factor of s (n x n; only j >= i is read), in place. inverse_diagonal[i] = 1 / U(i, i).
-// False when a pivot is not positive and finite. What is below the diagonal is not defined.
+// Upper Cholesky factor of s (n x n; only j >= i is read), in place. inverse_diagonal[i] = 1 / U(i,
+// i). False when a pivot is not positive and finite. What is below the diagonal is not defined.
 inline bool cholesky(int64_t n, double* s, int64_t lds, double* inverse_diagonal) {
   for (int64_t i0 = 0; i0 < n; i0 += kBlock) {
     const int64_t i1 = std::min(n, i0 + kBlock);

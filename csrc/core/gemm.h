@@ -78,15 +78,17 @@ inline void clip(Structure structure, int64_t i, int64_t M, int64_t& k0, int64_t
 
 // Rows [i, m) of a column panel, steps [k0, k1).
 template <class T, int N, bool Transposed>
-inline void rows_of_panel(int64_t i, int64_t m, int64_t k0, int64_t k1, const T* a, int64_t lda, const T* b,
-                          int64_t ldb, T* c, int64_t ldc, Store store, Structure structure) {
+inline void rows_of_panel(int64_t i, int64_t m, int64_t k0, int64_t k1, const T* a, int64_t lda,
+                          const T* b, int64_t ldb, T* c, int64_t ldc, Store store,
+                          Structure structure) {
   const auto run = [&](auto rows) {
     constexpr int M = decltype(rows)::value;
     int64_t lo = k0, hi = k1;
     clip(structure, i, M, lo, hi);
     const T* first = Transposed ? a + lo * lda + i : a + i * lda + lo;
     if (lo < hi || store == Store::set)
-      tile<T, M, N, Transposed>(hi - lo, first, lda, b + (lo - k0) * ldb, ldb, c + i * ldc, ldc, store);
+      tile<T, M, N, Transposed>(hi - lo, first, lda, b + (lo - k0) * ldb, ldb, c + i * ldc, ldc,
+                                store);
     i += M;
   };
   while (i + kRows <= m) run(std::integral_constant<int, kRows>{});
@@ -97,14 +99,14 @@ inline void rows_of_panel(int64_t i, int64_t m, int64_t k0, int64_t k1, const T*
 
 // The same for rows [0, m), whole tiles of A packed one after the other, steps [p0, p0 + depth).
 template <class T, int N>
-inline void packed_rows(int64_t m, int64_t p0, int64_t depth, const T* packed, const T* b, int64_t ldb, T* c,
-                        int64_t ldc, Store store, Structure structure) {
+inline void packed_rows(int64_t m, int64_t p0, int64_t depth, const T* packed, const T* b,
+                        int64_t ldb, T* c, int64_t ldc, Store store, Structure structure) {
   for (int64_t i = 0; i < m; i += kRows) {
     int64_t lo = p0, hi = p0 + depth;
     clip(structure, i, kRows, lo, hi);
     if (lo < hi || store == Store::set)
-      tile<T, kRows, N, true>(hi - lo, packed + i * depth + (lo - p0) * kRows, kRows, b + (lo - p0) * ldb, ldb,
-                              c + i * ldc, ldc, store);
+      tile<T, kRows, N, true>(hi - lo, packed + i * depth + (lo - p0) * kRows, kRows,
+                              b + (lo - p0) * ldb, ldb, c + i * ldc, ldc, store);
   }
 }
 
@@ -121,12 +123,12 @@ struct Panels {
   int64_t start(int64_t panel) const { return panel * vectors / count; }
 };
 
-// The panels first, first + stride, ... of C (m x n) = A (m x k) B (k x n). `panel` and `packed`, where
-// not null, take copies of the operands; see gemm.
+// The panels first, first + stride, ... of C (m x n) = A (m x k) B (k x n). `panel` and `packed`,
+// where not null, take copies of the operands; see gemm.
 template <bool Transposed, class T>
-void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda,
-                 const T* b, int64_t ldb, T* c, int64_t ldc, Store store, Structure structure, Part part,
-                 T* panel, T* packed) {
+void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k, const T* a,
+                 int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc, Store store,
+                 Structure structure, Part part, T* panel, T* packed) {
   constexpr int W = Simd<T>::width;
   const Panels panels = Panels::of<T>(n);
   const int64_t whole = m / kRows * kRows;
@@ -157,7 +159,8 @@ void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k,
           packed_rows<T, N>(done, p0, depth, packed, bp, bs, c + j, ldc, mode, structure);
         }
         if (done < rows) {
-          rows_of_panel<T, N, Transposed>(done, rows, p0, p0 + depth, a, lda, bp, bs, c + j, ldc, mode, structure);
+          rows_of_panel<T, N, Transposed>(done, rows, p0, p0 + depth, a, lda, bp, bs, c + j, ldc,
+                                          mode, structure);
         }
       };
       if (vectors == 3) {
@@ -171,7 +174,8 @@ void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k,
   }
 }
 
-// C (m x n) = A (m x k) B (k x n). Transposed: A is stored k x m. The panels first, first + stride, ...
+// C (m x n) = A (m x k) B (k x n). Transposed: A is stored k x m. The panels first, first + stride,
+// ...
 template <bool Transposed, class T>
 void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
           int64_t ldc, Store store, Structure structure = Structure::full, Part part = Part::all,
@@ -179,14 +183,16 @@ void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, 
   constexpr int64_t width = kVectors * Simd<T>::width;
   constexpr int64_t page = 4096 / sizeof(T);
   if (m <= 0 || n <= 0) return;
-  // Operands whose rows lie pages apart are copied together first, where they are read often enough.
+  // Operands whose rows lie pages apart are copied together first, where they are read often
+  // enough.
   const bool pack_b = k >= 64 && m >= 4 * kRows && ldb > page / 4;
   const bool pack_a = Transposed && k >= 64 && n >= 4 * width && lda > page / 8;
   if (pack_a || pack_b) {
     Workspace::Scope scope(Workspace::of_thread());
     T* panel = pack_b ? scope.take<T>(kDepth * width) : nullptr;
     T* packed = pack_a ? scope.take<T>(kDepth * m) : nullptr;
-    gemm_panels<Transposed>(first, stride, m, n, k, a, lda, b, ldb, c, ldc, store, structure, part, panel, packed);
+    gemm_panels<Transposed>(first, stride, m, n, k, a, lda, b, ldb, c, ldc, store, structure, part,
+                            panel, packed);
   } else {
     gemm_panels<Transposed>(first, stride, m, n, k, a, lda, b, ldb, c, ldc, store, structure, part,
                             static_cast<T*>(nullptr), static_cast<T*>(nullptr));
@@ -195,9 +201,9 @@ void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, 
 
 // The same over the threads of an executor: column panels are dealt out in turn.
 template <bool Transposed, class T>
-void gemm(const Executor& executor, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
-          int64_t ldb, T* c, int64_t ldc, Store store, Structure structure = Structure::full,
-          Part part = Part::all) {
+void gemm(const Executor& executor, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda,
+          const T* b, int64_t ldb, T* c, int64_t ldc, Store store,
+          Structure structure = Structure::full, Part part = Part::all) {
   constexpr double worth_a_fork = 2e5;  // multiply-adds
   int64_t tasks = double(m) * double(n) * double(k) < worth_a_fork ? 1 : executor.threads();
   if (tasks > 1) tasks = std::min(tasks, Panels::of<T>(n).count);
@@ -221,8 +227,8 @@ void mirror(int64_t n, T* c, int64_t ldc) {
           c[j * ldc + i] = c[i * ldc + j];
 }
 
-// dst (n x m) = src (m x n)', converting. Reads whole vectors of src and writes whole vectors of dst;
-// the padding of dst becomes zero.
+// dst (n x m) = src (m x n)', converting. Reads whole vectors of src and writes whole vectors of
+// dst; the padding of dst becomes zero.
 template <class D, class S>
 void transpose(int64_t m, int64_t n, const S* src, int64_t lds, D* dst, int64_t ldd) {
   using V = Simd<D>;
@@ -246,7 +252,8 @@ template <class D, class S>
 void convert(int64_t m, int64_t n, const S* src, int64_t lds, D* dst, int64_t ldd) {
   using V = Simd<D>;
   for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < n; j += V::width) V::store(dst + i * ldd + j, V::load_as(src + i * lds + j));
+    for (int64_t j = 0; j < n; j += V::width)
+      V::store(dst + i * ldd + j, V::load_as(src + i * lds + j));
 }
 
 }  // namespace KANERVA_ISA

@@ -38,7 +38,8 @@ struct Half {
     const uint32_t sign = uint32_t(bits & 0x8000u) << 16;
     // 2^112 moves the exponent bias from 15 to 127 and makes subnormals right.
     const float scaled = bits_to_float(magnitude) * bits_to_float(0x77800000u);
-    const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u | magnitude : float_to_bits(scaled);
+    const uint32_t special =
+        magnitude >= 0x0f800000u ? 0x7f800000u | magnitude : float_to_bits(scaled);
     return bits_to_float(special | sign);
   }
   static Half from(float f) {

@@ -15,11 +15,12 @@ namespace KANERVA_ISA {
 
 constexpr double kHardInformation32 = 1e10;  // largest diagonal of N: measured error under 1e-6
 constexpr double kHardInformation64 = 1e4;   // measured error under 1e-10
-// Columns in float32 only where the condition of N, from its pivots, is low, and where they pay: for
-// few slots float64 is fast enough, and the recursion, which is the yardstick, is more accurate.
+// Columns in float32 only where the condition of N, from its pivots, is low, and where they pay:
+// for few slots float64 is fast enough, and the recursion, which is the yardstick, is more
+// accurate.
 constexpr double kEasyInformation = 64.0;
 constexpr int64_t kManySlots = 256;
-constexpr int64_t kInformationSteps = 256;   // steps at a time
+constexpr int64_t kInformationSteps = 256;  // steps at a time
 
 inline bool information_pays(const Sizes& n, const Episode& e) {
   return e.decay == nullptr && e.steps >= 2 * n.K && e.steps >= 64;
@@ -27,7 +28,8 @@ inline bool information_pays(const Sizes& n, const Episode& e) {
 
 class InformationWrite {
  public:
-  InformationWrite(const BayesWriteArgs& args, int64_t b, const Episode& e, const Executor& executor)
+  InformationWrite(const BayesWriteArgs& args, int64_t b, const Episode& e,
+                   const Executor& executor)
       : args_(args),
         b_(b),
         e_(e),
@@ -43,7 +45,8 @@ class InformationWrite {
   template <class S>
   bool run(double limit) {
     if (!solve_covariance(limit)) return false;
-    const bool easy = std::is_same_v<S, float> && K_ >= kManySlots && condition_ <= kEasyInformation;
+    const bool easy =
+        std::is_same_v<S, float> && K_ >= kManySlots && condition_ <= kEasyInformation;
     const double quadratic = easy ? write_mean<float>() : write_mean<double>();
     LogProduct noise;
     for (int64_t t = 0; t < e_.steps; ++t) noise.multiply(e_.noise[t]);
@@ -61,7 +64,8 @@ class InformationWrite {
   void load_steps(int64_t first, int64_t steps, A* W, A* Wn, int64_t ld) const {
     load(args_.weights, b_, Rows{e_.index, first}, steps, 0, K_, W, ld);
     for (int64_t t = 0; t < steps; ++t)
-      for (int64_t k = 0; k < padded<A>(K_); ++k) Wn[t * ld + k] = W[t * ld + k] / A(e_.noise[first + t]);
+      for (int64_t k = 0; k < padded<A>(K_); ++k)
+        Wn[t * ld + k] = W[t * ld + k] / A(e_.noise[first + t]);
   }
 
   // G, and the posterior covariance U.
@@ -73,7 +77,8 @@ class InformationWrite {
     for (int64_t first = 0; first < e_.steps; first += kInformationSteps) {
       const int64_t steps = std::min(kInformationSteps, e_.steps - first);
       load_steps(first, steps, W, Wn, ldk_);
-      gemm<true>(executor_, K_, K_, steps, W, ldk_, Wn, ldk_, G_, ldk_, Store::add, Structure::full, Part::upper);
+      gemm<true>(executor_, K_, K_, steps, W, ldk_, Wn, ldk_, G_, ldk_, Store::add, Structure::full,
+                 Part::upper);
     }
     mirror(K_, G_, ldk_);
 
@@ -85,7 +90,8 @@ class InformationWrite {
       for (int64_t j = 0; j < i; ++j) U_[i * ldk_ + j] = 0.0;
     transpose(K_, K_, U_, ldk_, L0, ldk_);
     gemm<false>(executor_, K_, K_, K_, U_, ldk_, G_, ldk_, Y, ldk_, Store::set, Structure::upper);
-    gemm<false>(executor_, K_, K_, K_, Y, ldk_, L0, ldk_, N, ldk_, Store::set, Structure::full, Part::upper);
+    gemm<false>(executor_, K_, K_, K_, Y, ldk_, L0, ldk_, N, ldk_, Store::set, Structure::full,
+                Part::upper);
     double largest = 0.0;
     for (int64_t k = 0; k < K_; ++k) {
       largest = std::max(largest, N[k * ldk_ + k]);
@@ -102,14 +108,16 @@ class InformationWrite {
     log_det_ = -2.0 * inverse.value();
     condition_ = (high / low) * (high / low);
     invert_upper(K_, N, ldk_, inverse_diagonal, V, ldk_);
-    gemm<true>(executor_, K_, K_, K_, V, ldk_, U_, ldk_, Y, ldk_, Store::set, Structure::lower);  // B
-    gemm<true>(executor_, K_, K_, K_, Y, ldk_, Y, ldk_, U_, ldk_, Store::set, Structure::full, Part::upper);
+    gemm<true>(executor_, K_, K_, K_, V, ldk_, U_, ldk_, Y, ldk_, Store::set,
+               Structure::lower);  // B
+    gemm<true>(executor_, K_, K_, K_, Y, ldk_, Y, ldk_, U_, ldk_, Store::set, Structure::full,
+               Part::upper);
     mirror(K_, U_, ldk_);
     return true;
   }
 
-  // The posterior mean with the columns in arithmetic A; returns the squared norm of Z - W R0 in the
-  // metric of S^-1.
+  // The posterior mean with the columns in arithmetic A; returns the squared norm of Z - W R0 in
+  // the metric of S^-1.
   template <class A>
   double write_mean() {
     Workspace::Scope scope(Workspace::of_thread());
@@ -133,7 +141,8 @@ class InformationWrite {
         load(args_.values, b_, Rows{e_.index, first}, steps, columns.at(block), n, Z, ld);
         gemm<true>(K_, n, steps, Wn, ldk, Z, ld, H + block * size, ld, Store::add);
         partial[block] = 0.0;
-        for (int64_t t = 0; t < steps; ++t) partial[block] += row_product(n, Z + t * ld, Z + t * ld) / e_.noise[first + t];
+        for (int64_t t = 0; t < steps; ++t)
+          partial[block] += row_product(n, Z + t * ld, Z + t * ld) / e_.noise[first + t];
       });
       add_partial();
     }

@@ -1,7 +1,7 @@
 // The adjoint of a long episode's write from the posterior, for easy conditioning and no decay.
 //
-// With the posterior (R, U), A = diag(1/n) (Z - W R), Wn = diag(1/n) W, Q = U gR, D = U0^-1 (R - R0)
-// = W'A and M = 2 U gU U + gl C U, every sum over the steps but three products drops out:
+// With the posterior (R, U), A = diag(1/n) (Z - W R), Wn = diag(1/n) W, Q = U gR, D = U0^-1 (R -
+// R0) = W'A and M = 2 U gU U + gl C U, every sum over the steps but three products drops out:
 //   dZ = Wn Q - gl A,  dW = A (Q + gl R)' - Wn (Q R' + M),
 //   dn = -rowsum(Wn Q * A) + rowsum(Wn M * Wn) / 2 + gl/2 (rowsum(A * A) - C / n),
 //   dR0 = U0^-1 Q + gl D,
@@ -16,11 +16,12 @@ namespace kanerva {
 namespace KANERVA_ISA {
 
 constexpr double kHardForPosterior = 4e3;  // bound on max w'U0 w / v
-constexpr double kPriorCondition = 16.0;  // of U0, from its pivots
+constexpr double kPriorCondition = 16.0;   // of U0, from its pivots
 
 inline bool posterior_adjoint_pays(const BayesWriteBackwardArgs& args, const Episode& e) {
-  return (args.method == WriteMethod::automatic || args.method == WriteMethod::information) && !args.decay &&
-         args.posterior_mean && args.posterior_cov && e.steps >= 2 * args.n.K && e.steps >= 64;
+  return (args.method == WriteMethod::automatic || args.method == WriteMethod::information) &&
+         !args.decay && args.posterior_mean && args.posterior_cov && e.steps >= 2 * args.n.K &&
+         e.steps >= 64;
 }
 
 // max_t |w_t|^2 / n_t times the largest absolute row sum of U0: bounds max w'U0 w / n.
@@ -50,7 +51,8 @@ inline double hardness_bound(const BayesWriteBackwardArgs& args, int64_t b, cons
 template <class A>
 class PosteriorAdjoint {
  public:
-  PosteriorAdjoint(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e, const Executor& executor)
+  PosteriorAdjoint(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
+                   const Executor& executor)
       : args_(args),
         b_(b),
         e_(e),
@@ -69,13 +71,15 @@ class PosteriorAdjoint {
   void run(const Matrix<double>& U0_inverse) {
     solve_state(U0_inverse);
     const int64_t tile = std::min(2 * kTile, e_.steps);
-    for (int64_t first = 0; first < e_.steps; first += tile) adjoint_steps(first, std::min(tile, e_.steps - first));
+    for (int64_t first = 0; first < e_.steps; first += tile)
+      adjoint_steps(first, std::min(tile, e_.steps - first));
   }
 
  private:
   void solve_state(const Matrix<double>& U0_inverse) {
     Workspace::Scope scope(Workspace::of_thread());
-    Matrix<A> U(scope, K_, K_), P0(scope, K_, K_), gU(scope, K_, K_), X(scope, K_, K_), dU(scope, K_, K_);
+    Matrix<A> U(scope, K_, K_), P0(scope, K_, K_), gU(scope, K_, K_), X(scope, K_, K_),
+        dU(scope, K_, K_);
     Matrix<A> gR(scope, K_, C_), Y(scope, K_, C_), D(scope, K_, C_), turned(scope, C_, K_);
     convert(K_, K_, U0_inverse.data, U0_inverse.ld, P0.data, P0.ld);
     load(args_.posterior_cov, b_, Rows{}, K_, U);
@@ -120,7 +124,8 @@ class PosteriorAdjoint {
 
   void adjoint_steps(int64_t first, int64_t m) {
     Workspace::Scope scope(Workspace::of_thread());
-    Matrix<A> W(scope, m, K_), Wn(scope, m, K_), dW(scope, m, K_), WM(scope, m, K_), Z(scope, m, C_), X(scope, m, C_);
+    Matrix<A> W(scope, m, K_), Wn(scope, m, K_), dW(scope, m, K_), WM(scope, m, K_),
+        Z(scope, m, C_), X(scope, m, C_);
     const Rows rows{e_.index, first};
     load(args_.weights, b_, rows, m, W);
     load(args_.values, b_, rows, m, Z);
@@ -145,7 +150,8 @@ class PosteriorAdjoint {
         quadratic += double(WM[t][k]) * double(Wn[t][k]);
         dW[t][k] -= WM[t][k];
       }
-      const double d = -cross + 0.5 * (quadratic + gl_ * (square - double(C_) / e_.noise[first + t]));
+      const double d =
+          -cross + 0.5 * (quadratic + gl_ * (square - double(C_) / e_.noise[first + t]));
       store_scalar(args_.d_noise_var, b_, rows[t], d);
     }
     store(args_.d_weights, b_, rows, m, dW);
@@ -170,11 +176,13 @@ class PosteriorAdjoint {
   Matrix<A> R_, Q_, mixed_, M_, QR_;
 };
 
-// False when it does not apply: too hard, or a prior whose inverse amplifies the posterior's rounding.
+// False when it does not apply: too hard, or a prior whose inverse amplifies the posterior's
+// rounding.
 template <class S>
 bool adjoint_from_posterior(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
                             const Executor& executor) {
-  if (!posterior_adjoint_pays(args, e) || !(hardness_bound(args, b, e) <= kHardForPosterior)) return false;
+  if (!posterior_adjoint_pays(args, e) || !(hardness_bound(args, b, e) <= kHardForPosterior))
+    return false;
   const int64_t K = args.n.K;
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<double> U0(scope, K, K), inverse(scope, K, K);

@@ -1,4 +1,5 @@
-// Entry points of one instruction set, each defined in a file of its own so that they compile in parallel.
+// Entry points of one instruction set, each defined in a file of its own so that they compile in
+// parallel.
 #pragma once
 
 #include "arguments.h"

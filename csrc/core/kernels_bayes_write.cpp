@@ -4,7 +4,9 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-void run_bayes_write(const BayesWriteArgs& args, const Executor& executor) { bayes_write(args, executor); }
+void run_bayes_write(const BayesWriteArgs& args, const Executor& executor) {
+  bayes_write(args, executor);
+}
 
 void run_bayes_write_backward(const BayesWriteBackwardArgs& args, const Executor& executor) {
   bayes_write_backward(args, executor);

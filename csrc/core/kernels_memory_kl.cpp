@@ -4,7 +4,9 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-void run_memory_kl(const MemoryKlArgs& args, const Executor& executor) { memory_kl(args, executor); }
+void run_memory_kl(const MemoryKlArgs& args, const Executor& executor) {
+  memory_kl(args, executor);
+}
 
 void run_memory_kl_backward(const MemoryKlBackwardArgs& args, const Executor& executor) {
   memory_kl_backward(args, executor);

@@ -25,10 +25,18 @@ struct DtypeOf<double> {
 template <class F>
 inline void with_type(const View& v, F&& f) {
   switch (v.dtype) {
-    case Dtype::float32: f(static_cast<float*>(v.data)); break;
-    case Dtype::float64: f(static_cast<double*>(v.data)); break;
-    case Dtype::float16: f(static_cast<Half*>(v.data)); break;
-    case Dtype::bfloat16: f(static_cast<BFloat16*>(v.data)); break;
+    case Dtype::float32:
+      f(static_cast<float*>(v.data));
+      break;
+    case Dtype::float64:
+      f(static_cast<double*>(v.data));
+      break;
+    case Dtype::float16:
+      f(static_cast<Half*>(v.data));
+      break;
+    case Dtype::bfloat16:
+      f(static_cast<BFloat16*>(v.data));
+      break;
   }
 }
 
@@ -54,7 +62,8 @@ struct Rows {
 
 // dst (m x n, padding zero) = rows of view v, columns from c0.
 template <class D>
-void load(const View& v, int64_t b, Rows rows, int64_t m, int64_t c0, int64_t n, D* dst, int64_t ldd) {
+void load(const View& v, int64_t b, Rows rows, int64_t m, int64_t c0, int64_t n, D* dst,
+          int64_t ldd) {
   const int64_t pad = padded<D>(n) < ldd ? padded<D>(n) : ldd;
   with_type(v, [&](auto* base) {
     using S = std::remove_pointer_t<decltype(base)>;
@@ -119,7 +128,8 @@ inline void fill(const View& v, int64_t b, int64_t m, int64_t n, double x) {
   with_type(v, [&](auto* base) {
     using D = std::remove_pointer_t<decltype(base)>;
     for (int64_t i = 0; i < m; ++i)
-      for (int64_t j = 0; j < n; ++j) base[b * v.stride[0] + i * v.stride[1] + j * v.stride[2]] = narrow<D>(x);
+      for (int64_t j = 0; j < n; ++j)
+        base[b * v.stride[0] + i * v.stride[1] + j * v.stride[2]] = narrow<D>(x);
   });
 }
 

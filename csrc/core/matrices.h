@@ -1,5 +1,5 @@
-// Whole-matrix helpers of the operators that read: scratch matrices with padded rows, and inverses of
-// symmetric positive definite ones.
+// Whole-matrix helpers of the operators that read: scratch matrices with padded rows, and inverses
+// of symmetric positive definite ones.
 #pragma once
 
 #include "factor.h"
@@ -14,7 +14,8 @@ struct Matrix {
   A* data = nullptr;
   int64_t rows = 0, columns = 0, ld = 0;
 
-  Matrix(Workspace::Scope& scope, int64_t m, int64_t n) : rows(m), columns(n), ld(row_stride<A>(n)) {
+  Matrix(Workspace::Scope& scope, int64_t m, int64_t n)
+      : rows(m), columns(n), ld(row_stride<A>(n)) {
     data = scope.take<A>(m * ld);
   }
   A* operator[](int64_t i) const { return data + i * ld; }
@@ -39,8 +40,8 @@ void transpose(const Matrix<S>& from, const Matrix<D>& to) {
 
 // m rows of c (=, +=, -=) a b
 template <class A>
-void product(const Executor& executor, int64_t m, const Matrix<A>& a, const Matrix<A>& b, const Matrix<A>& c,
-             Store how = Store::set) {
+void product(const Executor& executor, int64_t m, const Matrix<A>& a, const Matrix<A>& b,
+             const Matrix<A>& c, Store how = Store::set) {
   gemm<false>(executor, m, c.columns, b.rows, a.data, a.ld, b.data, b.ld, c.data, c.ld, how);
 }
 
@@ -69,7 +70,8 @@ struct SpdInverse {
 };
 
 // s (upper part) is replaced by its factor; inverse = s^-1, exactly symmetric.
-inline SpdInverse invert_spd(const Executor& executor, const Matrix<double>& s, const Matrix<double>& inverse) {
+inline SpdInverse invert_spd(const Executor& executor, const Matrix<double>& s,
+                             const Matrix<double>& inverse) {
   const int64_t n = s.rows;
   Workspace::Scope scope(Workspace::of_thread());
   double* inverse_diagonal = scope.take<double>(n);

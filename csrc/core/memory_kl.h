@@ -56,13 +56,15 @@ inline void memory_kl_item(const MemoryKlArgs& args, int64_t b, const Executor& 
   BeliefPair p(scope, args.n);
   double kl = NAN;
   if (p.build(args, b, false, executor)) {
-    kl = 0.5 * (double(C) * (dot(K, p.U0_inverse, p.U) - double(K) - p.log_det + p.log_det0) + dot(K, p.Q, p.D));
+    kl = 0.5 * (double(C) * (dot(K, p.U0_inverse, p.U) - double(K) - p.log_det + p.log_det0) +
+                dot(K, p.Q, p.D));
     if (kl < 0.0) kl = 0.0;  // two equal beliefs, up to rounding
   }
   store_scalar(args.kl_out, b, 0, kl);
 }
 
-inline void memory_kl_backward_item(const MemoryKlBackwardArgs& args, int64_t b, const Executor& executor) {
+inline void memory_kl_backward_item(const MemoryKlBackwardArgs& args, int64_t b,
+                                    const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   Workspace::Scope scope(Workspace::of_thread());
   BeliefPair p(scope, args.n);
@@ -99,7 +101,9 @@ inline void memory_kl_backward_item(const MemoryKlBackwardArgs& args, int64_t b,
   store(args.d_prior_mean, b, Rows{}, K, p.Q);
 }
 
-inline double kl_operations(const Sizes& n) { return double(n.K) * double(n.K) * double(n.K + n.C); }
+inline double kl_operations(const Sizes& n) {
+  return double(n.K) * double(n.K) * double(n.K + n.C);
+}
 
 inline void memory_kl(const MemoryKlArgs& args, const Executor& executor) {
   for_each_item(args.n.B, kl_operations(args.n), executor,

@@ -19,11 +19,12 @@ void read_variance(const Executor& executor, int64_t m, const Matrix<A>& W, cons
   }
 }
 
-// Adjoint of a read of m addresses: gW accumulated, dR and dU accumulated. Absent gradients are null.
+// Adjoint of a read of m addresses: gW accumulated, dR and dU accumulated. Absent gradients are
+// null.
 template <class A>
 void read_adjoint(const Executor& executor, int64_t m, const Matrix<A>& W, const Matrix<A>& Rt,
-                  const Matrix<A>& U, const View& grad_values, const View& grad_var, int64_t b, int64_t first,
-                  const Matrix<A>& gW, const Matrix<A>& dR, const Matrix<A>& dU) {
+                  const Matrix<A>& U, const View& grad_values, const View& grad_var, int64_t b,
+                  int64_t first, const Matrix<A>& gW, const Matrix<A>& dR, const Matrix<A>& dU) {
   Workspace::Scope scope(Workspace::of_thread());
   if (grad_values) {
     Matrix<A> gV(scope, m, Rt.rows);
@@ -49,7 +50,8 @@ void read_item(const ReadArgs& args, int64_t b, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   const int64_t tile = std::min(kTile, T);
   Workspace::Scope scope(Workspace::of_thread());
-  Matrix<A> R(scope, K, C), U(scope, K, K), W(scope, tile, K), WU(scope, tile, K), V(scope, tile, C);
+  Matrix<A> R(scope, K, C), U(scope, K, K), W(scope, tile, K), WU(scope, tile, K),
+      V(scope, tile, C);
   load(args.mean, b, Rows{}, K, R);
   load(args.cov, b, Rows{}, K, U);
   for (int64_t first = 0; first < T; first += tile) {
@@ -88,17 +90,20 @@ void read_backward_item(const ReadBackwardArgs& args, int64_t b, const Executor&
 
 inline void read(const ReadArgs& args, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
-  for_each_item(B, double(T) * double(K) * double(K + C), executor, [&](int64_t b, const Executor& inner) {
-    args.mean.dtype == Dtype::float32 ? read_item<float>(args, b, inner) : read_item<double>(args, b, inner);
-  });
+  for_each_item(B, double(T) * double(K) * double(K + C), executor,
+                [&](int64_t b, const Executor& inner) {
+                  args.mean.dtype == Dtype::float32 ? read_item<float>(args, b, inner)
+                                                    : read_item<double>(args, b, inner);
+                });
 }
 
 inline void read_backward(const ReadBackwardArgs& args, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
-  for_each_item(B, 2.0 * double(T) * double(K) * double(K + C), executor, [&](int64_t b, const Executor& inner) {
-    args.mean.dtype == Dtype::float32 ? read_backward_item<float>(args, b, inner)
-                                      : read_backward_item<double>(args, b, inner);
-  });
+  for_each_item(B, 2.0 * double(T) * double(K) * double(K + C), executor,
+                [&](int64_t b, const Executor& inner) {
+                  args.mean.dtype == Dtype::float32 ? read_backward_item<float>(args, b, inner)
+                                                    : read_backward_item<double>(args, b, inner);
+                });
 }
 
 }  // namespace KANERVA_ISA

@@ -9,7 +9,8 @@ namespace kanerva {
 namespace KANERVA_ISA {
 
 template <class A>
-void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem& system, const Executor& executor) {
+void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem& system,
+                  const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   const int64_t tile = std::min(kTile, T);
   Workspace::Scope scope(Workspace::of_thread());
@@ -35,7 +36,8 @@ void recall_adjoint_tiles(const RecallBackwardArgs& args, int64_t b, const Addre
   const int64_t tile = std::min(kTile, T);
   Workspace::Scope scope(Workspace::of_thread());
   AddressTile<A> solver(scope, system, tile, executor);
-  Matrix<A> U(scope, K, K), gW(scope, tile, K), gZ(scope, tile, C), dR(scope, K, C), dU(scope, K, K);
+  Matrix<A> U(scope, K, K), gW(scope, tile, K), gZ(scope, tile, C), dR(scope, K, C),
+      dU(scope, K, K);
   load(args.cov, b, Rows{}, K, U);
   dR.zero();
   dU.zero();
@@ -50,7 +52,8 @@ void recall_adjoint_tiles(const RecallBackwardArgs& args, int64_t b, const Addre
     } else {
       gW.zero();
     }
-    read_adjoint(executor, m, solver.W, solver.Rt, U, args.grad_values, args.grad_var, b, first, gW, dR, dU);
+    read_adjoint(executor, m, solver.W, solver.Rt, U, args.grad_values, args.grad_var, b, first, gW,
+                 dR, dU);
     d_ridge += solver.adjoint(m, gW, gZ, dR);
     store(args.d_queries, b, rows, m, gZ);
   }
@@ -82,20 +85,21 @@ inline void recall(const RecallArgs& args, const Executor& executor) {
 
 inline void recall_backward(const RecallBackwardArgs& args, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
-  for_each_item(B, 3.0 * recall_operations(args.n), executor, [&](int64_t b, const Executor& inner) {
-    Workspace::Scope scope(Workspace::of_thread());
-    AddressSystem system(scope, args.n);
-    if (!system.build(args.mean, args.ridge, b, inner)) {
-      fill(args.d_mean, b, K, C, NAN);
-      fill(args.d_cov, b, K, K, NAN);
-      fill(args.d_queries, b, T, C, NAN);
-      store_scalar(args.d_ridge, b, 0, NAN);
-    } else if (args.mean.dtype == Dtype::float32 && system.easy()) {
-      recall_adjoint_tiles<float>(args, b, system, inner);
-    } else {
-      recall_adjoint_tiles<double>(args, b, system, inner);
-    }
-  });
+  for_each_item(B, 3.0 * recall_operations(args.n), executor,
+                [&](int64_t b, const Executor& inner) {
+                  Workspace::Scope scope(Workspace::of_thread());
+                  AddressSystem system(scope, args.n);
+                  if (!system.build(args.mean, args.ridge, b, inner)) {
+                    fill(args.d_mean, b, K, C, NAN);
+                    fill(args.d_cov, b, K, K, NAN);
+                    fill(args.d_queries, b, T, C, NAN);
+                    store_scalar(args.d_ridge, b, 0, NAN);
+                  } else if (args.mean.dtype == Dtype::float32 && system.easy()) {
+                    recall_adjoint_tiles<float>(args, b, system, inner);
+                  } else {
+                    recall_adjoint_tiles<double>(args, b, system, inner);
+                  }
+                });
 }
 
 }  // namespace KANERVA_ISA

@@ -51,7 +51,8 @@ struct Simd {
     if constexpr (std::is_same_v<S, T>) {
       return load(p);
     } else {
-      typedef S Source __attribute__((vector_size(width * sizeof(S)), aligned(sizeof(S)), may_alias));
+      typedef S Source
+          __attribute__((vector_size(width * sizeof(S)), aligned(sizeof(S)), may_alias));
       return __builtin_convertvector(*reinterpret_cast<const Source*>(p), Vector);
     }
   }
@@ -90,10 +91,11 @@ struct Simd {
   }
 };
 
-// One step of the transposition of a width x width block held in vectors: exchanges the off-diagonal
-// halves of every pair of rows that are `distance` apart.
+// One step of the transposition of a width x width block held in vectors: exchanges the
+// off-diagonal halves of every pair of rows that are `distance` apart.
 template <class T, int distance, size_t... lane>
-inline void exchange(typename Simd<T>::Vector& a, typename Simd<T>::Vector& b, std::index_sequence<lane...>) {
+inline void exchange(typename Simd<T>::Vector& a, typename Simd<T>::Vector& b,
+                     std::index_sequence<lane...>) {
   constexpr int W = Simd<T>::width;
   const auto x = a, y = b;
   a = __builtin_shufflevector(x, y, ((lane & distance) ? W + int(lane) - distance : int(lane))...);
@@ -105,7 +107,8 @@ inline void transpose_steps(typename Simd<T>::Vector* rows) {
   constexpr int W = Simd<T>::width;
 #pragma GCC unroll 16
   for (int i = 0; i < W; ++i)
-    if (!(i & distance)) exchange<T, distance>(rows[i], rows[i + distance], std::make_index_sequence<W>{});
+    if (!(i & distance))
+      exchange<T, distance>(rows[i], rows[i + distance], std::make_index_sequence<W>{});
   if constexpr (distance > 1) transpose_steps<T, distance / 2>(rows);
 }
 
@@ -114,8 +117,8 @@ constexpr int64_t padded(int64_t n) {
   return (n + Simd<T>::width - 1) / Simd<T>::width * Simd<T>::width;
 }
 
-// Row stride of a scratch matrix with n columns: whole vectors, and never a multiple of 1 KiB, which
-// would put the rows of a column panel in the same cache sets.
+// Row stride of a scratch matrix with n columns: whole vectors, and never a multiple of 1 KiB,
+// which would put the rows of a column panel in the same cache sets.
 template <class T>
 constexpr int64_t row_stride(int64_t n) {
   int64_t ld = padded<T>(n);

@@ -1,4 +1,5 @@
-// Least-squares addressing (Wu et al., The Kanerva Machine's successor, NeurIPS 2018) and its adjoint.
+// Least-squares addressing (Wu et al., The Kanerva Machine's successor, NeurIPS 2018) and its
+// adjoint.
 #pragma once
 
 #include "address_solver.h"
@@ -7,7 +8,8 @@ namespace kanerva {
 namespace KANERVA_ISA {
 
 template <class A>
-void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem& system, const Executor& executor) {
+void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem& system,
+                 const Executor& executor) {
   const int64_t T = args.n.T, tile = std::min(kTile, T);
   Workspace::Scope scope(Workspace::of_thread());
   AddressTile<A> solver(scope, system, tile, executor);
@@ -21,8 +23,8 @@ void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem&
 }
 
 template <class A>
-void solve_adjoint_tiles(const SolveAddressesBackwardArgs& args, int64_t b, const AddressSystem& system,
-                         const Executor& executor) {
+void solve_adjoint_tiles(const SolveAddressesBackwardArgs& args, int64_t b,
+                         const AddressSystem& system, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   const int64_t tile = std::min(kTile, T);
   Workspace::Scope scope(Workspace::of_thread());
@@ -48,33 +50,36 @@ inline double solve_operations(const Sizes& n) {
 }
 
 inline void solve_addresses(const SolveAddressesArgs& args, const Executor& executor) {
-  for_each_item(args.n.B, solve_operations(args.n), executor, [&](int64_t b, const Executor& inner) {
-    Workspace::Scope scope(Workspace::of_thread());
-    AddressSystem system(scope, args.n);
-    if (!system.build(args.mean, args.ridge, b, inner)) {
-      fill(args.weights_out, b, args.n.T, args.n.K, NAN);
-    } else if (args.mean.dtype == Dtype::float32 && system.easy()) {
-      solve_tiles<float>(args, b, system, inner);
-    } else {
-      solve_tiles<double>(args, b, system, inner);
-    }
-  });
+  for_each_item(args.n.B, solve_operations(args.n), executor,
+                [&](int64_t b, const Executor& inner) {
+                  Workspace::Scope scope(Workspace::of_thread());
+                  AddressSystem system(scope, args.n);
+                  if (!system.build(args.mean, args.ridge, b, inner)) {
+                    fill(args.weights_out, b, args.n.T, args.n.K, NAN);
+                  } else if (args.mean.dtype == Dtype::float32 && system.easy()) {
+                    solve_tiles<float>(args, b, system, inner);
+                  } else {
+                    solve_tiles<double>(args, b, system, inner);
+                  }
+                });
 }
 
-inline void solve_addresses_backward(const SolveAddressesBackwardArgs& args, const Executor& executor) {
-  for_each_item(args.n.B, 3.0 * solve_operations(args.n), executor, [&](int64_t b, const Executor& inner) {
-    Workspace::Scope scope(Workspace::of_thread());
-    AddressSystem system(scope, args.n);
-    if (!system.build(args.mean, args.ridge, b, inner)) {
-      fill(args.d_mean, b, args.n.K, args.n.C, NAN);
-      fill(args.d_queries, b, args.n.T, args.n.C, NAN);
-      store_scalar(args.d_ridge, b, 0, NAN);
-    } else if (args.mean.dtype == Dtype::float32 && system.easy()) {
-      solve_adjoint_tiles<float>(args, b, system, inner);
-    } else {
-      solve_adjoint_tiles<double>(args, b, system, inner);
-    }
-  });
+inline void solve_addresses_backward(const SolveAddressesBackwardArgs& args,
+                                     const Executor& executor) {
+  for_each_item(args.n.B, 3.0 * solve_operations(args.n), executor,
+                [&](int64_t b, const Executor& inner) {
+                  Workspace::Scope scope(Workspace::of_thread());
+                  AddressSystem system(scope, args.n);
+                  if (!system.build(args.mean, args.ridge, b, inner)) {
+                    fill(args.d_mean, b, args.n.K, args.n.C, NAN);
+                    fill(args.d_queries, b, args.n.T, args.n.C, NAN);
+                    store_scalar(args.d_ridge, b, 0, NAN);
+                  } else if (args.mean.dtype == Dtype::float32 && system.easy()) {
+                    solve_adjoint_tiles<float>(args, b, system, inner);
+                  } else {
+                    solve_adjoint_tiles<double>(args, b, system, inner);
+                  }
+                });
 }
 
 }  // namespace KANERVA_ISA

@@ -24,7 +24,8 @@ inline void statistics_item(const StatisticsArgs& args, int64_t b, const Executo
 }
 
 // With P = U^-1 and S = P R: dR = P gS,  dU = -sym(P gP P + dR S').
-inline void statistics_backward_item(const StatisticsBackwardArgs& args, int64_t b, const Executor& executor) {
+inline void statistics_backward_item(const StatisticsBackwardArgs& args, int64_t b,
+                                     const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<double> P(scope, K, K), dU(scope, K, K), dR(scope, K, C);
@@ -57,8 +58,9 @@ inline void statistics(const StatisticsArgs& args, const Executor& executor) {
 }
 
 inline void statistics_backward(const StatisticsBackwardArgs& args, const Executor& executor) {
-  for_each_item(args.n.B, 2.0 * kl_operations(args.n), executor,
-                [&](int64_t b, const Executor& inner) { statistics_backward_item(args, b, inner); });
+  for_each_item(
+      args.n.B, 2.0 * kl_operations(args.n), executor,
+      [&](int64_t b, const Executor& inner) { statistics_backward_item(args, b, inner); });
 }
 
 }  // namespace KANERVA_ISA

@@ -36,10 +36,12 @@ inline Episode gather_episode(Workspace::Scope& scope, int64_t T, int64_t b, con
   }
   const auto collect = [&](const View& v, double upper) {
     double* x = scope.take<double>(e.steps);
-    for (int64_t t = 0; t < e.steps; ++t) {
-      x[t] = load_scalar<double>(v, b, e.index ? e.index[t] : t);
-      e.valid = e.valid && x[t] > 0.0 && x[t] <= upper;
-    }
+    with_type(v, [&](auto* base) {
+      for (int64_t t = 0; t < e.steps; ++t) {
+        x[t] = double(base[b * v.stride[0] + (e.index ? e.index[t] : t) * v.stride[1]]);
+        e.valid = e.valid && x[t] > 0.0 && x[t] <= upper;
+      }
+    });
     return x;
   };
   constexpr double largest = 1e300;
@@ -51,7 +53,7 @@ inline Episode gather_episode(Workspace::Scope& scope, int64_t T, int64_t b, con
 struct Chunk {
   int64_t L = 0, K = 0, ldl = 0, ldk = 0;
   double* W;                 // L x K addresses
-  double* Wt;                // K x L
+  double* Wt;                // K x L; P takes its place
   double* X;                 // L x K
   double* S;                 // L x L, then its upper factor F'
   double* V;                 // L x L upper, F^-T
@@ -64,11 +66,10 @@ struct Chunk {
   Chunk(Workspace::Scope& scope, int64_t max_steps, int64_t slots)
       : K(slots), ldl(row_stride<double>(max_steps)), ldk(row_stride<double>(slots)) {
     W = scope.take<double>(max_steps * ldk);
-    Wt = scope.take<double>(K * ldl);
     X = scope.take<double>(max_steps * ldk);
     S = scope.take<double>(max_steps * ldl);
     V = scope.take<double>(max_steps * ldl);
-    P = scope.take<double>(max_steps * ldk);
+    P = Wt = scope.take<double>(std::max(max_steps * ldk, K * ldl));
     inverse_diagonal = scope.take<double>(max_steps);
     noise = scope.take<double>(max_steps);
     decay = scope.take<double>(max_steps);

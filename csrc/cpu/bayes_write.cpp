@@ -1,7 +1,7 @@
-#include "common.h"
-
 #include <string>
 #include <tuple>
+
+#include "common.h"
 
 namespace kanerva::cpu {
 
@@ -20,7 +20,8 @@ template <class Args>
 void take_inputs(Args& args, const Tensor& mean, const Tensor& cov, const Tensor& weights,
                  const Tensor& values, const Tensor& noise_var, const OptionalTensor& mask,
                  const OptionalTensor& decay, const std::string& method) {
-  STD_TORCH_CHECK(mean.dim() == 3 && weights.dim() == 3, "mean and weights must have three dimensions");
+  STD_TORCH_CHECK(mean.dim() == 3 && weights.dim() == 3,
+                  "mean and weights must have three dimensions");
   const Sizes n{mean.size(0), weights.size(1), mean.size(1), mean.size(2)};
   const Dtype state = state_dtype(mean);
   args.n = n;
@@ -36,9 +37,9 @@ void take_inputs(Args& args, const Tensor& mean, const Tensor& cov, const Tensor
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> bayes_write(Tensor mean, Tensor cov, Tensor weights, Tensor values,
-                                               Tensor noise_var, OptionalTensor mask, OptionalTensor decay,
-                                               std::string method) {
+std::tuple<Tensor, Tensor, Tensor> bayes_write(Tensor mean, Tensor cov, Tensor weights,
+                                               Tensor values, Tensor noise_var, OptionalTensor mask,
+                                               OptionalTensor decay, std::string method) {
   BayesWriteArgs args;
   take_inputs(args, mean, cov, weights, values, noise_var, mask, decay, method);
   const auto [B, T, K, C] = args.n;
@@ -53,9 +54,9 @@ std::tuple<Tensor, Tensor, Tensor> bayes_write(Tensor mean, Tensor cov, Tensor w
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bayes_write_backward(
-    OptionalTensor grad_mean, OptionalTensor grad_cov, OptionalTensor grad_log_evidence, Tensor mean,
-    Tensor cov, Tensor weights, Tensor values, Tensor noise_var, OptionalTensor mask, OptionalTensor decay,
-    std::string method, Tensor posterior_mean, Tensor posterior_cov) {
+    OptionalTensor grad_mean, OptionalTensor grad_cov, OptionalTensor grad_log_evidence,
+    Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, OptionalTensor mask,
+    OptionalTensor decay, std::string method, Tensor posterior_mean, Tensor posterior_cov) {
   BayesWriteBackwardArgs args;
   take_inputs(args, mean, cov, weights, values, noise_var, mask, decay, method);
   const auto [B, T, K, C] = args.n;

@@ -35,11 +35,16 @@ class TorchExecutor final : public Executor {
 
 inline Dtype dtype_of(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return Dtype::float32;
-    case ScalarType::Double: return Dtype::float64;
-    case ScalarType::Half: return Dtype::float16;
-    case ScalarType::BFloat16: return Dtype::bfloat16;
-    default: break;
+    case ScalarType::Float:
+      return Dtype::float32;
+    case ScalarType::Double:
+      return Dtype::float64;
+    case ScalarType::Half:
+      return Dtype::float16;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    default:
+      break;
   }
   STD_TORCH_CHECK(false, name, " must be float16, bfloat16, float32 or float64");
 }
@@ -86,7 +91,8 @@ inline View mask_view(const OptionalTensor& t, int64_t B, int64_t T) {
 
 inline Dtype state_dtype(const Tensor& mean) {
   const Dtype d = dtype_of(mean, "mean");
-  STD_TORCH_CHECK(d == Dtype::float32 || d == Dtype::float64, "the state must be float32 or float64");
+  STD_TORCH_CHECK(d == Dtype::float32 || d == Dtype::float64,
+                  "the state must be float32 or float64");
   return d;
 }
 
@@ -109,10 +115,12 @@ inline Output output(const Tensor& like, std::initializer_list<int64_t> shape) {
     o.view.stride[d] = stride;
     stride *= std::max<int64_t>(1, shape.begin()[d]);
   }
-  // The C shim itself: torch::stable::empty looks the operator up by name, which costs 1 us a tensor.
+  // The C shim itself: torch::stable::empty looks the operator up by name, which costs 1 us a
+  // tensor.
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(shape.size()), shape.begin(), o.view.stride, torch_dtype(like), aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.begin(),
+                                                         o.view.stride, torch_dtype(like),
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
   o.tensor = Tensor(handle);
   o.view.dtype = dtype_of(like, "output");
   o.view.data = o.tensor.data_ptr();

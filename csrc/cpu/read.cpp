@@ -8,7 +8,8 @@ namespace {
 
 template <class Args>
 void take_inputs(Args& args, const Tensor& mean, const Tensor& cov, const Tensor& weights) {
-  STD_TORCH_CHECK(mean.dim() == 3 && weights.dim() == 3, "mean and weights must have three dimensions");
+  STD_TORCH_CHECK(mean.dim() == 3 && weights.dim() == 3,
+                  "mean and weights must have three dimensions");
   const Sizes n{mean.size(0), weights.size(1), mean.size(1), mean.size(2)};
   const Dtype state = state_dtype(mean);
   args.n = n;
@@ -30,8 +31,9 @@ std::tuple<Tensor, Tensor> read(Tensor mean, Tensor cov, Tensor weights) {
   return {values.tensor, var.tensor};
 }
 
-std::tuple<Tensor, Tensor, Tensor> read_backward(OptionalTensor grad_values, OptionalTensor grad_var,
-                                                 Tensor mean, Tensor cov, Tensor weights) {
+std::tuple<Tensor, Tensor, Tensor> read_backward(OptionalTensor grad_values,
+                                                 OptionalTensor grad_var, Tensor mean, Tensor cov,
+                                                 Tensor weights) {
   ReadBackwardArgs args;
   take_inputs(args, mean, cov, weights);
   const auto [B, T, K, C] = args.n;

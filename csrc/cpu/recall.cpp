@@ -7,8 +7,10 @@ namespace kanerva::cpu {
 namespace {
 
 template <class Args>
-void take_inputs(Args& args, const Tensor& mean, const Tensor& cov, const Tensor& queries, const Tensor& ridge) {
-  STD_TORCH_CHECK(mean.dim() == 3 && queries.dim() == 3, "mean and queries must have three dimensions");
+void take_inputs(Args& args, const Tensor& mean, const Tensor& cov, const Tensor& queries,
+                 const Tensor& ridge) {
+  STD_TORCH_CHECK(mean.dim() == 3 && queries.dim() == 3,
+                  "mean and queries must have three dimensions");
   const Sizes n{mean.size(0), queries.size(1), mean.size(1), mean.size(2)};
   const Dtype state = state_dtype(mean);
   args.n = n;
@@ -34,9 +36,11 @@ std::tuple<Tensor, Tensor, Tensor> recall(Tensor mean, Tensor cov, Tensor querie
   return {values.tensor, var.tensor, weights.tensor};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> recall_backward(OptionalTensor grad_values, OptionalTensor grad_var,
-                                                           OptionalTensor grad_weights, Tensor mean, Tensor cov,
-                                                           Tensor queries, Tensor ridge, Tensor weights) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> recall_backward(OptionalTensor grad_values,
+                                                           OptionalTensor grad_var,
+                                                           OptionalTensor grad_weights, Tensor mean,
+                                                           Tensor cov, Tensor queries, Tensor ridge,
+                                                           Tensor weights) {
   RecallBackwardArgs args;
   take_inputs(args, mean, cov, queries, ridge);
   const auto [B, T, K, C] = args.n;

@@ -8,7 +8,8 @@ namespace {
 
 template <class Args>
 void take_inputs(Args& args, const Tensor& mean, const Tensor& queries, const Tensor& ridge) {
-  STD_TORCH_CHECK(mean.dim() == 3 && queries.dim() == 3, "mean and queries must have three dimensions");
+  STD_TORCH_CHECK(mean.dim() == 3 && queries.dim() == 3,
+                  "mean and queries must have three dimensions");
   const Sizes n{mean.size(0), queries.size(1), mean.size(1), mean.size(2)};
   const Dtype state = state_dtype(mean);
   args.n = n;
@@ -28,8 +29,9 @@ Tensor solve_addresses(Tensor mean, Tensor queries, Tensor ridge) {
   return weights.tensor;
 }
 
-std::tuple<Tensor, Tensor, Tensor> solve_addresses_backward(Tensor grad_weights, Tensor mean, Tensor queries,
-                                                            Tensor ridge, Tensor weights) {
+std::tuple<Tensor, Tensor, Tensor> solve_addresses_backward(Tensor grad_weights, Tensor mean,
+                                                            Tensor queries, Tensor ridge,
+                                                            Tensor weights) {
   SolveAddressesBackwardArgs args;
   take_inputs(args, mean, queries, ridge);
   const auto [B, T, K, C] = args.n;

@@ -21,8 +21,9 @@ std::tuple<Tensor, Tensor> statistics(Tensor mean, Tensor cov) {
 }
 
 // mean and cov are not read: the results determine the gradient.
-std::tuple<Tensor, Tensor> statistics_backward(OptionalTensor grad_shift, OptionalTensor grad_precision,
-                                               Tensor mean, Tensor cov, Tensor shift, Tensor precision) {
+std::tuple<Tensor, Tensor> statistics_backward(OptionalTensor grad_shift,
+                                               OptionalTensor grad_precision, Tensor mean,
+                                               Tensor cov, Tensor shift, Tensor precision) {
   STD_TORCH_CHECK(shift.dim() == 3, "shift must have three dimensions");
   StatisticsBackwardArgs args;
   args.n = {shift.size(0), 0, shift.size(1), shift.size(2)};

@@ -1,0 +1,1 @@
+"""Measurements of kanerva_ext against the fastest PyTorch compositions for the same results."""

@@ -1,0 +1,250 @@
+"""How much faster than the fastest PyTorch composition: ``python -m benchmarks.compare``.
+
+Every provider is verified against float64, then timed briefly; the fastest rivals (and of the
+recursions the fastest) and ours are timed in turns in this process, in many short rounds. A ratio
+is the rival's median over ours. Forward runs in inference mode; forward+backward is the public
+function on leaves that all require gradients, then torch.autograd.grad with fixed output gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from . import machine
+from .measure import KANERVA, Problem, WrongResult, interleaved, mode, providers, quick_time
+from .rivals import DIRECTIONS, OPERATORS, SHAPES, Rival, Shape
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RESULTS = Path(__file__).parent / "results"
+FLOORS = Path(__file__).parent / "floors.toml"
+SMALL = 3  # shapes of --shapes small
+QUIET = 0.1  # load of other processes, in cores, above which a row is measured again
+
+
+@dataclass
+class Row:
+    """One comparison; times in milliseconds per call."""
+
+    operator: str
+    shape: str
+    direction: str
+    against: str  # "all" rivals or the "steps" alone
+    rival: str
+    ours_ms: float
+    rival_ms: float
+    ratio: float
+    ratio_low: float  # quartiles of the ratio over the rounds
+    ratio_high: float
+    ours_error: float
+    rival_error: float
+    floor: float | None
+    rounds: int
+    other_load: float | None
+    screened_ms: dict[str, float]  # every provider's least time in the first brief look
+
+    @property
+    def met(self) -> bool:
+        return self.floor is None or self.ratio >= self.floor
+
+    def line(self) -> str:
+        floor = "" if self.floor is None else f"{self.floor:g} {'ok' if self.met else 'BELOW'}"
+        spread = f"{self.ratio_low:.2f}-{self.ratio_high:.2f}"
+        return (
+            f"{self.operator:15} {self.shape:14} {self.direction:16} {self.ours_ms:9.3f} "
+            f"{self.rival_ms:9.3f} {self.ratio:6.2f} {spread:>11} {floor:>9} "
+            f"{self.ours_error:8.0e} {self.rival_error:8.0e}  {self.rival}"
+        )
+
+
+HEADER = (
+    f"{'operator':15} {'B x T x K x C':14} {'direction':16} {'ours ms':>9} {'rival ms':>9} "
+    f"{'ratio':>6} {'quartiles':>11} {'floor':>9} {'error':>8} {'its err':>8}  fastest rival"
+)
+
+
+def compare(
+    operator: str,
+    shape: Shape,
+    direction: str,
+    *,
+    rounds: int,
+    seconds: float,
+    with_compile: bool,
+    floors: dict,
+    patience: float,
+) -> list[Row]:
+    """The rows of one operator, shape and direction: against all rivals, and against recursions."""
+    torch.compiler.reset()  # dynamo keeps at most eight compilations of a function
+    problem = Problem(operator, shape, direction)
+    wanted = floors.get(operator, {}).get(str(shape), {})
+    calls, errors, screened, rivals = {}, {}, {}, {}
+    for rival in providers(operator, shape, direction):
+        if rival.family == "compile" and not with_compile:
+            continue
+        call = problem.bind(rival)
+        try:
+            errors[rival.name] = problem.verify(rival, call)
+        except WrongResult as error:
+            if rival.name == KANERVA:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        calls[rival.name], rivals[rival.name] = call, rival
+        with mode(direction):
+            screened[rival.name] = quick_time(call)
+    chosen = finalists(rivals, screened, "steps" in wanted)
+    with mode(direction):
+        times, load = quietest({n: calls[n] for n in [KANERVA, *chosen]}, rounds, seconds, patience)
+
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    rows = []
+    for against in ("all", "steps"):
+        names = [n for n in chosen if against == "all" or rivals[n].family == against]
+        floor = (wanted if against == "all" else wanted.get("steps", {})).get(direction)
+        if not names or (against == "steps" and floor is None):
+            continue
+        best = min(names, key=medians.__getitem__)
+        ratios = sorted(b / a for a, b in zip(times[KANERVA], times[best], strict=True))
+        rows.append(
+            Row(
+                operator,
+                str(shape),
+                direction,
+                against,
+                best,
+                medians[KANERVA] * 1e3,
+                medians[best] * 1e3,
+                medians[best] / medians[KANERVA],
+                ratios[len(ratios) // 4],
+                ratios[3 * len(ratios) // 4],
+                errors[KANERVA],
+                errors[best],
+                floor,
+                len(ratios),
+                load,
+                {name: t * 1e3 for name, t in sorted(screened.items(), key=lambda x: x[1])},
+            )
+        )
+    return rows
+
+
+def finalists(rivals: dict[str, Rival], screened: dict[str, float], steps: bool) -> list[str]:
+    """The four fastest rivals of the brief look; with ``steps`` the two fastest recursions too."""
+    order = sorted((n for n in rivals if n != KANERVA), key=screened.__getitem__)
+    chosen = order[:4]
+    if steps:
+        recursions = [n for n in order if rivals[n].family == "steps"][:2]
+        chosen += [n for n in recursions if n not in chosen]
+    return chosen
+
+
+def quietest(calls, rounds, seconds, patience) -> tuple[dict[str, list[float]], float | None]:
+    """Times, taken again for up to ``patience`` seconds while others use the cores; their load.
+
+    On a busy machine every parallel region of PyTorch waits for a time slice, which flatters the
+    provider with the fewest of them.
+    """
+    deadline, kept, least = time.monotonic() + patience, {}, float("inf")
+    while True:
+        with machine.OtherLoad() as load:
+            times = interleaved(calls, rounds, seconds)
+        if load.cores is None:
+            return times, None
+        if load.cores < least:
+            kept, least = times, load.cores
+        if least <= QUIET or time.monotonic() > deadline:
+            return kept, least
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
+    parser.add_argument("--op", action="append", choices=list(OPERATORS), help="default: all")
+    parser.add_argument(
+        "--shapes",
+        default="all",
+        help='"small" (the first three), "all", or names such as 16x32x32x100,8x128x128x256',
+    )
+    parser.add_argument("--direction", choices=DIRECTIONS, help="default: both")
+    parser.add_argument("--repeats", type=int, default=40, help="rounds at most (default 40)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="per comparison (default 4)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="torch.compile rivals too")
+    parser.add_argument("--patience", type=float, default=20.0, help="seconds a busy row may take")
+    parser.add_argument("--check", action="store_true", help="exit 1 when below a floor")
+    parser.add_argument(
+        "--json", type=Path, nargs="?", const=RESULTS, help="file, or directory to name it in"
+    )
+    options = parser.parse_args(arguments)
+    if options.shapes in ("small", "all"):
+        options.shapes = SHAPES[:SMALL] if options.shapes == "small" else SHAPES
+    else:
+        try:
+            options.shapes = [
+                Shape(*map(int, name.split("x"))) for name in options.shapes.split(",")
+            ]
+        except (TypeError, ValueError):
+            parser.error(f'--shapes must be "small", "all" or BxTxKxC,..., got {options.shapes!r}')
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    floors = tomllib.loads(FLOORS.read_text())
+    about = machine.describe()
+    print(machine.headline(about))
+    print(HEADER)
+    rows: list[Row] = []
+    for operator in options.op or OPERATORS:
+        for shape in options.shapes:
+            for direction in [options.direction] if options.direction else DIRECTIONS:
+                found = compare(
+                    operator,
+                    shape,
+                    direction,
+                    rounds=options.repeats,
+                    seconds=options.seconds,
+                    with_compile=options.compile,
+                    floors=floors,
+                    patience=options.patience,
+                )
+                rows += found
+                for row in found:
+                    print(row.line(), flush=True)
+    loads = [r.other_load for r in rows if r.other_load is not None]
+    if loads and max(loads) > QUIET:
+        print(f"other processes kept up to {max(loads):.1f} cores busy: take the times as rough")
+    if options.json:
+        print(f"written to {write_json(options.json, 'compare', about, rows)}")
+    below = [r for r in rows if not r.met]
+    if below:
+        print(f"{len(below)} of {sum(r.floor is not None for r in rows)} floors are not met")
+    return 1 if options.check and below else 0
+
+
+def write_json(target: Path, name: str, about: dict, rows: list) -> Path:
+    """``{"benchmark", "machine", "rows"}``; in a directory, named by date and commit."""
+    if target.suffix != ".json":
+        stamp = str(about["date"])[:19].replace(":", "").replace("-", "")
+        commit = str(about["commit"])[:10] or "unknown"
+        target = target / f"{name}-{stamp}-{commit}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = {"benchmark": name, "machine": about, "rows": [asdict(r) for r in rows]}
+    target.write_text(json.dumps(content, indent=1) + "\n")
+    return target
+
+
+if __name__ == "__main__":
+    sys.exit(main())
