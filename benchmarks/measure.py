@@ -107,14 +107,17 @@ def relative_error(results: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     return worst
 
 
-def quick_time(call: Callable, budget: float = 0.05) -> float:
-    """Least of a few calls, in seconds: for choosing, not for reporting."""
-    least, spent = float("inf"), 0.0
-    while spent < budget:
+def quick_time(call: Callable, budget: float = 0.05, calls: int = 10) -> float:
+    """Least of a few calls, in seconds: for choosing, not for reporting.
+
+    At least two calls; then until both ``budget`` seconds and ``calls`` or 10 budgets are spent.
+    """
+    least, spent, count = float("inf"), 0.0, 0
+    while count < 2 or spent < budget or (count < calls and spent < 10 * budget):
         start = time.perf_counter()
         call()
         elapsed = time.perf_counter() - start
-        least, spent = min(least, elapsed), spent + elapsed
+        least, spent, count = min(least, elapsed), spent + elapsed, count + 1
     return least
 
 

@@ -1,11 +1,12 @@
 """Peak memory of bayes_write, forward+backward: ``python -m benchmarks.memory``.
 
-Each provider runs in a process of its own (Linux). Counted are: the inputs (all five, with the fed
-gradients of mean and cov), and the growth of the resident set from just before the call to its peak
-(VmHWM), which holds the outputs, all gradients, and everything kept or used in between. Before that a
-small call loads the libraries and starts the threads. glibc is told to return freed memory at once
-(MALLOC_*), else the growth would depend on what was freed before. The ratio is that sum over the bytes
-of inputs, outputs and gradients; the stricter one leaves the gradients out of the denominator.
+Each provider runs in a process of its own (Linux). Counted are the inputs (all five, with the fed
+gradients of mean and cov) and the growth of the resident set from just before the call to its peak
+(VmHWM), which holds the outputs, all gradients, and everything kept or used in between. Before that
+a small call loads the libraries and starts the threads. glibc is told to return freed memory at
+once (MALLOC_*), else the growth would depend on what was freed before. The ratio is that sum over
+the bytes of inputs, outputs and gradients; the strict one leaves the gradients out of the
+denominator.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .measure import KANERVA
 from .rivals import OPERATORS, Rival, Shape
 
 SHAPE = Shape(4, 4096, 64, 200)
-RIVALS = ("closed(gain_chunk64)", "closed(information_products)", "gain_chunk64", "steps_joint")
+RIVALS = ("closed(gain_chunk64)", "closed(information_products)", "gain_chunk64")
 SMALL = Shape(2, 8, 4, 4)
 
 
@@ -92,7 +93,7 @@ def worker(name: str, shape: Shape) -> dict[str, object]:
 def find(name: str) -> Rival:
     spec = OPERATORS["bayes_write"]
     for rival in (Rival(KANERVA, spec.kanerva), *spec.rivals):
-        if rival.name == name:
+        if rival.name == name and "forward_backward" in rival.directions:
             return rival
     raise SystemExit(f"no provider {name!r} of bayes_write")
 
@@ -152,8 +153,8 @@ def main(arguments: list[str] | None = None) -> int:
     ours = [r for r in rows if r.provider == KANERVA]
     if bound is None or not ours:
         return 0
-    met = ours[0].ratio < bound
-    print(f"bound {bound:g}: {'ok' if met else 'ABOVE'}")
+    met = ours[0].strict_ratio < bound
+    print(f"bound {bound:g} on the strict ratio: {'ok' if met else 'ABOVE'}")
     return 1 if options.check and not met else 0
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -248,6 +251,19 @@ def assert_same_direction(actual, truth, *, name: str = "gradient") -> None:
         if norm > 0:
             cosine = float(a @ b) / norm
             assert cosine > 1 - 1e-4, f"{name}: cosine {cosine} with the truth in item {item}"
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run ``code`` in a fresh interpreter that finds the same kanerva_ext."""
+    path = os.pathsep.join(p for p in sys.path if p)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        timeout=300,
+        check=False,
+    )
 
 
 def solve_spd(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -1,27 +1,13 @@
-import os
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
+from helpers import run_python
 
 import kanerva_ext
 from kanerva_ext import _backend, ops
 
 ARGS = (torch.zeros(1, 2, 3), torch.eye(2)[None], torch.ones(1, 1, 2))
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run ``code`` in a fresh interpreter that finds the same kanerva_ext."""
-    path = os.pathsep.join(p for p in sys.path if p)
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        timeout=300,
-    )
 
 
 @pytest.fixture
@@ -114,12 +100,12 @@ def test_cpu_backend_refuses_other_devices():
 
 def test_environment_variable():
     show = "import kanerva_ext; print(kanerva_ext._backend.default)"
-    assert python(show, KANERVA_BACKEND="reference").stdout.strip() == "reference"
-    assert python(show, KANERVA_BACKEND="auto").stdout.strip() == "auto"
-    wrong = python(show, KANERVA_BACKEND="tpu")
+    assert run_python(show, KANERVA_BACKEND="reference").stdout.strip() == "reference"
+    assert run_python(show, KANERVA_BACKEND="auto").stdout.strip() == "auto"
+    wrong = run_python(show, KANERVA_BACKEND="tpu")
     assert wrong.returncode != 0
     assert "KANERVA_BACKEND must be one of" in wrong.stderr and "'tpu'" in wrong.stderr
-    later = python(
+    later = run_python(
         "import torch\nfrom kanerva_ext import ops\n"
         "ops.solve_addresses(torch.eye(2)[None], torch.eye(2)[None], 1.0)",
         KANERVA_BACKEND="cuda",
@@ -146,7 +132,7 @@ def test_import_is_lean():
         "bad = {'matplotlib', 'safetensors', 'pytest', 'pybind11'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )
-    result = python(code)
+    result = run_python(code)
     assert result.returncode == 0, result.stderr
 
 
@@ -172,5 +158,5 @@ with warnings.catch_warnings(record=True) as caught:
 ours = [w for w in caught if "runs as plain PyTorch" in str(w.message)]
 assert len(ours) == 1, [str(w.message) for w in ours]
 """
-    result = python(code)
+    result = run_python(code)
     assert result.returncode == 0, result.stderr

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.utils.checkpoint
+from helpers import run_python
 
 from kanerva_ext import FusedKanervaMemory, MemoryState, memory, ops
 
@@ -79,18 +80,24 @@ def test_parameters_are_those_that_the_flags_need():
         assert {n for n, _ in make(**config).named_parameters()} == base | extra[name]
 
 
-def test_ddp_finds_no_unused_parameter(config):
-    if not torch.distributed.is_available():
-        pytest.fail("torch.distributed is missing from this torch")
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        module = torch.nn.parallel.DistributedDataParallel(make(**config))
-        values, keys = episode(module.module)
-        for _ in range(2):  # the second forward raises if a parameter was unused
-            loss(module(values, **keys)).backward()
-    finally:
-        torch.distributed.destroy_process_group()
+DDP = """
+import os, torch, torch.distributed as dist
+from kanerva_ext import FusedKanervaMemory
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+for options in {configurations}:
+    module = torch.nn.parallel.DistributedDataParallel(FusedKanervaMemory(5, 4, **options))
+    keys = {{"keys": torch.randn(2, 6, 7)}} if "key_size" in options else {{}}
+    for _ in range(2):  # the second forward raises if a parameter was unused in the first
+        out = module(torch.randn(2, 6, 4), **keys)
+        (out.values.sum() + out.kl_weights.sum() + out.kl_memory.sum()).backward()
+print("every parameter was used", flush=True)
+os._exit(0)  # joining gloo's threads can hang
+"""
+
+
+def test_ddp_finds_no_unused_parameter():
+    result = run_python(DDP.format(configurations=list(CONFIGURATIONS.values())))
+    assert "every parameter was used" in result.stdout, result.stderr
 
 
 def test_forward_is_write_then_read(config):

@@ -64,7 +64,7 @@ def chunked(form: Callable, length: int) -> Callable:
     """``form`` in chunks of ``length`` steps, in order."""
 
     def write(mean, cov, weights, values, noise_var):
-        for steps in zip(*(x.split(length, 1) for x in (weights, values, noise_var)), strict=True):
+        for steps in _chunks(length, weights, values, noise_var):
             mean, cov = form(mean, cov, *steps)
         return mean, cov
 
@@ -112,7 +112,7 @@ def joint_inplace(length: int, half: bool = False) -> Callable:
 
 
 def information(mean, cov, weights, values, noise_var):
-    """Precisions add up: N = U^-1 + W'V^-1 W; R = N^-1 (U^-1 R + W'V^-1 Z). The cheapest for T > K."""
+    """Precisions add up: N = U^-1 + W'V^-1 W, R = N^-1 (U^-1 R + W'V^-1 Z). Cheapest for T > K."""
     scaled = (weights / noise_var[..., None]).mT
     precision = torch.cholesky_inverse(cholesky(cov))
     cov = torch.cholesky_inverse(cholesky(torch.baddbmm(precision, scaled, weights)))
@@ -147,6 +147,10 @@ def information_whitened(mean, cov, weights, values, noise_var):
     cov = torch.bmm(root.mT, root)
     error = torch.baddbmm(values, weights, mean, alpha=-1)
     return torch.baddbmm(mean, cov, torch.bmm((weights * scaled).mT, error)), cov
+
+
+def _chunks(length, *tensors):
+    return zip(*(x.split(length, 1) for x in tensors), strict=True)
 
 
 def _system(cov, weights, noise_var):

@@ -50,9 +50,8 @@ inline Dtype dtype_of(const Tensor& t, const char* name) {
 }
 
 inline void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
-  bool same = t.dim() == int64_t(shape.size());
-  int64_t d = 0;
-  for (const int64_t n : shape) same = same && t.size(d++) == n;
+  const auto sizes = t.sizes();
+  const bool same = std::equal(shape.begin(), shape.end(), sizes.begin(), sizes.end());
   STD_TORCH_CHECK(same, name, " does not have the shape that the other arguments ask for");
 }
 
@@ -62,7 +61,8 @@ inline View view(const Tensor& t, const char* name, std::initializer_list<int64_
   View v;
   v.dtype = dtype_of(t, name);
   v.data = t.data_ptr();
-  for (int64_t d = 0; d < t.dim(); ++d) v.stride[d] = t.stride(d);
+  const auto strides = t.strides();
+  std::copy(strides.begin(), strides.end(), v.stride);
   return v;
 }
 

@@ -1,0 +1,149 @@
+"""The torch-free core from NumPy, on every instruction set that the build and the processor have."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kanerva_ext import _core as core
+
+LEVELS = ("baseline", "avx2", "avx512")
+
+
+def belief(rng, batch, slots, code, dtype=np.float64):
+    root = rng.standard_normal((batch, slots, slots + 3)) / np.sqrt(slots)
+    cov = root @ root.transpose(0, 2, 1) + 0.1 * np.eye(slots)
+    return rng.standard_normal((batch, slots, code)).astype(dtype), cov.astype(dtype)
+
+
+def write(mean, cov, weights, values, noise_var):
+    """The recursion, for one batch item."""
+    log_evidence = 0.0
+    for w, z, v in zip(weights, values, noise_var, strict=True):
+        c = cov @ w
+        s, d = w @ c + v, z - mean.T @ w
+        mean, cov = mean + np.outer(c, d) / s, cov - np.outer(c, c) / s
+        log_evidence -= (d @ d / s + len(z) * np.log(2 * np.pi * s)) / 2
+    return mean, cov, log_evidence
+
+
+def worst_errors(dtype=np.float64):
+    """Largest relative error of every function against plain NumPy."""
+    rng = np.random.default_rng(0)
+    batch, steps, slots, code, ridge = 3, 41, 21, 19, 0.3
+    mean, cov = belief(rng, batch, slots, code, dtype)
+    prior_mean, prior_cov = belief(rng, batch, slots, code, dtype)
+    weights = rng.standard_normal((batch, steps, slots)).astype(dtype)
+    values = rng.standard_normal((batch, steps, code)).astype(dtype)
+    noise_var = (0.5 + rng.random((batch, steps))).astype(dtype)
+    wide = [x.astype(np.float64) for x in (mean, cov, weights, values, noise_var)]
+
+    def error(actual, expected):
+        expected = np.asarray(expected)
+        return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+    errors = {}
+    expected = [
+        np.stack(x) for x in zip(*(write(*item) for item in zip(*wide, strict=True)), strict=True)
+    ]
+    for method in ("auto", "chunk", "information", "sqrt"):
+        actual = core.bayes_write(mean, cov, weights, values, noise_var, method=method)
+        errors[f"bayes_write {method}"] = max(map(error, actual, expected))
+    m, c, w, z, _ = wide
+    mt = m.transpose(0, 2, 1)
+    system = m @ mt + ridge * np.eye(slots)
+    solved = np.linalg.solve(system, m @ z.transpose(0, 2, 1)).transpose(0, 2, 1)
+    ridges = np.full(batch, ridge, dtype)
+    errors["solve_addresses"] = error(core.solve_addresses(mean, values, ridges), solved)
+    read = (w @ m, np.einsum("btk,bkl,btl->bt", w, c, w))
+    errors["read"] = max(map(error, core.read(mean, cov, weights), read))
+    recalled = (solved @ m, np.einsum("btk,bkl,btl->bt", solved, c, solved), solved)
+    errors["recall"] = max(map(error, core.recall(mean, cov, values, ridges), recalled))
+    pm, pc = prior_mean.astype(np.float64), prior_cov.astype(np.float64)
+    difference, inverse = m - pm, np.linalg.inv(pc)
+    kl = code * np.einsum("bij,bji->b", inverse, c) - slots * code
+    kl += np.einsum("bkc,bkl,blc->b", difference, inverse, difference)
+    kl -= code * (np.linalg.slogdet(c)[1] - np.linalg.slogdet(pc)[1])
+    errors["memory_kl"] = error(core.memory_kl(mean, cov, prior_mean, prior_cov), kl / 2)
+    precision = np.linalg.inv(c)
+    errors["statistics"] = max(map(error, core.statistics(mean, cov), (precision @ m, precision)))
+    return errors
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_instruction_set(level, dtype):
+    best = core.simd_level()
+    if LEVELS.index(level) > LEVELS.index(best):
+        pytest.skip(f"this build or processor has no {level}")
+    code = (
+        f"import sys, json; sys.path.insert(0, {os.path.dirname(__file__)!r}); import numpy as np\n"
+        f"import test_core as t; print(t.core.simd_level())\n"
+        f"print(json.dumps(t.worst_errors(np.{dtype})))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KANERVA_SIMD": level},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    used, errors = run.stdout.splitlines()
+    assert used == level
+    limit = 1e-12 if dtype == "float64" else 1e-5
+    assert {k: e for k, e in json.loads(errors).items() if not e <= limit} == {}
+
+
+def test_strided_arrays_and_masks():
+    rng = np.random.default_rng(1)
+    mean, cov = belief(rng, 2, 5, 4)
+    weights, values = rng.standard_normal((2, 12, 5)), rng.standard_normal((2, 12, 4))
+    noise_var = np.ones((2, 12))
+    mask = np.arange(12) % 2 == 0
+    half = core.bayes_write(mean, cov, weights[:, ::2], values[:, ::2], noise_var[:, ::2])
+    masked = core.bayes_write(
+        mean, cov, weights, values, noise_var, mask=np.broadcast_to(mask, (2, 12))
+    )
+    transposed = np.ascontiguousarray(values[:, ::2].transpose(0, 2, 1)).transpose(0, 2, 1)
+    strided = core.bayes_write(mean, cov, weights[:, ::2], transposed, noise_var[:, ::2])
+    for a, b, c in zip(half, masked, strided, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"mean": np.zeros((2, 5, 4), np.int64)}, TypeError, "mean must be a float32 or float64"),
+        ({"cov": np.eye(5)}, ValueError, r"cov must have shape \(2, 5, 5\), got \(5, 5\)"),
+        ({"weights": np.zeros((2, 3))}, ValueError, "weights must have three dimensions"),
+        ({"values": np.zeros((2, 3, 9))}, ValueError, r"values must have shape \(2, 3, 4\)"),
+        ({"noise_var": np.ones(3)}, ValueError, r"noise_var must have shape \(2, 3\)"),
+        ({"mask": np.ones((2, 4), bool)}, ValueError, r"mask must have shape \(2, 3\)"),
+        (
+            {"method": "fast"},
+            ValueError,
+            "method must be auto, chunk, information or sqrt, got fast",
+        ),
+        ({"method": "information", "decay": np.ones((2, 3))}, ValueError, "does not take decay"),
+    ],
+)
+def test_bad_input(change, error, message):
+    args = {
+        "mean": np.zeros((2, 5, 4)),
+        "cov": np.tile(np.eye(5), (2, 1, 1)),
+        "weights": np.ones((2, 3, 5)),
+        "values": np.ones((2, 3, 4)),
+        "noise_var": np.ones((2, 3)),
+    }
+    core.bayes_write(**args)
+    with pytest.raises(error, match=message):
+        core.bayes_write(**{**args, **change})
+
+
+def test_build_info():
+    info = core.build_info()
+    assert info["isas"][0] == "baseline" and core.simd_level() in info["isas"]
