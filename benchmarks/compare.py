@@ -86,7 +86,8 @@ def compare(
     patience: float,
 ) -> list[Row]:
     """The rows of one operator, shape and direction: against all rivals, and against recursions."""
-    torch.compiler.reset()  # dynamo keeps at most eight compilations of a function
+    if with_compile:
+        torch.compiler.reset()  # dynamo keeps at most eight compilations of a function
     problem = Problem(operator, shape, direction)
     wanted = floors.get(operator, {}).get(str(shape), {})
     calls, errors, screened, rivals = {}, {}, {}, {}

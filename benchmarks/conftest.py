@@ -49,7 +49,8 @@ def measure(request: pytest.FixtureRequest, benchmark):
 
     def run() -> None:
         torch.set_num_threads(THREADS)
-        torch.compiler.reset()  # dynamo keeps at most eight compilations of a function
+        if rival.family == "compile":
+            torch.compiler.reset()  # dynamo keeps at most eight compilations of a function
         problem = _problem(operator, shape, direction)
         call = problem.bind(rival)
         benchmark.group = f"{operator} {direction} {shape}"

@@ -200,7 +200,8 @@ def _raw(op, spec, value, dtype, sizes, batch, first):
         return None
     trailing = tuple(sizes[letter][0] for letter in spec.dims)
     if not isinstance(value, Tensor):
-        value = first.new_full((), value, dtype=dtype)
+        # A product, because torch.compile keeps a float that varies symbolic only in arithmetic.
+        value = first.new_ones((), dtype=dtype) * value
     if spec.kind == "data":
         if value.dtype in STATE_DTYPES and value.dtype != dtype:
             value = value.to(dtype)

@@ -26,7 +26,7 @@ def inputs(shape: Shape, generator: torch.Generator):
     return mean, cov, queries, ridge
 
 
-def composed(solve, reading=read.products):
+def composed(solve, reading=read.inner):
     """A form of the solve followed by a form of the read."""
 
     def recall(mean, cov, queries, ridge):

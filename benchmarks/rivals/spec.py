@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -85,10 +86,14 @@ class Operator:
 
 def compiled(rival: Rival, max_steps: int = 64) -> Rival:
     """torch.compile of a rival, for shapes of up to ``max_steps`` steps (it takes seconds each)."""
-    function = torch.compile(rival.function, fullgraph=True, dynamic=False)
+
+    @functools.cache
+    def compile_once():
+        return torch.compile(rival.function, fullgraph=True, dynamic=False)
+
     return Rival(
         f"compile({rival.name})",
-        function,
+        lambda *inputs: compile_once()(*inputs),
         rival.directions,
         "compile",
         lambda shape, direction: shape.steps <= max_steps and rival.fits(shape, direction),

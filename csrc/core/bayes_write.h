@@ -100,12 +100,24 @@ void store_mean(const View& mean, int64_t b, int64_t K, const Columns& columns, 
           columns.width);
 }
 
-// Upper factor of U in place, zeros below: U = root' root.
-inline bool make_root(int64_t K, double* U, int64_t ldk, Workspace& workspace) {
+// Upper factor of the covariance of item b, zeros below: U = root' root. Writes with tiny noise
+// leave a covariance that the rounding of its own dtype makes indefinite; it is served with that
+// rounding added to the diagonal. False for any other that is not positive definite.
+inline bool load_root(const View& cov, int64_t b, int64_t K, double* root, int64_t ldk,
+                      Workspace& workspace) {
   Workspace::Scope scope(workspace);
-  if (!cholesky(K, U, ldk, scope.take<double>(K))) return false;
+  double* inverse_diagonal = scope.take<double>(K);
+  load(cov, b, Rows{}, K, 0, K, root, ldk);
+  double largest = 0.0;
+  for (int64_t i = 0; i < K; ++i) largest = std::max(largest, root[i * ldk + i]);
+  if (!cholesky(K, root, ldk, inverse_diagonal)) {
+    const double epsilon = cov.dtype == Dtype::float32 ? 1.2e-7 : 2.2e-16;
+    load(cov, b, Rows{}, K, 0, K, root, ldk);
+    for (int64_t i = 0; i < K; ++i) root[i * ldk + i] += 2.0 * double(K) * epsilon * largest;
+    if (!cholesky(K, root, ldk, inverse_diagonal)) return false;
+  }
   for (int64_t i = 0; i < K; ++i)
-    for (int64_t j = 0; j < i; ++j) U[i * ldk + j] = 0.0;
+    for (int64_t j = 0; j < i; ++j) root[i * ldk + j] = 0.0;
   return true;
 }
 
@@ -142,8 +154,11 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
   double* U = scope.take<double>(K * chunk.ldk);
   A* R = scope.take<A>(columns.count * K * columns.width);
   double* partial = scope.take<double>(columns.count);
-  load(args.cov, b, Rows{}, K, 0, K, U, chunk.ldk);
-  if (use_sqrt && !make_root(K, U, chunk.ldk, workspace)) return Outcome::failed;
+  if (!use_sqrt) {
+    load(args.cov, b, Rows{}, K, 0, K, U, chunk.ldk);
+  } else if (!load_root(args.cov, b, K, U, chunk.ldk, workspace)) {
+    return Outcome::failed;
+  }
 
   double log_evidence = 0.0;
   for (int64_t first = 0; first < e.steps; first += step) {
@@ -152,7 +167,7 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
     const bool ok =
         use_sqrt ? factor_chunk_sqrt(chunk, U, workspace) : factor_chunk(chunk, U, executor);
     if (!(chunk.hardness <= limit)) return Outcome::harder;
-    if (!ok) return Outcome::failed;
+    if (!ok) return use_sqrt ? Outcome::failed : Outcome::harder;
     factors.take(chunk);
     const MeanEnds ends = {first == 0 ? args.mean : View{},
                            first + steps == e.steps ? args.mean_out : View{}};

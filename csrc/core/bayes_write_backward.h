@@ -76,9 +76,12 @@ class WriteAdjoint {
     const int64_t segments = std::max<int64_t>(1, (chunks + segment - 1) / segment);
 
     States<A> outer(scope_, segments, U_size, R_size), inner(scope_, segment, U_size, R_size);
-    load(args_.cov, b_, Rows{}, K_, 0, K_, outer.cov(0), ldk_);
     load_mean(args_.mean, b_, K_, columns_, outer.mean(0));
-    if (use_sqrt_ && !make_root(K_, outer.cov(0), ldk_, workspace_)) return Outcome::failed;
+    if (!use_sqrt_) {
+      load(args_.cov, b_, Rows{}, K_, 0, K_, outer.cov(0), ldk_);
+    } else if (!load_root(args_.cov, b_, K_, outer.cov(0), ldk_, workspace_)) {
+      return Outcome::failed;
+    }
     for (int64_t s = 0; s + 1 < segments; ++s) {
       outer.copy(s + 1, outer, s);
       for (int64_t i = s * segment; i < (s + 1) * segment; ++i) {
@@ -131,7 +134,7 @@ class WriteAdjoint {
     const bool ok =
         use_sqrt_ ? factor_chunk_sqrt(chunk_, U, workspace_) : factor_chunk(chunk_, U, executor_);
     if (!(chunk_.hardness <= limit_)) return Outcome::harder;
-    if (!ok) return Outcome::failed;
+    if (!ok) return use_sqrt_ ? Outcome::failed : Outcome::harder;
     factors_.take(chunk_);
     return Outcome::done;
   }

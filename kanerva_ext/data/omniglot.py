@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .augment import random_affine
+
 __all__ = ["EpisodeSampler", "OmniglotInfo", "load_omniglot", "omniglot_info", "split_episodes"]
 
 _FILE = Path(__file__).with_name("omniglot.npz")
@@ -94,8 +96,7 @@ class EpisodeSampler:
         batch_size: B, episodes in a batch.
         num_classes: characters in an episode, drawn anew for each; None: any (the paper's
             training: T random images, labels ignored).
-        augment: draw every image shifted by up to ``augment`` pixels in each direction, zeros
-            moving in. 0: as it is.
+        augment: strength of `random_affine`, applied to every image anew; 0: as they are.
         generator: a CPU generator, for repeatable episodes.
 
     Iterating gives float32 tensors (B, T, 1, H, W), values in [0, 1], without end.
@@ -112,15 +113,15 @@ class EpisodeSampler:
         episode_length: int = 32,
         batch_size: int = 16,
         num_classes: int | None = None,
-        augment: int = 0,
+        augment: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
         _check_images(images, labels)
         for name, value in (("episode_length", episode_length), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= augment < images.shape[-1]:
-            raise ValueError(f"augment must be in [0, {images.shape[-1]}), got {augment}")
+        if not 0 <= augment <= 1:
+            raise ValueError(f"augment must be in [0, 1], got {augment}")
         if len(images) < episode_length:
             raise ValueError(
                 f"episode_length must be at most the number of images, {len(images)}, "
@@ -164,18 +165,8 @@ class EpisodeSampler:
         """One batch, (B, T, 1, H, W) float32."""
         batch = self.images[self.sample_rows()].to(torch.float32)
         if self.augment:
-            batch = self._shift(batch)
+            batch = random_affine(batch, self.augment, self.generator)
         return batch.unsqueeze(2)
-
-    def _shift(self, batch: Tensor) -> Tensor:
-        height, width = batch.shape[-2:]
-        count = batch.shape[0] * batch.shape[1]
-        padded = torch.nn.functional.pad(batch.reshape(count, height, width), [self.augment] * 4)
-        low = torch.randint(2 * self.augment + 1, (2, count, 1), generator=self.generator)
-        rows = (low[0] + torch.arange(height)).unsqueeze(2)
-        columns = (low[1] + torch.arange(width)).unsqueeze(1)
-        shifted = padded[torch.arange(count).view(-1, 1, 1), rows, columns]
-        return shifted.view_as(batch)
 
     def __iter__(self) -> Iterator[Tensor]:
         while True:
@@ -188,7 +179,7 @@ def split_episodes(
     episode_length: int = 32,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A random partition into episodes, for evaluation: every image once, what is left over dropped.
+    """A random partition into episodes, for evaluation: every image once, the remainder dropped.
 
     Args:
         images: (N, H, W).

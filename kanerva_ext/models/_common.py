@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+INITIAL_STD = 0.2  # of a code's posterior: small, so that coders learn to reconstruct first
+MAX_LOG_STD = 7.0
 
 
 class Normal(nn.Module):
     """Two-layer ReLU network to a diagonal normal: (..., inputs) to mean and log-std (..., size).
 
-    The last layer starts small, so that the mean starts near 0 and the standard deviation near
-    ``std``. The log-std is kept in [-7, 7] smoothly (a scaled tanh), so that no step can overflow.
+    Starts with means of about unit scale and standard deviations of about `INITIAL_STD`. The
+    log-std stays in [-7, 7] by a scaled tanh, so that no step can overflow.
     """
 
-    def __init__(self, inputs: int, hidden: int, size: int, *, std: float = 0.2) -> None:
+    def __init__(self, inputs: int, hidden: int, size: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(inputs, hidden)
         self.out = nn.Linear(hidden, 2 * size)
         with torch.no_grad():
-            nn.init.normal_(self.hidden.weight, std=(2/inputs)**.5)
-            nn.init.normal_(self.out.weight, std=(1/hidden)**.5)
-            self.out.weight[size:]*=.1
-            self.out.bias.zero_()
-            self.out.bias[size:] = torch.tensor(std).log()
+            nn.init.normal_(self.hidden.weight, std=math.sqrt(2 / inputs))
+            nn.init.normal_(self.out.weight[:size], std=math.sqrt(1 / hidden))
+            nn.init.normal_(self.out.weight[size:], std=0.1 * math.sqrt(1 / hidden))
+            nn.init.constant_(self.out.bias[size:], math.log(INITIAL_STD))
+            nn.init.zeros_(self.out.bias[:size])
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = self.out(F.relu(self.hidden(inputs))).chunk(2, dim=-1)
-        return mean, 7 * torch.tanh(log_std / 7)
+        return mean, MAX_LOG_STD * torch.tanh(log_std / MAX_LOG_STD)
 
 
 def sample_normal(mean: Tensor, log_std: Tensor) -> Tensor:
@@ -35,14 +40,46 @@ def sample_normal(mean: Tensor, log_std: Tensor) -> Tensor:
     return mean + log_std.exp() * torch.randn_like(mean)
 
 
-def kl_normal(mean: Tensor, log_std: Tensor, prior_mean: Tensor | float, prior_var: float):
-    """KL(N(mean, exp(2 log_std)) || N(prior_mean, prior_var I)) over the last dim, nats: (...)."""
+def kl_normal(
+    mean: Tensor, log_std: Tensor, prior_mean: Tensor | float = 0.0, prior_var: float = 1.0
+) -> Tensor:
+    """KL(N(mean, diag std^2) || N(prior_mean, prior_var I)), nats: (..., size) to (...)."""
     ratio = (2 * log_std).exp() / prior_var
     distance = (mean - prior_mean).square() / prior_var
-    return 0.5 * (ratio + distance - 1 - ratio.log()).sum(-1)
+    return 0.5 * (ratio + distance - 1 - 2 * log_std + math.log(prior_var)).sum(-1)
 
 
 def bernoulli_nll(logits: Tensor, images: Tensor) -> Tensor:
     """-ln p(image) of independent Bernoulli pixels, nats: (..., 1, H, W) to (...)."""
     pixels = F.binary_cross_entropy_with_logits(logits, images, reduction="none")
     return pixels.flatten(-3).sum(-1)
+
+
+def check_images(images: Tensor, image_size: int) -> None:
+    """Raises unless images are floating point, (B, T, 1, image_size, image_size)."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    if images.ndim != 5 or tuple(images.shape[2:]) != (1, image_size, image_size):
+        raise ValueError(
+            f"images must have shape (B, T, 1, {image_size}, {image_size}), "
+            f"got {tuple(images.shape)}"
+        )
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point with values in [0, 1], got {images.dtype}")
+
+
+def replace_first(whole: Tensor, first: Tensor) -> Tensor:
+    """``whole`` (B, T, ...) with its first Q of T replaced by ``first`` (B, Q, ...)."""
+    if len(first) != len(whole) or first.shape[1] > whole.shape[1]:
+        raise ValueError(
+            f"queries must be (B, Q, ...) with B = {len(whole)} and Q <= {whole.shape[1]}, the "
+            f"images', got {tuple(first.shape[:2])}"
+        )
+    return torch.cat([first, whole[:, first.shape[1] :]], dim=1)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises unless every size is a positive int."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} must be a positive int, got {size!r}")

@@ -2,12 +2,12 @@
 
 Three blocks, each a 4 x 4 convolution of stride 2 and one basic residual block, 16 filters, as in
 The Kanerva Machine (Wu, Wayne, Graves, Lillicrap, ICLR 2018, section 4). The decoder is the mirror
-image with transposed convolutions.
+image with transposed convolutions; pixels are Bernoulli.
 
-Where the paper is silent: padding 1; activation ReLU, before each convolution of a residual block
-(pre-activation); no normalisation, for the statistics of a batch would carry information between
-the images of an episode; the second convolution of a residual block starts at zero, so that the
-block starts as the identity.
+Where the paper is silent: padding 1; activation ReLU, before each convolution of a residual block;
+no normalisation, for the statistics of a batch would carry information between the images of an
+episode; He's initialisation, the second convolution of a residual block at zero, so that the block
+starts as the identity; the decoder starts at the share of ink that Omniglot has.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._common import check_sizes
+
 __all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock"]
 
-
-INITIAL_INK = 0.08  # share of ink of the images that the decoder starts from: Omniglot's
+INITIAL_INK = 0.08
 
 
 def _he_init(module: nn.Module) -> None:
     """Keeps the scale of activations through the layers; PyTorch's own start halves it at each."""
     if isinstance(module, nn.Linear):
         fan_in = module.in_features
-    elif isinstance(module, nn.Conv2d):
-        fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
-    elif isinstance(module, nn.ConvTranspose2d):  # of stride s: a pixel sees 1/s^2 of the kernel
+    elif isinstance(module, nn.ConvTranspose2d):  # a pixel sees 1 / stride^2 of the kernel
         fan_in = module.in_channels * math.prod(module.kernel_size) // math.prod(module.stride)
+    elif isinstance(module, nn.Conv2d):
+        fan_in = module.in_channels * math.prod(module.kernel_size)
     else:
         return
     nn.init.normal_(module.weight, std=math.sqrt(2 / fan_in))
@@ -45,20 +46,23 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(num_filters, num_filters, 3, padding=1)
         self.second = nn.Conv2d(num_filters, num_filters, 3, padding=1)
+        self.apply(_he_init)
+        nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.relu(self.first(F.relu(x))))
 
 
-def _sizes(image_size: int, num_blocks: int) -> list[int]:
+def _image_sizes(image_size: int, num_blocks: int) -> list[int]:
     """Heights after each halving, the image's own first."""
-    sizes = [image_size]
-    for _ in range(num_blocks):
-        sizes.append((sizes[-1] - 2) // 2 + 1)
-    if sizes[-1] < 1:
+    check_sizes(image_size=image_size, num_blocks=num_blocks)
+    if image_size < 2**num_blocks:
         raise ValueError(
             f"image_size must be at least {2**num_blocks} for {num_blocks} blocks, got {image_size}"
         )
+    sizes = [image_size]
+    for _ in range(num_blocks):
+        sizes.append(sizes[-1] // 2)
     return sizes
 
 
@@ -66,10 +70,13 @@ class ConvEncoder(nn.Module):
     """Images to features.
 
     Args:
-        num_features: size of the output, the last linear layer's.
+        num_features: size of the output.
         num_filters: filters of every convolution.
-        image_size: height and width of the images, at least 8.
+        image_size: height and width of the images.
         num_blocks: blocks, each halving the image.
+
+    Raises:
+        ValueError: sizes that are not positive, or too many blocks for the image.
     """
 
     def __init__(
@@ -81,21 +88,21 @@ class ConvEncoder(nn.Module):
         num_blocks: int = 3,
     ) -> None:
         super().__init__()
-        sizes = _sizes(image_size, num_blocks)
+        check_sizes(num_features=num_features, num_filters=num_filters)
+        sizes = _image_sizes(image_size, num_blocks)
         blocks: list[nn.Module] = []
         for i in range(num_blocks):
-            blocks.append(nn.Conv2d(num_filters if i else 1, num_filters, 4, stride=2, padding=1))
-            blocks.append(ResidualBlock(num_filters))
+            conv = nn.Conv2d(num_filters if i else 1, num_filters, 4, stride=2, padding=1)
+            blocks += [conv.apply(_he_init), ResidualBlock(num_filters)]
         self.blocks = nn.Sequential(*blocks)
-        self.linear = nn.Linear(num_filters * sizes[-1] ** 2, num_features)
-        self.apply(_he_init)
-        for block in blocks[1::2]: nn.init.zeros_(block.second.weight)
+        self.linear = nn.Linear(num_filters * sizes[-1] ** 2, num_features).apply(_he_init)
+        self.to(memory_format=torch.channels_last)  # a third faster on CPUs
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (..., 1, H, W), values in [0, 1], to features (..., num_features)."""
+        """Images (..., 1, H, W), floating point, to features (..., num_features), all >= 0."""
         batch = images.shape[:-3]
         x = self.blocks(images.reshape(-1, *images.shape[-3:]))
-        return self.linear(F.relu(x).flatten(1)).unflatten(0, batch)
+        return F.relu(self.linear(F.relu(x).flatten(1))).reshape(*batch, -1)
 
 
 class ConvDecoder(nn.Module):
@@ -104,8 +111,11 @@ class ConvDecoder(nn.Module):
     Args:
         code_size: size of a code.
         num_filters: filters of every convolution.
-        image_size: height and width of the images, at least 8.
+        image_size: height and width of the images.
         num_blocks: blocks, each doubling the image.
+
+    Raises:
+        ValueError: sizes that are not positive, or too many blocks for the image.
     """
 
     def __init__(
@@ -117,30 +127,28 @@ class ConvDecoder(nn.Module):
         num_blocks: int = 3,
     ) -> None:
         super().__init__()
-        sizes = _sizes(image_size, num_blocks)[::-1]
-        self.shape = (num_filters, sizes[0], sizes[0])
-        self.linear = nn.Linear(code_size, num_filters * sizes[0] ** 2)
+        check_sizes(code_size=code_size, num_filters=num_filters)
+        sizes = _image_sizes(image_size, num_blocks)[::-1]
+        self.start = (num_filters, sizes[0], sizes[0])
+        self.linear = nn.Linear(code_size, math.prod(self.start)).apply(_he_init)
         blocks: list[nn.Module] = []
         for i in range(num_blocks):
-            blocks.append(ResidualBlock(num_filters))
-            blocks.append(nn.ReLU())
-            blocks.append(
-                nn.ConvTranspose2d(
-                    num_filters,
-                    num_filters if i + 1 < num_blocks else 1,
-                    4,
-                    stride=2,
-                    padding=1,
-                    output_padding=sizes[i + 1] - 2 * sizes[i],
-                )
+            last = i + 1 == num_blocks
+            conv = nn.ConvTranspose2d(
+                num_filters,
+                1 if last else num_filters,
+                4,
+                stride=2,
+                padding=1,
+                output_padding=sizes[i + 1] - 2 * sizes[i],  # 1 where the encoder rounded down
             )
+            blocks += [ResidualBlock(num_filters), nn.ReLU(), conv.apply(_he_init)]
         self.blocks = nn.Sequential(*blocks)
-        self.apply(_he_init)
-        for block in blocks[0::3]: nn.init.zeros_(block.second.weight)
         nn.init.constant_(blocks[-1].bias, math.log(INITIAL_INK / (1 - INITIAL_INK)))
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (..., code_size) to logits (..., 1, H, W)."""
         batch = codes.shape[:-1]
-        x = self.linear(codes.reshape(-1, codes.shape[-1])).unflatten(1, self.shape)
-        return self.blocks(x).unflatten(0, batch)
+        x = self.linear(codes.reshape(-1, codes.shape[-1])).unflatten(1, self.start)
+        return self.blocks(x.contiguous(memory_format=torch.channels_last)).unflatten(0, batch)

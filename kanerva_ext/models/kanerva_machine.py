@@ -2,89 +2,297 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..memory import FusedKanervaMemory, MemoryState
-from ._common import Normal, bernoulli_nll, kl_normal, sample_normal
+from ..memory import FusedKanervaMemory, MemoryState, WriteOutput
+from ._common import (
+    Normal,
+    bernoulli_nll,
+    check_images,
+    check_sizes,
+    kl_normal,
+    replace_first,
+    sample_normal,
+)
 from .coders import ConvDecoder, ConvEncoder
 
 __all__ = ["KanervaBound", "KanervaMachine"]
 
 
 class KanervaBound(NamedTuple):
+    """Terms of the conditional bound, nats per image; ``bound`` is the sum of the next three.
+
+    Attributes:
+        bound: (B, T), upper bound on -ln p(x|M) by one sample: the negative ELBO of the paper's
+            equation for ln p(X|M), lower is better. M was written from the same episode, and what
+            M holds is not charged: this is not a bound on -ln p(X), and is below a VAE's for that
+            reason too.
+        reconstruction: (B, T), -ln p(x|z).
+        kl_y: (B, T), KL(q(y|x) || N(0, I)): the price of the address.
+        kl_z: (B, T), KL(q(z|x,y,M) || N(w'R, code_std^2 I)): the price of what M does not hold.
+        kl_memory: (B,), KL(p(M|episode) || p(M)), nats per *episode*: the price of the memory, in
+            no other term; None when the state was given.
+    """
+
     bound: Tensor
     reconstruction: Tensor
     kl_y: Tensor
     kl_z: Tensor
-    kl_memory: Tensor
+    kl_memory: Tensor | None
 
 
 class KanervaMachine(nn.Module):
+    """A generative model of episodes of images, with a Bayesian memory as its prior.
+
+    Generative: ``y ~ N(0, I)``, key ``b = f(y)``, address ``w = A b`` (rows of A of unit norm),
+    ``z ~ N(w'M, code_std^2 I)``, image ~ Bernoulli(decoder(z)).
+
+    Inference: q(y|x) from the encoder's features with noise added in training; the episode is
+    written by one exact Bayesian update of the memory at codes sampled from q(z|x); then, with a
+    fresh sample of y and the memory's mean R, q(z|x,y,M) from the features and w'R. The sample of y
+    must be fresh: at the very address that was written, reading would be free of charge, and the
+    bound would not be one.
+
+    Where the paper is silent, or this differs: sizes of y and of the hidden layers; q(z|x,y,M) is
+    parametrised by its distance from w'R; an episode is written at the mean of q(y|x) (any
+    function of the episode is a valid memory under a bound on p(X|M), and the sample's noise costs
+    several nats early in training; ``sample_write_address=True`` samples as the paper does).
+
+    Args:
+        memory_size: K, number of slots.
+        code_size: C, size of a code z.
+        key_size: S, size of a key b.
+        latent_size: size of y.
+        hidden_size: hidden units of f and of the heads of q.
+        num_filters: filters of every convolution.
+        image_size: height and width of the images.
+        noise_std: standard deviation of the observation noise of a write.
+        code_std: standard deviation of p(z|y,M), fixed.
+        encoder_noise_std: standard deviation of the noise added to the features that q(y|x) sees,
+            in training alone.
+        sample_write_address: write at a sample of q(y|x), not at its mean.
+        backend: of the memory's operators, see `ops.bayes_write`.
+
+    Raises:
+        ValueError: sizes or standard deviations that are not positive.
+
+    >>> import torch
+    >>> from kanerva_ext.models import KanervaMachine
+    >>> model = KanervaMachine(memory_size=8, code_size=16)
+    >>> images = (torch.rand(2, 5, 1, 28, 28) < 0.1).float()  # 2 episodes of 5 images
+    >>> model.elbo(images).bound.shape
+    torch.Size([2, 5])
+    >>> state = model.write(images).state
+    >>> model.denoise(images, state, num_steps=3).shape
+    torch.Size([3, 2, 5, 1, 28, 28])
+    >>> model.generate(state, num_samples=4).shape
+    torch.Size([2, 4, 1, 28, 28])
+    """
+
     def __init__(
         self,
         memory_size: int = 32,
         code_size: int = 100,
         *,
         key_size: int = 50,
+        latent_size: int = 20,
         hidden_size: int = 200,
         num_filters: int = 16,
         image_size: int = 28,
         noise_std: float = 1.0,
         code_std: float = 1.0,
         encoder_noise_std: float = 0.2,
-        latent_size=None,
+        sample_write_address: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        check_sizes(code_size=code_size, latent_size=latent_size, hidden_size=hidden_size)
+        if not 0 < code_std < math.inf:
+            raise ValueError(f"code_std must be positive and finite, got {code_std}")
+        if not 0 <= encoder_noise_std < math.inf:
+            raise ValueError(
+                f"encoder_noise_std must be at least 0 and finite, got {encoder_noise_std}"
+            )
+        self.config = {
+            "memory_size": memory_size,
+            "code_size": code_size,
+            "key_size": key_size,
+            "latent_size": latent_size,
+            "hidden_size": hidden_size,
+            "num_filters": num_filters,
+            "image_size": image_size,
+            "noise_std": noise_std,
+            "code_std": code_std,
+            "encoder_noise_std": encoder_noise_std,
+            "sample_write_address": sample_write_address,
+        }
         num_features = 2 * code_size
-        latent_size = latent_size or key_size
-        self.latent_size = latent_size
-        self.code_var = code_std**2
-        self.encoder_noise_std = encoder_noise_std
-        self.encoder = ConvEncoder(num_features, num_filters=num_filters, image_size=image_size)
-        self.decoder = ConvDecoder(code_size, num_filters=num_filters, image_size=image_size)
+        coder = {"num_filters": num_filters, "image_size": image_size}
+        self.encoder = ConvEncoder(num_features, **coder)
+        self.decoder = ConvDecoder(code_size, **coder)
         self.latent = Normal(num_features, hidden_size, latent_size)
         self.write_code = Normal(num_features, hidden_size, code_size)
         self.read_code = Normal(num_features + code_size, hidden_size, code_size)
-        self.key = nn.Sequential(
-            nn.Linear(latent_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, key_size)
-        )
         self.memory = FusedKanervaMemory(
             memory_size,
             code_size,
             addressing="key",
-            noise_std=noise_std,
             key_size=key_size,
+            noise_std=noise_std,
+            backend=backend,
+        )
+        self.key = nn.Sequential(
+            nn.Linear(latent_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, key_size)
         )
 
-    def _features(self, images):
-        return F.relu(self.encoder(images))
+    def forward(
+        self,
+        images: Tensor,
+        state: MemoryState | None = None,
+        queries: Tensor | None = None,
+        num_reads: int = 1,
+    ) -> KanervaBound:
+        """`elbo`, so that wrappers such as DistributedDataParallel can be called."""
+        return self.elbo(images, state, queries, num_reads)
 
-    def _latent(self, features):
-        if self.training:
-            features = features + self.encoder_noise_std * torch.randn_like(features)
-        return self.latent(features)
+    def elbo(
+        self,
+        images: Tensor,
+        state: MemoryState | None = None,
+        queries: Tensor | None = None,
+        num_reads: int = 1,
+    ) -> KanervaBound:
+        """The bound and its terms by one sample.
 
-    def elbo(self, images, state=None):
+        Args:
+            images: (B, T, 1, H, W), floating point in [0, 1].
+            state: read from this memory and write nothing; None: write the episode into the prior
+                first.
+            queries: (B, Q, 1, H, W), Q <= T: corrupted versions of the first Q images of each
+                episode, for q(y|.) and q(z|.,y,M) to see in their place. Written, and compared with
+                the reconstruction, are still the images.
+            num_reads: reads of the queries. All but the last, which is scored, are `denoise`:
+                without gradient, each read the next one's query.
+
+        Returns:
+            `KanervaBound`. Minimise ``bound.mean()``.
+        """
         features = self._features(images)
-        y_mean, y_log_std = self._latent(features)
+        latent = self._latent(features)
         kl_memory = None
         if state is None:
-            values = sample_normal(*self.write_code(features))
-            keys = self.key(sample_normal(y_mean, y_log_std))
-            out = self.memory.write(values, keys=keys)
-            state, kl_memory = out.state, out.kl_memory
-        keys = self.key(sample_normal(y_mean, y_log_std))
-        prior = self.memory.read(keys, state).values
-        delta, log_std = self.read_code(torch.cat([features, prior], -1))
-        mean = prior + delta
-        codes = sample_normal(mean, log_std)
-        logits = self.decoder(codes)
-        nll = bernoulli_nll(logits, images)
-        kl_y = kl_normal(y_mean, y_log_std, 0.0, 1.0)
-        kl_z = kl_normal(mean, log_std, prior, self.code_var)
-        return KanervaBound(nll + kl_y + kl_z, nll, kl_y, kl_z, kl_memory)
+            state, _, _, kl_memory, _ = self._write(features, latent)
+        if queries is not None:
+            if num_reads > 1:
+                queries = self.denoise(queries, state, num_reads - 1)[-1]
+            features = replace_first(features, self._features(queries))
+            latent = self._latent(features)
+        read = self._read(sample_normal(*latent), state)
+        mean, log_std = self._code(features, read)
+        reconstruction = bernoulli_nll(self.decoder(sample_normal(mean, log_std)), images)
+        kl_y = kl_normal(*latent)
+        kl_z = kl_normal(mean, log_std, read, self.config["code_std"] ** 2)
+        bound = reconstruction + kl_y + kl_z
+        return KanervaBound(bound, reconstruction, kl_y, kl_z, kl_memory)
+
+    def write(self, images: Tensor, state: MemoryState | None = None) -> WriteOutput:
+        """Write an episode by one exact update; differentiable.
+
+        Args:
+            images: (B, T, 1, H, W), floating point in [0, 1].
+            state: belief before; the trained prior if None.
+
+        Returns:
+            `kanerva_ext.WriteOutput`: ``.state`` is what the other methods read from.
+        """
+        features = self._features(images)
+        return self._write(features, self._latent(features), state)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, state: MemoryState | None = None) -> Tensor:
+        """Probabilities of ink (B, T, 1, H, W), from the means of q(y|x) and q(z|x,y,M).
+
+        Args:
+            images: (B, T, 1, H, W), floating point in [0, 1].
+            state: memory to read from; None: write the episode first.
+        """
+        if state is None:
+            state = self.write(images).state
+        return self.denoise(images, state, num_steps=1)[0]
+
+    @torch.no_grad()
+    def denoise(self, images: Tensor, state: MemoryState, num_steps: int = 3) -> Tensor:
+        """Iterative reading (the paper's Algorithm 1): what is read is the next query.
+
+        Nothing is sampled and nothing is written; the memory stays as it is. The model was never
+        trained on corrupted images.
+
+        Args:
+            images: (B, T, 1, H, W), floating point in [0, 1]; corrupted or partial queries.
+            state: memory to read from.
+            num_steps: reads, at least 1.
+
+        Returns:
+            (num_steps, B, T, 1, H, W), probabilities of ink after each read.
+        """
+        check_sizes(num_steps=num_steps)
+        steps = []
+        for _ in range(num_steps):
+            features = self._features(images)
+            read = self._read(self.latent(features)[0], state)
+            images = self.decoder(self._code(features, read)[0]).sigmoid()
+            steps.append(images)
+        return torch.stack(steps)
+
+    @torch.no_grad()
+    def generate(self, state: MemoryState, num_samples: int, num_steps: int = 0) -> Tensor:
+        """One-shot generation: new images in the manner of what the memory holds.
+
+        Args:
+            state: memory to generate from.
+            num_samples: images per memory.
+            num_steps: rounds of `denoise` that follow (the paper's iterative sampling).
+
+        Returns:
+            (B, num_samples, 1, H, W), probabilities of ink at z = w'R, for y ~ N(0, I).
+        """
+        check_sizes(num_samples=num_samples)
+        latent = torch.randn(
+            *state.mean.shape[:-2],
+            num_samples,
+            self.config["latent_size"],
+            dtype=state.mean.dtype,
+            device=state.mean.device,
+        )
+        images = self.decoder(self._read(latent, state)).sigmoid()
+        return self.denoise(images, state, num_steps)[-1] if num_steps else images
+
+    def _features(self, images: Tensor) -> Tensor:
+        check_images(images, self.config["image_size"])
+        return self.encoder(images)
+
+    def _latent(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-std of q(y|x)."""
+        if self.training:
+            noise = torch.randn_like(features)
+            features = features + self.config["encoder_noise_std"] * noise
+        return self.latent(features)
+
+    def _write(
+        self, features: Tensor, latent: tuple[Tensor, Tensor], state: MemoryState | None = None
+    ) -> WriteOutput:
+        y = sample_normal(*latent) if self.config["sample_write_address"] else latent[0]
+        return self.memory.write(sample_normal(*self.write_code(features)), state, keys=self.key(y))
+
+    def _read(self, y: Tensor, state: MemoryState) -> Tensor:
+        """w'R at the address of y."""
+        return self.memory.read(self.key(y), state).values
+
+    def _code(self, features: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-std of q(z|x,y,M)."""
+        distance, log_std = self.read_code(torch.cat([features, read], dim=-1))
+        return read + distance, log_std

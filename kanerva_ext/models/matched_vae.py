@@ -1,31 +1,128 @@
+"""The Kanerva Machine without its memory: a VAE with the same coders and code size."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ._common import Normal, bernoulli_nll, kl_normal, sample_normal
+from ._common import (
+    Normal,
+    bernoulli_nll,
+    check_images,
+    check_sizes,
+    kl_normal,
+    replace_first,
+    sample_normal,
+)
 from .coders import ConvDecoder, ConvEncoder
+
+__all__ = ["MatchedVAE", "VAEBound"]
 
 
 class VAEBound(NamedTuple):
+    """Terms of the bound, nats per image, each (B, T); ``bound`` is the sum of the others.
+
+    Attributes:
+        bound: upper bound on -ln p(x) by one sample: the negative ELBO, lower is better.
+        reconstruction: -ln p(x|z).
+        kl_z: KL(q(z|x) || N(0, I)).
+    """
+
     bound: Tensor
     reconstruction: Tensor
     kl_z: Tensor
 
 
 class MatchedVAE(nn.Module):
-    def __init__(self, code_size=100, *, hidden_size=200, num_filters=16, image_size=28):
-        super().__init__()
-        self.encoder = ConvEncoder(2*code_size, num_filters=num_filters, image_size=image_size)
-        self.decoder = ConvDecoder(code_size, num_filters=num_filters, image_size=image_size)
-        self.code = Normal(2*code_size, hidden_size, code_size)
+    """A variational autoencoder that matches `KanervaMachine` in all but the memory.
 
-    def elbo(self, images):
-        mean, log_std = self.code(F.relu(self.encoder(images)))
-        logits = self.decoder(sample_normal(mean, log_std))
-        nll = bernoulli_nll(logits, images)
-        kl = kl_normal(mean, log_std, 0.0, 1.0)
-        return VAEBound(nll + kl, nll, kl)
+    Same encoder, decoder, head of q(z|x) and code size; p(z) = N(0, I). It sees each image on its
+    own: episodes (B, T) are just images.
+
+    Args:
+        code_size: C.
+        hidden_size: hidden units of the head of q(z|x).
+        num_filters: filters of every convolution.
+        image_size: height and width of the images.
+
+    Raises:
+        ValueError: sizes that are not positive ints.
+    """
+
+    def __init__(
+        self,
+        code_size: int = 100,
+        *,
+        hidden_size: int = 200,
+        num_filters: int = 16,
+        image_size: int = 28,
+    ) -> None:
+        super().__init__()
+        check_sizes(code_size=code_size, hidden_size=hidden_size)
+        self.config = {
+            "code_size": code_size,
+            "hidden_size": hidden_size,
+            "num_filters": num_filters,
+            "image_size": image_size,
+        }
+        coder = {"num_filters": num_filters, "image_size": image_size}
+        self.encoder = ConvEncoder(2 * code_size, **coder)
+        self.decoder = ConvDecoder(code_size, **coder)
+        self.code = Normal(2 * code_size, hidden_size, code_size)
+
+    def forward(
+        self, images: Tensor, queries: Tensor | None = None, num_reads: int = 1
+    ) -> VAEBound:
+        """`elbo`, so that wrappers such as DistributedDataParallel can be called."""
+        return self.elbo(images, queries, num_reads)
+
+    def elbo(self, images: Tensor, queries: Tensor | None = None, num_reads: int = 1) -> VAEBound:
+        """The bound and its terms by one sample.
+
+        Args:
+            images: (B, T, 1, H, W), floating point in [0, 1].
+            queries: (B, Q, 1, H, W), Q <= T: corrupted versions of the first Q images of each
+                episode, for q(z|.) to see in their place.
+            num_reads: all but the last, which is scored, are `denoise`, without gradient.
+
+        Returns:
+            `VAEBound`, each term (B, T), nats per image. Minimise ``bound.mean()``.
+        """
+        check_images(images, self.config["image_size"])
+        seen = images
+        if queries is not None:
+            check_images(queries, self.config["image_size"])
+            if num_reads > 1:
+                queries = self.denoise(queries, num_reads - 1)[-1]
+            seen = replace_first(images, queries)
+        mean, log_std = self.code(self.encoder(seen))
+        reconstruction = bernoulli_nll(self.decoder(sample_normal(mean, log_std)), images)
+        kl_z = kl_normal(mean, log_std)
+        return VAEBound(reconstruction + kl_z, reconstruction, kl_z)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Probabilities of ink (B, T, 1, H, W), from the mean of q(z|x)."""
+        check_images(images, self.config["image_size"])
+        return self.decoder(self.code(self.encoder(images))[0]).sigmoid()
+
+    @torch.no_grad()
+    def denoise(self, images: Tensor, num_steps: int = 3) -> Tensor:
+        """Reconstructions of reconstructions, (num_steps, B, T, 1, H, W): the rival of
+        `KanervaMachine.denoise`, which has an episode to read from."""
+        steps = []
+        for _ in range(num_steps):
+            images = self.reconstruct(images)
+            steps.append(images)
+        return torch.stack(steps)
+
+    @torch.no_grad()
+    def generate(self, num_samples: int) -> Tensor:
+        """Probabilities of ink (num_samples, 1, H, W) of codes drawn from the prior."""
+        weight = self.decoder.linear.weight
+        codes = torch.randn(
+            num_samples, self.config["code_size"], dtype=weight.dtype, device=weight.device
+        )
+        return self.decoder(codes).sigmoid()

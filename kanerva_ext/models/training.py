@@ -1,0 +1,181 @@
+"""Training and evaluation by the bound, for `KanervaMachine` and `MatchedVAE` alike."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data import salt_and_pepper, split_episodes
+from .kanerva_machine import KanervaMachine
+from .matched_vae import MatchedVAE
+
+__all__ = ["TrainingStep", "evaluate", "train"]
+
+# What works in minutes: first nearly an autoencoder, then the bound itself.
+WARM_UP_STEPS = 50  # of the learning rate
+INITIAL_KL_WEIGHT = 0.02
+KL_WARM_UP = 0.5  # share of the training until the KL terms count in full
+MAX_GRADIENT_NORM = 50.0
+
+Model = KanervaMachine | MatchedVAE
+
+
+class TrainingStep(NamedTuple):
+    """What `train` reports after each step.
+
+    Attributes:
+        step: steps made so far.
+        progress: share of the budget used, in [0, 1].
+        seconds: wall time since the start of the training.
+        bound: the training batch's bound, every KL term in full, nats per image.
+    """
+
+    step: int
+    progress: float
+    seconds: float
+    bound: float
+
+
+def train(
+    model: Model,
+    batches: Iterator[Tensor],
+    *,
+    steps: int | None = None,
+    seconds: float | None = None,
+    learning_rate: float = 3e-3,
+    warm_up: bool = True,
+    corrupted: float = 0.125,
+    noise: float = 0.15,
+    generator: torch.Generator | None = None,
+    on_step: Callable[[TrainingStep], None] | None = None,
+) -> int:
+    """Minimise the bound with Adam.
+
+    The learning rate falls to 0 over the budget as a cosine, and the KL terms count from 2 % to
+    100 % over its first half: both follow the larger of the shares of steps and seconds used, so
+    that with ``steps`` alone a training repeats exactly, and with ``seconds`` it does not.
+
+    Args:
+        model: left in evaluation mode.
+        batches: (B, T, 1, H, W) tensors.
+        steps: number of steps; None: no limit.
+        seconds: wall time, ``on_step``'s own left out; None: no limit.
+        learning_rate: Adam's, at its highest.
+        warm_up: False: the KL terms count in full from the start, to go on with a trained model.
+        corrupted: share of the images of each episode that are read by corrupted queries, see
+            `KanervaMachine.elbo`: what an address is to be robust to, it must have seen. Every
+            other step, they are read twice.
+        noise: share of the pixels of those queries that `salt_and_pepper` replaces.
+        generator: a CPU generator, for repeatable corruption.
+        on_step: called after every step.
+
+    Returns:
+        Number of steps made.
+
+    Raises:
+        ValueError: no limit, or one that is not positive.
+        RuntimeError: the bound is not finite.
+    """
+    if steps is None and seconds is None:
+        raise ValueError("steps or seconds must be given")
+    for name, limit in (("steps", steps), ("seconds", seconds)):
+        if limit is not None and not limit > 0:
+            raise ValueError(f"{name} must be positive, got {limit}")
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+    model.train()
+    step, used, start = 0, 0.0, time.perf_counter()
+    progress = 0.0
+    while progress < 1:
+        rate = learning_rate * min(1, (step + 1) / WARM_UP_STEPS)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
+        share = min(1.0, progress / KL_WARM_UP) if warm_up else 1.0
+        kl_weight = INITIAL_KL_WEIGHT + (1 - INITIAL_KL_WEIGHT) * share
+
+        images = next(batches)
+        num_corrupted = round(corrupted * images.shape[1])
+        queries = None
+        if num_corrupted:
+            queries = salt_and_pepper(images[:, :num_corrupted], noise, generator)
+        terms = model(images, queries=queries, num_reads=1 + step % 2)
+        bound = terms.bound.mean()
+        reconstruction = terms.reconstruction.mean()
+        loss = reconstruction + kl_weight * (bound - reconstruction)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+        optimizer.step()
+
+        step += 1
+        if not math.isfinite(value := bound.item()):
+            raise RuntimeError(f"the bound is {value} at step {step}; try a lower learning rate")
+        used = time.perf_counter() - start
+        progress = max(step / steps if steps else 0.0, used / seconds if seconds else 0.0)
+        if on_step is not None:
+            on_step(TrainingStep(step, min(progress, 1.0), used, value))
+            start += time.perf_counter() - start - used
+    model.eval()
+    return step
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model,
+    images: Tensor,
+    *,
+    episode_length: int = 32,
+    rounds: int = 4,
+    other_memory: bool = False,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Means of the terms of the bound over images, each once a round in a random episode.
+
+    Leaves the global random state and the model's mode as they were.
+
+    Args:
+        model: in evaluation mode for the time of the call.
+        images: (N, H, W), nonzero is ink.
+        episode_length: T.
+        rounds: random partitions into episodes, one sample of the bound each.
+        other_memory: (`KanervaMachine` alone) read every episode from the memory of another one.
+        seed: of the partitions and samples.
+
+    Returns:
+        Each term by name, nats per image, and ``standard_error``, of ``bound``, over images drawn
+        independently. ``kl_memory`` is per image too: the episode's over its length.
+
+    Raises:
+        ValueError: fewer images than an episode (than two, with ``other_memory``).
+    """
+    if other_memory and len(images) < 2 * episode_length:
+        raise ValueError(
+            f"images must make two episodes of {episode_length} with other_memory=True, "
+            f"got {len(images)}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    sums: dict[str, float] = {}
+    per_round = []
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(rounds):
+            episodes = split_episodes(images, episode_length=episode_length, generator=generator)
+            if other_memory:
+                terms = model.elbo(episodes, model.write(episodes.roll(1, dims=0)).state)
+            else:
+                terms = model.elbo(episodes)
+            for name, value in terms._asdict().items():
+                if value is not None:
+                    each = value.mean().item() / (episode_length if value.ndim == 1 else 1)
+                    sums[name] = sums.get(name, 0.0) + each / rounds
+            per_round.append(terms.bound.flatten())
+    model.train(was_training)
+    # The rounds repeat the same images, so they do not count as more of them.
+    sums["standard_error"] = torch.stack(per_round).std().item() / math.sqrt(per_round[0].numel())
+    return sums
