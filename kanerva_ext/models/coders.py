@@ -102,7 +102,7 @@ class ConvEncoder(nn.Module):
         """Images (..., 1, H, W), floating point, to features (..., num_features), all >= 0."""
         batch = images.shape[:-3]
         x = self.blocks(images.reshape(-1, *images.shape[-3:]))
-        return F.relu(self.linear(F.relu(x).flatten(1))).reshape(*batch, -1)
+        return F.relu(self.linear(F.relu(x).flatten(1))).unflatten(0, batch)
 
 
 class ConvDecoder(nn.Module):

@@ -64,7 +64,7 @@ def train(
         model: left in evaluation mode.
         batches: (B, T, 1, H, W) tensors.
         steps: number of steps; None: no limit.
-        seconds: wall time, ``on_step``'s own left out; None: no limit.
+        seconds: wall time, ``on_step`` and the drawing of batches in it; None: no limit.
         learning_rate: Adam's, at its highest.
         warm_up: False: the KL terms count in full from the start, to go on with a trained model.
         corrupted: share of the images of each episode that are read by corrupted queries, see
@@ -88,8 +88,7 @@ def train(
             raise ValueError(f"{name} must be positive, got {limit}")
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     model.train()
-    step, used, start = 0, 0.0, time.perf_counter()
-    progress = 0.0
+    step, progress, start = 0, 0.0, time.perf_counter()
     while progress < 1:
         rate = learning_rate * min(1, (step + 1) / WARM_UP_STEPS)
         for group in optimizer.param_groups:
@@ -118,7 +117,6 @@ def train(
         progress = max(step / steps if steps else 0.0, used / seconds if seconds else 0.0)
         if on_step is not None:
             on_step(TrainingStep(step, min(progress, 1.0), used, value))
-            start += time.perf_counter() - start - used
     model.eval()
     return step
 

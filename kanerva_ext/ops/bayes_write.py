@@ -89,15 +89,11 @@ def bayes_write(
     if torch.compiler.is_compiling() or not _is_raw(*args):
         args, batch = _checks.prepare("bayes_write", _ARGS, args)
     elif type(noise_var) is float:
-        args = (
-            mean,
-            cov,
-            weights,
-            values,
-            mean.new_full(weights.shape[:2], noise_var),
-            mask,
-            decay,
-        )
+        noise_var = mean.new_full(weights.shape[:2], noise_var)
+        args = (mean, cov, weights, values, noise_var, mask, decay)
+    elif noise_var.dim() == 0:
+        noise_var = noise_var.expand(weights.shape[:2])
+        args = (mean, cov, weights, values, noise_var, mask, decay)
     results = _operator(backend, *args, method)
     if batch is None and not check:
         return results
@@ -114,7 +110,7 @@ def _check_method(method: str, decay: float | Tensor | None) -> None:
 
 
 def _is_raw(mean, cov, weights, values, noise_var, mask, decay) -> bool:
-    """Whether nothing has to be cast, expanded or reshaped (but for a float ``noise_var``)."""
+    """Whether nothing has to be cast, expanded or reshaped (but for a scalar ``noise_var``)."""
     try:
         batch, slots, code = mean.shape
         steps = weights.shape[1]
@@ -123,7 +119,9 @@ def _is_raw(mean, cov, weights, values, noise_var, mask, decay) -> bool:
             if not 0 < noise_var < math.inf:
                 return False
         elif not (
-            noise_var.shape == per_step and noise_var.dtype == dtype and noise_var.device == device
+            (noise_var.shape == per_step or noise_var.dim() == 0)
+            and noise_var.dtype == dtype
+            and noise_var.device == device
         ):
             return False
         return (

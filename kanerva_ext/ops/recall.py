@@ -55,6 +55,8 @@ def recall(
         args, batch = _checks.prepare("recall", _ARGS, args)
     elif type(ridge) is float:
         args = (mean, cov, queries, mean.new_full((mean.shape[0],), ridge))
+    elif ridge.dim() == 0:
+        args = (mean, cov, queries, ridge.expand(mean.shape[0]))
     results = _operator(backend, *args)
     if batch is None and not check:
         return results

@@ -50,6 +50,8 @@ def solve_addresses(
         args, batch = _checks.prepare("solve_addresses", _ARGS, args)
     elif type(ridge) is float:
         args = (mean, queries, mean.new_full((mean.shape[0],), ridge))
+    elif ridge.dim() == 0:
+        args = (mean, queries, ridge.expand(mean.shape[0]))
     results = _operator(backend, *args)
     if batch is None and not check:
         return results
@@ -57,14 +59,18 @@ def solve_addresses(
 
 
 def is_raw(mean, queries, ridge) -> bool:
-    """Whether nothing has to be cast, expanded or reshaped (but for a float ``ridge``)."""
+    """Whether nothing has to be cast, expanded or reshaped (but for a scalar ``ridge``)."""
     try:
         batch, slots, code = mean.shape
         dtype, device = mean.dtype, mean.device
         if type(ridge) is float:
             if not 0 < ridge < float("inf"):
                 return False
-        elif not (ridge.shape == (batch,) and ridge.dtype == dtype and ridge.device == device):
+        elif not (
+            (ridge.shape == (batch,) or ridge.dim() == 0)
+            and ridge.dtype == dtype
+            and ridge.device == device
+        ):
             return False
         return (
             queries.shape == (batch, queries.shape[1], code)

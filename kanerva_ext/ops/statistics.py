@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import _checks
@@ -51,7 +52,9 @@ def to_statistics(
         if cov is not None:
             raise TypeError("to_statistics: cov must be None when mean is a MemoryState")
         mean, cov = mean
-    args, batch = _checks.prepare("to_statistics", _STATE, (mean, cov))
+    args, batch = (mean, cov), None
+    if torch.compiler.is_compiling() or not _is_raw(mean, cov):
+        args, batch = _checks.prepare("to_statistics", _STATE, args)
     results = _operator(backend, *args)
     shift, precision = _checks.finish("to_statistics", _STATE, args, batch, check, results)
     return precision, shift
@@ -73,6 +76,23 @@ def from_statistics(
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`.
     """
-    args, batch = _checks.prepare("from_statistics", _STATISTICS, (precision, shift))
+    args, batch = (precision, shift), None
+    if torch.compiler.is_compiling() or not _is_raw(shift, precision):
+        args, batch = _checks.prepare("from_statistics", _STATISTICS, args)
     results = _operator(backend, args[1], args[0])
     return MemoryState(*_checks.finish("from_statistics", _STATISTICS, args, batch, check, results))
+
+
+def _is_raw(mean, cov) -> bool:
+    try:
+        batch, slots, code = mean.shape
+        return (
+            cov.shape == (batch, slots, slots)
+            and mean.dtype in _checks.STATE_DTYPES
+            and cov.dtype == mean.dtype
+            and cov.device == mean.device
+            and slots > 0
+            and code > 0
+        )
+    except (AttributeError, TypeError, ValueError):
+        return False
