@@ -305,9 +305,6 @@ def test_round_trips(make, episodes):
     other = type(model)(**model.config).eval()
     other.load_state_dict(model.state_dict())
     for twin in (other, copy.deepcopy(model)):
-        torch.testing.assert_close(
-            twin.reconstruct(episodes), model.reconstruct(episodes)
-        ) if make is vae else None
         torch.manual_seed(1)
         expected = model.elbo(episodes).bound
         torch.manual_seed(1)

@@ -77,10 +77,25 @@ struct AddressTile {
     if (s.wide) {
       product(executor, m, Z, Rt, narrow);
       product(executor, m, narrow, inverse, W);
+      if (!s.easy()) refine(m);
     } else {
       product(executor, m, Z, inverse, narrow);
       product(executor, m, narrow, Rt, W);
     }
+  }
+
+  // One step of iterative refinement of W: an explicit inverse alone is not backward stable.
+  void refine(int64_t m) {
+    Workspace::Scope scope(Workspace::of_thread());
+    Matrix<A> residual(scope, m, s.C), correction(scope, m, s.K);
+    for (int64_t t = 0; t < m; ++t) std::memcpy(residual[t], Z[t], size_t(residual.ld) * sizeof(A));
+    product(executor, m, W, R, residual, Store::sub);
+    product(executor, m, residual, Rt, narrow);  // R (z - R'w) - lambda w
+    for (int64_t t = 0; t < m; ++t)
+      for (int64_t k = 0; k < s.K; ++k) narrow[t][k] -= A(s.ridge) * W[t][k];
+    product(executor, m, narrow, inverse, correction);
+    for (int64_t t = 0; t < m; ++t)
+      for (int64_t k = 0; k < s.K; ++k) W[t][k] += correction[t][k];
   }
 
   // Adjoint of solve for m queries: gW in, gZ out, dR accumulated; returns d lambda.

@@ -194,25 +194,21 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
   return Outcome::done;
 }
 
-// The forms of the write from the cheapest that may serve to the one that always does.
+// The forms of the write from the cheapest that may serve to the one that always does. A method that
+// was asked for is where to start: one that would lose digits gives way to the next.
 template <class S>
 Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Episode& e,
                          const Executor& executor) {
   constexpr bool narrow_state = std::is_same_v<S, float>;
-  const bool automatic = args.method == WriteMethod::automatic;
-  if (args.method == WriteMethod::information || (automatic && information_pays(args.n, e))) {
-    const double limit =
-        automatic ? (narrow_state ? kHardInformation32 : kHardInformation64) : kNoLimit;
+  if (information_serves(args.method, args.n, e)) {
+    const double limit = narrow_state ? kHardInformation32 : kHardInformation64;
     if (InformationWrite(args, b, e, executor).run<S>(limit)) return Outcome::done;
-    if (!automatic) return Outcome::failed;
   }
   if (args.method != WriteMethod::sqrt) {
     Outcome outcome = Outcome::harder;
     if (narrow_state) outcome = write_item<float>(args, b, e, false, kHardForFloat32, executor);
     if (outcome == Outcome::harder) {
-      const double limit = !automatic     ? kNoLimit
-                           : narrow_state ? kHardForCholesky
-                                          : kHardForFloat64;
+      const double limit = narrow_state ? kHardForCholesky : kHardForFloat64;
       outcome = write_item<double>(args, b, e, false, limit, executor);
     }
     if (outcome != Outcome::harder) return outcome;

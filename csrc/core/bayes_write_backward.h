@@ -1,15 +1,18 @@
 // The adjoint of the exact write, in closed form per chunk, from the last chunk to the first.
 //
-// Only the inputs are kept by the forward. The states at the starts of the chunks are computed
-// again (at most two square roots of the number of chunks of them are alive); inside a chunk
-// nothing is scanned. With the factors of write_chunk.h, G = F^-T P, A = F^-T E, b the decays
-// inside the chunk and gU the gradient of the undecayed covariance:
-//   X^ = A gR' - 2 G gU,   D^ = G gR - gl F^-T (b E),
-//   S^ = G gU G' - sym(G gR A') + gl/2 F^-T (H - C I) F^-1,  H_ij = b_max(i,j) (E E')_ij,
-//   dZ = D^,  dW = -D^ R' + (X^ + 2 S^ W) U,  dn = diag S^,
-//   gR <- gR - W'D^,  gU <- gU + sym(W'(X^ + S^ W)).
-// A and G come from the factors, never from the posterior residual, which cancels when noise is
-// small.
+// Nothing but the inputs and the posterior is kept by the forward. The states at the starts of the
+// chunks are computed again (at most two square roots of the number of chunks of them are alive);
+// inside a chunk nothing is scanned. With the factors of write_chunk.h, whitened addresses
+// Y = F^-1 W, G = F^-T P, b the decays inside the chunk and gU the gradient of the undecayed covariance:
+//   N = E gR',  H_ij = b_max(i,j) (E E')_ij,
+//   I^ = P gU P' - sym(P N') + gl/2 (H - C I),
+//   D^ = G gR - gl F^-T (b E) = dZ,  dn = diag(F^-T I^ F^-1),
+//   dW = -D^ R' + F^-T (N - 2 P gU + 2 I^ Y) U.
+// What the chunk leaves of its prior is J' = I - Y'P. For chunks that can overwrite the memory it is
+// formed once: subtracting the overwritten part from each gradient would cancel.
+//   gR <- J' gR + gl Y'(b E),  gU <- J' gU J + sym(J' N' Y) + gl/2 Y'(H - C I) Y
+// Shorter ones subtract, which costs less:
+//   gR <- gR - W'D^,           gU <- gU + sym(Y'(N - 2 P gU + I^ Y))
 #pragma once
 
 #include "bayes_write.h"
@@ -17,6 +20,8 @@
 
 namespace kanerva {
 namespace KANERVA_ISA {
+
+constexpr double kHardForFloat32Gradient = 1e4;  // as kHardForFloat32, for the adjoint
 
 // Beliefs at the starts of consecutive chunks. U is the covariance, or its root in sqrt form.
 template <class A>
@@ -149,9 +154,14 @@ class WriteAdjoint {
     return Outcome::done;
   }
 
-  // Sums over the columns, one set per task: M1 = A gR', M2 = D^ A' (or with H apart), M4 = D^ R'.
+  // Sums over the columns, one set per task, in one piece of memory.
   struct Sums {
-    A *M1, *M2, *M4, *H;
+    A *N, *DR, *H;  // E gR' and D^ R' (L x K), E E' (L x L)
+  };
+
+  // What the columns of a chunk need beside its factors; `keep` is J', or null to subtract.
+  struct Adjoints {
+    const A *G, *Y, *keep;
   };
 
   // The adjoint of chunk `index` at its starting state; turns gU_ and gR_ into those of that state.
@@ -167,79 +177,161 @@ class WriteAdjoint {
       const Outcome outcome = factor(index, U);
       if (outcome != Outcome::done) return outcome;
     }
-    const int64_t L = chunk_.L;
-    const bool decays = e_.decay != nullptr;
+    const int64_t L = chunk_.L, lk = factors_.ldk, ll = factors_.ldl;
     double* d_decay = scope.take<double>(L);  // adjoint of b_t
     for (int64_t t = 0; t < L; ++t) d_decay[t] = 0.0;
-    if (decays) undecay(U, d_decay);
+    if (e_.decay) undecay(U, d_decay);
 
-    double* G = scope.take<double>(L * ldk_);
+    double* G = chunk_.X;  // X is free from here on
+    double* Y = scope.take<double>(L * ldk_);
     gemm<false>(executor_, L, K_, L, chunk_.V, ldl_, chunk_.P, ldk_, G, ldk_, Store::set,
                 Structure::upper);
-    A* Ga = scope.take<A>(L * factors_.ldk);
-    convert(L, K_, G, ldk_, Ga, factors_.ldk);
-
-    const int64_t tasks = std::max<int64_t>(1, std::min(executor_.threads(), columns_.count));
-    Sums* sums = scope.take<Sums>(tasks);
-    const int64_t lk = factors_.ldk, ll = factors_.ldl;
-    for (int64_t i = 0; i < tasks; ++i) {
-      A* zero = scope.take<A>(2 * L * lk + 2 * L * ll);
-      std::memset(zero, 0, size_t(2 * L * lk + 2 * L * ll) * sizeof(A));
-      sums[i] = {zero, zero + 2 * L * lk, zero + L * lk, zero + 2 * L * lk + L * ll};
+    gemm<true>(executor_, L, K_, L, chunk_.V, ldl_, chunk_.W, ldk_, Y, ldk_, Store::set,
+               Structure::lower);
+    double* keep = K_ <= 2 * L ? scope.take<double>(K_ * ldk_) : nullptr;
+    if (keep != nullptr) {
+      for (int64_t i = 0; i < K_; ++i)
+        for (int64_t j = 0; j < ldk_; ++j) keep[i * ldk_ + j] = i == j ? 1.0 : 0.0;
+      gemm<true>(executor_, K_, K_, L, Y, ldk_, chunk_.P, ldk_, keep, ldk_, Store::sub);
     }
-    executor_.for_each(tasks, [&](int64_t task) {
-      for (int64_t j = task; j < columns_.count; j += tasks) reverse_columns(j, R, Ga, sums[task]);
-    });
-    for (int64_t i = 1; i < tasks; ++i)
-      for (int64_t j = 0; j < 2 * L * lk + 2 * L * ll; ++j) sums[0].M1[j] += sums[i].M1[j];
 
-    double *Xb = chunk_.X, *Sb = chunk_.S;  // both are free from here on
-    double* GU = scope.take<double>(L * ldk_);
-    double* Gt = scope.take<double>(K_ * ldl_);
-    gemm<false>(executor_, L, K_, K_, G, ldk_, gU_, ldk_, GU, ldk_, Store::set);
-    transpose(L, K_, G, ldk_, Gt, ldl_);
-    evidence_of_factors(Sb, sums[0].H, decays);
-    gemm<false>(executor_, L, L, K_, GU, ldk_, Gt, ldl_, Sb, ldl_, Store::add);
-    const A* M2 = sums[0].M2;
-    for (int64_t i = 0; i < L; ++i)
-      for (int64_t j = 0; j < L; ++j)
-        Sb[i * ldl_ + j] -= 0.5 * (double(M2[i * ll + j]) + double(M2[j * ll + i]));
+    const Sums sums = sum_columns(scope, R, narrow_adjoints(scope, G, Y, keep));
+    double* N = scope.take<double>(L * ldk_);
+    double* PU = scope.take<double>(L * ldk_);
+    double* turned = scope.take<double>(K_ * ldl_);
+    double* inner = chunk_.S;  // free as well
+    convert(L, K_, sums.N, lk, N, ldk_);
+    gemm<false>(executor_, L, K_, K_, chunk_.P, ldk_, gU_, ldk_, PU, ldk_, Store::set);
+    evidence_of_factors(inner, sums.H);
+    add_whitened(inner, PU, N, turned);
+    update_covariance(Y, keep, N, PU, inner, sums.H);
 
-    double* SW = scope.take<double>(L * ldk_);
-    double* dW = scope.take<double>(L * ldk_);
-    gemm<false>(executor_, L, K_, L, Sb, ldl_, chunk_.W, ldk_, SW, ldk_, Store::set);
+    // N <- N - 2 P gU + 2 I^ Y, then dW = -D^ R' + F^-T N U
+    for (int64_t t = 0; t < L; ++t) axpy(0, K_, -2.0, PU + t * ldk_, N + t * ldk_);
+    scale_rows(inner, 2.0);
+    gemm<false>(executor_, L, K_, L, inner, ldl_, Y, ldk_, N, ldk_, Store::add);
+    double* whitened = PU;
+    gemm<false>(executor_, L, K_, L, chunk_.V, ldl_, N, ldk_, whitened, ldk_, Store::set,
+                Structure::upper);
+    double* dW = N;
     for (int64_t t = 0; t < L; ++t)
-      for (int64_t k = 0; k < K_; ++k) {
-        const double x = double(sums[0].M1[t * lk + k]) - 2.0 * GU[t * ldk_ + k];
-        GU[t * ldk_ + k] = x + SW[t * ldk_ + k];
-        Xb[t * ldk_ + k] = x + 2.0 * SW[t * ldk_ + k];
-        dW[t * ldk_ + k] = -double(sums[0].M4[t * lk + k]);
-      }
-    gemm<false>(executor_, L, K_, K_, Xb, ldk_, U, ldk_, dW, ldk_, Store::add);
-    double* dU = scope.take<double>(K_ * ldk_);
-    gemm<true>(executor_, K_, K_, L, chunk_.W, ldk_, GU, ldk_, dU, ldk_, Store::set);
-    symmetrise(dU);
-    for (int64_t i = 0; i < K_; ++i) axpy(0, K_, 1.0, dU + i * ldk_, gU_ + i * ldk_);
-
+      for (int64_t k = 0; k < K_; ++k) dW[t * ldk_ + k] = -double(sums.DR[t * lk + k]);
+    gemm<false>(executor_, L, K_, K_, whitened, ldk_, U, ldk_, dW, ldk_, Store::add);
     const Rows rows{e_.index, first_};
     store(args_.d_weights, b_, rows, L, 0, K_, dW, ldk_);
-    for (int64_t t = 0; t < L; ++t) {
-      const double dn = Sb[t * ldl_ + t], v = e_.noise[first_ + t];
-      store_scalar(args_.d_noise_var, b_, rows[t], dn * chunk_.decay[t]);
-      d_decay[t] += dn * v;
-    }
-    if (decays) {
-      for (int64_t t = 0; t < L; ++t) {
-        const double square = double(sums[0].H[t * ll + t]);  // |E_t|^2
-        d_decay[t] -= 0.5 * gl_ * (square - double(C_) / chunk_.decay[t]);
-      }
-      double later = 0.0;  // b_t is a product: gamma_s enters every b_t with t >= s
-      for (int64_t t = L - 1; t >= 0; --t) {
-        later += d_decay[t] * chunk_.decay[t];
-        store_scalar(args_.d_decay, b_, rows[t], later / e_.decay[first_ + t]);
-      }
-    }
+    store_noise(inner, rows, d_decay);
+    if (e_.decay) store_decay(sums.H, ll, rows, d_decay);
     return Outcome::done;
+  }
+
+  Adjoints narrow_adjoints(Workspace::Scope& scope, const double* G, const double* Y,
+                           const double* keep) {
+    const int64_t L = chunk_.L, lk = factors_.ldk;
+    A *Ga = scope.take<A>(L * lk), *Ya = scope.take<A>(L * lk), *Ja = nullptr;
+    convert(L, K_, G, ldk_, Ga, lk);
+    convert(L, K_, Y, ldk_, Ya, lk);
+    if (keep != nullptr) {
+      Ja = scope.take<A>(K_ * lk);
+      convert(K_, K_, keep, ldk_, Ja, lk);
+    }
+    return {Ga, Ya, Ja};
+  }
+
+  // All column blocks; the sums of the tasks are added in their order.
+  Sums sum_columns(Workspace::Scope& scope, const A* R, const Adjoints& adjoints) {
+    const int64_t tasks = std::max<int64_t>(1, std::min(executor_.threads(), columns_.count));
+    const int64_t L = chunk_.L, lk = factors_.ldk, ll = factors_.ldl, size = 2 * L * lk + L * ll;
+    A* all = scope.take<A>(tasks * size);
+    std::memset(all, 0, size_t(tasks * size) * sizeof(A));
+    const auto of = [&](int64_t task) {
+      A* first = all + task * size;
+      return Sums{first, first + L * lk, first + 2 * L * lk};
+    };
+    executor_.for_each(tasks, [&](int64_t task) {
+      for (int64_t j = task; j < columns_.count; j += tasks) reverse_columns(j, R, adjoints, of(task));
+    });
+    for (int64_t i = 1; i < tasks; ++i)
+      for (int64_t j = 0; j < size; ++j) all[j] += all[i * size + j];
+    return of(0);
+  }
+
+  // inner += P gU P' - sym(P N'); `turned` is room for a K x L matrix.
+  void add_whitened(double* inner, const double* PU, const double* N, double* turned) {
+    Workspace::Scope scope(workspace_);
+    const int64_t L = chunk_.L;
+    double* cross = scope.take<double>(L * ldl_);
+    transpose(L, K_, chunk_.P, ldk_, turned, ldl_);
+    gemm<false>(executor_, L, L, K_, PU, ldk_, turned, ldl_, inner, ldl_, Store::add);
+    transpose(L, K_, N, ldk_, turned, ldl_);
+    gemm<false>(executor_, L, L, K_, chunk_.P, ldk_, turned, ldl_, cross, ldl_, Store::set);
+    for (int64_t i = 0; i < L; ++i)
+      for (int64_t j = 0; j < L; ++j)
+        inner[i * ldl_ + j] -= 0.5 * (cross[i * ldl_ + j] + cross[j * ldl_ + i]);
+  }
+
+  // gU_ of the chunk's posterior -> of its starting state.
+  void update_covariance(const double* Y, const double* keep, const double* N, const double* PU,
+                         const double* inner, const A* H) {
+    Workspace::Scope scope(workspace_);
+    const int64_t L = chunk_.L;
+    double* right = scope.take<double>(L * ldk_);
+    double* dU = scope.take<double>(K_ * ldk_);
+    if (keep == nullptr) {
+      std::memcpy(right, N, size_t(L * ldk_) * sizeof(double));
+      for (int64_t t = 0; t < L; ++t) axpy(0, K_, -2.0, PU + t * ldk_, right + t * ldk_);
+      gemm<false>(executor_, L, K_, L, inner, ldl_, Y, ldk_, right, ldk_, Store::add);
+      gemm<true>(executor_, K_, K_, L, Y, ldk_, right, ldk_, dU, ldk_, Store::set);
+      symmetrise(dU);
+      for (int64_t i = 0; i < K_; ++i) axpy(0, K_, 1.0, dU + i * ldk_, gU_ + i * ldk_);
+      return;
+    }
+    double* turned = scope.take<double>(K_ * ldk_);
+    double* half = scope.take<double>(K_ * ldk_);
+    // Y'(N J + gl/2 (H - C I) Y), then J' gU J on top
+    transpose(K_, K_, keep, ldk_, turned, ldk_);  // J
+    gemm<false>(executor_, L, K_, K_, N, ldk_, turned, ldk_, right, ldk_, Store::set);
+    if (gl_ != 0.0) {
+      double* evidence = scope.take<double>(L * ldl_);
+      evidence_of_factors(evidence, H);
+      gemm<false>(executor_, L, K_, L, evidence, ldl_, Y, ldk_, right, ldk_, Store::add);
+    }
+    gemm<true>(executor_, K_, K_, L, Y, ldk_, right, ldk_, dU, ldk_, Store::set);
+    gemm<false>(executor_, K_, K_, K_, keep, ldk_, gU_, ldk_, half, ldk_, Store::set);
+    gemm<false>(executor_, K_, K_, K_, half, ldk_, turned, ldk_, dU, ldk_, Store::add);
+    symmetrise(dU);
+    std::memcpy(gU_, dU, size_t(K_ * ldk_) * sizeof(double));
+  }
+
+  void scale_rows(double* inner, double factor) const {
+    for (int64_t i = 0; i < chunk_.L; ++i) scale(0, chunk_.L, factor, inner + i * ldl_);
+  }
+
+  // dn = diag(F^-T I^ F^-1), given `inner` = 2 I^.
+  void store_noise(const double* inner, Rows rows, double* d_decay) {
+    Workspace::Scope scope(workspace_);
+    const int64_t L = chunk_.L;
+    double* room = scope.take<double>(L * ldl_);
+    gemm<false>(executor_, L, L, L, chunk_.V, ldl_, inner, ldl_, room, ldl_, Store::set,
+                Structure::upper);
+    for (int64_t t = 0; t < L; ++t) {
+      double dn = 0.0;
+      for (int64_t j = t; j < L; ++j) dn += 0.5 * room[t * ldl_ + j] * chunk_.V[t * ldl_ + j];
+      store_scalar(args_.d_noise_var, b_, rows[t], dn * chunk_.decay[t]);
+      d_decay[t] += dn * e_.noise[first_ + t];
+    }
+  }
+
+  void store_decay(const A* H, int64_t ldh, Rows rows, double* d_decay) {
+    const int64_t L = chunk_.L;
+    for (int64_t t = 0; t < L; ++t) {
+      const double square = double(H[t * ldh + t]);  // |E_t|^2
+      d_decay[t] -= 0.5 * gl_ * (square - double(C_) / chunk_.decay[t]);
+    }
+    double later = 0.0;  // b_t is a product: gamma_s enters every b_t with t >= s
+    for (int64_t t = L - 1; t >= 0; --t) {
+      later += d_decay[t] * chunk_.decay[t];
+      store_scalar(args_.d_decay, b_, rows[t], later / e_.decay[first_ + t]);
+    }
   }
 
   // gU of the decayed covariance -> of the undecayed one, and its share in the adjoint of b.
@@ -258,30 +350,19 @@ class WriteAdjoint {
     d_decay[chunk_.L - 1] -= dot / (b * b);
   }
 
-  // Sb = gl/2 F^-T (H - C I) F^-1; without decay its H part is inside M2 already.
-  void evidence_of_factors(double* Sb, const A* H, bool decays) {
+  // gl/2 (H - C I), with the decays in H.
+  void evidence_of_factors(double* inner, const A* H) const {
     const int64_t L = chunk_.L;
     for (int64_t i = 0; i < L; ++i)
-      for (int64_t j = 0; j < padded<double>(L); ++j) Sb[i * ldl_ + j] = 0.0;
-    if (gl_ == 0.0) return;
-    Workspace::Scope scope(workspace_);
-    double* inner = scope.take<double>(L * ldl_);
-    double* Y = scope.take<double>(L * ldl_);
-    double* Vt = scope.take<double>(L * ldl_);
-    for (int64_t i = 0; i < L; ++i)
-      for (int64_t j = 0; j < L; ++j) {
+      for (int64_t j = 0; j < padded<double>(L); ++j) {
         double h = i == j ? -double(C_) : 0.0;
-        if (decays) h += chunk_.decay[std::max(i, j)] * double(H[i * factors_.ldl + j]);
+        if (j < L) h += chunk_.decay[std::max(i, j)] * double(H[i * factors_.ldl + j]);
         inner[i * ldl_ + j] = 0.5 * gl_ * h;
       }
-    transpose(L, L, chunk_.V, ldl_, Vt, ldl_);
-    gemm<false>(L, L, L, chunk_.V, ldl_, inner, ldl_, Y, ldl_, Store::set, Structure::upper);
-    gemm<false>(L, L, L, Y, ldl_, Vt, ldl_, Sb, ldl_, Store::set);
   }
 
-  void reverse_columns(int64_t block, const A* R, const A* Ga, const Sums& sums) {
+  void reverse_columns(int64_t block, const A* R, const Adjoints& adjoints, const Sums& sums) {
     Workspace::Scope scope(Workspace::of_thread());
-    const bool decays = e_.decay != nullptr;
     const int64_t L = chunk_.L, ld = columns_.width, n = columns_.of(block),
                   c0 = columns_.at(block);
     const int64_t lk = factors_.ldk, ll = factors_.ldl;
@@ -290,34 +371,31 @@ class WriteAdjoint {
     A* gRb = gR_ + block * block_;
     A* D = scope.take<A>(L * ld);
     A* E = scope.take<A>(L * ld);
-    A* Ab = scope.take<A>(L * ld);
     A* turned = scope.take<A>(ld * std::max(lk, ll));
     load(args_.values, b_, rows, L, c0, n, D, ld);
     innovations(factors_, L, K_, n, D, Rb, ld, E);
-    gemm<false>(L, n, L, factors_.V, ll, E, ld, Ab, ld, Store::set, Structure::upper);
-    gemm<false>(L, n, K_, Ga, lk, gRb, ld, D, ld, Store::set);  // D = G gR
-
     transpose(K_, n, gRb, ld, turned, lk);
-    gemm<false>(L, K_, n, Ab, ld, turned, lk, sums.M1, lk, Store::add);
-    transpose(L, n, Ab, ld, turned, ll);
-    if (gl_ != 0.0 && !decays) {  // -sym((G gR - gl/2 A) A') holds the evidence's A A'
-      combine(L, n, A(-0.5 * gl_), Ab, D, ld);
-      gemm<false>(L, L, n, D, ld, turned, ll, sums.M2, ll, Store::add);
-      combine(L, n, A(-0.5 * gl_), Ab, D, ld);
-    } else {
-      gemm<false>(L, L, n, D, ld, turned, ll, sums.M2, ll, Store::add);
-    }
-    if (gl_ != 0.0 && decays) {
+    gemm<false>(L, K_, n, E, ld, turned, lk, sums.N, lk, Store::add);
+    gemm<false>(L, n, K_, adjoints.G, lk, gRb, ld, D, ld, Store::set);  // D becomes D^
+    if (gl_ != 0.0) {
+      A* outer = scope.take<A>(L * ld);
       transpose(L, n, E, ld, turned, ll);
       gemm<false>(L, L, n, E, ld, turned, ll, sums.H, ll, Store::add);
       for (int64_t t = 0; t < L; ++t)
-        for (int64_t j = 0; j < ld; ++j) E[t * ld + j] *= A(chunk_.decay[t]);
-      gemm<false>(L, n, L, factors_.V, ll, E, ld, Ab, ld, Store::set, Structure::upper);
-      combine(L, n, A(-gl_), Ab, D, ld);
+        for (int64_t j = 0; j < ld; ++j) E[t * ld + j] *= A(gl_ * chunk_.decay[t]);
+      gemm<false>(L, n, L, factors_.V, ll, E, ld, outer, ld, Store::set, Structure::upper);
+      combine(L, n, A(-1), outer, D, ld);
     }
     transpose(K_, n, Rb, ld, turned, lk);
-    gemm<false>(L, K_, n, D, ld, turned, lk, sums.M4, lk, Store::add);
-    gemm<true>(K_, n, L, factors_.W, lk, D, ld, gRb, ld, Store::sub);
+    gemm<false>(L, K_, n, D, ld, turned, lk, sums.DR, lk, Store::add);
+    if (adjoints.keep != nullptr) {
+      A* before = scope.take<A>(block_);
+      std::memcpy(before, gRb, size_t(block_) * sizeof(A));
+      gemm<false>(K_, n, K_, adjoints.keep, lk, before, ld, gRb, ld, Store::set);
+      if (gl_ != 0.0) gemm<true>(K_, n, L, adjoints.Y, lk, E, ld, gRb, ld, Store::add);
+    } else {
+      gemm<true>(K_, n, L, factors_.W, lk, D, ld, gRb, ld, Store::sub);
+    }
     store(args_.d_values, b_, rows, L, c0, n, D, ld);
   }
 
@@ -356,14 +434,11 @@ Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b, const 
   constexpr bool narrow_state = std::is_same_v<S, float>;
   if (adjoint_from_posterior<S>(args, b, e, executor)) return Outcome::done;
   if (args.method != WriteMethod::sqrt) {
-    const bool automatic = args.method == WriteMethod::automatic;
     Outcome outcome = Outcome::harder;
     if (narrow_state)
-      outcome = WriteAdjoint<float>(args, b, e, false, kHardForFloat32, executor).run();
+      outcome = WriteAdjoint<float>(args, b, e, false, kHardForFloat32Gradient, executor).run();
     if (outcome == Outcome::harder) {
-      const double limit = !automatic     ? kNoLimit
-                           : narrow_state ? kHardForCholesky
-                                          : kHardForFloat64;
+      const double limit = narrow_state ? kHardForCholesky : kHardForFloat64;
       outcome = WriteAdjoint<double>(args, b, e, false, limit, executor).run();
     }
     if (outcome != Outcome::harder) return outcome;

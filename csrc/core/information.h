@@ -22,8 +22,11 @@ constexpr double kEasyInformation = 64.0;
 constexpr int64_t kManySlots = 256;
 constexpr int64_t kInformationSteps = 256;  // steps at a time
 
-inline bool information_pays(const Sizes& n, const Episode& e) {
-  return e.decay == nullptr && e.steps >= 2 * n.K && e.steps >= 64;
+// Shorter episodes are cheaper in chunks, and their log evidence would cancel here.
+inline bool information_serves(WriteMethod method, const Sizes& n, const Episode& e) {
+  if (method != WriteMethod::automatic && method != WriteMethod::information) return false;
+  return e.decay == nullptr && e.steps >= 2 * n.K &&
+         (e.steps >= 64 || method == WriteMethod::information);
 }
 
 class InformationWrite {

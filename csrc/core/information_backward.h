@@ -18,12 +18,6 @@ namespace KANERVA_ISA {
 constexpr double kHardForPosterior = 4e3;  // bound on max w'U0 w / v
 constexpr double kPriorCondition = 16.0;   // of U0, from its pivots
 
-inline bool posterior_adjoint_pays(const BayesWriteBackwardArgs& args, const Episode& e) {
-  return (args.method == WriteMethod::automatic || args.method == WriteMethod::information) &&
-         !args.decay && args.posterior_mean && args.posterior_cov && e.steps >= 2 * args.n.K &&
-         e.steps >= 64;
-}
-
 // max_t |w_t|^2 / n_t times the largest absolute row sum of U0: bounds max w'U0 w / n.
 inline double hardness_bound(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e) {
   const int64_t K = args.n.K, tile = std::min(kTile, e.steps);
@@ -181,8 +175,8 @@ class PosteriorAdjoint {
 template <class S>
 bool adjoint_from_posterior(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
                             const Executor& executor) {
-  if (!posterior_adjoint_pays(args, e) || !(hardness_bound(args, b, e) <= kHardForPosterior))
-    return false;
+  const bool serves = information_serves(args.method, args.n, e) && args.posterior_mean;
+  if (!serves || !(hardness_bound(args, b, e) <= kHardForPosterior)) return false;
   const int64_t K = args.n.K;
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<double> U0(scope, K, K), inverse(scope, K, K);

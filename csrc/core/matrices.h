@@ -103,6 +103,20 @@ void symmetrise(const Matrix<A>& x) {
     for (int64_t j = i + 1; j < x.rows; ++j) x[i][j] = x[j][i] = A(0.5) * (x[i][j] + x[j][i]);
 }
 
+// Whether m rows hold a NaN or an infinity.
+template <class A>
+bool not_finite(int64_t m, const Matrix<A>& x) {
+  using V = Simd<A>;
+  typename V::Vector sum{};
+  const auto zero = V::broadcast(A(0));
+  for (int64_t i = 0; i < m; ++i) {
+    int64_t j = 0;
+    for (; j + V::width <= x.columns; j += V::width) sum += V::load(x[i] + j) * zero;
+    if (j < x.columns) sum += V::load_first(x[i] + j, x.columns - j) * zero;
+  }
+  return !(V::sum(sum) == 0.0);
+}
+
 constexpr int64_t kTile = 128;  // queries at a time
 
 }  // namespace KANERVA_ISA

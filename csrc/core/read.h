@@ -54,13 +54,19 @@ void read_item(const ReadArgs& args, int64_t b, const Executor& executor) {
       V(scope, tile, C);
   load(args.mean, b, Rows{}, K, R);
   load(args.cov, b, Rows{}, K, U);
-  for (int64_t first = 0; first < T; first += tile) {
+  bool bad = not_finite(K, R) || not_finite(K, U);
+  for (int64_t first = 0; first < T && !bad; first += tile) {
     const int64_t m = std::min(tile, T - first);
     const Rows rows{nullptr, first};
     load(args.weights, b, rows, m, W);
+    bad = not_finite(m, W);
     product(executor, m, W, R, V);
     store(args.values_out, b, rows, m, V);
     read_variance(executor, m, W, U, WU, args.var_out, b, first);
+  }
+  if (bad) {
+    fill(args.values_out, b, T, C, NAN);
+    fill(args.var_out, b, T, 1, NAN);
   }
 }
 

@@ -17,15 +17,22 @@ void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem& system
   AddressTile<A> solver(scope, system, tile, executor);
   Matrix<A> U(scope, K, K), WU(scope, tile, K), V(scope, tile, C);
   load(args.cov, b, Rows{}, K, U);
-  for (int64_t first = 0; first < T; first += tile) {
+  bool bad = not_finite(K, U);
+  for (int64_t first = 0; first < T && !bad; first += tile) {
     const int64_t m = std::min(tile, T - first);
     const Rows rows{nullptr, first};
     load(args.queries, b, rows, m, solver.Z);
+    bad = not_finite(m, solver.Z);
     solver.solve(m);
     store(args.weights_out, b, rows, m, solver.W);
     product(executor, m, solver.W, solver.R, V);
     store(args.values_out, b, rows, m, V);
     read_variance(executor, m, solver.W, U, WU, args.var_out, b, first);
+  }
+  if (bad) {
+    fill(args.values_out, b, T, C, NAN);
+    fill(args.var_out, b, T, 1, NAN);
+    fill(args.weights_out, b, T, K, NAN);
   }
 }
 

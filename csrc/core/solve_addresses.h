@@ -13,13 +13,16 @@ void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem&
   const int64_t T = args.n.T, tile = std::min(kTile, T);
   Workspace::Scope scope(Workspace::of_thread());
   AddressTile<A> solver(scope, system, tile, executor);
-  for (int64_t first = 0; first < T; first += tile) {
+  bool bad = false;
+  for (int64_t first = 0; first < T && !bad; first += tile) {
     const int64_t m = std::min(tile, T - first);
     const Rows rows{nullptr, first};
     load(args.queries, b, rows, m, solver.Z);
+    bad = not_finite(m, solver.Z);
     solver.solve(m);
     store(args.weights_out, b, rows, m, solver.W);
   }
+  if (bad) fill(args.weights_out, b, T, args.n.K, NAN);
 }
 
 template <class A>

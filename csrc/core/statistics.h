@@ -12,12 +12,12 @@ inline void statistics_item(const StatisticsArgs& args, int64_t b, const Executo
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<double> factor(scope, K, K), inverse(scope, K, K), R(scope, K, C), shift(scope, K, C);
   load(args.cov, b, Rows{}, K, factor);
-  if (!invert_spd(executor, factor, inverse).ok) {
+  load(args.mean, b, Rows{}, K, R);
+  if (not_finite(K, R) || !invert_spd(executor, factor, inverse).ok) {
     fill(args.shift_out, b, K, C, NAN);
     fill(args.precision_out, b, K, K, NAN);
     return;
   }
-  load(args.mean, b, Rows{}, K, R);
   product(executor, K, inverse, R, shift);
   store(args.shift_out, b, Rows{}, K, shift);
   store(args.precision_out, b, Rows{}, K, inverse);

@@ -54,7 +54,8 @@ def bayes_write(
         method: ``"chunk"`` (in chunks of steps, in order), ``"information"`` (sums over the
             episode, for T >> K; not with decay), ``"sqrt"`` (square roots, for extreme
             conditioning) or ``"auto"``, which chooses by cost and by an estimate of conditioning.
-            All give the same posterior; the reference ignores it.
+            All give the same posterior; a form that would lose digits gives way to a more robust
+            one, item by item, whatever was asked for; the reference ignores it.
         backend: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``.
         check: raise for batch items that become NaN (costs a device synchronisation; not under
             torch.compile or torch.func).

@@ -1,0 +1,194 @@
+"""The demo, end to end but short: pictures, figures, checkpoints, messages."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("safetensors")
+pytest.importorskip("tqdm")
+
+from kanerva_ext import _demo_figures as figures
+from kanerva_ext import demo
+from kanerva_ext.data import load_omniglot
+from kanerva_ext.models import KanervaMachine, MatchedVAE, evaluate
+
+PICTURES = ("reconstructions", "denoising", "generations", "demo")
+SIZES = ["--memory-size", "8", "--code-size", "12", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a demo of three steps."""
+    before = torch.get_num_threads()
+    out = tmp_path_factory.mktemp("demo")
+    assert demo.main(["--steps", "3", "--out", str(out), *SIZES]) == 0
+    torch.set_num_threads(before)
+    return out
+
+
+def models():
+    torch.manual_seed(0)
+    return KanervaMachine(8, 12, num_filters=4).eval(), MatchedVAE(12, num_filters=4).eval()
+
+
+def test_pictures_are_written(trained):
+    from matplotlib.image import imread
+
+    for name in (*PICTURES, "training"):
+        picture = imread(trained / f"{name}.png")
+        assert min(picture.shape[:2]) > 100
+        assert picture[..., :3].std() > 0.05
+    assert (trained / "demo.png").stat().st_size < 300_000
+
+
+def test_metrics_are_written(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["steps"] == {"kanerva": 3, "vae": 3}
+    assert {"bound", "reconstruction", "kl_y", "kl_z", "kl_memory"} <= set(metrics["kanerva"])
+    for key in ("denoising_kanerva", "denoising_vae"):
+        assert len(metrics[key]) == 1 + demo.NUM_READS
+        assert 0.06 < metrics[key][0] < 0.09  # half of the replaced pixels are wrong
+    assert metrics["seconds"] > 0 and metrics["seed"] == 0
+
+
+def test_the_checkpoint_loads_and_gives_the_same_figures(trained):
+    kanerva, vae, metadata = demo.load_checkpoint(trained / "checkpoint.safetensors")
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert kanerva.config["memory_size"] == 8 and vae.config["code_size"] == 12
+    assert metadata["steps"] == {"kanerva": 3, "vae": 3}
+    held_out = load_omniglot("test")[0]
+    for key, model in (("kanerva", kanerva), ("vae", vae)):
+        again = evaluate(model, held_out, seed=0)["bound"]
+        assert again == pytest.approx(metrics[key]["bound"], rel=1e-4)
+
+
+def test_checkpoint_round_trip(tmp_path):
+    path = tmp_path / "x.safetensors"
+    before = models()
+    demo.save_checkpoint(path, *before, steps={"kanerva": 1, "vae": 2}, seconds=0.5)
+    *after, metadata = demo.load_checkpoint(path)
+    assert metadata["seconds"] == 0.5
+    for old, new in zip(before, after, strict=True):
+        assert not new.training
+        assert old.config == new.config
+        assert all(torch.equal(new.state_dict()[n], t) for n, t in old.state_dict().items())
+
+
+def test_showing_a_checkpoint_trains_nothing(trained, tmp_path, capsys):
+    checkpoint = str(trained / "checkpoint.safetensors")
+    options = ["--minutes", "0", "--checkpoint", checkpoint, "--threads", "1"]
+    assert demo.main([*options, "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "3 and 3 steps" in shown
+    assert all((tmp_path / f"{name}.png").is_file() for name in PICTURES)
+    assert not (tmp_path / "training.png").exists()
+    kanerva, _, _ = demo.load_checkpoint(tmp_path / "checkpoint.safetensors")
+    first, _, _ = demo.load_checkpoint(trained / "checkpoint.safetensors")
+    assert torch.equal(kanerva.decoder.linear.weight, first.decoder.linear.weight)
+
+
+def test_going_on_with_a_checkpoint(trained, tmp_path, capsys):
+    checkpoint = str(trained / "checkpoint.safetensors")
+    options = ["--steps", "2", "--checkpoint", checkpoint, "--threads", "1"]
+    assert demo.main([*options, "--out", str(tmp_path)]) == 0
+    assert "5 and 5 steps" in capsys.readouterr().out
+    kanerva, _, _ = demo.load_checkpoint(tmp_path / "checkpoint.safetensors")
+    first, _, _ = demo.load_checkpoint(trained / "checkpoint.safetensors")
+    assert not torch.equal(kanerva.decoder.linear.weight, first.decoder.linear.weight)
+
+
+def test_minutes_hold(tmp_path, capsys):
+    options = ["--minutes", "0.05", "--out", str(tmp_path), *SIZES]
+    assert demo.main(options) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert min(metrics["steps"].values()) >= 1
+    assert "nats" in capsys.readouterr().out
+
+
+def test_the_table():
+    terms = {"bound": 100.04, "reconstruction": 80.0, "kl_z": 20.04, "standard_error": 1.3}
+    kanerva = terms | {"bound": 90.0, "kl_y": 12.0, "kl_z": 3.0, "kl_memory": 200.0}
+    text = demo._table(
+        {
+            "kanerva": kanerva,
+            "kanerva_other_memory": kanerva | {"bound": 150.0},
+            "vae": terms,
+            "denoising_kanerva": [0.075, 0.05, 0.04, 0.03],
+            "denoising_vae": [0.075, 0.06, 0.06, 0.06],
+        }
+    )
+    rows = {line[:15].strip(): line[38:].split() for line in text.splitlines() if line[38:]}
+    assert rows["Kanerva Machine"] in (
+        ["90.0", "80.0", "12.0", "3.0"],
+        ["7.50%", "5.00%", "4.00%", "3.00%"],
+    )
+    assert "10.0 nats below" in text and "200.0 nats per image, is not charged" in text
+    assert "100.0            80.0               -            20.0" in text
+
+
+def test_denoising_error_of_a_perfect_reader():
+    class Perfect(MatchedVAE):
+        def denoise(self, images, num_steps=3):
+            return self.clean.expand(num_steps, *self.clean.shape)
+
+    images = load_omniglot("test")[0][:32]
+    model = Perfect(12, num_filters=4)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(32, generator=generator)
+    model.clean = images[order].float().view(1, 32, 1, 28, 28)
+    errors = demo.denoising_errors(model, images, seed=0)
+    assert 0.06 < errors[0] < 0.09
+    assert errors[1:] == [0.0, 0.0, 0.0]
+
+
+def test_tile():
+    images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    picture = figures.tile(images, 2)
+    assert picture.shape == (2 * 2 + figures.GAP, 2 * 2 + figures.GAP)
+    assert (picture[:2, :2] == 0).all() and (picture[:2, -2:] == 1).all()
+    assert (picture[-2:, :2] == 2).all() and (picture[-2:, -2:] == figures.GREY).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--minutes", "1", "--steps", "1"], "give --minutes or --steps, not both"),
+        (["--minutes", "-1"], "--minutes must be at least 0 and finite, got -1.0"),
+        (["--minutes", "nan"], "--minutes must be at least 0 and finite, got nan"),
+        (["--minutes", "0"], "--minutes 0 trains nothing and needs a --checkpoint"),
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--batch-size", "-2"], "--batch-size must be at least 1, got -2"),
+        (["--learning-rate", "0"], "--learning-rate must be positive and finite, got 0.0"),
+        (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such file"),
+        (["--checkpoint", __file__, "--code-size", "9"], "are the checkpoint's; leave them out"),
+        (["--out", __file__], "is not a folder"),
+        (["--steps", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        demo.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_files_that_are_no_checkpoints(tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    broken, other = tmp_path / "broken", tmp_path / "other"
+    broken.write_bytes(b"no safetensors at all")
+    save_file({"x": torch.zeros(1)}, other)
+    for path in (broken, other):
+        options = ["--minutes", "0", "--checkpoint", str(path), "--out", str(tmp_path / "out")]
+        assert demo.main(options) == 1
+        assert f"{path} is no checkpoint of this demo" in capsys.readouterr().err
