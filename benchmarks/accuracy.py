@@ -2,9 +2,9 @@
 
     python -m benchmarks.accuracy [--dtype float32|float64] [--steps 32 256 1024]
 
-One row per kind of address, number of steps and noise variance: the larger of the relative errors of mean
-and covariance (largest absolute error over largest absolute value), for the plain recursion in the same
-dtype and for every method. ``inf``: not finite.
+One row per kind of address, number of steps and noise variance: the larger of the relative errors
+of mean and covariance (largest absolute error over largest absolute value), for the plain recursion
+in the same dtype and for every method. ``inf``: not finite.
 """
 
 from __future__ import annotations

@@ -183,9 +183,9 @@ def denoising_errors(model, images: Tensor, seed: int) -> list[float]:
     clean = split_episodes(images, episode_length=EPISODE_LENGTH, generator=generator)
     corrupted = salt_and_pepper(clean, NOISE, generator)
     if isinstance(model, KanervaMachine):
-        reads = model.denoise(corrupted, model.write(clean).state, NUM_READS)
+        reads = model.denoise(corrupted, model.write(clean).state, NUM_READS, NOISE)
     else:
-        reads = model.denoise(corrupted, NUM_READS)
+        reads = model.denoise(corrupted, NUM_READS, NOISE)
     return [((x > 0.5) != (clean > 0.5)).float().mean().item() for x in (corrupted, *reads)]
 
 
@@ -256,7 +256,7 @@ def _draw(kanerva: KanervaMachine, vae: MatchedVAE, curves: list, out: Path, see
         out / "reconstructions.png",
     )
     corrupted = salt_and_pepper(mixed, NOISE, generator)
-    reads = kanerva.denoise(corrupted, state, NUM_READS)[:, 0]
+    reads = kanerva.denoise(corrupted, state, NUM_READS, NOISE)[:, 0]
     columns = [mixed[0], corrupted[0], *reads]
     titles = ["clean", "corrupted", *map(str, range(1, NUM_READS + 1))]
     figures.draw_columns(
@@ -264,7 +264,7 @@ def _draw(kanerva: KanervaMachine, vae: MatchedVAE, curves: list, out: Path, see
         out / "denoising.png",
     )
     pairs = []
-    for name, episode in (("", mixed), (f" of {FEW_CHARACTERS} characters", few)):
+    for name, episode in (("", mixed), (f": drawings of {FEW_CHARACTERS} characters", few)):
         samples = kanerva.generate(kanerva.write(episode).state, EPISODE_LENGTH, NUM_READS)
         pairs.append((f"written once{name}", episode[0], "generated from the memory", samples[0]))
     figures.draw_pairs(pairs, out / "generations.png")

@@ -1,4 +1,4 @@
-"""The torch-free core from NumPy, on every instruction set that the build and the processor have."""
+"""The torch-free core from NumPy, on every instruction set that is built and that can run."""
 
 import json
 import os

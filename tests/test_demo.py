@@ -137,7 +137,7 @@ def test_the_table():
 
 def test_denoising_error_of_a_perfect_reader():
     class Perfect(MatchedVAE):
-        def denoise(self, images, num_steps=3):
+        def denoise(self, images, num_steps=3, noise=0.0):
             return self.clean.expand(num_steps, *self.clean.shape)
 
     images = load_omniglot("test")[0][:32]

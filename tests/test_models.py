@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from kanerva_ext.data import load_omniglot, split_episodes
+from kanerva_ext.data import load_omniglot, salt_and_pepper, split_episodes
 from kanerva_ext.models import (
     ConvDecoder,
     ConvEncoder,
@@ -68,7 +68,7 @@ def test_gradients_reach_every_parameter_of_the_kanerva_machine(episodes, sample
     train(model, repeat(episodes), steps=1)
     model.train()
     model.zero_grad()
-    extra = {"queries": episodes[:, :3], "num_reads": 2} if queries else {}
+    extra = {"queries": episodes[:, :3]} if queries else {}
     model(episodes, **extra).bound.mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -187,6 +187,27 @@ def test_each_read_is_the_next_query(episodes):
     state = model.write(episodes).state
     steps = model.denoise(episodes, state, 3)
     torch.testing.assert_close(model.denoise(steps[0], state, 2), steps[1:])
+
+
+def test_with_noise_the_next_query_keeps_what_was_seen(episodes):
+    model = kanerva().eval()
+    state = model.write(episodes).state
+    first, second = model.denoise(episodes, state, 2, noise=0.2)
+    seen_right, seen_wrong = Bernoulli(0.9), Bernoulli(0.1)
+    ink = first * torch.where(episodes > 0, *(d.mean for d in (seen_right, seen_wrong)))
+    blank = (1 - first) * torch.where(episodes > 0, seen_wrong.mean, seen_right.mean)
+    query = ink / (ink + blank)
+    torch.testing.assert_close(second, model.reconstruct(query, state))
+    assert not torch.allclose(second, model.denoise(episodes, state, 2)[1])
+
+
+def test_pixel_posterior_is_bayes_rule_by_counting():
+    torch.manual_seed(0)
+    clean = (torch.rand(400_000) < 0.3).float()
+    seen = salt_and_pepper(clean, 0.4)
+    for value in (0.0, 1.0):
+        posterior = common.next_query(torch.tensor(0.3), torch.tensor(value), 0.4)
+        assert abs(clean[seen == value].mean() - posterior) < 0.01
 
 
 def test_queries_are_read_and_images_are_scored(episodes):
@@ -354,6 +375,22 @@ def test_bad_sizes(make, options, message):
 def test_bad_kanerva_options(options, message):
     with pytest.raises(ValueError, match=message):
         kanerva(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be a positive int, got 0"),
+        ({"noise": 1.0}, r"noise must be in \[0, 1\), got 1.0"),
+        ({"noise": -0.1}, r"noise must be in \[0, 1\), got -0.1"),
+    ],
+)
+def test_bad_denoising(options, message, episodes):
+    model = kanerva()
+    with pytest.raises(ValueError, match=message):
+        model.denoise(episodes, model.memory.prior(4), **options)
+    with pytest.raises(ValueError, match=message):
+        vae().denoise(episodes, **options)
 
 
 def test_bad_queries(episodes):

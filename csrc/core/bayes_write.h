@@ -194,8 +194,11 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
   return Outcome::done;
 }
 
-// The forms of the write from the cheapest that may serve to the one that always does. A method that
-// was asked for is where to start: one that would lose digits gives way to the next.
+// Items so small that float64 throughout costs nothing beside the call.
+inline bool is_small(const Sizes& n, const Episode& e) { return e.steps * n.K * n.C <= 4096; }
+
+// The forms of the write from the cheapest that may serve to the one that always does. A method
+// that was asked for is where to start: one that would lose digits gives way to the next.
 template <class S>
 Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Episode& e,
                          const Executor& executor) {
@@ -206,7 +209,8 @@ Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Episode& e
   }
   if (args.method != WriteMethod::sqrt) {
     Outcome outcome = Outcome::harder;
-    if (narrow_state) outcome = write_item<float>(args, b, e, false, kHardForFloat32, executor);
+    if (narrow_state && !is_small(args.n, e))
+      outcome = write_item<float>(args, b, e, false, kHardForFloat32, executor);
     if (outcome == Outcome::harder) {
       const double limit = narrow_state ? kHardForCholesky : kHardForFloat64;
       outcome = write_item<double>(args, b, e, false, limit, executor);

@@ -3,13 +3,14 @@
 // Nothing but the inputs and the posterior is kept by the forward. The states at the starts of the
 // chunks are computed again (at most two square roots of the number of chunks of them are alive);
 // inside a chunk nothing is scanned. With the factors of write_chunk.h, whitened addresses
-// Y = F^-1 W, G = F^-T P, b the decays inside the chunk and gU the gradient of the undecayed covariance:
+// Y = F^-1 W, G = F^-T P, b the decays inside the chunk and gU the gradient of the undecayed
+// covariance:
 //   N = E gR',  H_ij = b_max(i,j) (E E')_ij,
 //   I^ = P gU P' - sym(P N') + gl/2 (H - C I),
 //   D^ = G gR - gl F^-T (b E) = dZ,  dn = diag(F^-T I^ F^-1),
 //   dW = -D^ R' + F^-T (N - 2 P gU + 2 I^ Y) U.
-// What the chunk leaves of its prior is J' = I - Y'P. For chunks that can overwrite the memory it is
-// formed once: subtracting the overwritten part from each gradient would cancel.
+// What the chunk leaves of its prior is J' = I - Y'P. For chunks that can overwrite the memory it
+// is formed once: subtracting the overwritten part from each gradient would cancel.
 //   gR <- J' gR + gl Y'(b E),  gU <- J' gU J + sym(J' N' Y) + gl/2 Y'(H - C I) Y
 // Shorter ones subtract, which costs less:
 //   gR <- gR - W'D^,           gU <- gU + sym(Y'(N - 2 P gU + I^ Y))
@@ -188,12 +189,8 @@ class WriteAdjoint {
                 Structure::upper);
     gemm<true>(executor_, L, K_, L, chunk_.V, ldl_, chunk_.W, ldk_, Y, ldk_, Store::set,
                Structure::lower);
-    double* keep = K_ <= 2 * L ? scope.take<double>(K_ * ldk_) : nullptr;
-    if (keep != nullptr) {
-      for (int64_t i = 0; i < K_; ++i)
-        for (int64_t j = 0; j < ldk_; ++j) keep[i * ldk_ + j] = i == j ? 1.0 : 0.0;
-      gemm<true>(executor_, K_, K_, L, Y, ldk_, chunk_.P, ldk_, keep, ldk_, Store::sub);
-    }
+    double* keep = use_sqrt_ || K_ <= 2 * L ? scope.take<double>(K_ * ldk_) : nullptr;
+    if (keep != nullptr) what_is_kept(Y, keep);
 
     const Sums sums = sum_columns(scope, R, narrow_adjoints(scope, G, Y, keep));
     double* N = scope.take<double>(L * ldk_);
@@ -224,6 +221,29 @@ class WriteAdjoint {
     return Outcome::done;
   }
 
+  // J' = I - Y'P; in sqrt form as the product over the steps of I - y_t p_t', where y_t is what the
+  // product so far makes of w_t: as accurate as the recursion where Y and Y'P cancel.
+  void what_is_kept(double* Y, double* keep) {
+    for (int64_t i = 0; i < K_; ++i)
+      for (int64_t j = 0; j < ldk_; ++j) keep[i * ldk_ + j] = i == j ? 1.0 : 0.0;
+    if (!use_sqrt_) {
+      gemm<true>(executor_, K_, K_, chunk_.L, Y, ldk_, chunk_.P, ldk_, keep, ldk_, Store::sub);
+      return;
+    }
+    using V = Simd<double>;
+    for (int64_t t = 0; t < chunk_.L; ++t) {
+      const double* w = chunk_.W + t * ldk_;
+      for (int64_t i = 0; i < K_; ++i) {
+        typename V::Vector sum{};
+        for (int64_t j = 0; j < padded<double>(K_); j += V::width)
+          sum += V::load(keep + i * ldk_ + j) * V::load(w + j);
+        const double y = V::sum(sum) * chunk_.inverse_diagonal[t];
+        Y[t * ldk_ + i] = y;
+        axpy(0, K_, -y, chunk_.P + t * ldk_, keep + i * ldk_);
+      }
+    }
+  }
+
   Adjoints narrow_adjoints(Workspace::Scope& scope, const double* G, const double* Y,
                            const double* keep) {
     const int64_t L = chunk_.L, lk = factors_.ldk;
@@ -248,7 +268,8 @@ class WriteAdjoint {
       return Sums{first, first + L * lk, first + 2 * L * lk};
     };
     executor_.for_each(tasks, [&](int64_t task) {
-      for (int64_t j = task; j < columns_.count; j += tasks) reverse_columns(j, R, adjoints, of(task));
+      for (int64_t j = task; j < columns_.count; j += tasks)
+        reverse_columns(j, R, adjoints, of(task));
     });
     for (int64_t i = 1; i < tasks; ++i)
       for (int64_t j = 0; j < size; ++j) all[j] += all[i * size + j];
@@ -435,7 +456,7 @@ Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b, const 
   if (adjoint_from_posterior<S>(args, b, e, executor)) return Outcome::done;
   if (args.method != WriteMethod::sqrt) {
     Outcome outcome = Outcome::harder;
-    if (narrow_state)
+    if (narrow_state && !is_small(args.n, e))
       outcome = WriteAdjoint<float>(args, b, e, false, kHardForFloat32Gradient, executor).run();
     if (outcome == Outcome::harder) {
       const double limit = narrow_state ? kHardForCholesky : kHardForFloat64;

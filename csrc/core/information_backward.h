@@ -175,7 +175,8 @@ class PosteriorAdjoint {
 template <class S>
 bool adjoint_from_posterior(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
                             const Executor& executor) {
-  const bool serves = information_serves(args.method, args.n, e) && args.posterior_mean;
+  const bool serves =
+      information_serves(args.method, args.n, e) && args.n.K >= kManySlots && args.posterior_mean;
   if (!serves || !(hardness_bound(args, b, e) <= kHardForPosterior)) return false;
   const int64_t K = args.n.K;
   Workspace::Scope scope(Workspace::of_thread());

@@ -78,6 +78,26 @@ def replace_first(whole: Tensor, first: Tensor) -> Tensor:
     return torch.cat([first, whole[:, first.shape[1] :]], dim=1)
 
 
+def next_query(read: Tensor, seen: Tensor, noise: float) -> Tensor:
+    """P(ink) of every pixel, with prior ``read``, after ``seen``, of which a share is noise.
+
+    A pixel that was replaced is 0 or 1 with the same probability, so that ``seen`` is right with
+    probability ``1 - noise / 2``. Without noise: ``read``, as the paper has it.
+    """
+    if noise == 0:
+        return read
+    right = 1 - noise / 2
+    if_ink = seen * right + (1 - seen) * (1 - right)
+    if_blank = seen * (1 - right) + (1 - seen) * right
+    return read * if_ink / (read * if_ink + (1 - read) * if_blank)
+
+
+def check_denoising(num_steps: int, noise: float) -> None:
+    check_sizes(num_steps=num_steps)
+    if not 0 <= noise < 1:
+        raise ValueError(f"noise must be in [0, 1), got {noise}")
+
+
 def check_sizes(**sizes: int) -> None:
     """Raises unless every size is a positive int."""
     for name, size in sizes.items():

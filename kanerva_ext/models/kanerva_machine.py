@@ -12,9 +12,11 @@ from ..memory import FusedKanervaMemory, MemoryState, WriteOutput
 from ._common import (
     Normal,
     bernoulli_nll,
+    check_denoising,
     check_images,
     check_sizes,
     kl_normal,
+    next_query,
     replace_first,
     sample_normal,
 )
@@ -154,17 +156,15 @@ class KanervaMachine(nn.Module):
         images: Tensor,
         state: MemoryState | None = None,
         queries: Tensor | None = None,
-        num_reads: int = 1,
     ) -> KanervaBound:
         """`elbo`, so that wrappers such as DistributedDataParallel can be called."""
-        return self.elbo(images, state, queries, num_reads)
+        return self.elbo(images, state, queries)
 
     def elbo(
         self,
         images: Tensor,
         state: MemoryState | None = None,
         queries: Tensor | None = None,
-        num_reads: int = 1,
     ) -> KanervaBound:
         """The bound and its terms by one sample.
 
@@ -175,8 +175,6 @@ class KanervaMachine(nn.Module):
             queries: (B, Q, 1, H, W), Q <= T: corrupted versions of the first Q images of each
                 episode, for q(y|.) and q(z|.,y,M) to see in their place. Written, and compared with
                 the reconstruction, are still the images.
-            num_reads: reads of the queries. All but the last, which is scored, are `denoise`:
-                without gradient, each read the next one's query.
 
         Returns:
             `KanervaBound`. Minimise ``bound.mean()``.
@@ -187,8 +185,6 @@ class KanervaMachine(nn.Module):
         if state is None:
             state, _, _, kl_memory, _ = self._write(features, latent)
         if queries is not None:
-            if num_reads > 1:
-                queries = self.denoise(queries, state, num_reads - 1)[-1]
             features = replace_first(features, self._features(queries))
             latent = self._latent(features)
         read = self._read(sample_normal(*latent), state)
@@ -225,27 +221,35 @@ class KanervaMachine(nn.Module):
         return self.denoise(images, state, num_steps=1)[0]
 
     @torch.no_grad()
-    def denoise(self, images: Tensor, state: MemoryState, num_steps: int = 3) -> Tensor:
-        """Iterative reading (the paper's Algorithm 1): what is read is the next query.
+    def denoise(
+        self, images: Tensor, state: MemoryState, num_steps: int = 3, noise: float = 0.0
+    ) -> Tensor:
+        """Iterative reading (the paper's Algorithm 1): what is read makes the next query.
 
-        Nothing is sampled and nothing is written; the memory stays as it is. The model was never
-        trained on corrupted images.
+        Nothing is sampled and nothing is written; the memory stays as it is.
 
         Args:
             images: (B, T, 1, H, W), floating point in [0, 1]; corrupted or partial queries.
             state: memory to read from.
             num_steps: reads, at least 1.
+            noise: share of the pixels of ``images`` that were replaced by 0 or 1 at random, in
+                [0, 1). If 0, the next query is what was read, as in the paper, and what was seen
+                first is forgotten: after a short training, reads drift. If given, the next query is
+                the probability of ink given both: Bayes' rule with the read as the prior.
 
         Returns:
             (num_steps, B, T, 1, H, W), probabilities of ink after each read.
+
+        Raises:
+            ValueError: a noise outside [0, 1), or a number of steps that is not positive.
         """
-        check_sizes(num_steps=num_steps)
-        steps = []
+        check_denoising(num_steps, noise)
+        steps, queries = [], images
         for _ in range(num_steps):
-            features = self._features(images)
+            features = self._features(queries)
             read = self._read(self.latent(features)[0], state)
-            images = self.decoder(self._code(features, read)[0]).sigmoid()
-            steps.append(images)
+            steps.append(self.decoder(self._code(features, read)[0]).sigmoid())
+            queries = next_query(steps[-1], images, noise)
         return torch.stack(steps)
 
     @torch.no_grad()

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from ._common import (
     Normal,
     bernoulli_nll,
+    check_denoising,
     check_images,
     check_sizes,
     kl_normal,
+    next_query,
     replace_first,
     sample_normal,
 )
@@ -72,20 +74,17 @@ class MatchedVAE(nn.Module):
         self.decoder = ConvDecoder(code_size, **coder)
         self.code = Normal(2 * code_size, hidden_size, code_size)
 
-    def forward(
-        self, images: Tensor, queries: Tensor | None = None, num_reads: int = 1
-    ) -> VAEBound:
+    def forward(self, images: Tensor, queries: Tensor | None = None) -> VAEBound:
         """`elbo`, so that wrappers such as DistributedDataParallel can be called."""
-        return self.elbo(images, queries, num_reads)
+        return self.elbo(images, queries)
 
-    def elbo(self, images: Tensor, queries: Tensor | None = None, num_reads: int = 1) -> VAEBound:
+    def elbo(self, images: Tensor, queries: Tensor | None = None) -> VAEBound:
         """The bound and its terms by one sample.
 
         Args:
             images: (B, T, 1, H, W), floating point in [0, 1].
             queries: (B, Q, 1, H, W), Q <= T: corrupted versions of the first Q images of each
                 episode, for q(z|.) to see in their place.
-            num_reads: all but the last, which is scored, are `denoise`, without gradient.
 
         Returns:
             `VAEBound`, each term (B, T), nats per image. Minimise ``bound.mean()``.
@@ -94,8 +93,6 @@ class MatchedVAE(nn.Module):
         seen = images
         if queries is not None:
             check_images(queries, self.config["image_size"])
-            if num_reads > 1:
-                queries = self.denoise(queries, num_reads - 1)[-1]
             seen = replace_first(images, queries)
         mean, log_std = self.code(self.encoder(seen))
         reconstruction = bernoulli_nll(self.decoder(sample_normal(mean, log_std)), images)
@@ -109,13 +106,13 @@ class MatchedVAE(nn.Module):
         return self.decoder(self.code(self.encoder(images))[0]).sigmoid()
 
     @torch.no_grad()
-    def denoise(self, images: Tensor, num_steps: int = 3) -> Tensor:
-        """Reconstructions of reconstructions, (num_steps, B, T, 1, H, W): the rival of
-        `KanervaMachine.denoise`, which has an episode to read from."""
-        steps = []
+    def denoise(self, images: Tensor, num_steps: int = 3, noise: float = 0.0) -> Tensor:
+        """`KanervaMachine.denoise` without a memory to read: (num_steps, B, T, 1, H, W)."""
+        check_denoising(num_steps, noise)
+        steps, queries = [], images
         for _ in range(num_steps):
-            images = self.reconstruct(images)
-            steps.append(images)
+            steps.append(self.reconstruct(queries))
+            queries = next_query(steps[-1], images, noise)
         return torch.stack(steps)
 
     @torch.no_grad()

@@ -68,8 +68,7 @@ def train(
         learning_rate: Adam's, at its highest.
         warm_up: False: the KL terms count in full from the start, to go on with a trained model.
         corrupted: share of the images of each episode that are read by corrupted queries, see
-            `KanervaMachine.elbo`: what an address is to be robust to, it must have seen. Every
-            other step, they are read twice.
+            `KanervaMachine.elbo`: what an address is to be robust to, it must have seen.
         noise: share of the pixels of those queries that `salt_and_pepper` replaces.
         generator: a CPU generator, for repeatable corruption.
         on_step: called after every step.
@@ -101,7 +100,7 @@ def train(
         queries = None
         if num_corrupted:
             queries = salt_and_pepper(images[:, :num_corrupted], noise, generator)
-        terms = model(images, queries=queries, num_reads=1 + step % 2)
+        terms = model(images, queries=queries)
         bound = terms.bound.mean()
         reconstruction = terms.reconstruction.mean()
         loss = reconstruction + kl_weight * (bound - reconstruction)
