@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from typing import NamedTuple
 
 import numpy as np
@@ -261,6 +262,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, **environment},
+        cwd=tempfile.gettempdir(),  # -c would look for the package in the checkout first
         timeout=300,
         check=False,
     )

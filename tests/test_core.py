@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -87,6 +88,7 @@ def test_every_instruction_set(level, dtype):
     run = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "KANERVA_SIMD": level},
+        cwd=tempfile.gettempdir(),  # -c would look for the package in the checkout first
         capture_output=True,
         text=True,
         check=True,
