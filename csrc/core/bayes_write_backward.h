@@ -12,7 +12,7 @@
 // What the chunk leaves of its prior is J' = I - Y'P. For chunks that can overwrite the memory it
 // is formed once: subtracting the overwritten part from each gradient would cancel.
 //   gR <- J' gR + gl Y'(b E),  gU <- J' gU J + sym(J' N' Y) + gl/2 Y'(H - C I) Y
-// Shorter ones subtract, which costs less:
+// Others subtract, which costs less:
 //   gR <- gR - W'D^,           gU <- gU + sym(Y'(N - 2 P gU + I^ Y))
 #pragma once
 
@@ -22,6 +22,7 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
+constexpr double kHardForSubtracting = 16.0;  // where subtracting what a chunk overwrites cancels
 constexpr double kHardForFloat32Gradient = 1e4;  // as kHardForFloat32, for the adjoint
 
 // Beliefs at the starts of consecutive chunks. U is the covariance, or its root in sqrt form.
@@ -189,7 +190,9 @@ class WriteAdjoint {
                 Structure::upper);
     gemm<true>(executor_, L, K_, L, chunk_.V, ldl_, chunk_.W, ldk_, Y, ldk_, Store::set,
                Structure::lower);
-    double* keep = use_sqrt_ || K_ <= 2 * L ? scope.take<double>(K_ * ldk_) : nullptr;
+    double* keep = use_sqrt_ || (K_ <= 2 * L && chunk_.hardness > kHardForSubtracting)
+                       ? scope.take<double>(K_ * ldk_)
+                       : nullptr;
     if (keep != nullptr) what_is_kept(Y, keep);
 
     const Sums sums = sum_columns(scope, R, narrow_adjoints(scope, G, Y, keep));
