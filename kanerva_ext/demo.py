@@ -2,7 +2,7 @@
 
     python -m kanerva_ext.demo [--out DIR] [--minutes 5] [--seed 0] [--threads 2]
 
-Each model gets the same wall time (or the same ``--steps``), batches and tricks. Written to DIR:
+Both see the same batches, side by side, and get the same tricks. Written to DIR:
 ``reconstructions.png``, ``denoising.png``, ``generations.png``, ``training.png``, ``demo.png`` (a
 wide picture of all), ``metrics.json`` and ``checkpoint.safetensors``.
 """
@@ -30,10 +30,13 @@ EPISODE_LENGTH = 32
 AUGMENT = 0.5
 NOISE = 0.15  # share of pixels replaced in the corrupted queries
 NUM_READS = 3
-RESERVED = 0.08  # of the minutes, for evaluation and pictures
+RESERVED = 15.0  # seconds of the wall time, for evaluation and pictures
 HELD_OUT_POINTS = 12  # on the curves of the training
 FEW_CHARACTERS = 4
+CURVE_POINTS = 200
+SMOOTHING = 0.98  # of the training's bounds
 PREFIXES = ("kanerva", "vae")
+NAMES = ("Kanerva Machine", "VAE")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("demo_output"), help="folder (default demo_output)")
-    add("--minutes", type=float, help="wall time of everything (default 5); 0: no training")
+    add("--minutes", type=float, help="of wall time, for everything (default 5); 0: no training")
     add("--steps", type=int, help="training steps of each model, in place of --minutes")
     add("--seed", type=int, default=0, help="default 0; --steps then repeats exactly")
     add("--threads", type=int, help="default: the cores, 4 at most")
@@ -122,55 +125,61 @@ def load_checkpoint(path: Path) -> tuple[KanervaMachine, MatchedVAE, dict[str, A
     return *models, metadata
 
 
-def _fit(name: str, model, held_out: Tensor, budget: dict[str, Any], args) -> Any:
-    """Trains one model with a progress bar; returns its curve and number of steps."""
+def _fit(models: list, held_out: Tensor, budget: dict[str, Any], args) -> tuple[list, int]:
+    """Trains the models side by side with a progress bar; their curves, and the steps made."""
     from tqdm import tqdm
 
     from ._demo_figures import Curve
 
-    generator = torch.Generator().manual_seed(args.seed)
-    torch.manual_seed(args.seed)
     sampler = EpisodeSampler(
         load_omniglot("train")[0],
         episode_length=EPISODE_LENGTH,
         batch_size=args.batch_size,
         augment=AUGMENT,
-        generator=generator,
+        generator=torch.Generator().manual_seed(args.seed),
     )
-    curve = Curve(name, [], [])
-    smooth = math.nan
+    curves = [Curve(name, [], []) for name in NAMES]
+    smooth: list[float] = []
     bar = tqdm(
         total=100,
-        desc=f"{name:<15}",
-        bar_format="{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining} {postfix}",
+        bar_format="{percentage:3.0f}% |{bar:16}| {elapsed}<{remaining} {postfix}",
         mininterval=0.2 if sys.stderr.isatty() else 15,
     )
 
     def report(now: TrainingStep) -> None:
-        nonlocal smooth
-        smooth = now.bound if math.isnan(smooth) else 0.98 * smooth + 0.02 * now.bound
-        if now.progress * 200 >= len(curve.train):
-            curve.train.append((now.seconds, smooth))
-        if now.progress * HELD_OUT_POINTS >= len(curve.held_out) + 1:
-            bound = evaluate(model, held_out, rounds=1, seed=args.seed)["bound"]
-            curve.held_out.append((now.seconds, bound))
-        text = f"{now.step} steps, bound {smooth:.1f}"
-        if curve.held_out:
-            text += f", held-out {curve.held_out[-1][1]:.1f}"
-        bar.set_postfix_str(text + " nats/image", refresh=False)
+        old = smooth or now.bounds
+        smooth[:] = (
+            SMOOTHING * before + (1 - SMOOTHING) * bound
+            for before, bound in zip(tuple(old), now.bounds, strict=True)
+        )
+        if now.progress * CURVE_POINTS >= len(curves[0].train):
+            for curve, bound in zip(curves, smooth, strict=True):
+                curve.train.append((now.seconds, bound))
+        if now.progress * HELD_OUT_POINTS >= len(curves[0].held_out) + 1:
+            for curve, model in zip(curves, models, strict=True):
+                bound = evaluate(model, held_out, rounds=1, seed=args.seed)["bound"]
+                curve.held_out.append((now.seconds, bound))
+        bounds = []
+        for curve, bound in zip(curves, smooth, strict=True):
+            text = f"{curve.name} {bound:.1f}"
+            bounds.append(
+                text + (f" (held-out {curve.held_out[-1][1]:.1f})" if curve.held_out else "")
+            )
+        bar.set_postfix_str(f"step {now.step}, nats/image: {', '.join(bounds)}", refresh=False)
         bar.update(100 * now.progress - bar.n)
 
     steps = train(
-        model,
+        models,
         iter(sampler),
         learning_rate=args.learning_rate,
         warm_up=args.checkpoint is None,
-        generator=generator,
+        seed=args.seed,
+        threads=args.threads,
         on_step=report,
         **budget,
     )
     bar.close()
-    return curve, steps
+    return curves, steps
 
 
 @torch.no_grad()
@@ -285,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         message = "install the demo's packages: pip install 'kanerva_ext[demo]'"
         print(f"{error}; {message}", file=sys.stderr)
         return 1
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(max(1, args.threads // 2))  # two models side by side
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     held_out = load_omniglot("test")[0]
@@ -298,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
             return 1
     else:
         sizes = {"code_size": args.code_size} if args.code_size else {}
-        vae, metadata = MatchedVAE(**sizes), {"steps": {"kanerva": 0, "vae": 0}, "seconds": 0.0}
+        vae, metadata = MatchedVAE(**sizes), {"steps": 0, "seconds": 0.0}
         if args.memory_size:
             sizes["memory_size"] = args.memory_size
         kanerva = KanervaMachine(**sizes)
@@ -306,14 +315,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.minutes != 0:
         budget: dict[str, Any] = {"steps": args.steps}
         if args.minutes is not None:
-            left = 60 * args.minutes * (1 - RESERVED) - (time.perf_counter() - start)
-            budget = {"seconds": max(left, 0.1) / 2}
-        for key, name, model in zip(
-            PREFIXES, ("Kanerva Machine", "VAE"), (kanerva, vae), strict=True
-        ):
-            curve, steps = _fit(name, model, held_out, budget, args)
-            curves.append(curve)
-            metadata["steps"][key] += steps
+            total = 60 * args.minutes
+            left = total - RESERVED - (time.perf_counter() - start)
+            budget = {"seconds": max(left, total / 2)}
+        curves, steps = _fit([kanerva, vae], held_out, budget, args)
+        metadata["steps"] += steps
 
     metrics = _measure(kanerva, vae, held_out, args.seed)
     _draw(kanerva, vae, curves, args.out, args.seed)
@@ -324,8 +330,8 @@ def main(argv: list[str] | None = None) -> int:
     (args.out / "metrics.json").write_text(json.dumps(metrics | metadata, indent=2) + "\n")
     print(_table(metrics))
     print(
-        f"\nSeed {args.seed}, {args.threads} threads, {metadata['steps']['kanerva']} and "
-        f"{metadata['steps']['vae']} steps, {seconds:.0f} s. Pictures: {args.out}/*.png"
+        f"\nSeed {args.seed}, {args.threads} threads, {metadata['steps']} steps of each model, "
+        f"{seconds:.0f} s. Pictures: {args.out}/*.png"
     )
     return 0
 

@@ -21,6 +21,15 @@ from kanerva_ext.models import _common as common
 SMALL = {"code_size": 12, "hidden_size": 16, "num_filters": 4}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The models are too small for more, and waiting for a busy core would take longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def kanerva(**options):
     torch.manual_seed(0)
     return KanervaMachine(**({"memory_size": 8, "key_size": 6, "latent_size": 5} | SMALL | options))
@@ -65,7 +74,7 @@ def test_memory_term(episodes):
 def test_gradients_reach_every_parameter_of_the_kanerva_machine(episodes, sample, queries):
     model = kanerva(sample_write_address=sample).train()
     # A zero-initialised convolution stops the gradient of the one before it: one step frees it.
-    train(model, repeat(episodes), steps=1)
+    train([model], repeat(episodes), steps=1)
     model.train()
     model.zero_grad()
     extra = {"queries": episodes[:, :3]} if queries else {}
@@ -77,7 +86,7 @@ def test_gradients_reach_every_parameter_of_the_kanerva_machine(episodes, sample
 
 def test_gradients_reach_every_parameter_of_the_vae(episodes):
     model = vae()
-    train(model, repeat(episodes), steps=1)
+    train([model], repeat(episodes), steps=1)
     model.zero_grad()
     model(episodes).bound.mean().backward()
     for name, parameter in model.named_parameters():
@@ -247,8 +256,7 @@ def test_training_makes_the_memory_matter(episodes):
     torch.manual_seed(0)
     model = KanervaMachine(8, 24, key_size=12, latent_size=10, hidden_size=64, num_filters=8)
     before = model.eval().elbo(episodes).bound.mean()
-    generator = torch.Generator().manual_seed(0)
-    assert train(model, repeat(episodes), steps=250, generator=generator) == 250
+    assert train([model], repeat(episodes), steps=250) == 250
     assert not model.training
     with torch.no_grad():
         own = model.elbo(episodes).bound.mean()
@@ -257,24 +265,30 @@ def test_training_makes_the_memory_matter(episodes):
     assert own < other - 3
 
 
-def test_training_repeats_by_seed(episodes):
-    def bounds():
-        model, seen = kanerva(), []
+@pytest.mark.parametrize("threads", [1, 2])
+def test_training_repeats_by_seed(episodes, threads):
+    """Also side by side: neither model's random numbers depend on the other's."""
+
+    def bounds(make, seed, threads):
+        seen = []
         train(
-            model,
+            [model() for model in make],
             repeat(episodes),
             steps=4,
-            generator=torch.Generator().manual_seed(0),
-            on_step=lambda now: seen.append(now.bound),
+            seed=seed,
+            threads=threads,
+            on_step=lambda now: seen.append(now.bounds),
         )
-        return seen
+        return list(zip(*seen, strict=True))
 
-    assert bounds() == bounds()
+    both = bounds([kanerva, vae], 3, threads)
+    assert both == [*bounds([kanerva], 3, 1), *bounds([vae], 3, 1)]
+    assert both != bounds([kanerva, vae], 4, threads)
 
 
 def test_training_stops_in_time(episodes):
     seen = []
-    steps = train(vae(), repeat(episodes), seconds=0.3, on_step=seen.append)
+    steps = train([vae()], repeat(episodes), seconds=0.3, on_step=seen.append)
     assert steps == len(seen) == seen[-1].step
     assert seen[-2].progress < 1 == seen[-1].progress
     assert seen[-1].seconds >= 0.3
@@ -290,12 +304,12 @@ def test_training_stops_in_time(episodes):
 )
 def test_bad_budgets(options, message, episodes):
     with pytest.raises(ValueError, match=message):
-        train(vae(), repeat(episodes), **options)
+        train([vae()], repeat(episodes), **options)
 
 
 def test_training_that_diverges_says_so(episodes):
-    with pytest.raises(RuntimeError, match="bound is nan at step 1"):
-        train(vae(), repeat(torch.full_like(episodes, math.nan)), steps=3)
+    with pytest.raises(RuntimeError, match="bound of MatchedVAE is nan at step 1"):
+        train([vae()], repeat(torch.full_like(episodes, math.nan)), steps=3)
 
 
 def test_evaluation_repeats_and_leaves_no_trace():

@@ -35,9 +35,16 @@ class Normal(nn.Module):
         return mean, MAX_LOG_STD * torch.tanh(log_std / MAX_LOG_STD)
 
 
-def sample_normal(mean: Tensor, log_std: Tensor) -> Tensor:
+def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Normal noise of the shape, dtype and device of ``like``."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+def sample_normal(
+    mean: Tensor, log_std: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
     """One reparameterised sample, of the shape of ``mean``."""
-    return mean + log_std.exp() * torch.randn_like(mean)
+    return mean + log_std.exp() * standard_normal(mean, generator)
 
 
 def kl_normal(

@@ -19,6 +19,7 @@ from ._common import (
     next_query,
     replace_first,
     sample_normal,
+    standard_normal,
 )
 from .coders import ConvDecoder, ConvEncoder
 
@@ -156,15 +157,17 @@ class KanervaMachine(nn.Module):
         images: Tensor,
         state: MemoryState | None = None,
         queries: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> KanervaBound:
         """`elbo`, so that wrappers such as DistributedDataParallel can be called."""
-        return self.elbo(images, state, queries)
+        return self.elbo(images, state, queries, generator)
 
     def elbo(
         self,
         images: Tensor,
         state: MemoryState | None = None,
         queries: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> KanervaBound:
         """The bound and its terms by one sample.
 
@@ -175,38 +178,47 @@ class KanervaMachine(nn.Module):
             queries: (B, Q, 1, H, W), Q <= T: corrupted versions of the first Q images of each
                 episode, for q(y|.) and q(z|.,y,M) to see in their place. Written, and compared with
                 the reconstruction, are still the images.
+            generator: of the samples, on the images' device; None: PyTorch's own.
 
         Returns:
             `KanervaBound`. Minimise ``bound.mean()``.
         """
         features = self._features(images)
-        latent = self._latent(features)
+        latent = self._latent(features, generator)
         kl_memory = None
         if state is None:
-            state, _, _, kl_memory, _ = self._write(features, latent)
+            state, _, _, kl_memory, _ = self._write(features, latent, None, generator)
         if queries is not None:
             features = replace_first(features, self._features(queries))
-            latent = self._latent(features)
-        read = self._read(sample_normal(*latent), state)
+            latent = self._latent(features, generator)
+        read = self._read(sample_normal(*latent, generator), state)
         mean, log_std = self._code(features, read)
-        reconstruction = bernoulli_nll(self.decoder(sample_normal(mean, log_std)), images)
+        reconstruction = bernoulli_nll(
+            self.decoder(sample_normal(mean, log_std, generator)), images
+        )
         kl_y = kl_normal(*latent)
         kl_z = kl_normal(mean, log_std, read, self.config["code_std"] ** 2)
         bound = reconstruction + kl_y + kl_z
         return KanervaBound(bound, reconstruction, kl_y, kl_z, kl_memory)
 
-    def write(self, images: Tensor, state: MemoryState | None = None) -> WriteOutput:
+    def write(
+        self,
+        images: Tensor,
+        state: MemoryState | None = None,
+        generator: torch.Generator | None = None,
+    ) -> WriteOutput:
         """Write an episode by one exact update; differentiable.
 
         Args:
             images: (B, T, 1, H, W), floating point in [0, 1].
             state: belief before; the trained prior if None.
+            generator: of the samples, on the images' device; None: PyTorch's own.
 
         Returns:
             `kanerva_ext.WriteOutput`: ``.state`` is what the other methods read from.
         """
         features = self._features(images)
-        return self._write(features, self._latent(features), state)
+        return self._write(features, self._latent(features, generator), state, generator)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, state: MemoryState | None = None) -> Tensor:
@@ -279,18 +291,26 @@ class KanervaMachine(nn.Module):
         check_images(images, self.config["image_size"])
         return self.encoder(images)
 
-    def _latent(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _latent(
+        self, features: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean and log-std of q(y|x)."""
         if self.training:
-            noise = torch.randn_like(features)
+            noise = standard_normal(features, generator)
             features = features + self.config["encoder_noise_std"] * noise
         return self.latent(features)
 
     def _write(
-        self, features: Tensor, latent: tuple[Tensor, Tensor], state: MemoryState | None = None
+        self,
+        features: Tensor,
+        latent: tuple[Tensor, Tensor],
+        state: MemoryState | None,
+        generator: torch.Generator | None,
     ) -> WriteOutput:
-        y = sample_normal(*latent) if self.config["sample_write_address"] else latent[0]
-        return self.memory.write(sample_normal(*self.write_code(features)), state, keys=self.key(y))
+        sample = self.config["sample_write_address"]
+        y = sample_normal(*latent, generator) if sample else latent[0]
+        values = sample_normal(*self.write_code(features), generator)
+        return self.memory.write(values, state, keys=self.key(y))
 
     def _read(self, y: Tensor, state: MemoryState) -> Tensor:
         """w'R at the address of y."""

@@ -74,17 +74,28 @@ class MatchedVAE(nn.Module):
         self.decoder = ConvDecoder(code_size, **coder)
         self.code = Normal(2 * code_size, hidden_size, code_size)
 
-    def forward(self, images: Tensor, queries: Tensor | None = None) -> VAEBound:
+    def forward(
+        self,
+        images: Tensor,
+        queries: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> VAEBound:
         """`elbo`, so that wrappers such as DistributedDataParallel can be called."""
-        return self.elbo(images, queries)
+        return self.elbo(images, queries, generator)
 
-    def elbo(self, images: Tensor, queries: Tensor | None = None) -> VAEBound:
+    def elbo(
+        self,
+        images: Tensor,
+        queries: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> VAEBound:
         """The bound and its terms by one sample.
 
         Args:
             images: (B, T, 1, H, W), floating point in [0, 1].
             queries: (B, Q, 1, H, W), Q <= T: corrupted versions of the first Q images of each
                 episode, for q(z|.) to see in their place.
+            generator: of the sample, on the images' device; None: PyTorch's own.
 
         Returns:
             `VAEBound`, each term (B, T), nats per image. Minimise ``bound.mean()``.
@@ -95,7 +106,9 @@ class MatchedVAE(nn.Module):
             check_images(queries, self.config["image_size"])
             seen = replace_first(images, queries)
         mean, log_std = self.code(self.encoder(seen))
-        reconstruction = bernoulli_nll(self.decoder(sample_normal(mean, log_std)), images)
+        reconstruction = bernoulli_nll(
+            self.decoder(sample_normal(mean, log_std, generator)), images
+        )
         kl_z = kl_normal(mean, log_std)
         return VAEBound(reconstruction + kl_z, reconstruction, kl_z)
 

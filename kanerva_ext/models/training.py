@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -32,17 +34,49 @@ class TrainingStep(NamedTuple):
         step: steps made so far.
         progress: share of the budget used, in [0, 1].
         seconds: wall time since the start of the training.
-        bound: the training batch's bound, every KL term in full, nats per image.
+        bounds: the training batch's bound under each model, every KL term in full, nats per image.
     """
 
     step: int
     progress: float
     seconds: float
-    bound: float
+    bounds: tuple[float, ...]
+
+
+class _Trainer:
+    """One model, its optimiser and its random numbers."""
+
+    def __init__(self, model: Model, learning_rate: float, warm_up: bool, seed: int) -> None:
+        self.model = model.train()
+        self.learning_rate = learning_rate
+        self.warm_up = warm_up
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+
+    def step(self, images: Tensor, queries: Tensor | None, step: int, progress: float) -> float:
+        rate = self.learning_rate * min(1, (step + 1) / WARM_UP_STEPS)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
+        share = min(1.0, progress / KL_WARM_UP) if self.warm_up else 1.0
+        kl_weight = INITIAL_KL_WEIGHT + (1 - INITIAL_KL_WEIGHT) * share
+
+        terms = self.model(images, queries=queries, generator=self.generator)
+        bound, reconstruction = terms.bound.mean(), terms.reconstruction.mean()
+        loss = reconstruction + kl_weight * (bound - reconstruction)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        if not math.isfinite(value := bound.item()):
+            raise RuntimeError(
+                f"the bound of {type(self.model).__name__} is {value} at step {step + 1}; try a "
+                "lower learning rate"
+            )
+        return value
 
 
 def train(
-    model: Model,
+    models: Sequence[Model],
     batches: Iterator[Tensor],
     *,
     steps: int | None = None,
@@ -51,17 +85,18 @@ def train(
     warm_up: bool = True,
     corrupted: float = 0.125,
     noise: float = 0.15,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
+    threads: int = 1,
     on_step: Callable[[TrainingStep], None] | None = None,
 ) -> int:
-    """Minimise the bound with Adam.
+    """Minimise the bound of each model with Adam, all in step, on the same batches.
 
     The learning rate falls to 0 over the budget as a cosine, and the KL terms count from 2 % to
     100 % over its first half: both follow the larger of the shares of steps and seconds used, so
     that with ``steps`` alone a training repeats exactly, and with ``seconds`` it does not.
 
     Args:
-        model: left in evaluation mode.
+        models: on the CPU; left in evaluation mode.
         batches: (B, T, 1, H, W) tensors.
         steps: number of steps; None: no limit.
         seconds: wall time, ``on_step`` and the drawing of batches in it; None: no limit.
@@ -70,7 +105,10 @@ def train(
         corrupted: share of the images of each episode that are read by corrupted queries, see
             `KanervaMachine.elbo`: what an address is to be robust to, it must have seen.
         noise: share of the pixels of those queries that `salt_and_pepper` replaces.
-        generator: a CPU generator, for repeatable corruption.
+        seed: of the corruption and of the models' samples.
+        threads: with 2 or more, the models' steps run side by side, one Python thread each. On
+            these small convolutions that gains more than PyTorch's threads do, which also stall
+            where other programs use the cores: set those to 1.
         on_step: called after every step.
 
     Returns:
@@ -78,45 +116,41 @@ def train(
 
     Raises:
         ValueError: no limit, or one that is not positive.
-        RuntimeError: the bound is not finite.
+        RuntimeError: a bound is not finite.
     """
     if steps is None and seconds is None:
         raise ValueError("steps or seconds must be given")
     for name, limit in (("steps", steps), ("seconds", seconds)):
         if limit is not None and not limit > 0:
             raise ValueError(f"{name} must be positive, got {limit}")
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    model.train()
+    trainers = [_Trainer(model, learning_rate, warm_up, seed) for model in models]
+    generator = torch.Generator().manual_seed(seed)
+    intra_op = torch.get_num_threads()
+    side_by_side = ThreadPoolExecutor(
+        min(threads, len(trainers)), initializer=torch.set_num_threads, initargs=(intra_op,)
+    )
     step, progress, start = 0, 0.0, time.perf_counter()
-    while progress < 1:
-        rate = learning_rate * min(1, (step + 1) / WARM_UP_STEPS)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
-        share = min(1.0, progress / KL_WARM_UP) if warm_up else 1.0
-        kl_weight = INITIAL_KL_WEIGHT + (1 - INITIAL_KL_WEIGHT) * share
-
-        images = next(batches)
-        num_corrupted = round(corrupted * images.shape[1])
-        queries = None
-        if num_corrupted:
-            queries = salt_and_pepper(images[:, :num_corrupted], noise, generator)
-        terms = model(images, queries=queries)
-        bound = terms.bound.mean()
-        reconstruction = terms.reconstruction.mean()
-        loss = reconstruction + kl_weight * (bound - reconstruction)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-        optimizer.step()
-
-        step += 1
-        if not math.isfinite(value := bound.item()):
-            raise RuntimeError(f"the bound is {value} at step {step}; try a lower learning rate")
-        used = time.perf_counter() - start
-        progress = max(step / steps if steps else 0.0, used / seconds if seconds else 0.0)
-        if on_step is not None:
-            on_step(TrainingStep(step, min(progress, 1.0), used, value))
-    model.eval()
+    with side_by_side:
+        while progress < 1:
+            images = next(batches)
+            queries = None
+            if num_corrupted := round(corrupted * images.shape[1]):
+                queries = salt_and_pepper(images[:, :num_corrupted], noise, generator)
+            run = partial(
+                _Trainer.step, images=images, queries=queries, step=step, progress=progress
+            )
+            if threads > 1 and len(trainers) > 1:
+                bounds = tuple(side_by_side.map(run, trainers))
+            else:
+                bounds = tuple(map(run, trainers))
+            step += 1
+            used = time.perf_counter() - start
+            progress = max(step / steps if steps else 0.0, used / seconds if seconds else 0.0)
+            progress = min(progress, 1.0)
+            if on_step is not None:
+                on_step(TrainingStep(step, progress, used, bounds))
+    for model in models:
+        model.eval()
     return step
 
 
@@ -159,19 +193,18 @@ def evaluate(
     per_round = []
     was_training = model.training
     model.eval()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for _ in range(rounds):
-            episodes = split_episodes(images, episode_length=episode_length, generator=generator)
-            if other_memory:
-                terms = model.elbo(episodes, model.write(episodes.roll(1, dims=0)).state)
-            else:
-                terms = model.elbo(episodes)
-            for name, value in terms._asdict().items():
-                if value is not None:
-                    each = value.mean().item() / (episode_length if value.ndim == 1 else 1)
-                    sums[name] = sums.get(name, 0.0) + each / rounds
-            per_round.append(terms.bound.flatten())
+    for _ in range(rounds):
+        episodes = split_episodes(images, episode_length=episode_length, generator=generator)
+        if other_memory:
+            state = model.write(episodes.roll(1, dims=0), generator=generator).state
+            terms = model.elbo(episodes, state, generator=generator)
+        else:
+            terms = model.elbo(episodes, generator=generator)
+        for name, value in terms._asdict().items():
+            if value is not None:
+                each = value.mean().item() / (episode_length if value.ndim == 1 else 1)
+                sums[name] = sums.get(name, 0.0) + each / rounds
+        per_round.append(terms.bound.flatten())
     model.train(was_training)
     # The rounds repeat the same images, so they do not count as more of them.
     sums["standard_error"] = torch.stack(per_round).std().item() / math.sqrt(per_round[0].numel())
