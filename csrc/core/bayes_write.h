@@ -20,16 +20,24 @@ struct ChunkFactors {
   int64_t ldk, ldl;
   A *W, *P, *V;  // L x K, L x K, L x L
 
-  ChunkFactors(Workspace::Scope& scope, int64_t max_steps, int64_t K)
-      : ldk(row_stride<A>(K)), ldl(row_stride<A>(max_steps)) {
-    W = scope.take<A>(max_steps * ldk);
-    P = scope.take<A>(max_steps * ldk);
-    V = scope.take<A>(max_steps * ldl);
+  template <class F>
+  ChunkFactors(Workspace::Scope& scope, const Chunk<F>& c, int64_t max_steps)
+      : ldk(row_stride<A>(c.K)), ldl(row_stride<A>(max_steps)) {
+    if constexpr (std::is_same_v<A, F>) {  // those of the chunk themselves
+      W = c.W, P = c.P, V = c.V;
+    } else {
+      W = scope.take<A>(max_steps * ldk);
+      P = scope.take<A>(max_steps * ldk);
+      V = scope.take<A>(max_steps * ldl);
+    }
   }
-  void take(const Chunk& c) {
-    convert(c.L, c.K, c.W, c.ldk, W, ldk);
-    convert(c.L, c.K, c.P, c.ldk, P, ldk);
-    convert(c.L, c.L, c.V, c.ldl, V, ldl);
+  template <class F>
+  void take(const Chunk<F>& c) {
+    if constexpr (!std::is_same_v<A, F>) {
+      convert(c.L, c.K, c.W, c.ldk, W, ldk);
+      convert(c.L, c.K, c.P, c.ldk, P, ldk);
+      convert(c.L, c.L, c.V, c.ldl, V, ldl);
+    }
   }
 };
 
@@ -41,20 +49,22 @@ void innovations(const ChunkFactors<A>& f, int64_t L, int64_t K, int64_t n, A* D
   gemm<true>(L, n, L, f.V, f.ldl, D, ld, E, ld, Store::set, Structure::lower);
 }
 
-// sum_t weight_t |E_t|^2, added up in float64.
+// sum_t weight_t |E_t|^2: a row in its own arithmetic, the rows in float64.
 template <class A>
 double weighted_square(int64_t L, int64_t n, const A* E, int64_t ld, const double* weight) {
-  using V = Simd<double>;
-  typename V::Vector total{};
+  using V = Simd<A>;
+  typename V::Wide total{};
   for (int64_t t = 0; t < L; ++t) {
     typename V::Vector row{};
     for (int64_t j = 0; j < n; j += V::width) {
-      const auto e = V::load_as(E + t * ld + j);
+      const auto e = V::load(E + t * ld + j);
       row += e * e;
     }
-    total += V::broadcast(weight[t]) * row;
+    total += weight[t] * __builtin_convertvector(row, typename V::Wide);
   }
-  return V::sum(total);
+  double sum = 0.0;
+  for (int l = 0; l < V::width; ++l) sum += total[l];
+  return sum;
 }
 
 // Where the mean comes from before a chunk and goes to after it, beside its scratch copy; empty
@@ -64,8 +74,8 @@ struct MeanEnds {
 };
 
 // Writes the chunk into the mean R (blocks of K x width); returns sum_t b_t |E_t|^2.
-template <class A>
-double write_columns(const Chunk& c, const ChunkFactors<A>& f, const Columns& columns,
+template <class A, class F>
+double write_columns(const Chunk<F>& c, const ChunkFactors<A>& f, const Columns& columns,
                      const View& values, int64_t b, Rows rows, const MeanEnds& mean, A* R,
                      double* partial, const Executor& executor) {
   executor.for_each(columns.count, [&](int64_t block) {
@@ -103,26 +113,28 @@ void store_mean(const View& mean, int64_t b, int64_t K, const Columns& columns, 
 // Upper factor of the covariance of item b, zeros below: U = root' root. Writes with tiny noise
 // leave a covariance that the rounding of its own dtype makes indefinite; it is served with that
 // rounding added to the diagonal. False for any other that is not positive definite.
-inline bool load_root(const View& cov, int64_t b, int64_t K, double* root, int64_t ldk,
+template <class F>
+bool load_root(const View& cov, int64_t b, int64_t K, F* root, int64_t ldk,
                       Workspace& workspace) {
   Workspace::Scope scope(workspace);
-  double* inverse_diagonal = scope.take<double>(K);
+  F* inverse_diagonal = scope.take<F>(K);
   load(cov, b, Rows{}, K, 0, K, root, ldk);
   double largest = 0.0;
-  for (int64_t i = 0; i < K; ++i) largest = std::max(largest, root[i * ldk + i]);
+  for (int64_t i = 0; i < K; ++i) largest = std::max(largest, double(root[i * ldk + i]));
   if (!cholesky(K, root, ldk, inverse_diagonal)) {
     const double epsilon = cov.dtype == Dtype::float32 ? 1.2e-7 : 2.2e-16;
     load(cov, b, Rows{}, K, 0, K, root, ldk);
-    for (int64_t i = 0; i < K; ++i) root[i * ldk + i] += 2.0 * double(K) * epsilon * largest;
+    for (int64_t i = 0; i < K; ++i) root[i * ldk + i] += F(2.0 * double(K) * epsilon * largest);
     if (!cholesky(K, root, ldk, inverse_diagonal)) return false;
   }
   for (int64_t i = 0; i < K; ++i)
-    for (int64_t j = 0; j < i; ++j) root[i * ldk + j] = 0.0;
+    for (int64_t j = 0; j < i; ++j) root[i * ldk + j] = F(0);
   return true;
 }
 
 // Adds the log evidence of a chunk, given sum b |E|^2.
-inline double chunk_log_evidence(const Chunk& c, int64_t C, double quadratic) {
+template <class F>
+double chunk_log_evidence(const Chunk<F>& c, int64_t C, double quadratic) {
   LogProduct inverse, decay;
   for (int64_t t = 0; t < c.L; ++t) {
     inverse.multiply(c.inverse_diagonal[t]);
@@ -134,24 +146,24 @@ inline double chunk_log_evidence(const Chunk& c, int64_t C, double quadratic) {
 
 // What each arithmetic is trusted with: hardness max w'Uw/v at which its error, measured against
 // long double, stays under 1e-4 (float32 columns) and 1e-10 (float64 state).
+constexpr double kHardForFloat32Factors = 16.0;
 constexpr double kHardForFloat32 = 1e6;
 constexpr double kHardForFloat64 = 1e5;
 constexpr double kHardForCholesky = 1e11;  // float64 factors of float32 data
-constexpr double kNoLimit = HUGE_VAL;
 
-// One episode with the columns in arithmetic A. `limit`: the hardness max w'Uw/v above which this
-// arithmetic is given up.
-template <class A>
+// One episode with the columns in arithmetic A and the factors in F. `limit`: the hardness
+// max w'Uw/v above which this arithmetic is given up. `use_sqrt` asks for F = double.
+template <class A, class F>
 Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool use_sqrt,
                    double limit, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   Workspace& workspace = Workspace::of_thread();
   Workspace::Scope scope(workspace);
   const int64_t step = chunk_steps(K, e.steps);
-  Chunk chunk(scope, step, K);
-  ChunkFactors<A> factors(scope, step, K);
+  Chunk<F> chunk(scope, step, K);
+  ChunkFactors<A> factors(scope, chunk, step);
   const Columns columns = split_columns<A>(C);
-  double* U = scope.take<double>(K * chunk.ldk);
+  F* U = scope.take<F>(K * chunk.ldk);
   A* R = scope.take<A>(columns.count * K * columns.width);
   double* partial = scope.take<double>(columns.count);
   if (!use_sqrt) {
@@ -164,8 +176,8 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
   for (int64_t first = 0; first < e.steps; first += step) {
     const int64_t steps = std::min(step, e.steps - first);
     load_chunk(chunk, args.weights, b, e, first, steps);
-    const bool ok =
-        use_sqrt ? factor_chunk_sqrt(chunk, U, workspace) : factor_chunk(chunk, U, executor);
+    const bool ok = use_sqrt ? factor_chunk_sqrt(chunk, U, workspace)
+                             : factor_chunk(chunk, U, limit, executor);
     if (!(chunk.hardness <= limit)) return Outcome::harder;
     if (!ok) return use_sqrt ? Outcome::failed : Outcome::harder;
     factors.take(chunk);
@@ -180,9 +192,9 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
   // Values that are not finite, or whose squares overflow in A, show here.
   if (!std::isfinite(log_evidence)) return limit == kNoLimit ? Outcome::failed : Outcome::harder;
 
-  double* cov = U;
+  F* cov = U;
   if (use_sqrt) {
-    cov = scope.take<double>(K * chunk.ldk);
+    cov = scope.take<F>(K * chunk.ldk);
     gemm<true>(executor, K, K, K, U, chunk.ldk, U, chunk.ldk, cov, chunk.ldk, Store::set);
   }
   if (e.steps == 0) {
@@ -205,19 +217,24 @@ Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Episode& e
   constexpr bool narrow_state = std::is_same_v<S, float>;
   if (information_serves(args.method, args.n, e)) {
     const double limit = narrow_state ? kHardInformation32 : kHardInformation64;
-    if (InformationWrite(args, b, e, executor).run<S>(limit)) return Outcome::done;
+    if (narrow_state && args.n.K >= kManySlots &&
+        InformationWrite<float>(args, b, e, executor).run(limit, kEasyInformation))
+      return Outcome::done;
+    if (InformationWrite<double>(args, b, e, executor).run(limit, kNoLimit)) return Outcome::done;
   }
   if (args.method != WriteMethod::sqrt) {
     Outcome outcome = Outcome::harder;
-    if (narrow_state && !is_small(args.n, e))
-      outcome = write_item<float>(args, b, e, false, kHardForFloat32, executor);
+    if (narrow_state)
+      outcome = write_item<float, float>(args, b, e, false, kHardForFloat32Factors, executor);
+    if (narrow_state && outcome == Outcome::harder && !is_small(args.n, e))
+      outcome = write_item<float, double>(args, b, e, false, kHardForFloat32, executor);
     if (outcome == Outcome::harder) {
       const double limit = narrow_state ? kHardForCholesky : kHardForFloat64;
-      outcome = write_item<double>(args, b, e, false, limit, executor);
+      outcome = write_item<double, double>(args, b, e, false, limit, executor);
     }
     if (outcome != Outcome::harder) return outcome;
   }
-  return write_item<double>(args, b, e, true, kNoLimit, executor);
+  return write_item<double, double>(args, b, e, true, kNoLimit, executor);
 }
 
 inline void bayes_write(const BayesWriteArgs& args, const Executor& executor) {

@@ -17,7 +17,8 @@
 #pragma once
 
 #include "bayes_write.h"
-#include "information_backward.h"
+#include "posterior_backward_long.h"
+#include "posterior_backward_short.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -26,25 +27,25 @@ constexpr double kHardForSubtracting = 16.0;  // where subtracting what a chunk 
 constexpr double kHardForFloat32Gradient = 1e4;  // as kHardForFloat32, for the adjoint
 
 // Beliefs at the starts of consecutive chunks. U is the covariance, or its root in sqrt form.
-template <class A>
+template <class A, class F>
 struct States {
   int64_t U_size, R_size;
-  double* U;
+  F* U;
   A* R;
   States(Workspace::Scope& scope, int64_t count, int64_t U_elements, int64_t R_elements)
       : U_size(U_elements), R_size(R_elements) {
-    U = scope.take<double>(count * U_elements);
+    U = scope.take<F>(count * U_elements);
     R = scope.take<A>(count * R_elements);
   }
-  double* cov(int64_t i) const { return U + i * U_size; }
+  F* cov(int64_t i) const { return U + i * U_size; }
   A* mean(int64_t i) const { return R + i * R_size; }
   void copy(int64_t to, const States& source, int64_t from) const {
-    std::memcpy(cov(to), source.cov(from), size_t(U_size) * sizeof(double));
+    std::memcpy(cov(to), source.cov(from), size_t(U_size) * sizeof(F));
     std::memcpy(mean(to), source.mean(from), size_t(R_size) * sizeof(A));
   }
 };
 
-template <class A>
+template <class A, class F>
 class WriteAdjoint {
  public:
   WriteAdjoint(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e, bool use_sqrt,
@@ -61,13 +62,13 @@ class WriteAdjoint {
         C_(args.n.C),
         step_(chunk_steps(K_, e.steps)),
         chunk_(scope_, step_, K_),
-        factors_(scope_, step_, K_),
+        factors_(scope_, chunk_, step_),
         columns_(split_columns<A>(C_)),
         ldk_(chunk_.ldk),
         ldl_(chunk_.ldl),
         block_(K_ * columns_.width),
         partial_(scope_.take<double>(columns_.count)),
-        gU_(scope_.take<double>(K_ * ldk_)),
+        gU_(scope_.take<F>(K_ * ldk_)),
         gR_(scope_.take<A>(columns_.count * block_)),
         gl_(args.grad_log_evidence ? load_scalar<double>(args.grad_log_evidence, b) : 0.0) {}
 
@@ -77,12 +78,12 @@ class WriteAdjoint {
     const int64_t U_size = K_ * ldk_, R_size = columns_.count * block_;
     constexpr double one_level = 8e6;  // bytes of states that are kept without a second level
     const double bytes =
-        double(chunks) * (double(U_size) * sizeof(double) + double(R_size) * sizeof(A));
+        double(chunks) * (double(U_size) * sizeof(F) + double(R_size) * sizeof(A));
     int64_t segment = std::max<int64_t>(1, chunks);
     if (bytes > one_level) segment = int64_t(std::ceil(std::sqrt(double(chunks))));
     const int64_t segments = std::max<int64_t>(1, (chunks + segment - 1) / segment);
 
-    States<A> outer(scope_, segments, U_size, R_size), inner(scope_, segment, U_size, R_size);
+    States<A, F> outer(scope_, segments, U_size, R_size), inner(scope_, segment, U_size, R_size);
     load_mean(args_.mean, b_, K_, columns_, outer.mean(0));
     if (!use_sqrt_) {
       load(args_.cov, b_, Rows{}, K_, 0, K_, outer.cov(0), ldk_);
@@ -118,9 +119,9 @@ class WriteAdjoint {
   void load_gradients() {
     if (args_.grad_cov) {
       load(args_.grad_cov, b_, Rows{}, K_, 0, K_, gU_, ldk_);
-      symmetrise(gU_);
+      symmetrise(K_, gU_, ldk_);
     } else {
-      std::memset(gU_, 0, size_t(K_ * ldk_) * sizeof(double));
+      std::memset(gU_, 0, size_t(K_ * ldk_) * sizeof(F));
     }
     if (args_.grad_mean) {
       load_mean(args_.grad_mean, b_, K_, columns_, gR_);
@@ -129,17 +130,11 @@ class WriteAdjoint {
     }
   }
 
-  void symmetrise(double* M) const {
-    for (int64_t i = 0; i < K_; ++i)
-      for (int64_t j = i + 1; j < K_; ++j)
-        M[i * ldk_ + j] = M[j * ldk_ + i] = 0.5 * (M[i * ldk_ + j] + M[j * ldk_ + i]);
-  }
-
-  Outcome factor(int64_t index, double* U) {
+  Outcome factor(int64_t index, F* U) {
     first_ = index * step_;
     load_chunk(chunk_, args_.weights, b_, e_, first_, std::min(step_, e_.steps - first_));
-    const bool ok =
-        use_sqrt_ ? factor_chunk_sqrt(chunk_, U, workspace_) : factor_chunk(chunk_, U, executor_);
+    const bool ok = use_sqrt_ ? factor_chunk_sqrt(chunk_, U, workspace_)
+                              : factor_chunk(chunk_, U, limit_, executor_);
     if (!(chunk_.hardness <= limit_)) return Outcome::harder;
     if (!ok) return use_sqrt_ ? Outcome::failed : Outcome::harder;
     factors_.take(chunk_);
@@ -147,7 +142,7 @@ class WriteAdjoint {
   }
 
   // The forward write of chunk `index`, in place.
-  Outcome advance(int64_t index, double* U, A* R) {
+  Outcome advance(int64_t index, F* U, A* R) {
     const Outcome outcome = factor(index, U);
     if (outcome != Outcome::done) return outcome;
     write_columns(chunk_, factors_, columns_, args_.values, b_, Rows{e_.index, first_}, MeanEnds{},
@@ -167,10 +162,10 @@ class WriteAdjoint {
   };
 
   // The adjoint of chunk `index` at its starting state; turns gU_ and gR_ into those of that state.
-  Outcome reverse(int64_t index, double* U, const A* R) {
+  Outcome reverse(int64_t index, F* U, const A* R) {
     Workspace::Scope scope(workspace_);
     if (use_sqrt_) {  // the root is consumed: the covariance itself is needed as well
-      double* cov = scope.take<double>(K_ * ldk_);
+      F* cov = scope.take<F>(K_ * ldk_);
       gemm<true>(executor_, K_, K_, K_, U, ldk_, U, ldk_, cov, ldk_, Store::set);
       const Outcome outcome = factor(index, U);
       if (outcome != Outcome::done) return outcome;
@@ -184,22 +179,22 @@ class WriteAdjoint {
     for (int64_t t = 0; t < L; ++t) d_decay[t] = 0.0;
     if (e_.decay) undecay(U, d_decay);
 
-    double* G = chunk_.X;  // X is free from here on
-    double* Y = scope.take<double>(L * ldk_);
+    F* G = chunk_.X;  // X is free from here on
+    F* Y = scope.take<F>(L * ldk_);
     gemm<false>(executor_, L, K_, L, chunk_.V, ldl_, chunk_.P, ldk_, G, ldk_, Store::set,
                 Structure::upper);
     gemm<true>(executor_, L, K_, L, chunk_.V, ldl_, chunk_.W, ldk_, Y, ldk_, Store::set,
                Structure::lower);
-    double* keep = use_sqrt_ || (K_ <= 2 * L && chunk_.hardness > kHardForSubtracting)
-                       ? scope.take<double>(K_ * ldk_)
+    F* keep = use_sqrt_ || (K_ <= 2 * L && chunk_.hardness > kHardForSubtracting)
+                       ? scope.take<F>(K_ * ldk_)
                        : nullptr;
     if (keep != nullptr) what_is_kept(Y, keep);
 
     const Sums sums = sum_columns(scope, R, narrow_adjoints(scope, G, Y, keep));
-    double* N = scope.take<double>(L * ldk_);
-    double* PU = scope.take<double>(L * ldk_);
-    double* turned = scope.take<double>(K_ * ldl_);
-    double* inner = chunk_.S;  // free as well
+    F* N = scope.take<F>(L * ldk_);
+    F* PU = scope.take<F>(L * ldk_);
+    F* turned = scope.take<F>(K_ * ldl_);
+    F* inner = chunk_.S;  // free as well
     convert(L, K_, sums.N, lk, N, ldk_);
     gemm<false>(executor_, L, K_, K_, chunk_.P, ldk_, gU_, ldk_, PU, ldk_, Store::set);
     evidence_of_factors(inner, sums.H);
@@ -210,10 +205,10 @@ class WriteAdjoint {
     for (int64_t t = 0; t < L; ++t) axpy(0, K_, -2.0, PU + t * ldk_, N + t * ldk_);
     scale_rows(inner, 2.0);
     gemm<false>(executor_, L, K_, L, inner, ldl_, Y, ldk_, N, ldk_, Store::add);
-    double* whitened = PU;
+    F* whitened = PU;
     gemm<false>(executor_, L, K_, L, chunk_.V, ldl_, N, ldk_, whitened, ldk_, Store::set,
                 Structure::upper);
-    double* dW = N;
+    F* dW = N;
     for (int64_t t = 0; t < L; ++t)
       for (int64_t k = 0; k < K_; ++k) dW[t * ldk_ + k] = -double(sums.DR[t * lk + k]);
     gemm<false>(executor_, L, K_, K_, whitened, ldk_, U, ldk_, dW, ldk_, Store::add);
@@ -226,19 +221,19 @@ class WriteAdjoint {
 
   // J' = I - Y'P; in sqrt form as the product over the steps of I - y_t p_t', where y_t is what the
   // product so far makes of w_t: as accurate as the recursion where Y and Y'P cancel.
-  void what_is_kept(double* Y, double* keep) {
+  void what_is_kept(F* Y, F* keep) {
     for (int64_t i = 0; i < K_; ++i)
       for (int64_t j = 0; j < ldk_; ++j) keep[i * ldk_ + j] = i == j ? 1.0 : 0.0;
     if (!use_sqrt_) {
       gemm<true>(executor_, K_, K_, chunk_.L, Y, ldk_, chunk_.P, ldk_, keep, ldk_, Store::sub);
       return;
     }
-    using V = Simd<double>;
+    using V = Simd<F>;
     for (int64_t t = 0; t < chunk_.L; ++t) {
-      const double* w = chunk_.W + t * ldk_;
+      const F* w = chunk_.W + t * ldk_;
       for (int64_t i = 0; i < K_; ++i) {
         typename V::Vector sum{};
-        for (int64_t j = 0; j < padded<double>(K_); j += V::width)
+        for (int64_t j = 0; j < padded<F>(K_); j += V::width)
           sum += V::load(keep + i * ldk_ + j) * V::load(w + j);
         const double y = V::sum(sum) * chunk_.inverse_diagonal[t];
         Y[t * ldk_ + i] = y;
@@ -247,8 +242,8 @@ class WriteAdjoint {
     }
   }
 
-  Adjoints narrow_adjoints(Workspace::Scope& scope, const double* G, const double* Y,
-                           const double* keep) {
+  Adjoints narrow_adjoints(Workspace::Scope& scope, const F* G, const F* Y,
+                           const F* keep) {
     const int64_t L = chunk_.L, lk = factors_.ldk;
     A *Ga = scope.take<A>(L * lk), *Ya = scope.take<A>(L * lk), *Ja = nullptr;
     convert(L, K_, G, ldk_, Ga, lk);
@@ -280,10 +275,10 @@ class WriteAdjoint {
   }
 
   // inner += P gU P' - sym(P N'); `turned` is room for a K x L matrix.
-  void add_whitened(double* inner, const double* PU, const double* N, double* turned) {
+  void add_whitened(F* inner, const F* PU, const F* N, F* turned) {
     Workspace::Scope scope(workspace_);
     const int64_t L = chunk_.L;
-    double* cross = scope.take<double>(L * ldl_);
+    F* cross = scope.take<F>(L * ldl_);
     transpose(L, K_, chunk_.P, ldk_, turned, ldl_);
     gemm<false>(executor_, L, L, K_, PU, ldk_, turned, ldl_, inner, ldl_, Store::add);
     transpose(L, K_, N, ldk_, turned, ldl_);
@@ -294,47 +289,47 @@ class WriteAdjoint {
   }
 
   // gU_ of the chunk's posterior -> of its starting state.
-  void update_covariance(const double* Y, const double* keep, const double* N, const double* PU,
-                         const double* inner, const A* H) {
+  void update_covariance(const F* Y, const F* keep, const F* N, const F* PU,
+                         const F* inner, const A* H) {
     Workspace::Scope scope(workspace_);
     const int64_t L = chunk_.L;
-    double* right = scope.take<double>(L * ldk_);
-    double* dU = scope.take<double>(K_ * ldk_);
+    F* right = scope.take<F>(L * ldk_);
+    F* dU = scope.take<F>(K_ * ldk_);
     if (keep == nullptr) {
-      std::memcpy(right, N, size_t(L * ldk_) * sizeof(double));
+      std::memcpy(right, N, size_t(L * ldk_) * sizeof(F));
       for (int64_t t = 0; t < L; ++t) axpy(0, K_, -2.0, PU + t * ldk_, right + t * ldk_);
       gemm<false>(executor_, L, K_, L, inner, ldl_, Y, ldk_, right, ldk_, Store::add);
       gemm<true>(executor_, K_, K_, L, Y, ldk_, right, ldk_, dU, ldk_, Store::set);
-      symmetrise(dU);
+      symmetrise(K_, dU, ldk_);
       for (int64_t i = 0; i < K_; ++i) axpy(0, K_, 1.0, dU + i * ldk_, gU_ + i * ldk_);
       return;
     }
-    double* turned = scope.take<double>(K_ * ldk_);
-    double* half = scope.take<double>(K_ * ldk_);
+    F* turned = scope.take<F>(K_ * ldk_);
+    F* half = scope.take<F>(K_ * ldk_);
     // Y'(N J + gl/2 (H - C I) Y), then J' gU J on top
     transpose(K_, K_, keep, ldk_, turned, ldk_);  // J
     gemm<false>(executor_, L, K_, K_, N, ldk_, turned, ldk_, right, ldk_, Store::set);
     if (gl_ != 0.0) {
-      double* evidence = scope.take<double>(L * ldl_);
+      F* evidence = scope.take<F>(L * ldl_);
       evidence_of_factors(evidence, H);
       gemm<false>(executor_, L, K_, L, evidence, ldl_, Y, ldk_, right, ldk_, Store::add);
     }
     gemm<true>(executor_, K_, K_, L, Y, ldk_, right, ldk_, dU, ldk_, Store::set);
     gemm<false>(executor_, K_, K_, K_, keep, ldk_, gU_, ldk_, half, ldk_, Store::set);
     gemm<false>(executor_, K_, K_, K_, half, ldk_, turned, ldk_, dU, ldk_, Store::add);
-    symmetrise(dU);
-    std::memcpy(gU_, dU, size_t(K_ * ldk_) * sizeof(double));
+    symmetrise(K_, dU, ldk_);
+    std::memcpy(gU_, dU, size_t(K_ * ldk_) * sizeof(F));
   }
 
-  void scale_rows(double* inner, double factor) const {
+  void scale_rows(F* inner, double factor) const {
     for (int64_t i = 0; i < chunk_.L; ++i) scale(0, chunk_.L, factor, inner + i * ldl_);
   }
 
   // dn = diag(F^-T I^ F^-1), given `inner` = 2 I^.
-  void store_noise(const double* inner, Rows rows, double* d_decay) {
+  void store_noise(const F* inner, Rows rows, double* d_decay) {
     Workspace::Scope scope(workspace_);
     const int64_t L = chunk_.L;
-    double* room = scope.take<double>(L * ldl_);
+    F* room = scope.take<F>(L * ldl_);
     gemm<false>(executor_, L, L, L, chunk_.V, ldl_, inner, ldl_, room, ldl_, Store::set,
                 Structure::upper);
     for (int64_t t = 0; t < L; ++t) {
@@ -359,11 +354,11 @@ class WriteAdjoint {
   }
 
   // gU of the decayed covariance -> of the undecayed one, and its share in the adjoint of b.
-  void undecay(const double* U, double* d_decay) {
+  void undecay(const F* U, double* d_decay) {
     Workspace::Scope scope(workspace_);
     const double b = chunk_.final_decay();
-    double* posterior = scope.take<double>(K_ * ldk_);
-    std::memcpy(posterior, U, size_t(K_ * ldk_) * sizeof(double));
+    F* posterior = scope.take<F>(K_ * ldk_);
+    std::memcpy(posterior, U, size_t(K_ * ldk_) * sizeof(F));
     gemm<true>(executor_, K_, K_, chunk_.L, chunk_.P, ldk_, chunk_.P, ldk_, posterior, ldk_,
                Store::sub);
     double dot = 0.0;
@@ -375,10 +370,10 @@ class WriteAdjoint {
   }
 
   // gl/2 (H - C I), with the decays in H.
-  void evidence_of_factors(double* inner, const A* H) const {
+  void evidence_of_factors(F* inner, const A* H) const {
     const int64_t L = chunk_.L;
     for (int64_t i = 0; i < L; ++i)
-      for (int64_t j = 0; j < padded<double>(L); ++j) {
+      for (int64_t j = 0; j < padded<F>(L); ++j) {
         double h = i == j ? -double(C_) : 0.0;
         if (j < L) h += chunk_.decay[std::max(i, j)] * double(H[i * factors_.ldl + j]);
         inner[i * ldl_ + j] = 0.5 * gl_ * h;
@@ -441,12 +436,12 @@ class WriteAdjoint {
   Workspace& workspace_;
   Workspace::Scope scope_;
   const int64_t K_, C_, step_;
-  Chunk chunk_;
+  Chunk<F> chunk_;
   ChunkFactors<A> factors_;
   const Columns columns_;
   const int64_t ldk_, ldl_, block_;
   double* partial_;
-  double* gU_;
+  F* gU_;
   A* gR_;
   const double gl_;
   int64_t first_ = 0;
@@ -456,18 +451,22 @@ template <class S>
 Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
                            const Executor& executor) {
   constexpr bool narrow_state = std::is_same_v<S, float>;
-  if (adjoint_from_posterior<S>(args, b, e, executor)) return Outcome::done;
+  const bool small = narrow_state && is_small(args.n, e);
+  if (adjoint_of_long_episode<S>(args, b, e, executor)) return Outcome::done;
+  if (!small && adjoint_of_short_episode<S>(args, b, e, executor)) return Outcome::done;
   if (args.method != WriteMethod::sqrt) {
     Outcome outcome = Outcome::harder;
-    if (narrow_state && !is_small(args.n, e))
-      outcome = WriteAdjoint<float>(args, b, e, false, kHardForFloat32Gradient, executor).run();
+    if (narrow_state && !small && e.decay == nullptr)  // gradients of decays cancel
+      outcome = WriteAdjoint<float, float>(args, b, e, false, kHardForFloat32Factors, executor).run();
+    if (narrow_state && !small && outcome == Outcome::harder)
+      outcome = WriteAdjoint<float, double>(args, b, e, false, kHardForFloat32Gradient, executor).run();
     if (outcome == Outcome::harder) {
       const double limit = narrow_state ? kHardForCholesky : kHardForFloat64;
-      outcome = WriteAdjoint<double>(args, b, e, false, limit, executor).run();
+      outcome = WriteAdjoint<double, double>(args, b, e, false, limit, executor).run();
     }
     if (outcome != Outcome::harder) return outcome;
   }
-  return WriteAdjoint<double>(args, b, e, true, kNoLimit, executor).run();
+  return WriteAdjoint<double, double>(args, b, e, true, kNoLimit, executor).run();
 }
 
 inline void bayes_write_backward(const BayesWriteBackwardArgs& args, const Executor& executor) {

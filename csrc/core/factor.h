@@ -11,26 +11,31 @@ namespace kanerva {
 namespace KANERVA_ISA {
 
 constexpr double kLog2Pi = 1.8378770664093454836;
-constexpr int64_t kBlock = 8;  // rows of a diagonal block
+// Rows of a diagonal block: its columns start at whole vectors.
+template <class T>
+constexpr int64_t kBlock = Simd<T>::width > 8 ? Simd<T>::width : 8;
 
 // dst[j0, n) += alpha * src[j0, n), whole vectors; j0 is a multiple of the vector width.
-inline void axpy(int64_t j0, int64_t n, double alpha, const double* src, double* dst) {
-  using V = Simd<double>;
-  const auto a = V::broadcast(alpha);
+template <class T>
+void axpy(int64_t j0, int64_t n, double alpha, const T* src, T* dst) {
+  using V = Simd<T>;
+  const auto a = V::broadcast(T(alpha));
   for (int64_t j = j0; j < n; j += V::width)
     V::store(dst + j, V::load(dst + j) + a * V::load(src + j));
 }
 
-inline void scale(int64_t j0, int64_t n, double alpha, double* dst) {
-  using V = Simd<double>;
-  const auto a = V::broadcast(alpha);
+template <class T>
+void scale(int64_t j0, int64_t n, double alpha, T* dst) {
+  using V = Simd<T>;
+  const auto a = V::broadcast(T(alpha));
   for (int64_t j = j0; j < n; j += V::width) V::store(dst + j, a * V::load(dst + j));
 }
 
 // target[j0, n) -= sum_q coefficients[q * stride] * rows[q][j0, n), the sums in registers.
-inline void eliminate(int64_t j0, int64_t n, int64_t count, const double* coefficients,
-                      int64_t stride, const double* rows, int64_t ld, double* target) {
-  using V = Simd<double>;
+template <class T>
+void eliminate(int64_t j0, int64_t n, int64_t count, const T* coefficients,
+                      int64_t stride, const T* rows, int64_t ld, T* target) {
+  using V = Simd<T>;
   for (int64_t j = j0; j < n; j += V::width) {
     auto x = V::load(target + j);
     for (int64_t q = 0; q < count; ++q)
@@ -41,19 +46,20 @@ inline void eliminate(int64_t j0, int64_t n, int64_t count, const double* coeffi
 
 // Upper Cholesky factor of s (n x n; only j >= i is read), in place. inverse_diagonal[i] = 1 / U(i,
 // i). False when a pivot is not positive and finite. What is below the diagonal is not defined.
-inline bool cholesky(int64_t n, double* s, int64_t lds, double* inverse_diagonal) {
-  for (int64_t i0 = 0; i0 < n; i0 += kBlock) {
-    const int64_t i1 = std::min(n, i0 + kBlock);
+template <class T>
+bool cholesky(int64_t n, T* s, int64_t lds, T* inverse_diagonal) {
+  for (int64_t i0 = 0; i0 < n; i0 += kBlock<T>) {
+    const int64_t i1 = std::min(n, i0 + kBlock<T>);
     // Left-looking: one product brings the block of rows up to date.
     if (i0 > 0) {
       gemm<true>(i1 - i0, n - i0, i0, s + i0, lds, s + i0, lds, s + i0 * lds + i0, lds, Store::sub);
     }
     for (int64_t i = i0; i < i1; ++i) {
-      double* row = s + i * lds;
+      T* row = s + i * lds;
       eliminate(i0, n, i - i0, s + i0 * lds + i, lds, s + i0 * lds, lds, row);
-      const double pivot = row[i];
-      if (!(pivot > 0.0 && pivot < HUGE_VAL)) return false;
-      const double inverse = 1.0 / std::sqrt(pivot);
+      const T pivot = row[i];
+      if (!(pivot > T(0) && pivot < T(HUGE_VAL))) return false;
+      const T inverse = T(1) / std::sqrt(pivot);
       inverse_diagonal[i] = inverse;
       scale(i0, n, inverse, row);
     }
@@ -62,22 +68,23 @@ inline bool cholesky(int64_t n, double* s, int64_t lds, double* inverse_diagonal
 }
 
 // v = U^-1, upper, with zeros below the diagonal.
-inline void invert_upper(int64_t n, const double* u, int64_t ldu, const double* inverse_diagonal,
-                         double* v, int64_t ldv) {
-  const int64_t blocks = (n + kBlock - 1) / kBlock;
-  const int64_t width = padded<double>(n);
+template <class T>
+void invert_upper(int64_t n, const T* u, int64_t ldu, const T* inverse_diagonal,
+                         T* v, int64_t ldv) {
+  const int64_t blocks = (n + kBlock<T> - 1) / kBlock<T>;
+  const int64_t width = padded<T>(n);
   for (int64_t k = blocks - 1; k >= 0; --k) {
-    const int64_t i0 = k * kBlock, i1 = std::min(n, i0 + kBlock);
+    const int64_t i0 = k * kBlock<T>, i1 = std::min(n, i0 + kBlock<T>);
     for (int64_t i = i0; i < i1; ++i) {
-      std::memset(v + i * ldv, 0, size_t(width) * sizeof(double));
-      v[i * ldv + i] = 1.0;
+      std::memset(v + i * ldv, 0, size_t(width) * sizeof(T));
+      v[i * ldv + i] = T(1);
     }
     if (i1 < n) {
       gemm<false>(i1 - i0, n - i1, n - i1, u + i0 * ldu + i1, ldu, v + i1 * ldv + i1, ldv,
                   v + i0 * ldv + i1, ldv, Store::sub);
     }
     for (int64_t i = i1 - 1; i >= i0; --i) {
-      double* row = v + i * ldv;
+      T* row = v + i * ldv;
       // The row computed last comes last: the others need not wait for it.
       eliminate(i0, n, i1 - 1 - i, u + i * ldu + i1 - 1, -1, v + (i1 - 1) * ldv, -ldv, row);
       scale(i0, n, inverse_diagonal[i], row);

@@ -136,9 +136,11 @@ void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k,
     const int64_t depth = std::min(kDepth, k - p0);
     const Store mode = p0 > 0 && store == Store::set ? Store::add : store;
     if (packed != nullptr) {
-      for (int64_t i = 0; i < whole; i += kRows)
-        for (int64_t p = 0; p < depth; ++p)
-          std::memcpy(packed + i * depth + p * kRows, a + (p0 + p) * lda + i, kRows * sizeof(T));
+      constexpr int64_t few = 16;  // rows at a time, whose pages stay in the translation buffer
+      for (int64_t q = 0; q < depth; q += few)
+        for (int64_t i = 0; i < whole; i += kRows)
+          for (int64_t p = q; p < std::min(depth, q + few); ++p)
+            std::memcpy(packed + i * depth + p * kRows, a + (p0 + p) * lda + i, kRows * sizeof(T));
     }
     for (int64_t i = first; i < panels.count; i += stride) {
       const int64_t j = panels.start(i) * W, vectors = panels.start(i + 1) - panels.start(i);
@@ -146,7 +148,8 @@ void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k,
       int64_t bs = ldb;
       if (panel != nullptr) {
         for (int64_t p = 0; p < depth; ++p)
-          std::memcpy(panel + p * vectors * W, bp + p * ldb, size_t(vectors) * kVectorBytes);
+          for (int64_t v = 0; v < vectors; ++v)
+            Simd<T>::store(panel + (p * vectors + v) * W, Simd<T>::load(bp + p * ldb + v * W));
         bp = panel;
         bs = vectors * W;
       }
@@ -216,17 +219,6 @@ void gemm(const Executor& executor, int64_t m, int64_t n, int64_t k, const T* a,
   });
 }
 
-// Copy the upper triangle to the lower one.
-template <class T>
-void mirror(int64_t n, T* c, int64_t ldc) {
-  constexpr int64_t block = 16;
-  for (int64_t i0 = 0; i0 < n; i0 += block)
-    for (int64_t j0 = i0; j0 < n; j0 += block)
-      for (int64_t i = i0; i < std::min(n, i0 + block); ++i)
-        for (int64_t j = std::max(j0, i + 1); j < std::min(n, j0 + block); ++j)
-          c[j * ldc + i] = c[i * ldc + j];
-}
-
 // dst (n x m) = src (m x n)', converting. Reads whole vectors of src and writes whole vectors of
 // dst; the padding of dst becomes zero.
 template <class D, class S>
@@ -244,6 +236,38 @@ void transpose(int64_t m, int64_t n, const S* src, int64_t lds, D* dst, int64_t 
 #pragma GCC unroll 16
       for (int r = 0; r < W; ++r)
         if (r < count) V::store(dst + (j0 + r) * ldd + i0, rows[r]);
+    }
+}
+
+// Copies what is above the diagonal below it. Rows are padded.
+template <class T>
+void mirror(int64_t n, T* c, int64_t ldc) {
+  constexpr int64_t W = Simd<T>::width;
+  for (int64_t i = 0; i < n; i += W) {
+    const int64_t rows = std::min(W, n - i);
+    for (int64_t r = i; r < i + rows; ++r)
+      for (int64_t j = r + 1; j < i + rows; ++j) c[j * ldc + r] = c[r * ldc + j];
+    for (int64_t j = i + W; j < n; j += W)
+      transpose(rows, std::min(W, n - j), c + i * ldc + j, ldc, c + j * ldc + i, ldc);
+  }
+}
+
+// x = (x + x') / 2, bit by bit symmetric. Rows are padded.
+template <class T>
+void symmetrise(int64_t n, T* x, int64_t ld) {
+  using V = Simd<T>;
+  constexpr int W = V::width;
+  T turned[W * W];
+  const auto half = V::broadcast(T(0.5));
+  for (int64_t i = 0; i < n; i += W)
+    for (int64_t j = i; j < n; j += W) {
+      const int64_t rows = std::min<int64_t>(W, n - i), columns = std::min<int64_t>(W, n - j);
+      transpose(columns, rows, x + j * ld + i, ld, turned, W);
+      for (int64_t r = 0; r < rows; ++r) {
+        T* row = x + (i + r) * ld + j;
+        V::store(row, half * (V::load(row) + V::load(turned + r * W)));
+      }
+      if (j > i) transpose(rows, columns, x + i * ld + j, ld, x + j * ld + i, ld);
     }
 }
 

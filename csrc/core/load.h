@@ -70,12 +70,14 @@ void load(const View& v, int64_t b, Rows rows, int64_t m, int64_t c0, int64_t n,
     for (int64_t i = 0; i < m; ++i) {
       const S* src = base + b * v.stride[0] + rows[i] * v.stride[1] + c0 * v.stride[2];
       D* row = dst + i * ldd;
+      int64_t done = n;
       if (v.stride[2] == 1) {
         if constexpr (std::is_same_v<S, D>) {
           using V = Simd<D>;
           int64_t j = 0;
           for (; j + V::width <= n; j += V::width) V::store(row + j, V::load(src + j));
           if (j < n) V::store(row + j, V::load_first(src + j, n - j));
+          done = pad;
         } else if constexpr (std::is_same_v<S, double> || std::is_same_v<S, float>) {
           for (int64_t j = 0; j < n; ++j) row[j] = D(src[j]);
         } else {
@@ -84,7 +86,7 @@ void load(const View& v, int64_t b, Rows rows, int64_t m, int64_t c0, int64_t n,
       } else {
         for (int64_t j = 0; j < n; ++j) row[j] = D(src[j * v.stride[2]]);
       }
-      for (int64_t j = n; j < pad; ++j) row[j] = D(0);
+      for (int64_t j = done; j < pad; ++j) row[j] = D(0);
     }
   });
 }

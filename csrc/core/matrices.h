@@ -32,6 +32,43 @@ void store(const View& v, int64_t b, Rows at, int64_t m, const Matrix<A>& from) 
   store(v, b, at, m, 0, from.columns, from.data, from.ld);
 }
 
+// f(first, count) over the rows [0, rows), shared among the threads where there are many elements.
+template <class F>
+void for_rows(const Executor& executor, int64_t rows, int64_t columns, F&& f) {
+  constexpr int64_t worth_a_fork = 1 << 15;
+  const int64_t tasks = rows * columns < worth_a_fork ? 1 : executor.threads();
+  const int64_t share = (rows / std::max<int64_t>(1, tasks) + 16) / 16 * 16;  // whole vectors
+  executor.for_each(tasks, [&](int64_t task) {
+    const int64_t first = std::min(rows, task * share);
+    const int64_t last = task + 1 == tasks ? rows : std::min(rows, first + share);
+    if (first < last) f(first, last - first);
+  });
+}
+
+// The same as the serial ones, over the threads.
+template <class A>
+void load(const Executor& executor, const View& v, int64_t b, Rows from, int64_t m,
+          const Matrix<A>& to) {
+  for_rows(executor, m, to.columns, [&](int64_t first, int64_t count) {
+    load(v, b, Rows{from.index, from.first + first}, count, 0, to.columns, to[first], to.ld);
+  });
+}
+
+template <class A>
+void store(const Executor& executor, const View& v, int64_t b, Rows at, int64_t m,
+           const Matrix<A>& from) {
+  for_rows(executor, m, from.columns, [&](int64_t first, int64_t count) {
+    store(v, b, Rows{at.index, at.first + first}, count, 0, from.columns, from[first], from.ld);
+  });
+}
+
+template <class A>
+void transpose(const Executor& executor, const Matrix<A>& from, const Matrix<A>& to) {
+  for_rows(executor, from.rows, from.columns, [&](int64_t first, int64_t count) {
+    transpose(count, from.columns, from[first], from.ld, to.data + first, to.ld);
+  });
+}
+
 // to = from', converting.
 template <class D, class S>
 void transpose(const Matrix<S>& from, const Matrix<D>& to) {
@@ -52,6 +89,37 @@ void product_transposed(const Executor& executor, int64_t m, const Matrix<A>& a,
   gemm<true>(executor, c.rows, c.columns, m, a.data, a.ld, b.data, b.ld, c.data, c.ld, how);
 }
 
+// x = (x + x') / 2
+template <class A>
+void symmetrise(const Matrix<A>& x) {
+  symmetrise(x.rows, x.data, x.ld);
+}
+
+// x . y over n elements, in their own arithmetic; what pads a row is zero.
+template <class A>
+double row_dot(int64_t n, const A* x, const A* y) {
+  using V = Simd<A>;
+  typename V::Vector sum{};
+  for (int64_t j = 0; j < n; j += V::width) sum += V::load(x + j) * V::load(y + j);
+  return V::sum(sum);
+}
+
+// The largest absolute row sum.
+template <class A>
+double row_norm(const Matrix<A>& x) {
+  using V = Simd<A>;
+  double norm = 0.0;
+  for (int64_t i = 0; i < x.rows; ++i) {
+    typename V::Vector sum{};
+    for (int64_t j = 0; j < x.columns; j += V::width) {
+      const auto v = V::load(x[i] + j);
+      sum += v < V::broadcast(A(0)) ? -v : v;
+    }
+    norm = std::max(norm, V::sum(sum));
+  }
+  return norm;
+}
+
 template <class A>
 double dot(int64_t m, const Matrix<A>& x, const Matrix<A>& y) {
   double total = 0.0;
@@ -70,23 +138,23 @@ struct SpdInverse {
 };
 
 // s (upper part) is replaced by its factor; inverse = s^-1, exactly symmetric.
-inline SpdInverse invert_spd(const Executor& executor, const Matrix<double>& s,
-                             const Matrix<double>& inverse) {
+template <class A>
+SpdInverse invert_spd(const Executor& executor, const Matrix<A>& s, const Matrix<A>& inverse) {
   const int64_t n = s.rows;
   Workspace::Scope scope(Workspace::of_thread());
-  double* inverse_diagonal = scope.take<double>(n);
+  A* inverse_diagonal = scope.take<A>(n);
   SpdInverse result;
   if (!cholesky(n, s.data, s.ld, inverse_diagonal)) return result;
   LogProduct product;
   double smallest = HUGE_VAL, largest = 0.0;
   for (int64_t i = 0; i < n; ++i) {
     product.multiply(inverse_diagonal[i]);
-    smallest = std::min(smallest, inverse_diagonal[i]);
-    largest = std::max(largest, inverse_diagonal[i]);
+    smallest = std::min(smallest, double(inverse_diagonal[i]));
+    largest = std::max(largest, double(inverse_diagonal[i]));
   }
   result.log_det = -2.0 * product.value();
   if (n > 0) result.condition = (largest / smallest) * (largest / smallest);
-  Matrix<double> v(scope, n, n), vt(scope, n, n);
+  Matrix<A> v(scope, n, n), vt(scope, n, n);
   invert_upper(n, s.data, s.ld, inverse_diagonal, v.data, v.ld);
   transpose(v, vt);
   gemm<false>(executor, n, n, n, v.data, v.ld, vt.data, vt.ld, inverse.data, inverse.ld, Store::set,
@@ -94,13 +162,6 @@ inline SpdInverse invert_spd(const Executor& executor, const Matrix<double>& s,
   mirror(n, inverse.data, inverse.ld);
   result.ok = true;
   return result;
-}
-
-// x = (x + x') / 2
-template <class A>
-void symmetrise(const Matrix<A>& x) {
-  for (int64_t i = 0; i < x.rows; ++i)
-    for (int64_t j = i + 1; j < x.rows; ++j) x[i][j] = x[j][i] = A(0.5) * (x[i][j] + x[j][i]);
 }
 
 // Whether m rows hold a NaN or an infinity.

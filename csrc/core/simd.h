@@ -39,6 +39,7 @@ template <class T>
 struct Simd {
   static constexpr int width = kVectorBytes / sizeof(T);
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  typedef double Wide __attribute__((vector_size(width * sizeof(double))));
   typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
 
   static inline Vector load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
@@ -85,9 +86,18 @@ struct Simd {
   }
 
   static inline double sum(Vector v) {
-    double total = 0.0;
-    for (int l = 0; l < width; ++l) total += double(v[l]);
-    return total;
+    return sum_halves<width / 2>(v, std::make_index_sequence<width>{});
+  }
+
+ private:
+  template <int distance, size_t... lane>
+  static inline double sum_halves(Vector v, std::index_sequence<lane...> lanes) {
+    if constexpr (distance == 0) {
+      return v[0];
+    } else {
+      return sum_halves<distance / 2>(v + __builtin_shufflevector(v, v, int(lane ^ distance)...),
+                                      lanes);
+    }
   }
 };
 

@@ -50,27 +50,28 @@ inline Episode gather_episode(Workspace::Scope& scope, int64_t T, int64_t b, con
   return e;
 }
 
+template <class F>
 struct Chunk {
   int64_t L = 0, K = 0, ldl = 0, ldk = 0;
-  double* W;                 // L x K addresses
-  double* Wt;                // K x L; P takes its place
-  double* X;                 // L x K
-  double* S;                 // L x L, then its upper factor F'
-  double* V;                 // L x L upper, F^-T
-  double* P;                 // L x K whitened gains
-  double* inverse_diagonal;  // 1 / F(t, t)
+  F* W;                 // L x K addresses
+  F* Wt;                // K x L; P takes its place
+  F* X;                 // L x K
+  F* S;                 // L x L, then its upper factor F'
+  F* V;                 // L x L upper, F^-T
+  F* P;                 // L x K whitened gains
+  F* inverse_diagonal;  // 1 / F(t, t)
   double* noise;             // v_t b_t
   double* decay;             // b_t: product of the decays up to t inside the chunk
   double hardness = 0.0;     // max w'Uw / noise
 
   Chunk(Workspace::Scope& scope, int64_t max_steps, int64_t slots)
-      : K(slots), ldl(row_stride<double>(max_steps)), ldk(row_stride<double>(slots)) {
-    W = scope.take<double>(max_steps * ldk);
-    X = scope.take<double>(max_steps * ldk);
-    S = scope.take<double>(max_steps * ldl);
-    V = scope.take<double>(max_steps * ldl);
-    P = Wt = scope.take<double>(std::max(max_steps * ldk, K * ldl));
-    inverse_diagonal = scope.take<double>(max_steps);
+      : K(slots), ldl(row_stride<F>(max_steps)), ldk(row_stride<F>(slots)) {
+    W = scope.take<F>(max_steps * ldk);
+    X = scope.take<F>(max_steps * ldk);
+    S = scope.take<F>(max_steps * ldl);
+    V = scope.take<F>(max_steps * ldl);
+    P = Wt = scope.take<F>(std::max(max_steps * ldk, K * ldl));
+    inverse_diagonal = scope.take<F>(max_steps);
     noise = scope.take<double>(max_steps);
     decay = scope.take<double>(max_steps);
   }
@@ -84,7 +85,8 @@ inline int64_t chunk_steps(int64_t K, int64_t steps) {
   return std::max<int64_t>(1, std::min(limit, steps));
 }
 
-inline void load_chunk(Chunk& c, const View& weights, int64_t b, const Episode& e, int64_t first,
+template <class F>
+void load_chunk(Chunk<F>& c, const View& weights, int64_t b, const Episode& e, int64_t first,
                        int64_t steps) {
   c.L = steps;
   load(weights, b, Rows{e.index, first}, steps, 0, c.K, c.W, c.ldk);
@@ -96,8 +98,10 @@ inline void load_chunk(Chunk& c, const View& weights, int64_t b, const Episode& 
   }
 }
 
-// Factors by Cholesky from the covariance itself (not updated here).
-inline bool factor_chunk(Chunk& c, const double* U, const Executor& executor) {
+// Factors by Cholesky from the covariance itself (not updated here). False when the chunk is harder
+// than `limit` or a pivot is not positive.
+template <class F>
+bool factor_chunk(Chunk<F>& c, const F* U, double limit, const Executor& executor) {
   const int64_t L = c.L, K = c.K;
   transpose(L, K, c.W, c.ldk, c.Wt, c.ldl);
   gemm<false>(executor, L, K, K, c.W, c.ldk, U, c.ldk, c.X, c.ldk, Store::set);
@@ -105,18 +109,19 @@ inline bool factor_chunk(Chunk& c, const double* U, const Executor& executor) {
               Part::upper);
   c.hardness = 0.0;
   for (int64_t t = 0; t < L; ++t) {
-    double& d = c.S[t * c.ldl + t];
-    c.hardness = std::max(c.hardness, d / c.noise[t]);
-    d += c.noise[t];
+    F& d = c.S[t * c.ldl + t];
+    c.hardness = std::max(c.hardness, double(d) / c.noise[t]);
+    d += F(c.noise[t]);
   }
-  if (!cholesky(L, c.S, c.ldl, c.inverse_diagonal)) return false;
+  if (!(c.hardness <= limit) || !cholesky(L, c.S, c.ldl, c.inverse_diagonal)) return false;
   invert_upper(L, c.S, c.ldl, c.inverse_diagonal, c.V, c.ldl);
   gemm<true>(executor, L, K, L, c.V, c.ldl, c.X, c.ldk, c.P, c.ldk, Store::set, Structure::lower);
   return true;
 }
 
 // U <- (U - P'P) / b, exactly symmetric.
-inline void downdate(const Chunk& c, double* U, const Executor& executor) {
+template <class F>
+void downdate(const Chunk<F>& c, F* U, const Executor& executor) {
   constexpr int64_t mirror_pays = 48;
   const bool half = c.K > mirror_pays;
   gemm<true>(executor, c.K, c.K, c.L, c.P, c.ldk, c.P, c.ldk, U, c.ldk, Store::sub, Structure::full,
@@ -124,28 +129,29 @@ inline void downdate(const Chunk& c, double* U, const Executor& executor) {
   if (half) mirror(c.K, U, c.ldk);
   const double b = c.final_decay();
   if (b != 1.0)
-    for (int64_t i = 0; i < c.K; ++i) scale(0, c.K, 1.0 / b, U + i * c.ldk);
+    for (int64_t i = 0; i < c.K; ++i) scale(0, c.K, F(1.0 / b), U + i * c.ldk);
 }
 
 // The same factors from a square root of the covariance, U = root' root, by Potter's update step by
 // step, which also updates the root. Nothing is squared and nothing is subtracted from U: it holds
 // where Cholesky of S loses all digits (Grewal and Andrews, Kalman Filtering, ch. 7).
-inline bool factor_chunk_sqrt(Chunk& c, double* root, Workspace& workspace) {
-  const int64_t L = c.L, K = c.K, wide = padded<double>(K);
-  using V = Simd<double>;
+template <class F>
+bool factor_chunk_sqrt(Chunk<F>& c, F* root, Workspace& workspace) {
+  const int64_t L = c.L, K = c.K, wide = padded<F>(K);
+  using V = Simd<F>;
   Workspace::Scope scope(workspace);
-  double* phi = scope.take<double>(K);
+  F* phi = scope.take<F>(K);
   c.hardness = 0.0;
   for (int64_t t = 0; t < L; ++t) {
-    const double* w = c.W + t * c.ldk;
-    double* gain = c.P + t * c.ldk;
+    const F* w = c.W + t * c.ldk;
+    F* gain = c.P + t * c.ldk;
     double energy = 0.0;
     for (int64_t j = 0; j < wide; j += V::width) V::store(gain + j, typename V::Vector{});
     for (int64_t k = 0; k < K; ++k) {
-      const double* row = root + k * c.ldk;
+      const F* row = root + k * c.ldk;
       typename V::Vector sum{};
       for (int64_t j = 0; j < wide; j += V::width) sum += V::load(row + j) * V::load(w + j);
-      const double x = V::sum(sum);
+      const F x = F(V::sum(sum));
       phi[k] = x;
       energy += x * x;
       axpy(0, K, x, row, gain);
@@ -154,25 +160,25 @@ inline bool factor_chunk_sqrt(Chunk& c, double* root, Workspace& workspace) {
     const double s = energy + c.noise[t];
     if (!(s > 0.0 && s < HUGE_VAL)) return false;
     c.hardness = std::max(c.hardness, energy / c.noise[t]);
-    const double factor = -1.0 / (s + std::sqrt(c.noise[t] * s));
+    const F factor = F(-1.0 / (s + std::sqrt(c.noise[t] * s)));
     for (int64_t k = 0; k < K; ++k) axpy(0, K, factor * phi[k], gain, root + k * c.ldk);
-    const double inverse = 1.0 / std::sqrt(s);
+    const F inverse = F(1.0 / std::sqrt(s));
     c.inverse_diagonal[t] = inverse;
     scale(0, K, inverse, gain);
     // Column t of F' : F(t, s) = w_t . p_s for s < t.
-    double* column = c.S + t;
+    F* column = c.S + t;
     for (int64_t q = 0; q < t; ++q) {
       typename V::Vector sum{};
-      const double* p = c.P + q * c.ldk;
+      const F* p = c.P + q * c.ldk;
       for (int64_t j = 0; j < wide; j += V::width) sum += V::load(p + j) * V::load(w + j);
-      column[q * c.ldl] = V::sum(sum);
+      column[q * c.ldl] = F(V::sum(sum));
     }
-    column[t * c.ldl] = std::sqrt(s);
+    column[t * c.ldl] = F(std::sqrt(s));
   }
   invert_upper(L, c.S, c.ldl, c.inverse_diagonal, c.V, c.ldl);
   const double b = c.final_decay();
   if (b != 1.0)
-    for (int64_t k = 0; k < K; ++k) scale(0, K, 1.0 / std::sqrt(b), root + k * c.ldk);
+    for (int64_t k = 0; k < K; ++k) scale(0, K, F(1.0 / std::sqrt(b)), root + k * c.ldk);
   return true;
 }
 

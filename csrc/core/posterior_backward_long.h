@@ -1,0 +1,198 @@
+// The adjoint of a long episode's write from the posterior, for easy conditioning and no decay.
+//
+// With the posterior (R, U), A = diag(1/n) (Z - W R), Wn = diag(1/n) W, Q = U gR, D = U0^-1 (R -
+// R0) = W'A and M = 2 U gU U + gl C U, every sum over the steps but three products drops out:
+//   dZ = Wn Q - gl A,  dW = A (Q + gl R)' - Wn (Q R' + M),
+//   dn = -rowsum(Wn Q * A) + rowsum(Wn M * Wn) / 2 + gl/2 (rowsum(A * A) - C / n),
+//   dR0 = U0^-1 Q + gl D,
+//   dU0 = U0^-1 (M / 2) U0^-1 - gl C/2 U0^-1 + sym((U0^-1 Q + gl/2 D) D').
+// Forming A from the posterior cancels when noise is small, hence the limit on hardness.
+#pragma once
+
+#include "information.h"
+#include "matrices.h"
+
+namespace kanerva {
+namespace KANERVA_ISA {
+
+constexpr double kHardForPosterior = 4e3;  // bound on max w'U0 w / v
+constexpr double kPriorCondition = 16.0;   // of U0, from its pivots
+
+// max_t |w_t|^2 / n_t times the largest absolute row sum of U0: bounds max w'U0 w / n.
+inline double hardness_bound(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e) {
+  const int64_t K = args.n.K, tile = std::min(kTile, e.steps);
+  Workspace::Scope scope(Workspace::of_thread());
+  Matrix<float> U0(scope, K, K), W(scope, tile, K);
+  load(args.cov, b, Rows{}, K, U0);
+  double energy = 0.0;
+  for (int64_t first = 0; first < e.steps; first += tile) {
+    const int64_t m = std::min(tile, e.steps - first);
+    load(args.weights, b, Rows{e.index, first}, m, W);
+    for (int64_t t = 0; t < m; ++t)
+      energy = std::max(energy, row_dot(K, W[t], W[t]) / e.noise[first + t]);
+  }
+  return row_norm(U0) * energy;
+}
+
+template <class A>
+class LongPosteriorAdjoint {
+ public:
+  LongPosteriorAdjoint(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
+                   const Executor& executor)
+      : args_(args),
+        b_(b),
+        e_(e),
+        executor_(executor),
+        scope_(Workspace::of_thread()),
+        K_(args.n.K),
+        C_(args.n.C),
+        gl_(args.grad_log_evidence ? load_scalar<double>(args.grad_log_evidence, b) : 0.0),
+        R_(scope_, K_, C_),
+        Q_(scope_, K_, C_),
+        mixed_(scope_, C_, K_),
+        M_(scope_, K_, K_),
+        QRM_(scope_, K_, K_) {}
+
+  // P0: the inverse of the prior covariance.
+  void run(const Matrix<A>& P0) {
+    solve_state(P0);
+    const int64_t tile = std::min(kTile, e_.steps), tiles = (e_.steps + tile - 1) / tile;
+    executor_.for_each(tiles, [&](int64_t i) {
+      adjoint_steps(i * tile, std::min(tile, e_.steps - i * tile));
+    });
+  }
+
+ private:
+  // f(k) for every row of the state
+  template <class F>
+  void each_row(F&& f) const {
+    for_rows(executor_, K_, C_, [&](int64_t first, int64_t count) {
+      for (int64_t k = first; k < first + count; ++k) f(k);
+    });
+  }
+
+  // c = a b, known to be symmetric
+  void symmetric_product(const Matrix<A>& a, const Matrix<A>& b, const Matrix<A>& c) const {
+    gemm<false>(executor_, K_, K_, K_, a.data, a.ld, b.data, b.ld, c.data, c.ld, Store::set,
+                Structure::full, Part::upper);
+    mirror(K_, c.data, c.ld);
+  }
+
+  void solve_state(const Matrix<A>& P0) {
+    Workspace::Scope scope(Workspace::of_thread());
+    Matrix<A> U(scope, K_, K_), gU(scope, K_, K_), X(scope, K_, K_), dU(scope, K_, K_);
+    Matrix<A> gR(scope, K_, C_), Y(scope, K_, C_), D(scope, K_, C_), turned(scope, C_, K_);
+    load(executor_, args_.posterior_cov, b_, Rows{}, K_, U);
+    load(executor_, args_.posterior_mean, b_, Rows{}, K_, R_);
+    load_or_zero(args_.grad_mean, gR);
+    load_or_zero(args_.grad_cov, gU);
+    symmetrise(gU);
+
+    product(executor_, K_, U, gU, X);
+    symmetric_product(X, U, M_);
+    product(executor_, K_, U, gR, Q_);
+    transpose(executor_, R_, turned);
+    product(executor_, K_, Q_, turned, QRM_);
+    const A evidence = A(gl_ * double(C_)), log_gradient = A(gl_), half = A(0.5);
+    load(executor_, args_.mean, b_, Rows{}, K_, Y);
+    each_row([&](int64_t k) {
+      for (int64_t j = 0; j < M_.ld; ++j) {
+        M_[k][j] = A(2) * M_[k][j] + evidence * U[k][j];
+        QRM_[k][j] += M_[k][j];
+      }
+      for (int64_t j = 0; j < Y.ld; ++j) gR[k][j] = R_[k][j] - Y[k][j];
+    });
+
+    product(executor_, K_, P0, gR, D);
+    product(executor_, K_, P0, Q_, Y);
+    transpose(executor_, D, turned);
+    product(executor_, K_, P0, M_, X);
+    symmetric_product(X, P0, dU);
+    each_row([&](int64_t k) {
+      for (int64_t j = 0; j < dU.ld; ++j) dU[k][j] = half * (dU[k][j] - evidence * P0[k][j]);
+      for (int64_t j = 0; j < Y.ld; ++j) {
+        const A y = Y[k][j], d = log_gradient * D[k][j];
+        gR[k][j] = y + half * d;
+        Y[k][j] = y + d;
+        D[k][j] = Q_[k][j] + log_gradient * R_[k][j];
+      }
+    });
+    store(executor_, args_.d_mean, b_, Rows{}, K_, Y);
+    product(executor_, K_, gR, turned, dU, Store::add);
+    symmetrise(dU);
+    store(executor_, args_.d_cov, b_, Rows{}, K_, dU);
+    transpose(executor_, D, mixed_);
+  }
+
+  void adjoint_steps(int64_t first, int64_t m) const {
+    Workspace::Scope scope(Workspace::of_thread());
+    const Executor& alone = serial_executor();
+    Matrix<A> W(scope, m, K_), Wn(scope, m, K_), dW(scope, m, K_), Z(scope, m, C_),
+        residual(scope, m, C_), X(scope, m, C_);
+    const Rows rows{e_.index, first};
+    load(args_.weights, b_, rows, m, W);
+    load(args_.values, b_, rows, m, Z);
+    std::memcpy(residual.data, Z.data, size_t(m * Z.ld) * sizeof(A));
+    product(alone, m, W, R_, residual, Store::sub);
+    for (int64_t t = 0; t < m; ++t) {
+      const A inverse = A(1.0 / e_.noise[first + t]);
+      for (int64_t k = 0; k < W.ld; ++k) Wn[t][k] = k < K_ ? inverse * W[t][k] : A(0);
+      scale(0, C_, inverse, residual[t]);  // residual becomes A
+    }
+    product(alone, m, residual, mixed_, dW);
+    product(alone, m, Wn, QRM_, W);
+    product(alone, m, Wn, Q_, X);
+    for (int64_t t = 0; t < m; ++t) {
+      // Wn Q R' Wn' = Wn Q (Z / n - A)', so that Wn M Wn' needs no product of its own.
+      const double n = e_.noise[first + t], cross = row_dot(C_, X[t], residual[t]),
+                   both = row_dot(C_, X[t], Z[t]) / n,
+                   square = row_dot(C_, residual[t], residual[t]),
+                   quadratic = row_dot(K_, W[t], Wn[t]);
+      const double d =
+          0.5 * (quadratic - both - cross + gl_ * (square - double(C_) / n));
+      store_scalar(args_.d_noise_var, b_, rows[t], d);
+      axpy(0, C_, -gl_, residual[t], X[t]);
+      axpy(0, K_, -1.0, W[t], dW[t]);
+    }
+    store(args_.d_weights, b_, rows, m, dW);
+    store(args_.d_values, b_, rows, m, X);
+  }
+
+  void load_or_zero(const View& v, const Matrix<A>& to) const {
+    if (v) {
+      load(executor_, v, b_, Rows{}, to.rows, to);
+    } else {
+      to.zero();
+    }
+  }
+
+  const BayesWriteBackwardArgs& args_;
+  const int64_t b_;
+  const Episode& e_;
+  const Executor& executor_;
+  Workspace::Scope scope_;
+  const int64_t K_, C_;
+  const double gl_;
+  Matrix<A> R_, Q_, mixed_, M_, QRM_;
+};
+
+// False when it does not apply: too hard, or a prior whose inverse amplifies the posterior's
+// rounding.
+template <class S>
+bool adjoint_of_long_episode(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
+                            const Executor& executor) {
+  const bool serves =
+      information_serves(args.method, args.n, e) && args.n.K >= kManySlots && args.posterior_mean;
+  if (!serves || !(hardness_bound(args, b, e) <= kHardForPosterior)) return false;
+  const int64_t K = args.n.K;
+  Workspace::Scope scope(Workspace::of_thread());
+  Matrix<S> U0(scope, K, K), inverse(scope, K, K);
+  load(args.cov, b, Rows{}, K, U0);
+  const SpdInverse facts = invert_spd(executor, U0, inverse);
+  if (!facts.ok || !(facts.condition <= kPriorCondition)) return false;
+  LongPosteriorAdjoint<S>(args, b, e, executor).run(inverse);
+  return true;
+}
+
+}  // namespace KANERVA_ISA
+}  // namespace kanerva
