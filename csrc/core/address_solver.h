@@ -1,10 +1,10 @@
 // Least-squares addresses w = (R R' + lambda I)^-1 R z: the system of one memory, and its adjoint.
 //
-// The smaller of two equal forms is factorised, in float64: K x K as above, or, where the code is
-// narrower than the memory, w = R (R'R + lambda I)^-1 z, which also spares a singular R R' the
-// amplification of rounding by 1/lambda. Well-conditioned systems do the wide products in the
-// state's arithmetic; others in float64 (float32 normal equations lose half the digits at condition
-// 1e4).
+// The smaller of two equal forms is factorised: K x K as above, or, where the code is narrower than
+// the memory, w = R (R'R + lambda I)^-1 z, which also spares a singular R R' the amplification of
+// rounding by 1/lambda. For a float32 state, easy systems are all float32; well-conditioned ones
+// factorise in float64 and do the wide products in float32; others are all float64 (float32 normal
+// equations lose half the digits at condition 1e4).
 #pragma once
 
 #include "matrices.h"
@@ -12,13 +12,16 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
+constexpr double kEasy = 16.0;  // condition, from the pivots
 constexpr double kWellConditioned = 1e3;
 
+// The system in arithmetic F.
+template <class F>
 struct AddressSystem {
   bool wide;  // K <= C: the K x K form
   int64_t K, C;
   double ridge = 0.0;
-  Matrix<double> R, Rt, inverse;
+  Matrix<F> R, Rt, inverse;
   SpdInverse facts;
 
   AddressSystem(Workspace::Scope& scope, const Sizes& n)
@@ -37,39 +40,48 @@ struct AddressSystem {
     load(mean, b, Rows{}, K, R);
     transpose(R, Rt);
     const int64_t n = inverse.rows;
-    Matrix<double> system(scope, n, n);
-    const Matrix<double>&a = wide ? R : Rt, &bt = wide ? Rt : R;
+    Matrix<F> system(scope, n, n);
+    const Matrix<F>&a = wide ? R : Rt, &bt = wide ? Rt : R;
     gemm<false>(executor, n, n, a.columns, a.data, a.ld, bt.data, bt.ld, system.data, system.ld,
                 Store::set, Structure::full, Part::upper);
-    for (int64_t i = 0; i < n; ++i) system[i][i] += ridge;
+    for (int64_t i = 0; i < n; ++i) system[i][i] += F(ridge);
     facts = invert_spd(executor, system, inverse);
     return facts.ok;
   }
 
-  bool easy() const { return facts.condition <= kWellConditioned; }
+  bool well_conditioned() const { return facts.condition <= kWellConditioned; }
 };
 
+// Matrix x in arithmetic A: x itself, or a converted copy.
+template <class A, class F>
+Matrix<A> in_arithmetic(Workspace::Scope& scope, const Matrix<F>& x) {
+  if constexpr (std::is_same_v<A, F>) {
+    return x;
+  } else {
+    Matrix<A> copy(scope, x.rows, x.columns);
+    convert(x.rows, x.columns, x.data, x.ld, copy.data, copy.ld);
+    return copy;
+  }
+}
+
 // The system in arithmetic A, and what is done with it for a tile of m queries.
-template <class A>
+template <class A, class F>
 struct AddressTile {
-  const AddressSystem& s;
+  const AddressSystem<F>& s;
   const Executor& executor;
   Matrix<A> R, Rt, inverse;
   Matrix<A> Z, W, narrow;  // queries m x C, addresses m x K, and m x min(K, C)
 
-  AddressTile(Workspace::Scope& scope, const AddressSystem& system, int64_t m, const Executor& ex)
+  AddressTile(Workspace::Scope& scope, const AddressSystem<F>& system, int64_t m,
+              const Executor& ex)
       : s(system),
         executor(ex),
-        R(scope, s.K, s.C),
-        Rt(scope, s.C, s.K),
-        inverse(scope, s.inverse.rows, s.inverse.rows),
+        R(in_arithmetic<A>(scope, s.R)),
+        Rt(in_arithmetic<A>(scope, s.Rt)),
+        inverse(in_arithmetic<A>(scope, s.inverse)),
         Z(scope, m, s.C),
         W(scope, m, s.K),
-        narrow(scope, m, s.inverse.rows) {
-    convert(s.K, s.C, s.R.data, s.R.ld, R.data, R.ld);
-    convert(s.C, s.K, s.Rt.data, s.Rt.ld, Rt.data, Rt.ld);
-    convert(inverse.rows, inverse.rows, s.inverse.data, s.inverse.ld, inverse.data, inverse.ld);
-  }
+        narrow(scope, m, s.inverse.rows) {}
 
   // W = addresses of the m queries in Z. In the narrow form `narrow` is left as Z (R'R + lambda
   // I)^-1.
@@ -77,10 +89,20 @@ struct AddressTile {
     if (s.wide) {
       product(executor, m, Z, Rt, narrow);
       product(executor, m, narrow, inverse, W);
-      if (!s.easy()) refine(m);
+      if (!s.well_conditioned()) refine(m);
     } else {
       product(executor, m, Z, inverse, narrow);
       product(executor, m, narrow, Rt, W);
+    }
+  }
+
+  // What the adjoint needs of solve(): the addresses that the forward gave are as good where the
+  // system is well-conditioned.
+  void solve_again(int64_t m, const View& weights, int64_t b, Rows rows) {
+    if (std::is_same_v<A, float> && s.wide) {
+      load(weights, b, rows, m, W);
+    } else {
+      solve(m);
     }
   }
 
@@ -123,6 +145,25 @@ struct AddressTile {
     return d_ridge;
   }
 };
+
+// Calls run(system, A()) with the system of item b and the arithmetic A of what is as wide as the
+// queries; failed() when there is none.
+template <class Run, class Failed>
+void with_address_system(const View& mean, const View& ridge, const Sizes& n, int64_t b,
+                         const Executor& executor, Run&& run, Failed&& failed) {
+  const bool narrow_state = mean.dtype == Dtype::float32;
+  if (narrow_state) {
+    Workspace::Scope scope(Workspace::of_thread());
+    AddressSystem<float> system(scope, n);
+    if (system.build(mean, ridge, b, executor) && system.facts.condition <= kEasy)
+      return run(system, float());
+  }
+  Workspace::Scope scope(Workspace::of_thread());
+  AddressSystem<double> system(scope, n);
+  if (!system.build(mean, ridge, b, executor)) return failed();
+  if (narrow_state && system.well_conditioned()) return run(system, float());
+  run(system, double());
+}
 
 }  // namespace KANERVA_ISA
 }  // namespace kanerva

@@ -8,13 +8,13 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-template <class A>
-void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem& system,
+template <class A, class F>
+void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem<F>& system,
                   const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   const int64_t tile = std::min(kTile, T);
   Workspace::Scope scope(Workspace::of_thread());
-  AddressTile<A> solver(scope, system, tile, executor);
+  AddressTile<A, F> solver(scope, system, tile, executor);
   Matrix<A> U(scope, K, K), WU(scope, tile, K), V(scope, tile, C);
   load(args.cov, b, Rows{}, K, U);
   bool bad = not_finite(K, U);
@@ -36,13 +36,13 @@ void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem& system
   }
 }
 
-template <class A>
-void recall_adjoint_tiles(const RecallBackwardArgs& args, int64_t b, const AddressSystem& system,
+template <class A, class F>
+void recall_adjoint_tiles(const RecallBackwardArgs& args, int64_t b, const AddressSystem<F>& system,
                           const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   const int64_t tile = std::min(kTile, T);
   Workspace::Scope scope(Workspace::of_thread());
-  AddressTile<A> solver(scope, system, tile, executor);
+  AddressTile<A, F> solver(scope, system, tile, executor);
   Matrix<A> U(scope, K, K), gW(scope, tile, K), gZ(scope, tile, C), dR(scope, K, C),
       dU(scope, K, K);
   load(args.cov, b, Rows{}, K, U);
@@ -53,7 +53,7 @@ void recall_adjoint_tiles(const RecallBackwardArgs& args, int64_t b, const Addre
     const int64_t m = std::min(tile, T - first);
     const Rows rows{nullptr, first};
     load(args.queries, b, rows, m, solver.Z);
-    solver.solve(m);
+    solver.solve_again(m, args.weights, b, rows);
     if (args.grad_weights) {
       load(args.grad_weights, b, rows, m, gW);
     } else {
@@ -76,37 +76,35 @@ inline double recall_operations(const Sizes& n) {
 inline void recall(const RecallArgs& args, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   for_each_item(B, recall_operations(args.n), executor, [&](int64_t b, const Executor& inner) {
-    Workspace::Scope scope(Workspace::of_thread());
-    AddressSystem system(scope, args.n);
-    if (!system.build(args.mean, args.ridge, b, inner)) {
-      fill(args.values_out, b, T, C, NAN);
-      fill(args.var_out, b, T, 1, NAN);
-      fill(args.weights_out, b, T, K, NAN);
-    } else if (args.mean.dtype == Dtype::float32 && system.easy()) {
-      recall_tiles<float>(args, b, system, inner);
-    } else {
-      recall_tiles<double>(args, b, system, inner);
-    }
+    with_address_system(
+        args.mean, args.ridge, args.n, b, inner,
+        [&](const auto& system, auto arithmetic) {
+          recall_tiles<decltype(arithmetic)>(args, b, system, inner);
+        },
+        [&] {
+          fill(args.values_out, b, T, C, NAN);
+          fill(args.var_out, b, T, 1, NAN);
+          fill(args.weights_out, b, T, K, NAN);
+        });
   });
 }
 
 inline void recall_backward(const RecallBackwardArgs& args, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
-  for_each_item(B, 3.0 * recall_operations(args.n), executor,
-                [&](int64_t b, const Executor& inner) {
-                  Workspace::Scope scope(Workspace::of_thread());
-                  AddressSystem system(scope, args.n);
-                  if (!system.build(args.mean, args.ridge, b, inner)) {
-                    fill(args.d_mean, b, K, C, NAN);
-                    fill(args.d_cov, b, K, K, NAN);
-                    fill(args.d_queries, b, T, C, NAN);
-                    store_scalar(args.d_ridge, b, 0, NAN);
-                  } else if (args.mean.dtype == Dtype::float32 && system.easy()) {
-                    recall_adjoint_tiles<float>(args, b, system, inner);
-                  } else {
-                    recall_adjoint_tiles<double>(args, b, system, inner);
-                  }
-                });
+  const double operations = 3.0 * recall_operations(args.n);
+  for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {
+    with_address_system(
+        args.mean, args.ridge, args.n, b, inner,
+        [&](const auto& system, auto arithmetic) {
+          recall_adjoint_tiles<decltype(arithmetic)>(args, b, system, inner);
+        },
+        [&] {
+          fill(args.d_mean, b, K, C, NAN);
+          fill(args.d_cov, b, K, K, NAN);
+          fill(args.d_queries, b, T, C, NAN);
+          store_scalar(args.d_ridge, b, 0, NAN);
+        });
+  });
 }
 
 }  // namespace KANERVA_ISA

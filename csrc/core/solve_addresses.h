@@ -7,12 +7,12 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-template <class A>
-void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem& system,
+template <class A, class F>
+void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem<F>& system,
                  const Executor& executor) {
   const int64_t T = args.n.T, tile = std::min(kTile, T);
   Workspace::Scope scope(Workspace::of_thread());
-  AddressTile<A> solver(scope, system, tile, executor);
+  AddressTile<A, F> solver(scope, system, tile, executor);
   bool bad = false;
   for (int64_t first = 0; first < T && !bad; first += tile) {
     const int64_t m = std::min(tile, T - first);
@@ -25,13 +25,13 @@ void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem&
   if (bad) fill(args.weights_out, b, T, args.n.K, NAN);
 }
 
-template <class A>
+template <class A, class F>
 void solve_adjoint_tiles(const SolveAddressesBackwardArgs& args, int64_t b,
-                         const AddressSystem& system, const Executor& executor) {
+                         const AddressSystem<F>& system, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   const int64_t tile = std::min(kTile, T);
   Workspace::Scope scope(Workspace::of_thread());
-  AddressTile<A> solver(scope, system, tile, executor);
+  AddressTile<A, F> solver(scope, system, tile, executor);
   Matrix<A> gW(scope, tile, K), gZ(scope, tile, C), dR(scope, K, C);
   dR.zero();
   double d_ridge = 0.0;
@@ -39,7 +39,7 @@ void solve_adjoint_tiles(const SolveAddressesBackwardArgs& args, int64_t b,
     const int64_t m = std::min(tile, T - first);
     const Rows rows{nullptr, first};
     load(args.queries, b, rows, m, solver.Z);
-    solver.solve(m);
+    solver.solve_again(m, args.weights, b, rows);
     load(args.grad_weights, b, rows, m, gW);
     d_ridge += solver.adjoint(m, gW, gZ, dR);
     store(args.d_queries, b, rows, m, gZ);
@@ -55,15 +55,12 @@ inline double solve_operations(const Sizes& n) {
 inline void solve_addresses(const SolveAddressesArgs& args, const Executor& executor) {
   for_each_item(args.n.B, solve_operations(args.n), executor,
                 [&](int64_t b, const Executor& inner) {
-                  Workspace::Scope scope(Workspace::of_thread());
-                  AddressSystem system(scope, args.n);
-                  if (!system.build(args.mean, args.ridge, b, inner)) {
-                    fill(args.weights_out, b, args.n.T, args.n.K, NAN);
-                  } else if (args.mean.dtype == Dtype::float32 && system.easy()) {
-                    solve_tiles<float>(args, b, system, inner);
-                  } else {
-                    solve_tiles<double>(args, b, system, inner);
-                  }
+                  with_address_system(
+                      args.mean, args.ridge, args.n, b, inner,
+                      [&](const auto& system, auto arithmetic) {
+                        solve_tiles<decltype(arithmetic)>(args, b, system, inner);
+                      },
+                      [&] { fill(args.weights_out, b, args.n.T, args.n.K, NAN); });
                 });
 }
 
@@ -71,17 +68,16 @@ inline void solve_addresses_backward(const SolveAddressesBackwardArgs& args,
                                      const Executor& executor) {
   for_each_item(args.n.B, 3.0 * solve_operations(args.n), executor,
                 [&](int64_t b, const Executor& inner) {
-                  Workspace::Scope scope(Workspace::of_thread());
-                  AddressSystem system(scope, args.n);
-                  if (!system.build(args.mean, args.ridge, b, inner)) {
-                    fill(args.d_mean, b, args.n.K, args.n.C, NAN);
-                    fill(args.d_queries, b, args.n.T, args.n.C, NAN);
-                    store_scalar(args.d_ridge, b, 0, NAN);
-                  } else if (args.mean.dtype == Dtype::float32 && system.easy()) {
-                    solve_adjoint_tiles<float>(args, b, system, inner);
-                  } else {
-                    solve_adjoint_tiles<double>(args, b, system, inner);
-                  }
+                  with_address_system(
+                      args.mean, args.ridge, args.n, b, inner,
+                      [&](const auto& system, auto arithmetic) {
+                        solve_adjoint_tiles<decltype(arithmetic)>(args, b, system, inner);
+                      },
+                      [&] {
+                        fill(args.d_mean, b, args.n.K, args.n.C, NAN);
+                        fill(args.d_queries, b, args.n.T, args.n.C, NAN);
+                        store_scalar(args.d_ridge, b, 0, NAN);
+                      });
                 });
 }
 
