@@ -114,8 +114,7 @@ void store_mean(const View& mean, int64_t b, int64_t K, const Columns& columns, 
 // leave a covariance that the rounding of its own dtype makes indefinite; it is served with that
 // rounding added to the diagonal. False for any other that is not positive definite.
 template <class F>
-bool load_root(const View& cov, int64_t b, int64_t K, F* root, int64_t ldk,
-                      Workspace& workspace) {
+bool load_root(const View& cov, int64_t b, int64_t K, F* root, int64_t ldk, Workspace& workspace) {
   Workspace::Scope scope(workspace);
   F* inverse_diagonal = scope.take<F>(K);
   load(cov, b, Rows{}, K, 0, K, root, ldk);
@@ -176,8 +175,8 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
   for (int64_t first = 0; first < e.steps; first += step) {
     const int64_t steps = std::min(step, e.steps - first);
     load_chunk(chunk, args.weights, b, e, first, steps);
-    const bool ok = use_sqrt ? factor_chunk_sqrt(chunk, U, workspace)
-                             : factor_chunk(chunk, U, limit, executor);
+    const bool ok =
+        use_sqrt ? factor_chunk_sqrt(chunk, U, workspace) : factor_chunk(chunk, U, limit, executor);
     if (!(chunk.hardness <= limit)) return Outcome::harder;
     if (!ok) return use_sqrt ? Outcome::failed : Outcome::harder;
     factors.take(chunk);

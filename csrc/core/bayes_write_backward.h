@@ -77,8 +77,7 @@ class WriteAdjoint {
     const int64_t chunks = (e_.steps + step_ - 1) / step_;
     const int64_t U_size = K_ * ldk_, R_size = columns_.count * block_;
     constexpr double one_level = 8e6;  // bytes of states that are kept without a second level
-    const double bytes =
-        double(chunks) * (double(U_size) * sizeof(F) + double(R_size) * sizeof(A));
+    const double bytes = double(chunks) * (double(U_size) * sizeof(F) + double(R_size) * sizeof(A));
     int64_t segment = std::max<int64_t>(1, chunks);
     if (bytes > one_level) segment = int64_t(std::ceil(std::sqrt(double(chunks))));
     const int64_t segments = std::max<int64_t>(1, (chunks + segment - 1) / segment);
@@ -186,8 +185,8 @@ class WriteAdjoint {
     gemm<true>(executor_, L, K_, L, chunk_.V, ldl_, chunk_.W, ldk_, Y, ldk_, Store::set,
                Structure::lower);
     F* keep = use_sqrt_ || (K_ <= 2 * L && chunk_.hardness > kHardForSubtracting)
-                       ? scope.take<F>(K_ * ldk_)
-                       : nullptr;
+                  ? scope.take<F>(K_ * ldk_)
+                  : nullptr;
     if (keep != nullptr) what_is_kept(Y, keep);
 
     const Sums sums = sum_columns(scope, R, narrow_adjoints(scope, G, Y, keep));
@@ -242,8 +241,7 @@ class WriteAdjoint {
     }
   }
 
-  Adjoints narrow_adjoints(Workspace::Scope& scope, const F* G, const F* Y,
-                           const F* keep) {
+  Adjoints narrow_adjoints(Workspace::Scope& scope, const F* G, const F* Y, const F* keep) {
     const int64_t L = chunk_.L, lk = factors_.ldk;
     A *Ga = scope.take<A>(L * lk), *Ya = scope.take<A>(L * lk), *Ja = nullptr;
     convert(L, K_, G, ldk_, Ga, lk);
@@ -289,8 +287,8 @@ class WriteAdjoint {
   }
 
   // gU_ of the chunk's posterior -> of its starting state.
-  void update_covariance(const F* Y, const F* keep, const F* N, const F* PU,
-                         const F* inner, const A* H) {
+  void update_covariance(const F* Y, const F* keep, const F* N, const F* PU, const F* inner,
+                         const A* H) {
     Workspace::Scope scope(workspace_);
     const int64_t L = chunk_.L;
     F* right = scope.take<F>(L * ldk_);
@@ -457,9 +455,11 @@ Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b, const 
   if (args.method != WriteMethod::sqrt) {
     Outcome outcome = Outcome::harder;
     if (narrow_state && !small && e.decay == nullptr)  // gradients of decays cancel
-      outcome = WriteAdjoint<float, float>(args, b, e, false, kHardForFloat32Factors, executor).run();
+      outcome =
+          WriteAdjoint<float, float>(args, b, e, false, kHardForFloat32Factors, executor).run();
     if (narrow_state && !small && outcome == Outcome::harder)
-      outcome = WriteAdjoint<float, double>(args, b, e, false, kHardForFloat32Gradient, executor).run();
+      outcome =
+          WriteAdjoint<float, double>(args, b, e, false, kHardForFloat32Gradient, executor).run();
     if (outcome == Outcome::harder) {
       const double limit = narrow_state ? kHardForCholesky : kHardForFloat64;
       outcome = WriteAdjoint<double, double>(args, b, e, false, limit, executor).run();

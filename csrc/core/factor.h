@@ -33,8 +33,8 @@ void scale(int64_t j0, int64_t n, double alpha, T* dst) {
 
 // target[j0, n) -= sum_q coefficients[q * stride] * rows[q][j0, n), the sums in registers.
 template <class T>
-void eliminate(int64_t j0, int64_t n, int64_t count, const T* coefficients,
-                      int64_t stride, const T* rows, int64_t ld, T* target) {
+void eliminate(int64_t j0, int64_t n, int64_t count, const T* coefficients, int64_t stride,
+               const T* rows, int64_t ld, T* target) {
   using V = Simd<T>;
   for (int64_t j = j0; j < n; j += V::width) {
     auto x = V::load(target + j);
@@ -69,8 +69,8 @@ bool cholesky(int64_t n, T* s, int64_t lds, T* inverse_diagonal) {
 
 // v = U^-1, upper, with zeros below the diagonal.
 template <class T>
-void invert_upper(int64_t n, const T* u, int64_t ldu, const T* inverse_diagonal,
-                         T* v, int64_t ldv) {
+void invert_upper(int64_t n, const T* u, int64_t ldu, const T* inverse_diagonal, T* v,
+                  int64_t ldv) {
   const int64_t blocks = (n + kBlock<T> - 1) / kBlock<T>;
   const int64_t width = padded<T>(n);
   for (int64_t k = blocks - 1; k >= 0; --k) {

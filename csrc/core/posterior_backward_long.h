@@ -38,7 +38,7 @@ template <class A>
 class LongPosteriorAdjoint {
  public:
   LongPosteriorAdjoint(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
-                   const Executor& executor)
+                       const Executor& executor)
       : args_(args),
         b_(b),
         e_(e),
@@ -57,9 +57,8 @@ class LongPosteriorAdjoint {
   void run(const Matrix<A>& P0) {
     solve_state(P0);
     const int64_t tile = std::min(kTile, e_.steps), tiles = (e_.steps + tile - 1) / tile;
-    executor_.for_each(tiles, [&](int64_t i) {
-      adjoint_steps(i * tile, std::min(tile, e_.steps - i * tile));
-    });
+    executor_.for_each(
+        tiles, [&](int64_t i) { adjoint_steps(i * tile, std::min(tile, e_.steps - i * tile)); });
   }
 
  private:
@@ -148,8 +147,7 @@ class LongPosteriorAdjoint {
                    both = row_dot(C_, X[t], Z[t]) / n,
                    square = row_dot(C_, residual[t], residual[t]),
                    quadratic = row_dot(K_, W[t], Wn[t]);
-      const double d =
-          0.5 * (quadratic - both - cross + gl_ * (square - double(C_) / n));
+      const double d = 0.5 * (quadratic - both - cross + gl_ * (square - double(C_) / n));
       store_scalar(args_.d_noise_var, b_, rows[t], d);
       axpy(0, C_, -gl_, residual[t], X[t]);
       axpy(0, K_, -1.0, W[t], dW[t]);
@@ -180,7 +178,7 @@ class LongPosteriorAdjoint {
 // rounding.
 template <class S>
 bool adjoint_of_long_episode(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
-                            const Executor& executor) {
+                             const Executor& executor) {
   const bool serves =
       information_serves(args.method, args.n, e) && args.n.K >= kManySlots && args.posterior_mean;
   if (!serves || !(hardness_bound(args, b, e) <= kHardForPosterior)) return false;

@@ -53,16 +53,16 @@ inline Episode gather_episode(Workspace::Scope& scope, int64_t T, int64_t b, con
 template <class F>
 struct Chunk {
   int64_t L = 0, K = 0, ldl = 0, ldk = 0;
-  F* W;                 // L x K addresses
-  F* Wt;                // K x L; P takes its place
-  F* X;                 // L x K
-  F* S;                 // L x L, then its upper factor F'
-  F* V;                 // L x L upper, F^-T
-  F* P;                 // L x K whitened gains
-  F* inverse_diagonal;  // 1 / F(t, t)
-  double* noise;             // v_t b_t
-  double* decay;             // b_t: product of the decays up to t inside the chunk
-  double hardness = 0.0;     // max w'Uw / noise
+  F* W;                   // L x K addresses
+  F* Wt;                  // K x L; P takes its place
+  F* X;                   // L x K
+  F* S;                   // L x L, then its upper factor F'
+  F* V;                   // L x L upper, F^-T
+  F* P;                   // L x K whitened gains
+  F* inverse_diagonal;    // 1 / F(t, t)
+  double* noise;          // v_t b_t
+  double* decay;          // b_t: product of the decays up to t inside the chunk
+  double hardness = 0.0;  // max w'Uw / noise
 
   Chunk(Workspace::Scope& scope, int64_t max_steps, int64_t slots)
       : K(slots), ldl(row_stride<F>(max_steps)), ldk(row_stride<F>(slots)) {
@@ -87,7 +87,7 @@ inline int64_t chunk_steps(int64_t K, int64_t steps) {
 
 template <class F>
 void load_chunk(Chunk<F>& c, const View& weights, int64_t b, const Episode& e, int64_t first,
-                       int64_t steps) {
+                int64_t steps) {
   c.L = steps;
   load(weights, b, Rows{e.index, first}, steps, 0, c.K, c.W, c.ldk);
   double product = 1.0;
