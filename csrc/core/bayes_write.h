@@ -147,7 +147,7 @@ double chunk_log_evidence(const Chunk<F>& c, int64_t C, double quadratic) {
 // long double, stays under 1e-4 (float32 columns) and 1e-10 (float64 state).
 constexpr double kHardForFloat32Factors = 16.0;
 constexpr double kHardForFloat32 = 1e6;
-constexpr double kHardForFloat64 = 1e5;
+constexpr double kHardForFloat64 = 1e3;
 constexpr double kHardForCholesky = 1e11;  // float64 factors of float32 data
 
 // One episode with the columns in arithmetic A and the factors in F. `limit`: the hardness
