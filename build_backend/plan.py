@@ -70,11 +70,15 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Nvcc:
-    """An nvcc: its path, its version ("13.0"), what ``--list-gpu-arch`` names ("80", ...)."""
+    """An nvcc: its path, its version ("13.0"), what ``--list-gpu-arch`` names ("80", ...).
+
+    ``include`` is the toolkit's folder with cuda_runtime.h, where it is known.
+    """
 
     path: str
     version: str
     archs: tuple[str, ...]
+    include: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,26 @@ def find_nvcc(env: Mapping[str, str] = os.environ) -> Nvcc | None:
         if release is not None:
             listed = _output([str(place), "--list-gpu-arch"]) or ""
             archs = tuple(dict.fromkeys(re.findall(r"compute_(\d+)\b", listed)))
-            return Nvcc(str(place), release[1], archs)
+            return Nvcc(str(place), release[1], archs, _cuda_include(place))
     return None
+
+
+def _cuda_include(nvcc: Path) -> Path | None:
+    """The folder of cuda_runtime.h, as nvcc itself says it: it may be a wrapper or a link."""
+    try:
+        done = subprocess.run(
+            [str(nvcc), "--dryrun", "-c", "-x", "cu", "-o", os.devnull, os.devnull],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    line = re.search(r"(?m)^#\$ INCLUDES=(.*)$", done.stderr)
+    places = [Path(p) for p in re.findall(r'-I"?([^"\s]+)', line[1])] if line else []
+    places.append(nvcc.resolve().parent.parent / "include")
+    found = next((p for p in places if (p / "cuda_runtime.h").is_file()), None)
+    return found.resolve() if found else None
 
 
 def cores() -> int:

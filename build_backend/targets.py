@@ -32,8 +32,6 @@ NVCC_FLAGS = (
     "-DNDEBUG",
     "--expt-relaxed-constexpr",
     "--compiler-options=-fPIC,-fvisibility=hidden",
-    # torch's stable headers declare the current stream only with this.
-    "-DUSE_CUDA",
 )
 LIBRARY_NAMES = {"_C": "_C.abi3.so", "_C_cuda": "_C_cuda.abi3.so"}
 
@@ -161,15 +159,26 @@ def _needs(torch_lib: Path, name: str) -> tuple[str, ...]:
     return (f"-L{torch_lib}", "-Wl,--no-as-needed", f"-l{name}", "-Wl,--as-needed")
 
 
+def _compile_with_torch(
+    plan: Plan,
+    layout: Layout,
+    source: Path,
+    flags: tuple[str, ...] = (),
+    system: tuple[Path, ...] = (),
+) -> Edge:
+    include = plan.torch.include
+    flags = (f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *flags)
+    system = (include, include / "torch/csrc/api/include", *system)
+    # -MMD leaves system headers out: a torch that is exchanged in place must still rebuild.
+    stamp = (include / "torch/headeronly/version.h",)
+    return _compile(plan, layout, source, flags, system, implicit=stamp)
+
+
 def _torch_edges(plan: Plan, layout: Layout, core: list[Edge]) -> list[Edge]:
     sources = layout.sources("cpu/*.cpp")
     if not sources:
         raise BuildError(f"no sources in {layout.csrc / 'cpu'}: the source tree is incomplete.")
-    target = (f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",)
-    system = (plan.torch.include, plan.torch.include / "torch/csrc/api/include")
-    # -MMD leaves system headers out: a torch that is exchanged in place must still rebuild.
-    stamp = (plan.torch.include / "torch/headeronly/version.h",)
-    objects = [_compile(plan, layout, source, target, system, implicit=stamp) for source in sources]
+    objects = [_compile_with_torch(plan, layout, source) for source in sources]
     # Defined or in torch: a symbol that is missing fails here and not at a user's import.
     needs = (*_needs(plan.torch.lib, "torch_cpu"), "-Wl,-z,defs")
     return [*objects, _link(plan, layout, "_C", [*core, *objects], needs)]
@@ -193,6 +202,10 @@ def _binding_edges(plan: Plan, layout: Layout, core: list[Edge]) -> list[Edge]:
 
 
 def _cuda_edges(plan: Plan, layout: Layout) -> list[Edge]:
+    """The kernels by nvcc, which sees no torch; what registers them by the C++ compiler.
+
+    csrc/cuda/host/ is for the tests, which run the kernels on the host.
+    """
     nvcc = plan.cuda.nvcc
     assert nvcc is not None  # decide_cuda never builds without one
     gencode = [flag for a in plan.cuda.archs for flag in a.gencode()]
@@ -202,12 +215,16 @@ def _cuda_edges(plan: Plan, layout: Layout) -> list[Edge]:
     for source in layout.sources("cuda/*.cu"):
         relative = source.relative_to(layout.csrc)
         output = layout.build / "obj" / relative.with_suffix(".cu.o")
-        command = [nvcc.path, *NVCC_FLAGS, *host, *gencode]
-        command += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{layout.csrc}"]
-        command += [f"-I{layout.build / 'include'}", "-isystem", str(plan.torch.include)]
+        command = [nvcc.path, *NVCC_FLAGS, *host, *gencode, f"-I{layout.csrc}"]
         command += ["-MD", "-MF", f"{output}.d", "-c", str(source), "-o", str(output)]
         what = f"compile {relative} [{arch.describe(plan.cuda.archs)}]"
         objects.append(Edge(output, (source,), tuple(command), what, depfile=True))
+    toolkit = (nvcc.include,) if nvcc.include else ()
+    # torch's stable headers declare the current stream only with USE_CUDA.
+    objects += [
+        _compile_with_torch(plan, layout, source, ("-DUSE_CUDA",), toolkit)
+        for source in layout.sources("cuda/*.cpp")
+    ]
     # A torch without CUDA has no libtorch_cuda: an empty library of that name stands in for the
     # linker, which only has to record the name.
     stub = layout.build / "stubs/libtorch_cuda.so"
@@ -221,5 +238,6 @@ def _cuda_edges(plan: Plan, layout: Layout) -> list[Edge]:
     command = [nvcc.path, *host, "-shared", "-cudart", "static", "-o", str(output)]
     command += map(str, inputs[:-1])
     for option in (*_needs(plan.torch.lib, "torch_cpu"), *_needs(stub.parent, "torch_cuda")):
-        command += ["-Xlinker", option[4:]] if option.startswith("-Wl,") else [option]
+        # All for the linker, in this order: nvcc moves its own -l behind what is for the linker.
+        command += ["-Xlinker", option.removeprefix("-Wl,")]
     return [*objects, Edge(output, inputs, tuple(command), f"link {output.name}")]

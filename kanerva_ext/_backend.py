@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -18,14 +20,18 @@ _LATER = (
 
 #: What ``backend="auto"`` means in every public function; set by `use_backend`.
 default = "auto"
+#: Whether a call with ``backend="auto"`` has to ask `wants_reference`; False where it may not cost.
+routed = False
 #: Name of each backend -> "available" or why it is missing.
 _status: dict[str, str] = {
     "cpu": "the C++ library has not been loaded",
-    "cuda": _LATER.format(name="cuda"),
+    "cuda": "",  # found out when it is asked for, see _reason
     "triton": _LATER.format(name="triton"),
     "reference": AVAILABLE,
 }
 _warned: set[str] = set()
+#: Index of each GPU that the CUDA library has no code for -> why; None: not looked at yet.
+_unserved: dict[int, str] | None = None
 
 
 def check_name(name: object, where: str = "backend") -> str:
@@ -39,23 +45,107 @@ def check_name(name: object, where: str = "backend") -> str:
 
 def load() -> None:
     """Load the compiled operators, or record why they cannot be."""
-    library = Path(__file__).parent / "_C.abi3.so"
-    if not library.exists():
+    folder = Path(__file__).parent
+    library = folder / "_C.abi3.so"
+    if library.exists():
+        _load_library("cpu", library)
+    else:
         _status["cpu"] = (
             f"{library} does not exist: the package was installed or imported without its C++ "
             "library; reinstall it with a C++17 compiler at hand (pip install --force-reinstall "
             "--no-deps .) and read the build's last lines"
         )
-        return
+    library = folder / "_C_cuda.abi3.so"
+    if not library.exists():
+        _status["cuda"] = ""
+    elif torch.version.cuda is None:
+        _status["cuda"] = (
+            f"it was built, but torch {torch.__version__} has no CUDA; install a PyTorch with CUDA "
+            "(kanerva_ext need not be built again)"
+        )
+    else:
+        _load_library("cuda", library)
+    _route()
+
+
+def _load_library(name: str, library: Path) -> None:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        _status["cpu"] = (
+        _status[name] = (
             f"{library} could not be loaded under torch {torch.__version__} (torch >= 2.11 is "
-            f"needed): {error}"
+            f"needed): {error.__cause__ or error}"
         )
     else:
-        _status["cpu"] = AVAILABLE
+        _status[name] = AVAILABLE
+
+
+def _build_info() -> dict:
+    """What the build recorded; empty without the NumPy module."""
+    try:
+        return dict(importlib.import_module("kanerva_ext._core").build_info())
+    except ImportError:
+        return {}
+
+
+def _reason(name: str) -> str:
+    """The status of a backend."""
+    if not _status[name]:
+        why = _build_info().get("cuda_reason") or "the library is missing"
+        _status[name] = (
+            f"the CUDA kernels were not built ({why}); with nvcc at hand, "
+            "KANERVA_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps . in the "
+            'source tree builds them; or use backend="auto"'
+        )
+    return _status[name]
+
+
+def _route() -> None:
+    global routed
+    unsure = _status["cuda"] == AVAILABLE and (_unserved is None or bool(_unserved))
+    routed = default != "auto" or unsure
+
+
+def serves_capability(capability: tuple[int, int], archs: list[str]) -> bool:
+    """Whether code built for ``archs`` ("8.0", "9.0a", "12.0+PTX") runs on such a GPU."""
+    for text in archs:
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", text)
+        if match is None:
+            continue
+        arch, suffix, ptx = (int(match[1]), int(match[2])), match[3], match[4]
+        # "a" runs on that capability alone; a cubin on later minor versions; PTX on all later ones.
+        later = capability >= arch and (capability[0] == arch[0] or (ptx and not suffix))
+        if capability == arch or (later and suffix != "a"):
+            return True
+    return False
+
+
+def unserved_devices() -> dict[int, str]:
+    """GPUs that the CUDA library has no code for: index -> why. Initialises CUDA."""
+    global _unserved
+    if _unserved is None:
+        found = {}
+        archs = _build_info().get("cuda_archs")
+        for index in range(torch.cuda.device_count()) if archs else ():
+            capability = torch.cuda.get_device_capability(index)
+            if not serves_capability(capability, archs):
+                found[index] = (
+                    f"cuda:{index} ({torch.cuda.get_device_name(index)}) has compute capability "
+                    f"{capability[0]}.{capability[1]}, but the CUDA kernels were built for "
+                    f"{', '.join(archs)}"
+                )
+        _unserved = found
+        _route()
+    return _unserved
+
+
+@torch.compiler.assume_constant_result
+def _why_unserved(device: torch.device) -> str:
+    """Why this GPU cannot run the CUDA kernels, or an empty text."""
+    unserved = unserved_devices()
+    if not unserved:
+        return ""
+    return unserved.get(torch.cuda.current_device() if device.index is None else device.index, "")
 
 
 def backends() -> dict[str, str]:
@@ -65,7 +155,7 @@ def backends() -> dict[str, str]:
     >>> kanerva_ext.backends()["reference"]
     'available'
     """
-    return dict(_status)
+    return {name: _reason(name) for name in _status}
 
 
 class use_backend:
@@ -90,6 +180,7 @@ class use_backend:
         check_name(name, "name")
         _require(name)
         self._previous, default = default, name
+        _route()
 
     def __enter__(self) -> use_backend:
         return self
@@ -102,48 +193,66 @@ class use_backend:
     ) -> None:
         global default
         default = self._previous
+        _route()
 
 
 def wants_reference(backend: str, device: torch.device) -> bool:
-    """Whether the PyTorch reference was asked for; a RuntimeError if ``backend`` cannot serve."""
+    """Whether the PyTorch reference serves the call; a RuntimeError if ``backend`` cannot."""
     check_name(backend)
     if backend == "auto":
         backend = default
-    if backend == "auto" or backend == "reference":
-        return backend == "reference"
+    if backend == "reference":
+        return True
+    if backend == "auto":
+        if device.type != "cuda" or _status["cuda"] != AVAILABLE:
+            return False
+        why = _why_unserved(device)
+        if why:
+            _warn_once(f"cuda:{device.index}", "the call", why)
+        return bool(why)
     _require(backend)
     if device.type != backend:
         raise RuntimeError(
             f'backend="{backend}" serves {backend} tensors, got tensors on {device}; move them '
             'or use backend="auto"'
         )
+    if backend == "cuda":
+        why = _why_unserved(device)
+        if why:
+            raise RuntimeError(f'backend="cuda" cannot serve this GPU: {why}')
     return False
 
 
 def warn_reference(operator: str, device: torch.device) -> None:
     """Say once per cause that the slow reference serves an automatic choice."""
     if device.type == "cpu":
-        cause, key = _status["cpu"], "cpu"
-        if cause == AVAILABLE:
-            return
-    else:
-        cause, key = f"no compiled kernels for {device.type} tensors yet", device.type
+        if _status["cpu"] != AVAILABLE:
+            _warn_once("cpu", operator, _status["cpu"])
+        return
+    cause = f"no compiled kernels for {device.type} tensors"
+    if device.type == "cuda":
+        cause += f": {_reason('cuda')}"
+    _warn_once(device.type, operator, cause)
+
+
+def _warn_once(key: str, operator: str, cause: str) -> None:
     if key not in _warned:
         _warned.add(key)
         warnings.warn(
             f"kanerva_ext: {operator} runs as plain PyTorch, which is much slower than the "
             f'compiled operators ({cause}). backend="reference" asks for it without this warning.',
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
 
 
 def _require(name: str) -> None:
     if name != "auto" and _status[name] != AVAILABLE:
-        raise RuntimeError(f'backend="{name}" is not available: {_status[name]}')
+        raise RuntimeError(f'backend="{name}" is not available: {_reason(name)}')
 
 
 def from_environment() -> None:
     """Take the default from ``KANERVA_BACKEND``; a missing backend fails at the first call."""
     global default
     default = check_name(os.environ.get("KANERVA_BACKEND", "auto"), "KANERVA_BACKEND")
+    _route()

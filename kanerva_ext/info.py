@@ -16,10 +16,12 @@ import torch
 
 import kanerva_ext
 
+from . import _backend
 from ._version import __version__
 
 VARIABLES = ("KANERVA_BACKEND", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 REBUILD = "pip install --force-reinstall --no-deps ."
+REBUILD_CUDA = f"KANERVA_CUDA=1 {REBUILD}"
 
 
 def _core() -> tuple[Any, str]:
@@ -30,12 +32,23 @@ def _core() -> tuple[Any, str]:
         return None, str(error)
 
 
+def _gpu(index: int) -> str:
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"{torch.cuda.get_device_name(index)} (compute capability {major}.{minor})"
+
+
+def _unserved() -> list[str]:
+    available = kanerva_ext.backends()["cuda"] == _backend.AVAILABLE
+    return list(_backend.unserved_devices().values()) if available else []
+
+
 def collect() -> dict[str, Any]:
     """Everything that ``python -m kanerva_ext.info`` prints.
 
     Returns:
         A dict that ``json.dumps`` takes: ``version``, ``location``, ``python``, ``platform``,
-        ``numpy``, ``torch``, ``torch_cuda``, ``gpus`` (list of names), ``threads`` (of PyTorch),
+        ``numpy``, ``torch``, ``torch_cuda``, ``gpus`` (list of names),
+        ``unserved_gpus`` (why the CUDA kernels do not run on some), ``threads`` (of PyTorch),
         ``backends`` (name -> "available" or why not), ``simd`` (in use; None without ``_core``),
         ``build`` (dict of the compiled libraries, or None), ``core_error`` (why ``build`` is
         None), ``environment`` (variables that are set) and ``advice`` (list of sentences).
@@ -54,9 +67,8 @@ def collect() -> dict[str, Any]:
         "numpy": numpy.__version__,
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        if cuda
-        else [],
+        "gpus": [_gpu(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "unserved_gpus": _unserved() if cuda else [],
         "threads": torch.get_num_threads(),
         "backends": kanerva_ext.backends(),
         "simd": core.simd_level() if core else None,
@@ -91,8 +103,14 @@ def advice(info: dict[str, Any]) -> list[str]:
     if info["torch_cuda"] and not build["cuda"]:
         found.append(
             f"This PyTorch has CUDA {info['torch_cuda']}, but kanerva_ext was built without it "
-            f"({build['cuda_reason']})."
+            f"({build['cuda_reason']}), so that tensors on a GPU are served by plain PyTorch. With "
+            f"the CUDA toolkit's nvcc on PATH, run `{REBUILD_CUDA}` in the source tree."
         )
+    found += [
+        f"{why}: set TORCH_CUDA_ARCH_LIST to its capability (8.0 or later) and run "
+        f"`{REBUILD_CUDA}` in the source tree; until then plain PyTorch serves it."
+        for why in info["unserved_gpus"]
+    ]
     return found
 
 

@@ -34,7 +34,12 @@ INCLUDE = Path("/site/torch/include")
 TORCH_CPU = plan.Torch("2.13.0+cpu", INCLUDE)
 TORCH_CUDA = plan.Torch("2.13.0", INCLUDE, cuda="13.0")
 TORCH_ROCM = plan.Torch("2.13.0", INCLUDE, hip="7.1")
-NVCC = plan.Nvcc("/cuda/bin/nvcc", "13.0", ("75", "80", "86", "90", "100", "103", "120", "121"))
+NVCC = plan.Nvcc(
+    "/cuda/bin/nvcc",
+    "13.0",
+    ("75", "80", "86", "90", "100", "103", "120", "121"),
+    Path("/cuda/include"),
+)
 NVCC_OLD = plan.Nvcc("/cuda/bin/nvcc", "12.4", ("50", "80", "90"))
 NVCC_ANCIENT = plan.Nvcc("/cuda/bin/nvcc", "10.2", ("30", "70"))
 

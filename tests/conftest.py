@@ -4,12 +4,22 @@ import os
 
 # A graph compiled by torch.compile for an older schema of an operator must not be found again.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+# Deterministic matrix products of cuBLAS, for the references on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch
 
 
 def pytest_configure(config):
+    # The tests of the operators make their tensors there.
+    if "KANERVA_TEST_DEVICE" in os.environ:
+        torch.set_default_device(os.environ["KANERVA_TEST_DEVICE"])
+    # Kernels to test instead of the CPU's own: see scripts/kernels_on_host.py.
+    if "KANERVA_TEST_LIBRARY" in os.environ:
+        import kanerva_ext  # noqa: F401 - defines the operators
+
+        torch.ops.load_library(os.environ["KANERVA_TEST_LIBRARY"])
     torch.set_num_threads(2)
     # Deterministic mode fills the results of torch.empty, in C++ too.
     torch.use_deterministic_algorithms(True)

@@ -84,7 +84,15 @@ LONG = Case("iid", 1.0, 65_536, 6, 3, batch=1)
 
 
 def problem(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> Problem:
-    """The problem of a grid point; the same numbers, rounded, in every dtype."""
+    """The problem of a grid point; the same numbers, rounded, in every dtype, on any device."""
+    with torch.device("cpu"):
+        full = _problem(case, seed)
+    device = torch.get_default_device()
+    full = Problem(*(x if x is None else x.to(device) for x in full))
+    return full.to(torch.float32).to(dtype)  # float32 and float64 solve the same problem
+
+
+def _problem(case: Case, seed: int) -> Problem:
     generator = torch.Generator().manual_seed(seed)
     b, t, k, c = case.batch, case.steps, case.slots, case.code
 
@@ -112,7 +120,7 @@ def problem(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> Pr
         mask = torch.zeros(b, t, dtype=torch.bool)
     decay = 1 - 0.1 * torch.rand(b, t, generator=generator, dtype=torch.float64)
     noise = case.noise * (0.5 + torch.rand(b, t, generator=generator, dtype=torch.float64))
-    full = Problem(
+    return Problem(
         randn(b, k, c),
         root @ root.mT / 2 + 0.5 * torch.eye(k, dtype=torch.float64),
         weights,
@@ -121,7 +129,6 @@ def problem(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> Pr
         mask,
         decay if case.decay else None,
     )
-    return full.to(torch.float32).to(dtype)  # float32 and float64 solve the same problem
 
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -151,13 +158,13 @@ def recursion_grads(p: Problem, grads: tuple[Tensor, Tensor, Tensor]) -> list[np
 
 
 def extended(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy().astype(LD)
+    return tensor.detach().double().cpu().numpy().astype(LD)
 
 
 def _recursion_item(p: Problem, grads: list[np.ndarray] | None):
     mean, cov, weights, values, noise = (extended(x[0]) for x in p[:5])
     decay = np.ones(len(weights), LD) if p.decay is None else extended(p.decay[0])
-    counts = np.ones(len(weights), bool) if p.mask is None else p.mask[0].numpy()
+    counts = np.ones(len(weights), bool) if p.mask is None else p.mask[0].cpu().numpy()
     code, evidence, tape = mean.shape[1], LD(0), []
     pi = LD(math.pi)
     for t in np.flatnonzero(counts):

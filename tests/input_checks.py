@@ -123,11 +123,12 @@ class InputChecks(OperatorBase):
                     assert grad.dtype == other and not grad.isnan().any()
 
     def test_autocast(self):
+        device = torch.get_default_device().type
         args = self.arguments(dtype=torch.float32, grad=True, optional=False)
         _, tensors, _ = self.split(args)
         expected = self.call(args)
         want = torch.autograd.grad([r.square().sum() for r in expected], tensors)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16):
             results = self.call(args)
             plain = self.call(args, backend="reference")
             got = torch.autograd.grad([r.square().sum() for r in results], tensors)
@@ -139,7 +140,7 @@ class InputChecks(OperatorBase):
             n: a.detach().to(torch.bfloat16) if self.kinds[n] == STATE else a
             for n, a in args.items()
         }
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16):
             assert all(r.dtype == torch.float32 for r in self.call(halves))
         with pytest.raises(TypeError, match="state in float32"):
             self.call(halves)

@@ -8,7 +8,7 @@ from helpers import symmetric
 import kanerva_ext
 
 STATE, DATA, NOISE, RIDGE, MASK = "state", "data", "noise", "ridge", "mask"
-NATIVE = kanerva_ext.backends()["cpu"] == "available"
+NATIVE = kanerva_ext.backends()[torch.get_default_device().type] == "available"
 
 
 class OperatorBase:

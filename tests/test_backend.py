@@ -1,4 +1,5 @@
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ def test_backends_names_every_backend_with_its_state():
     status = kanerva_ext.backends()
     assert set(status) == {"cpu", "cuda", "triton", "reference"}
     assert status["reference"] == "available"
-    assert all("not part of this release" in status[n] for n in ("cuda", "triton"))
+    assert "not part of this release" in status["triton"]
+    assert status["cuda"]
     status["cpu"] = "changed"
     assert kanerva_ext.backends()["cpu"] != "changed"
 
@@ -66,8 +68,10 @@ def test_wrong_names():
     for name, error in (("gpu", ValueError), (None, TypeError), (1, TypeError)):
         with pytest.raises(error, match="name must be"):
             kanerva_ext.use_backend(name)
-    for name in ("cuda", "triton"):
-        with pytest.raises(RuntimeError, match=f'"{name}" is not available.*use backend="auto"'):
+    missing = [n for n, status in kanerva_ext.backends().items() if status != "available"]
+    assert "triton" in missing
+    for name in missing:
+        with pytest.raises(RuntimeError, match=f'"{name}" is not available: '):
             kanerva_ext.use_backend(name)
     assert _backend.default == "auto"
 
@@ -107,7 +111,7 @@ def test_environment_variable():
     later = run_python(
         "import torch\nfrom kanerva_ext import ops\n"
         "ops.solve_addresses(torch.eye(2)[None], torch.eye(2)[None], 1.0)",
-        KANERVA_BACKEND="cuda",
+        KANERVA_BACKEND="triton",
     )
     assert "not part of this release yet" in later.stderr
 
@@ -121,6 +125,121 @@ def test_a_broken_library_is_reported(tmp_path, monkeypatch):
     (tmp_path / "_C.abi3.so").unlink()
     _backend.load()
     assert "reinstall it with a C++17 compiler" in kanerva_ext.backends()["cpu"]
+
+
+@pytest.fixture
+def cuda_package(tmp_path, monkeypatch):
+    """A package folder that has the CUDA library; what load() loads is listed, not loaded."""
+    loaded = []
+    for name in ("_C.abi3.so", "_C_cuda.abi3.so"):
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr(_backend, "__file__", str(tmp_path / "_backend.py"))
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: loaded.append(Path(path).name))
+    monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setattr(_backend, "_unserved", None)
+    monkeypatch.setattr(_backend, "routed", False)
+    for name, status in _backend._status.items():
+        monkeypatch.setitem(_backend._status, name, status)
+    return loaded
+
+
+def pretend(monkeypatch, capabilities, archs):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    monkeypatch.setattr(_backend, "_build_info", lambda: {"cuda_archs": archs})
+
+
+def test_cuda_library_is_loaded_only_where_torch_has_cuda(cuda_package, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked at import"))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    _backend.load()
+    assert cuda_package == ["_C.abi3.so"]
+    assert "has no CUDA; install a PyTorch with CUDA" in kanerva_ext.backends()["cuda"]
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    _backend.load()
+    assert cuda_package == ["_C.abi3.so", "_C.abi3.so", "_C_cuda.abi3.so"]
+    assert kanerva_ext.backends()["cuda"] == "available"
+
+
+def test_why_there_is_no_cuda_library(cuda_package, tmp_path, monkeypatch):
+    (tmp_path / "_C_cuda.abi3.so").unlink()
+    monkeypatch.setattr(_backend, "_build_info", lambda: {"cuda_reason": "nvcc was not found"})
+    _backend.load()
+    status = kanerva_ext.backends()["cuda"]
+    assert "not built (nvcc was not found)" in status and "KANERVA_CUDA=1 pip install" in status
+    with pytest.raises(RuntimeError, match="nvcc was not found"):
+        ops.read(*ARGS, backend="cuda")
+    with pytest.warns(RuntimeWarning, match="no compiled kernels for cuda tensors: .*nvcc was not"):
+        _backend.warn_reference("read", torch.device("cuda", 0))
+    assert not _backend.routed
+
+
+def test_a_broken_cuda_library_is_reported(cuda_package, monkeypatch):
+    def fail(path):
+        if Path(path).name == "_C_cuda.abi3.so":
+            raise OSError("could not") from OSError("libtorch_cuda.so: no such file")
+
+    monkeypatch.setattr(torch.ops, "load_library", fail)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    _backend.load()
+    status = kanerva_ext.backends()
+    assert status["cpu"] == "available"
+    assert "could not be loaded under torch" in status["cuda"]
+    assert "libtorch_cuda.so: no such file" in status["cuda"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "expected"),
+    [
+        ((8, 0), ["8.0"], True),
+        ((8, 9), ["8.0"], True),
+        ((8, 0), ["8.6"], False),
+        ((7, 5), ["8.0", "12.0+PTX"], False),
+        ((9, 0), ["8.0", "9.0a"], True),
+        ((9, 0), ["8.0"], False),
+        ((9, 0), ["8.0+PTX"], True),
+        ((10, 3), ["9.0a+PTX"], False),
+        ((10, 3), ["10.0f"], True),
+        ((12, 1), ["8.0", "9.0a", "10.0", "12.0+PTX"], True),
+        ((13, 0), ["8.0", "9.0a", "10.0", "12.0+PTX"], True),
+        ((13, 0), [], False),
+    ],
+)
+def test_what_runs_on_which_gpu(capability, archs, expected):
+    assert _backend.serves_capability(capability, archs) is expected
+
+
+def test_a_gpu_that_no_code_was_built_for(cuda_package, monkeypatch):
+    pretend(monkeypatch, [(9, 0), (7, 5)], ["8.0", "9.0a"])
+    _backend.load()
+    new, old = torch.device("cuda", 0), torch.device("cuda", 1)
+    assert _backend.routed
+    assert not _backend.wants_reference("auto", torch.device("cpu"))
+    assert _backend._unserved is None, "CPU tensors start no GPU"
+    assert not _backend.wants_reference("auto", new)
+    with pytest.warns(
+        RuntimeWarning, match=r"7\.5, but the CUDA kernels were built for 8\.0, 9\.0a"
+    ):
+        assert _backend.wants_reference("auto", old)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _backend.wants_reference("auto", old)
+    assert not _backend.wants_reference("cuda", new)
+    with pytest.raises(RuntimeError, match=r"cuda:1 \(GPU 1\) has compute capability 7\.5, but"):
+        _backend.wants_reference("cuda", old)
+    assert _backend.routed, "the second GPU must go on being asked about"
+
+
+def test_gpus_are_looked_at_once(cuda_package, monkeypatch):
+    pretend(monkeypatch, [(9, 0)], ["9.0a"])
+    _backend.load()
+    assert not _backend.wants_reference("auto", torch.device("cuda", 0))
+    assert not _backend.routed, "later calls must not pay for the check"
+    with kanerva_ext.use_backend("reference"):
+        assert _backend.routed
+    assert not _backend.routed
 
 
 def test_import_is_lean():

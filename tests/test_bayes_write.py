@@ -108,7 +108,8 @@ def incoming(case: Case):
     p = problem(case)
     shapes = (p.mean.shape, p.cov.shape, p.mean.shape[:1])
     return [
-        torch.randn(s, generator=generator, dtype=torch.float32).to(torch.float64) for s in shapes
+        torch.randn(s, generator=generator, dtype=torch.float32, device="cpu").to(p.mean).double()
+        for s in shapes
     ]
 
 

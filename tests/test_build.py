@@ -386,6 +386,20 @@ def test_nvcc_is_described(tmp_path):
     assert probe.find_nvcc({"PATH": str(tmp_path / "bin")}) == expected
 
 
+def test_cuda_headers_are_where_nvcc_says(tmp_path):
+    """nvcc may be a script far from its toolkit; else they lie beside its folder."""
+    toolkit = tmp_path / "toolkit"
+    for folder in (toolkit / "bin", toolkit / "include", tmp_path / "targets"):
+        folder.mkdir(parents=True)
+    nvcc = executable(toolkit / "bin/nvcc", f"echo '#$ INCLUDES=\"-I{tmp_path}/targets\"  ' >&2")
+    assert probe._cuda_include(nvcc) is None
+    (toolkit / "include/cuda_runtime.h").write_text("")
+    assert probe._cuda_include(nvcc) == toolkit / "include"
+    (tmp_path / "targets/cuda_runtime.h").write_text("")
+    assert probe._cuda_include(nvcc) == tmp_path / "targets"
+    assert probe._cuda_include(tmp_path / "missing") is None
+
+
 @pytest.mark.parametrize(
     ("command", "program"),
     [(("g++",), "g++"), (("ccache", "g++", "-m64"), "g++"), (("/usr/bin/sccache", "c++"), "c++")],

@@ -99,10 +99,13 @@ def test_user_flags_come_after_ours(tmp_path):
     assert command.index("-O3") < command.index("-O1 -g")
 
 
+def cuda_plan() -> object:
+    return make_plan(plan.Cuda(True, archs=arch.parse("8.0;9.0a+PTX"), nvcc=NVCC))
+
+
 def test_cuda_commands(tmp_path):
-    cuda = plan.Cuda(True, archs=arch.parse("8.0;9.0a+PTX"), nvcc=NVCC)
-    layout = make_layout(tmp_path, "cuda/read.cu")
-    found = commands(targets.edges(make_plan(cuda), layout))
+    layout = make_layout(tmp_path, "cuda/read.cu", "cuda/register.cpp", "cuda/host/fibers.cpp")
+    found = commands(targets.edges(cuda_plan(), layout))
     command = found["compile cuda/read.cu [8.0;9.0a+PTX]"]
     assert command.startswith("/cuda/bin/nvcc ")
     for words in (
@@ -110,14 +113,37 @@ def test_cuda_commands(tmp_path):
         "-gencode arch=compute_80,code=sm_80",
         "-gencode arch=compute_90a,code=sm_90a",
         "-gencode arch=compute_90a,code=compute_90a",
-        "-DTORCH_TARGET_VERSION=0x020b000000000000",
-        "-DUSE_CUDA",
     ):
         assert words in command
+    assert "USE_CUDA" not in command
     link = found["link _C_cuda.abi3.so"]
     assert "-cudart static" in link
     assert "-ltorch_cuda" in link
+    for name in ("obj/cuda/read.cu.o", "obj/cuda/register.o"):
+        assert str(layout.build / name) in link
     assert not [what for what in commands(targets.edges(make_plan(), layout)) if "cuda" in what]
+
+
+def test_registration_of_cuda_operators_is_plain_cpp(tmp_path):
+    """nvcc sees no torch; what sees torch has the C++ compiler's flags and the toolkit's headers.
+
+    The kernels' runs on the host, in csrc/cuda/host/, are no part of the library.
+    """
+    layout = make_layout(tmp_path, "cuda/read.cu", "cuda/register.cpp", "cuda/host/fibers.cpp")
+    found = commands(targets.edges(cuda_plan(), layout))
+    sees_torch = {what for what, command in found.items() if str(INCLUDE) in command}
+    assert sees_torch == {"compile cpu/read.cpp", "compile cuda/register.cpp"}
+    command = found["compile cuda/register.cpp"]
+    assert command.startswith("ccache g++ ")
+    for words in (
+        "-DUSE_CUDA",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        "-isystem /cuda/include",
+        "-fvisibility=hidden",
+    ):
+        assert words in command
+    assert "-DUSE_CUDA" not in found["compile cpu/read.cpp"]
+    assert not [what for what in found if "fibers" in what]
 
 
 @pytest.mark.parametrize("folder", ["cpu", "bindings"])
@@ -280,14 +306,20 @@ def test_the_torch_library_uses_only_the_stable_abi():
 @pytest.mark.slow
 @pytest.mark.skipif(probe.find_nvcc() is None, reason="needs nvcc (a CUDA toolkit; no GPU)")
 def test_cuda_library_builds_against_any_torch(tmp_path, capfd):
-    """Stable ABI headers compile with plain nvcc, a PyTorch without CUDA included."""
-    layout = make_layout(tmp_path, "cuda/twice.cu")
+    """A PyTorch without CUDA included: its stable ABI headers are enough."""
+    layout = make_layout(tmp_path, "cuda/twice.cu", "cuda/register.cpp")
     (tmp_path / "csrc/cuda/twice.cu").write_text(
-        "#include <torch/csrc/stable/tensor.h>\n"
         "__global__ void twice(float* x, int n) {\n"
         "  int i = blockIdx.x * blockDim.x + threadIdx.x;\n  if (i < n) x[i] *= 2;\n}\n"
-        "void launch(const torch::stable::Tensor& x) {\n"
-        "  twice<<<1, 32>>>(static_cast<float*>(x.data_ptr()), int(x.numel()));\n}\n"
+        "void launch(float* x, int n, cudaStream_t stream) {\n"
+        "  twice<<<1, 32, 0, stream>>>(x, n);\n}\n"
+    )
+    (tmp_path / "csrc/cuda/register.cpp").write_text(
+        "#include <cuda_runtime.h>\n#include <torch/csrc/stable/tensor.h>\n"
+        "void launch(float* x, int n, cudaStream_t stream);\n"
+        "void run(const torch::stable::Tensor& x) {\n  void* stream = nullptr;\n"
+        "  aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream);\n"
+        "  launch(static_cast<float*>(x.data_ptr()), int(x.numel()), cudaStream_t(stream));\n}\n"
     )
     nvcc, torch = probe.find_nvcc(), probe.find_torch()
     compiler = probe.find_compiler()
@@ -295,5 +327,8 @@ def test_cuda_library_builds_against_any_torch(tmp_path, capfd):
     chosen = plan.Plan(torch, compiler, ("baseline",), cuda, jobs=1)
     ninja_build.write_if_changed(layout.build / "stubs/empty.cpp", "")
     ninja_build.run(layout.build, targets._cuda_edges(chosen, layout), 1)
-    assert targets.library_path(layout, "_C_cuda").stat().st_size > 0
+    library = targets.library_path(layout, "_C_cuda")
+    # Without the record torch's CUDA symbols would not be found when the library is loaded.
+    for name in (b"libtorch_cpu.so\0", b"libtorch_cuda.so\0"):
+        assert name in library.read_bytes()
     capfd.readouterr()

@@ -112,6 +112,7 @@ def test_import_error_is_kept(monkeypatch):
         ({"isas": ["baseline"]}, None, "could not build for AVX2"),
         ({"isas": ["baseline"], "platform": "linux-aarch64"}, None, None),
         ({}, "13.0", "was built without it (nvcc was not found)"),
+        ({}, "13.0", "nvcc on PATH, run `KANERVA_CUDA=1 pip install"),
         ({"cuda": True}, "13.0", None),
     ],
 )
@@ -123,6 +124,13 @@ def test_advice(with_core, build, torch_cuda, expected):
     else:
         assert len(found) == 1
         assert expected in found[0]
+
+
+def test_advice_for_a_gpu_that_no_code_was_built_for(with_core):
+    why = "cuda:0 (T4) has compute capability 7.5, but the CUDA kernels were built for 8.0"
+    report = {**with_core(FakeCore(cuda=True)), "torch_cuda": "13.0", "unserved_gpus": [why]}
+    (found,) = info.advice(report)
+    assert why in found and "TORCH_CUDA_ARCH_LIST" in found and "KANERVA_CUDA=1" in found
 
 
 def test_environment_variables_that_are_set(with_core, monkeypatch):

@@ -5,16 +5,22 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__CUDACC__)
+#define KANERVA_BOTH __host__ __device__
+#else
+#define KANERVA_BOTH
+#endif
+
 namespace kanerva {
 namespace KANERVA_ISA {
 
-inline float bits_to_float(uint32_t u) {
+KANERVA_BOTH inline float bits_to_float(uint32_t u) {
   float f;
   std::memcpy(&f, &u, sizeof f);
   return f;
 }
 
-inline uint32_t float_to_bits(float f) {
+KANERVA_BOTH inline uint32_t float_to_bits(float f) {
   uint32_t u;
   std::memcpy(&u, &f, sizeof u);
   return u;
@@ -22,8 +28,8 @@ inline uint32_t float_to_bits(float f) {
 
 struct BFloat16 {
   uint16_t bits;
-  operator float() const { return bits_to_float(uint32_t(bits) << 16); }
-  static BFloat16 from(float f) {
+  KANERVA_BOTH operator float() const { return bits_to_float(uint32_t(bits) << 16); }
+  KANERVA_BOTH static BFloat16 from(float f) {
     const uint32_t u = float_to_bits(f);
     const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest even
     const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
@@ -33,7 +39,7 @@ struct BFloat16 {
 
 struct Half {
   uint16_t bits;
-  operator float() const {
+  KANERVA_BOTH operator float() const {
     const uint32_t magnitude = uint32_t(bits & 0x7fffu) << 13;
     const uint32_t sign = uint32_t(bits & 0x8000u) << 16;
     // 2^112 moves the exponent bias from 15 to 127 and makes subnormals right.
@@ -42,7 +48,7 @@ struct Half {
         magnitude >= 0x0f800000u ? 0x7f800000u | magnitude : float_to_bits(scaled);
     return bits_to_float(special | sign);
   }
-  static Half from(float f) {
+  KANERVA_BOTH static Half from(float f) {
     const uint32_t u = float_to_bits(f);
     const uint32_t sign = (u >> 16) & 0x8000u;
     const uint32_t magnitude = u & 0x7fffffffu;

@@ -46,7 +46,7 @@ class Operator:
         self._grad_args = 1 + max(receivers)
 
     def __call__(self, backend: str, *args):
-        if (backend != "auto" or _backend.default != "auto") and _backend.wants_reference(
+        if (backend != "auto" or _backend.routed) and _backend.wants_reference(
             backend, args[0].device
         ):
             return self.reference(*args)

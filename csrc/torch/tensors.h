@@ -1,4 +1,9 @@
-// Between torch tensors and the numerical core: views, outputs, threads. No numerics here.
+// Between torch tensors and the numerical core: views, checks, outputs. Shared by the devices.
+//
+// A Backend stands for where an operator runs. It is made from the operator's first tensor and has
+//   check_device(tensor, name)       throws unless the tensor is there
+//   device_type(), device_index()    where outputs go
+//   <op>(const <Op>Args&)            for every operator of core/arguments.h
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -13,25 +18,11 @@
 
 #include "../core/arguments.h"
 
-namespace kanerva::cpu {
+namespace kanerva::ops {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-// Torch's own pool, so that torch.set_num_threads holds.
-class TorchExecutor final : public Executor {
- public:
-  int64_t threads() const override { return threads_; }
-  void run(int64_t tasks, void (*body)(void*, int64_t), void* data) const override {
-    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(data, i);
-    });
-  }
-
- private:
-  const int64_t threads_ = torch::stable::get_num_threads();
-};
 
 inline Dtype dtype_of(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
@@ -56,7 +47,10 @@ inline void check_shape(const Tensor& t, const char* name, std::initializer_list
 }
 
 // A view of t with leading batch dimension; the shape is checked, any strides are fine.
-inline View view(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
+template <class Backend>
+View view(const Backend& on, const Tensor& t, const char* name,
+          std::initializer_list<int64_t> shape) {
+  on.check_device(t, name);
   check_shape(t, name, shape);
   View v;
   v.dtype = dtype_of(t, name);
@@ -66,20 +60,25 @@ inline View view(const Tensor& t, const char* name, std::initializer_list<int64_
   return v;
 }
 
-inline View view(const OptionalTensor& t, const char* name, std::initializer_list<int64_t> shape) {
-  return t.has_value() ? view(*t, name, shape) : View{};
+template <class Backend>
+View view(const Backend& on, const OptionalTensor& t, const char* name,
+          std::initializer_list<int64_t> shape) {
+  return t.has_value() ? view(on, *t, name, shape) : View{};
 }
 
 // Like view, for tensors in the dtype of the state.
-template <class T>
-View state_view(const T& t, const char* name, std::initializer_list<int64_t> shape, Dtype state) {
-  const View v = view(t, name, shape);
+template <class Backend, class T>
+View state_view(const Backend& on, const T& t, const char* name,
+                std::initializer_list<int64_t> shape, Dtype state) {
+  const View v = view(on, t, name, shape);
   STD_TORCH_CHECK(!v || v.dtype == state, name, " must have the dtype of the state");
   return v;
 }
 
-inline View mask_view(const OptionalTensor& t, int64_t B, int64_t T) {
+template <class Backend>
+View mask_view(const Backend& on, const OptionalTensor& t, int64_t B, int64_t T) {
   if (!t.has_value()) return View{};
+  on.check_device(*t, "mask");
   STD_TORCH_CHECK(t->scalar_type() == ScalarType::Bool, "mask must be bool");
   check_shape(*t, "mask", {B, T});
   View v;
@@ -102,29 +101,35 @@ inline int32_t torch_dtype(const Tensor& t) {
   return dtype;
 }
 
+// A new contiguous tensor. By the C shim itself: torch::stable::empty looks the operator up by
+// name, which costs 1 us a tensor.
+template <class Backend>
+Tensor new_tensor(const Backend& on, int64_t dims, const int64_t* shape, const int64_t* strides,
+                  int32_t dtype) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dims, shape, strides, dtype, on.device_type(), on.device_index(), &handle));
+  return Tensor(handle);
+}
+
 // A new contiguous tensor of the dtype of `like`, and its view.
 struct Output {
   Tensor tensor;
   View view;
 };
 
-inline Output output(const Tensor& like, std::initializer_list<int64_t> shape) {
+template <class Backend>
+Output output(const Backend& on, const Tensor& like, std::initializer_list<int64_t> shape) {
   Output o;
   int64_t stride = 1;
   for (int64_t d = int64_t(shape.size()) - 1; d >= 0; --d) {
     o.view.stride[d] = stride;
     stride *= std::max<int64_t>(1, shape.begin()[d]);
   }
-  // The C shim itself: torch::stable::empty looks the operator up by name, which costs 1 us a
-  // tensor.
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.begin(),
-                                                         o.view.stride, torch_dtype(like),
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  o.tensor = Tensor(handle);
+  o.tensor = new_tensor(on, int64_t(shape.size()), shape.begin(), o.view.stride, torch_dtype(like));
   o.view.dtype = dtype_of(like, "output");
   o.view.data = o.tensor.data_ptr();
   return o;
 }
 
-}  // namespace kanerva::cpu
+}  // namespace kanerva::ops

@@ -1,0 +1,48 @@
+// The operators on the CPU, as csrc/torch/ asks for them.
+#pragma once
+
+#include "../torch/tensors.h"
+
+namespace kanerva::cpu {
+
+// Torch's own pool, so that torch.set_num_threads holds.
+class TorchExecutor final : public Executor {
+ public:
+  int64_t threads() const override { return threads_; }
+  void run(int64_t tasks, void (*body)(void*, int64_t), void* data) const override {
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(data, i);
+    });
+  }
+
+ private:
+  const int64_t threads_ = torch::stable::get_num_threads();
+};
+
+struct Backend {
+  explicit Backend(const ops::Tensor&) {}
+  // The dispatcher chooses the CPU only where all tensors are on it.
+  static void check_device(const ops::Tensor&, const char*) {}
+  static int32_t device_type() { return aoti_torch_device_type_cpu(); }
+  static int32_t device_index() { return 0; }
+
+#define KANERVA_OPERATOR(op, Args) \
+  static void op(const Args& args) { kernels().op(args, TorchExecutor()); }
+
+  KANERVA_OPERATOR(bayes_write, BayesWriteArgs)
+  KANERVA_OPERATOR(bayes_write_backward, BayesWriteBackwardArgs)
+  KANERVA_OPERATOR(solve_addresses, SolveAddressesArgs)
+  KANERVA_OPERATOR(solve_addresses_backward, SolveAddressesBackwardArgs)
+  KANERVA_OPERATOR(read, ReadArgs)
+  KANERVA_OPERATOR(read_backward, ReadBackwardArgs)
+  KANERVA_OPERATOR(recall, RecallArgs)
+  KANERVA_OPERATOR(recall_backward, RecallBackwardArgs)
+  KANERVA_OPERATOR(memory_kl, MemoryKlArgs)
+  KANERVA_OPERATOR(memory_kl_backward, MemoryKlBackwardArgs)
+  KANERVA_OPERATOR(statistics, StatisticsArgs)
+  KANERVA_OPERATOR(statistics_backward, StatisticsBackwardArgs)
+
+#undef KANERVA_OPERATOR
+};
+
+}  // namespace kanerva::cpu

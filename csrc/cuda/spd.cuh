@@ -1,0 +1,132 @@
+// Inverses of symmetric positive definite matrices by a block, and what operators with one block
+// per memory have in common.
+#pragma once
+
+#include "block.cuh"
+#include "launchers.h"
+
+namespace kanerva::cuda {
+
+struct SpdFacts {
+  bool ok = false;
+  double log_det = 0.0;
+  double condition = 1.0;  // a lower estimate, from the pivots
+};
+
+// inverse = s^-1, exactly symmetric. `factor` (n x n) and pivots (n) are room, `sums` 32 elements;
+// s is lost. The same facts in every thread. Expects s to be synchronised; leaves the block so.
+template <class F>
+__device__ inline SpdFacts invert_spd(int n, Mat<F> s, Mat<F> factor, Mat<F> inverse, F* pivots,
+                                      double* sums) {
+  SpdFacts facts;
+  if (!factorise(n, s, factor, pivots)) return facts;
+  double logs = 0.0, low = kInfinite, high = 0.0;
+  for (int i = thread(); i < n; i += threads()) logs += log(double(pivots[i]));
+  for (int i = 0; i < n; ++i) {
+    low = fmin(low, double(pivots[i]));
+    high = fmax(high, double(pivots[i]));
+  }
+  facts.log_det = block_sum(logs, sums);
+  facts.condition = n > 0 ? high / low : 1.0;
+  product<true, false>(n, n, n, factor, factor, [&](int i, int j, F x) { inverse(i, j) = x; });
+  __syncthreads();
+  facts.ok = true;
+  return facts;
+}
+
+// Whether m x n elements hold a NaN or an infinity: the same answer in every thread.
+template <class F>
+__device__ inline bool not_finite(int m, int n, Mat<F> x) {
+  bool bad = false;
+  each(m, n, [&](int i, int j) {
+    const double v = double(x(i, j));
+    bad = bad || !(v <= kInfinite && v >= -kInfinite);
+  });
+  return __syncthreads_or(bad) != 0;
+}
+
+// var of `count` addresses from W and W U: a warp each.
+template <class F>
+__device__ inline void store_variances(const View& var, int64_t b, int64_t first, int count, int K,
+                                       Mat<F> W, Mat<F> WU) {
+  for (int t = warp(); t < count; t += warps()) {
+    double sum = 0.0;
+    for (int k = lane(); k < K; k += 32) sum += double(W(t, k)) * double(WU(t, k));
+    sum = warp_sum(sum);
+    // Rounding must not make the variance of a positive semi-definite covariance negative.
+    if (lane() == 0) store_scalar(var, b, first + t, sum < 0.0 ? 0.0 : sum);
+  }
+}
+
+// Adjoint of a read of `count` addresses: gW, dR and dU are added to; gV (count x C) is room.
+// Gradients may be absent. Leaves the block synchronised.
+template <class F>
+__device__ inline void read_adjoint(const View& grad_values, const View& grad_var, int64_t b,
+                                    int64_t first, int count, int K, int C, Mat<F> W, Mat<F> R,
+                                    Mat<F> U, Mat<F> gV, Mat<F> gW, Mat<F> dR, Mat<F> dU) {
+  if (grad_values.data != nullptr) {
+    load(grad_values, b, first, 0, count, C, gV);
+    __syncthreads();
+    product<false, true>(count, K, C, gV, R, [&](int i, int j, F x) { gW(i, j) += x; });
+    product<true, false>(K, C, count, W, gV, [&](int i, int j, F x) { dR(i, j) += x; });
+    __syncthreads();
+  }
+  if (grad_var.data != nullptr) {
+    const auto g = [&](int t) { return F(scalar(grad_var, b, first + t)); };
+    product<false, false>(count, K, K, W, U,
+                          [&](int i, int j, F x) { gW(i, j) += F(2) * g(i) * x; });
+    for (int t = 0; t < count; ++t) {
+      const F scale = g(t);
+      each(K, K, [&](int i, int j) { dU(i, j) += W(t, i) * (scale * W(t, j)); });
+    }
+    __syncthreads();
+  }
+}
+
+// How a kernel with one block per memory is started: bytes of shared memory and of the workspace.
+struct BlockPlan {
+  int tile = 1;  // queries at a time
+  int threads = 64;
+  size_t shared = 0, global = 0;
+};
+
+// make(arena, tile) requests a block's buffers from the arena.
+template <class Make>
+BlockPlan plan_block(const Sizes& n, const Device& device, Make make) {
+  BlockPlan plan;
+  const auto layout = [&](size_t shared) {
+    Arena arena(nullptr, shared, nullptr);
+    make(arena, plan.tile);
+    return arena;
+  };
+  constexpr int longest = 32, shortest = 8;
+  plan.tile = int(n.T < 1 ? 1 : n.T < longest ? n.T : longest);
+  while (plan.tile > shortest && layout(device.shared_per_block).global_used() > 0)
+    plan.tile = (plan.tile + 1) / 2;
+  const Arena chosen = layout(device.shared_per_block);
+  plan.shared = chosen.shared_used();
+  plan.global = chosen.global_used();
+  const int64_t wide = n.C > n.K ? n.C : n.K, elements = n.K * wide;
+  plan.threads = elements <= 1024 ? 64 : elements <= 4096 ? 128 : 256;
+  return plan;
+}
+
+__device__ inline Arena arena_of(const BlockPlan& plan, char* workspace, int64_t b) {
+  return Arena(dynamic_shared(), plan.shared, workspace + b * int64_t(plan.global));
+}
+
+template <class Args, class Make>
+size_t workspace_of_blocks(const Args& args, const Device& device, Make make) {
+  return size_t(args.n.B) * plan_block(args.n, device, make).global;
+}
+
+// One block per memory, in the plan that the same `make` gave workspace_of_blocks.
+template <class Args, class Make>
+void start_blocks(void (*kernel)(Args, BlockPlan, char*), const Args& args, const Launch& to,
+                  Make make) {
+  const BlockPlan plan = plan_block(args.n, to.device, make);
+  launch(kernel, args.n.B, 1, plan.threads, plan.shared, to.stream, args, plan,
+         static_cast<char*>(to.workspace));
+}
+
+}  // namespace kanerva::cuda

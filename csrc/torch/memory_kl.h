@@ -1,0 +1,53 @@
+#pragma once
+
+#include <tuple>
+
+#include "tensors.h"
+
+namespace kanerva::ops {
+
+template <class Backend, class Args>
+void memory_kl_inputs(const Backend& on, Args& args, const Tensor& mean, const Tensor& cov,
+                      const Tensor& prior_mean, const Tensor& prior_cov) {
+  STD_TORCH_CHECK(mean.dim() == 3, "mean must have three dimensions");
+  const Sizes n{mean.size(0), 0, mean.size(1), mean.size(2)};
+  const Dtype state = state_dtype(mean);
+  args.n = n;
+  args.mean = view(on, mean, "mean", {n.B, n.K, n.C});
+  args.cov = state_view(on, cov, "cov", {n.B, n.K, n.K}, state);
+  args.prior_mean = state_view(on, prior_mean, "prior_mean", {n.B, n.K, n.C}, state);
+  args.prior_cov = state_view(on, prior_cov, "prior_cov", {n.B, n.K, n.K}, state);
+}
+
+template <class Backend>
+Tensor memory_kl(Tensor mean, Tensor cov, Tensor prior_mean, Tensor prior_cov) {
+  const Backend on(mean);
+  MemoryKlArgs args;
+  memory_kl_inputs(on, args, mean, cov, prior_mean, prior_cov);
+  Output kl = output(on, mean, {args.n.B});
+  args.kl_out = kl.view;
+  on.memory_kl(args);
+  return kl.tensor;
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor> memory_kl_backward(Tensor grad, Tensor mean, Tensor cov,
+                                                              Tensor prior_mean, Tensor prior_cov) {
+  const Backend on(mean);
+  MemoryKlBackwardArgs args;
+  memory_kl_inputs(on, args, mean, cov, prior_mean, prior_cov);
+  const auto [B, T, K, C] = args.n;
+  args.grad = state_view(on, grad, "grad", {B}, args.mean.dtype);
+  Output d_mean = output(on, mean, {B, K, C});
+  Output d_cov = output(on, mean, {B, K, K});
+  Output d_prior_mean = output(on, mean, {B, K, C});
+  Output d_prior_cov = output(on, mean, {B, K, K});
+  args.d_mean = d_mean.view;
+  args.d_cov = d_cov.view;
+  args.d_prior_mean = d_prior_mean.view;
+  args.d_prior_cov = d_prior_cov.view;
+  on.memory_kl_backward(args);
+  return {d_mean.tensor, d_cov.tensor, d_prior_mean.tensor, d_prior_cov.tensor};
+}
+
+}  // namespace kanerva::ops

@@ -1,0 +1,123 @@
+"""Builds the CUDA kernels for the host, where a block's threads are fibers, to test them.
+
+    python scripts/kernels_on_host.py --library build/kernels_on_host/library.so
+    KANERVA_TEST_LIBRARY=build/kernels_on_host/library.so pytest tests/test_bayes_write.py
+
+makes a library that serves CPU tensors with the CUDA kernels and tests the operators on it, and
+
+    python scripts/kernels_on_host.py --run [--sanitize thread|address] [--operator bayes_write]
+
+runs every kernel over a few shapes (tests/kernels_on_host/operators.cpp), under ThreadSanitizer
+or AddressSanitizer if asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from build_backend import plan, probe  # noqa: E402
+
+BUILD = ROOT / "build/kernels_on_host"
+FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
+#: Kernels contract to fused multiply-adds on a GPU, so they do here.
+FUSED = ("-mfma",) if platform.machine().lower() in plan.X86_64 else ()
+
+
+def compiler() -> list[str]:
+    return list(probe.find_compiler(os.environ).command)
+
+
+def compile_all(kind: str, flags: tuple[str, ...], sources: list[Path]) -> list[Path]:
+    """Object files of ``sources`` under the folder ``kind``; only what changed is compiled."""
+    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh")]
+    newest = max(header.stat().st_mtime for header in headers)
+    folder = BUILD / kind
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(source: Path) -> Path:
+        output = folder / (source.name + ".o")
+        fresh = max(newest, source.stat().st_mtime)
+        if not output.exists() or output.stat().st_mtime < fresh:
+            command = [*compiler(), *FLAGS, *FUSED, *flags, "-x", "c++", "-c", str(source)]
+            subprocess.run([*command, "-o", str(output)], check=True)
+        return output
+
+    with ThreadPoolExecutor(probe.cores()) as pool:
+        return list(pool.map(compile_one, sources))
+
+
+def kernels() -> list[Path]:
+    return sorted((ROOT / "csrc/cuda").glob("*.cu"))
+
+
+def build_library(target: Path) -> None:
+    """A library that registers the kernels for torch's CPU key, over the CPU's own."""
+    torch = plan.require_torch(probe.find_torch())
+    include = (f"-I{ROOT / 'csrc'}", "-isystem", str(torch.include))
+    include += ("-isystem", str(torch.include / "torch/csrc/api/include"))
+    registration = ("-O1", "-DKANERVA_ON_HOST", f"-DTORCH_TARGET_VERSION={plan.TORCH_TARGET}")
+    objects = compile_all("library", ("-O2",), kernels())
+    objects += compile_all("library", (*registration, *include), [ROOT / "csrc/cuda/register.cpp"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    command = [*compiler(), "-shared", "-pthread", "-o", str(target), *map(str, objects)]
+    command += [f"-L{torch.lib}", "-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,--as-needed"]
+    subprocess.run(command, check=True)
+
+
+def build_program(sanitize: str | None) -> Path:
+    """The program that runs every kernel."""
+    flags: tuple[str, ...] = ("-O1", "-g")
+    if sanitize:
+        flags += (f"-fsanitize={sanitize}", "-fno-omit-frame-pointer")
+    kind = sanitize or "plain"
+    objects = compile_all(kind, flags, [*kernels(), ROOT / "tests/kernels_on_host/operators.cpp"])
+    program = BUILD / kind / "operators"
+    subprocess.run(
+        [*compiler(), *flags, "-pthread", "-o", str(program), *map(str, objects)], check=True
+    )
+    return program
+
+
+def run_program(program: Path, operator: str | None = None, **variables: str):
+    """Runs it; a sanitizer's report is an exit status of 66. Returns the completed process."""
+    environment = {
+        **os.environ,
+        "TSAN_OPTIONS": "exitcode=66 halt_on_error=1",
+        "ASAN_OPTIONS": "exitcode=66 detect_leaks=0",
+        **variables,
+    }
+    # ThreadSanitizer needs an address space that is not laid out at random.
+    fixed = ["setarch", "-R"] if shutil.which("setarch") else []
+    command = [*fixed, str(program), *([operator] if operator else [])]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--library", type=Path, help="build the library for the tests there")
+    parser.add_argument("--run", action="store_true", help="run every kernel")
+    parser.add_argument("--sanitize", choices=("thread", "address"))
+    parser.add_argument("--operator", help="run this one only, such as bayes_write_backward")
+    options = parser.parse_args()
+    if options.library:
+        build_library(options.library.resolve())
+    if options.run:
+        done = run_program(build_program(options.sanitize), options.operator)
+        sys.stdout.write(done.stdout)
+        sys.stderr.write(done.stderr)
+        return done.returncode
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

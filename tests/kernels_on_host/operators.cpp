@@ -1,0 +1,271 @@
+// Runs every launcher of the CUDA backend on the host, forward and backward, over shapes that are
+// no multiples of anything: what a sanitizer watches. Every result is checked to be finite and to
+// be the same, bit by bit, whatever the order in which a block's threads go on.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/launchers.h"
+
+using namespace kanerva;
+
+namespace {
+
+uint64_t state = 88172645463325252ull;
+
+double uniform() {  // in (-1, 1)
+  state ^= state << 13;
+  state ^= state >> 7;
+  state ^= state << 17;
+  return double(int64_t(state)) / 9223372036854775808.0;
+}
+
+// Buffers of exactly their size, so that an overrun shows; results start as NaN.
+struct Problem {
+  Dtype dtype;
+  Sizes n;
+  std::vector<std::unique_ptr<char[]>> buffers;
+  std::vector<std::pair<char*, size_t>> results;
+
+  View make(int64_t rows, int64_t columns, bool is_result, double shift = 0.0, double scale = 1.0) {
+    const bool wide = dtype == Dtype::float64;
+    const int64_t count = n.B * rows * columns, bytes = count * (wide ? 8 : 4);
+    buffers.emplace_back(new char[size_t(bytes)]);
+    char* data = buffers.back().get();
+    for (int64_t i = 0; i < count; ++i) {
+      const double x = is_result ? NAN : shift + scale * uniform();
+      const float narrow = float(x);
+      if (wide) {
+        std::memcpy(data + 8 * i, &x, 8);
+      } else {
+        std::memcpy(data + 4 * i, &narrow, 4);
+      }
+    }
+    if (is_result) results.emplace_back(data, size_t(bytes));
+    View v;
+    v.data = data;
+    v.dtype = dtype;
+    v.stride[0] = rows * columns;
+    v.stride[1] = columns;
+    v.stride[2] = 1;
+    return v;
+  }
+  View input(int64_t rows, int64_t columns, double shift = 0.0, double scale = 1.0) {
+    return make(rows, columns, false, shift, scale);
+  }
+  View result(int64_t rows, int64_t columns) { return make(rows, columns, true); }
+
+  // I + scale * something symmetric, positive definite.
+  View covariance() {
+    View v = input(n.K, n.K, 0.0, 0.3 / double(n.K));
+    for (int64_t b = 0; b < n.B; ++b)
+      for (int64_t i = 0; i < n.K; ++i)
+        for (int64_t j = 0; j <= i; ++j) {
+          const int64_t at = b * n.K * n.K;
+          if (dtype == Dtype::float64) {
+            double* x = static_cast<double*>(v.data) + at;
+            x[i * n.K + j] = i == j ? 1.0 : x[j * n.K + i];
+          } else {
+            float* x = static_cast<float*>(v.data) + at;
+            x[i * n.K + j] = i == j ? 1.0f : x[j * n.K + i];
+          }
+        }
+    return v;
+  }
+
+  bool finite() const {
+    for (const auto& [data, bytes] : results)
+      for (size_t i = 0; i < bytes; i += dtype == Dtype::float64 ? 8 : 4) {
+        double x;
+        float narrow;
+        std::memcpy(dtype == Dtype::float64 ? static_cast<void*>(&x) : &narrow, data + i,
+                    dtype == Dtype::float64 ? 8 : 4);
+        if (!std::isfinite(dtype == Dtype::float64 ? x : double(narrow))) return false;
+      }
+    return true;
+  }
+};
+
+std::string only;  // an operator, or all
+
+template <class Args>
+void run(Problem& p, const char* name, size_t (*workspace)(const Args&, const cuda::Device&),
+         void (*launcher)(const Args&, const cuda::Launch&), const Args& args) {
+  if (!only.empty() && only != name) return;
+  std::vector<std::vector<char>> first;
+  for (const char* seed : {"1", "2"}) {
+    setenv("KANERVA_HOST_SEED", seed, 1);
+    for (auto& [data, bytes] : p.results) std::memset(data, 0xff, bytes);
+    cuda::Launch to;
+    to.device = cuda::current_device();
+    std::vector<double> room((workspace(args, to.device) + 7) / 8 + 2);
+    to.workspace =
+        reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(room.data()) + 15) / 16 * 16);
+    launcher(args, to);
+    const Sizes n = args.n;
+    const auto fail = [&](const char* what) {
+      std::printf("%s (B %ld, T %ld, K %ld, C %ld): %s\n", name, long(n.B), long(n.T), long(n.K),
+                  long(n.C), what);
+      std::exit(1);
+    };
+    if (!p.finite()) fail("a result is not finite");
+    std::vector<std::vector<char>> results;
+    for (const auto& [data, bytes] : p.results) results.emplace_back(data, data + bytes);
+    if (!first.empty() && first != results) fail("results depend on the order of the threads");
+    first = std::move(results);
+  }
+  std::printf("%s (B %ld, T %ld, K %ld, C %ld) ok\n", name, long(args.n.B), long(args.n.T),
+              long(args.n.K), long(args.n.C));
+}
+
+#define RUN(op, args) run(p, #op, cuda::op##_workspace, cuda::op, args)
+
+void write(Dtype dtype, Sizes n, double noise, bool decays, bool masks, WriteMethod method) {
+  Problem p{dtype, n, {}, {}};
+  BayesWriteArgs a;
+  a.n = n;
+  a.method = method;
+  a.mean = p.input(n.K, n.C);
+  a.cov = p.covariance();
+  a.weights = p.input(n.T, n.K);
+  a.values = p.input(n.T, n.C);
+  a.noise_var = p.input(n.T, 1, noise, noise / 2);
+  if (decays) a.decay = p.input(n.T, 1, 0.9, 0.05);
+  std::unique_ptr<bool[]> mask(new bool[size_t(n.B * n.T + 1)]);
+  if (masks) {
+    for (int64_t i = 0; i < n.B * n.T; ++i) mask[size_t(i)] = uniform() > -0.3;
+    a.mask.data = mask.get();
+    a.mask.stride[0] = n.T;
+    a.mask.stride[1] = 1;
+  }
+  BayesWriteBackwardArgs d;
+  d.n = n;
+  d.method = method;
+  d.mean = a.mean, d.cov = a.cov, d.weights = a.weights, d.values = a.values;
+  d.noise_var = a.noise_var, d.mask = a.mask, d.decay = a.decay;
+  d.grad_mean = p.input(n.K, n.C);
+  d.grad_cov = p.input(n.K, n.K);
+  d.grad_log_evidence = p.input(1, 1);
+  a.mean_out = p.result(n.K, n.C);
+  a.cov_out = p.result(n.K, n.K);
+  a.log_evidence = p.result(1, 1);
+  RUN(bayes_write, a);
+  p.results.clear();
+  d.d_mean = p.result(n.K, n.C);
+  d.d_cov = p.result(n.K, n.K);
+  d.d_weights = p.result(n.T, n.K);
+  d.d_values = p.result(n.T, n.C);
+  d.d_noise_var = p.result(n.T, 1);
+  if (decays) d.d_decay = p.result(n.T, 1);
+  RUN(bayes_write_backward, d);
+}
+
+void recall(Dtype dtype, Sizes n, double ridge) {
+  Problem p{dtype, n, {}, {}};
+  RecallArgs a;
+  a.n = n;
+  a.mean = p.input(n.K, n.C);
+  a.cov = p.covariance();
+  a.queries = p.input(n.T, n.C);
+  a.ridge = p.input(1, 1, ridge, ridge / 2);
+  RecallBackwardArgs d;
+  d.n = n;
+  d.mean = a.mean, d.cov = a.cov, d.queries = a.queries, d.ridge = a.ridge;
+  d.grad_values = p.input(n.T, n.C);
+  d.grad_var = p.input(n.T, 1);
+  d.grad_weights = p.input(n.T, n.K);
+  SolveAddressesArgs s;
+  s.n = n;
+  s.mean = a.mean, s.queries = a.queries, s.ridge = a.ridge;
+  SolveAddressesBackwardArgs t;
+  t.n = n;
+  t.mean = a.mean, t.queries = a.queries, t.ridge = a.ridge;
+  t.grad_weights = d.grad_weights;
+  ReadArgs r;
+  r.n = n;
+  r.mean = a.mean, r.cov = a.cov, r.weights = d.grad_weights;
+  ReadBackwardArgs u;
+  u.n = n;
+  u.mean = a.mean, u.cov = a.cov, u.weights = d.grad_weights;
+  u.grad_values = d.grad_values, u.grad_var = d.grad_var;
+
+  a.weights_out = s.weights_out = d.weights = t.weights = p.result(n.T, n.K);
+  RUN(solve_addresses, s);
+  a.values_out = r.values_out = p.result(n.T, n.C);
+  a.var_out = r.var_out = p.result(n.T, 1);
+  RUN(recall, a);
+  p.results.erase(p.results.begin());
+  RUN(read, r);
+  p.results.clear();
+  d.d_mean = t.d_mean = u.d_mean = p.result(n.K, n.C);
+  d.d_queries = t.d_queries = p.result(n.T, n.C);
+  d.d_ridge = t.d_ridge = p.result(1, 1);
+  RUN(solve_addresses_backward, t);
+  d.d_cov = u.d_cov = p.result(n.K, n.K);
+  RUN(recall_backward, d);
+  p.results.erase(p.results.begin() + 1, p.results.begin() + 3);
+  u.d_weights = p.result(n.T, n.K);
+  RUN(read_backward, u);
+}
+
+void beliefs(Dtype dtype, Sizes n) {
+  Problem p{dtype, n, {}, {}};
+  MemoryKlArgs a;
+  a.n = n;
+  a.mean = p.input(n.K, n.C);
+  a.cov = p.covariance();
+  a.prior_mean = p.input(n.K, n.C);
+  a.prior_cov = p.covariance();
+  MemoryKlBackwardArgs d;
+  d.n = n;
+  d.grad = p.input(1, 1);
+  d.mean = a.mean, d.cov = a.cov, d.prior_mean = a.prior_mean, d.prior_cov = a.prior_cov;
+  StatisticsArgs s;
+  s.n = n;
+  s.mean = a.mean, s.cov = a.cov;
+  StatisticsBackwardArgs t;
+  t.n = n;
+  t.grad_shift = p.input(n.K, n.C);
+  t.grad_precision = p.input(n.K, n.K);
+  t.shift = a.prior_mean;
+  t.precision = a.prior_cov;
+  a.kl_out = p.result(1, 1);
+  RUN(memory_kl, a);
+  p.results.clear();
+  s.shift_out = p.result(n.K, n.C);
+  s.precision_out = p.result(n.K, n.K);
+  RUN(statistics, s);
+  p.results.clear();
+  d.d_mean = t.d_mean = p.result(n.K, n.C);
+  d.d_cov = t.d_cov = p.result(n.K, n.K);
+  RUN(statistics_backward, t);
+  d.d_prior_mean = p.result(n.K, n.C);
+  d.d_prior_cov = p.result(n.K, n.K);
+  RUN(memory_kl_backward, d);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count > 1) only = arguments[1];
+  using M = WriteMethod;
+  for (const char* shared : {"232448", "20000"}) {  // the second leaves most to the workspace
+    setenv("KANERVA_HOST_SHARED_BYTES", shared, 1);
+    write(Dtype::float32, {2, 37, 19, 23}, 1.0, false, true, M::automatic);
+    write(Dtype::float32, {1, 20, 33, 70}, 1e-3, true, true, M::automatic);
+    write(Dtype::float32, {1, 5, 9, 200}, 1.0, false, false, M::automatic);
+    write(Dtype::float64, {1, 35, 6, 5}, 1.0, true, true, M::chunk);
+    write(Dtype::float64, {1, 7, 11, 13}, 1e-6, true, false, M::automatic);
+    write(Dtype::float32, {1, 1, 1, 1}, 1.0, false, false, M::sqrt);
+    recall(Dtype::float32, {2, 37, 11, 21}, 1.0);
+    recall(Dtype::float64, {1, 9, 21, 6}, 1e-3);
+    recall(Dtype::float32, {1, 3, 35, 40}, 1e-6);
+    beliefs(Dtype::float32, {2, 0, 35, 9});
+    beliefs(Dtype::float64, {1, 0, 1, 1});
+  }
+  return 0;
+}
