@@ -8,12 +8,14 @@ makes a library that serves CPU tensors with the CUDA kernels and tests the oper
     python scripts/kernels_on_host.py --run [--sanitize thread|address] [--operator bayes_write]
 
 runs every kernel over a few shapes (tests/kernels_on_host/operators.cpp), under ThreadSanitizer
-or AddressSanitizer if asked for.
+or AddressSanitizer if asked for. With --mutate --operator NAME it runs again and again under
+ThreadSanitizer, each time without one of a block's barriers, and says which ones nothing misses.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import platform
 import shutil
@@ -74,32 +76,61 @@ def build_library(target: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def build_program(sanitize: str | None) -> Path:
-    """The program that runs every kernel."""
+def build_program(sanitize: str | None, name: str = "operators") -> Path:
+    """The program that runs every kernel; or "fixtures", small kernels that test the fibers."""
     flags: tuple[str, ...] = ("-O1", "-g")
     if sanitize:
         flags += (f"-fsanitize={sanitize}", "-fno-omit-frame-pointer")
     kind = sanitize or "plain"
-    objects = compile_all(kind, flags, [*kernels(), ROOT / "tests/kernels_on_host/operators.cpp"])
-    program = BUILD / kind / "operators"
+    sources = [ROOT / f"tests/kernels_on_host/{name}.cpp"]
+    if name == "operators":
+        sources += kernels()
+    objects = compile_all(kind, flags, sources)
+    program = BUILD / kind / name
     subprocess.run(
         [*compiler(), *flags, "-pthread", "-o", str(program), *map(str, objects)], check=True
     )
     return program
 
 
-def run_program(program: Path, operator: str | None = None, **variables: str):
-    """Runs it; a sanitizer's report is an exit status of 66. Returns the completed process."""
+@functools.cache
+def fixed_addresses() -> tuple[str, ...]:
+    """What runs a program in an address space not laid out at random: ThreadSanitizer needs it on
+    some kernels. Empty where that is not allowed."""
+    command = ("setarch", "-R")
+    if shutil.which("setarch") is None:
+        return ()
+    allowed = subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
+    return command if allowed else ()
+
+
+def run_program(program: Path, what: str | None = None, **variables: str):
+    """Runs it for one operator or fixture, or for all operators. A sanitizer's report is an exit
+    status of 66. Returns the completed process."""
     environment = {
         **os.environ,
         "TSAN_OPTIONS": "exitcode=66 halt_on_error=1",
         "ASAN_OPTIONS": "exitcode=66 detect_leaks=0",
         **variables,
     }
-    # ThreadSanitizer needs an address space that is not laid out at random.
-    fixed = ["setarch", "-R"] if shutil.which("setarch") else []
-    command = [*fixed, str(program), *([operator] if operator else [])]
+    command = [*fixed_addresses(), str(program), *([what] if what else [])]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def needless_barriers(program: Path, operator: str) -> tuple[list[int], int]:
+    """Barriers of ``operator`` that can be left out unnoticed, and how many a block has at most."""
+    done = run_program(program, operator)
+    if done.returncode != 0:
+        raise SystemExit(f"{operator} fails with all barriers:\n{done.stdout}{done.stderr}")
+    count = int(done.stdout.rsplit(":", 1)[1])
+
+    def unnoticed(barrier: int) -> bool:
+        left_out = {"KANERVA_HOST_SKIP_BARRIER": str(barrier)}
+        return run_program(program, operator, **left_out).returncode == 0
+
+    with ThreadPoolExecutor(probe.cores()) as pool:
+        found = list(pool.map(unnoticed, range(count)))
+    return [barrier for barrier, needless in enumerate(found) if needless], count
 
 
 def main() -> int:
@@ -108,7 +139,10 @@ def main() -> int:
     parser.add_argument("--run", action="store_true", help="run every kernel")
     parser.add_argument("--sanitize", choices=("thread", "address"))
     parser.add_argument("--operator", help="run this one only, such as bayes_write_backward")
+    parser.add_argument("--mutate", action="store_true", help="leave out barriers of --operator")
     options = parser.parse_args()
+    if options.mutate and not options.operator:
+        parser.error("--mutate needs --operator")
     if options.library:
         build_library(options.library.resolve())
     if options.run:
@@ -116,6 +150,9 @@ def main() -> int:
         sys.stdout.write(done.stdout)
         sys.stderr.write(done.stderr)
         return done.returncode
+    if options.mutate:
+        needless, count = needless_barriers(build_program("thread"), options.operator)
+        print(f"{options.operator}: {count} barriers, {len(needless)} not missed: {needless}")
     return 0
 
 

@@ -5,6 +5,7 @@ Their results are compared with the truth by the operators' own tests, run on th
 ``scripts/kernels_on_host.py --library`` makes.
 """
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,77 @@ def sanitizers(tool, tmp_path_factory):
         return name
 
     return check
+
+
+@pytest.fixture(scope="module")
+def run_fixture(tool, sanitizers):
+    """run_fixture(case, sanitizer, ...) runs one of the small kernels of fixtures.cpp."""
+
+    @functools.cache
+    def program(sanitizer):
+        return tool.build_program(sanitizer and sanitizers(sanitizer), "fixtures")
+
+    def run(case, sanitizer=None, **variables):
+        return tool.run_program(program(sanitizer), case, **variables)
+
+    return run
+
+
+@pytest.mark.parametrize("sanitizer", [None, "thread", "address"])
+@pytest.mark.parametrize("case", ["sum", "transpose", "warps", "unwritten"])
+def test_small_kernels_are_right(run_fixture, case, sanitizer):
+    for seed in "1", "7":
+        done = run_fixture(case, sanitizer, KANERVA_HOST_SEED=seed)
+        assert done.stdout == "ok\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("case", "barrier"), [("sum", 0), ("sum", 1), ("transpose", 0)])
+def test_without_a_barrier_threads_race(run_fixture, case, barrier):
+    done = run_fixture(case, "thread", KANERVA_HOST_SKIP_BARRIER=str(barrier))
+    assert done.returncode == 66, done.stdout
+    assert "ThreadSanitizer: data race" in done.stderr
+
+
+def test_without_a_barrier_results_are_wrong(run_fixture):
+    done = run_fixture("transpose", KANERVA_HOST_SKIP_BARRIER="0")
+    assert done.stdout == "wrong\n"
+
+
+def test_without_a_needless_barrier_nothing_races(run_fixture):
+    done = run_fixture("sum", "thread", KANERVA_HOST_SKIP_BARRIER="2")
+    assert done.stdout == "ok\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("case", ["warps_race", "blocks_race"])
+def test_only_barriers_order_warps_and_nothing_orders_blocks(run_fixture, case):
+    assert run_fixture(case).stdout == "ok\n"
+    done = run_fixture(case, "thread")
+    assert done.returncode == 66, done.stdout
+    assert "data race" in done.stderr and case in done.stderr
+
+
+def test_reading_past_shared_memory_is_reported(run_fixture):
+    done = run_fixture("past_shared", "address")
+    assert done.returncode == 66, done.stdout
+    assert "heap-buffer-overflow" in done.stderr and "past_shared" in done.stderr
+
+
+@pytest.mark.parametrize("sanitizer", [None, "thread", "address"])
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("diverge0", "32 returned, 32 wait at __syncthreads (barrier 0)"),
+        ("diverge1", "waits at another kind of barrier than others do"),
+        ("diverge2", "32 wait at a warp operation"),
+        ("diverge3", "without being in its mask"),
+        ("diverge4", "reads the value of a lane that takes no part in the shuffle"),
+        ("diverge5", "is at another warp operation than a lane that its mask names"),
+    ],
+)
+def test_divergence_is_an_error(run_fixture, case, message, sanitizer):
+    done = run_fixture(case, sanitizer)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "block (0, 0) of 64 threads" in done.stdout and message in done.stdout
 
 
 def test_no_races_and_results_do_not_depend_on_the_order(tool, thread_program):

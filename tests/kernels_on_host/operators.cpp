@@ -1,6 +1,7 @@
 // Runs every launcher of the CUDA backend on the host, forward and backward, over shapes that are
 // no multiples of anything: what a sanitizer watches. Every result is checked to be finite and to
 // be the same, bit by bit, whatever the order in which a block's threads go on.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -90,7 +91,8 @@ struct Problem {
   }
 };
 
-std::string only;  // an operator, or all
+std::string only;       // an operator, or all
+int most_barriers = 0;  // of a launch's last block
 
 template <class Args>
 void run(Problem& p, const char* name, size_t (*workspace)(const Args&, const cuda::Device&),
@@ -106,6 +108,7 @@ void run(Problem& p, const char* name, size_t (*workspace)(const Args&, const cu
     to.workspace =
         reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(room.data()) + 15) / 16 * 16);
     launcher(args, to);
+    most_barriers = std::max(most_barriers, cuda::host::barriers_of_last_block());
     const Sizes n = args.n;
     const auto fail = [&](const char* what) {
       std::printf("%s (B %ld, T %ld, K %ld, C %ld): %s\n", name, long(n.B), long(n.T), long(n.K),
@@ -267,5 +270,6 @@ int main(int count, char** arguments) {
     beliefs(Dtype::float32, {2, 0, 35, 9});
     beliefs(Dtype::float64, {1, 0, 1, 1});
   }
+  std::printf("most barriers of a block: %d\n", most_barriers);
   return 0;
 }

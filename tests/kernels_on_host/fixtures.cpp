@@ -1,0 +1,181 @@
+// Small kernels whose results are known, and some with a fault each: they test what runs the
+// kernels on the host. Usage: fixtures CASE; prints "ok" where the results are right.
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/device.h"
+
+using namespace kanerva::cuda;
+
+namespace {
+
+constexpr unsigned kAll = ~0u;
+
+// out[block] = sum of the block's part of x; a tree in shared memory, then shuffles. The last
+// barrier is not needed: what a thread wrote before it, it reads itself.
+__global__ void sum(const float* x, int64_t n, float* out) {
+  float* part = reinterpret_cast<float*>(dynamic_shared());
+  const int thread = int(threadIdx.x), threads = int(blockDim.x);
+  float mine = 0;
+  for (int64_t i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+    mine += x[i];
+  part[thread] = mine;
+  __syncthreads();
+  for (int half = threads / 2; half >= 32; half /= 2) {
+    if (thread < half) part[thread] += part[thread + half];
+    __syncthreads();
+  }
+  if (thread >= 32) return;
+  float total = part[thread];
+  for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(kAll, total, step);
+  if (thread == 0) out[blockIdx.x] = total;
+}
+
+// out = x', n x n, a tile of 8 x 8 per block, rows of the tile padded.
+__global__ void transpose(const double* x, int n, double* out) {
+  double* tile = reinterpret_cast<double*>(dynamic_shared());
+  const int column = int(threadIdx.x) % 8, row = int(threadIdx.x) / 8;
+  int i = int(blockIdx.y) * 8 + row, j = int(blockIdx.x) * 8 + column;
+  if (i < n && j < n) tile[row * 9 + column] = x[i * n + j];
+  __syncthreads();
+  i = int(blockIdx.x) * 8 + row, j = int(blockIdx.y) * 8 + column;
+  if (i < n && j < n) out[i * n + j] = tile[column * 9 + row];
+}
+
+// Every warp reverses its 32 values by way of shared memory, scans them by shuffles, and votes.
+__global__ void warps(const int* x, int* reversed, int* scanned, int* votes) {
+  int* shared = reinterpret_cast<int*>(dynamic_shared());
+  const int thread = int(threadIdx.x), lane = thread % 32;
+  shared[thread] = x[thread];
+  __syncwarp();
+  reversed[thread] = shared[thread - lane + 31 - lane];
+  int sum = x[thread];
+  for (int step = 1; step < 32; step *= 2) {
+    const int other = __shfl_up_sync(kAll, sum, unsigned(step));
+    if (lane >= step) sum += other;
+  }
+  scanned[thread] = sum - __shfl_sync(kAll, sum, 0);
+  const int later = __shfl_down_sync(kAll, x[thread], 16);
+  int vote = __any_sync(kAll, x[thread] == 40) + 2 * __all_sync(kAll, x[thread] < 64);
+  vote += 4 * (__ballot_sync(kAll, lane == 3) == 8) + 8 * (later == x[thread] + (lane < 16) * 16);
+  // The halves of a warp, each for itself.
+  const unsigned half = lane < 16 ? 0xffffu : 0xffff0000u;
+  vote += 16 * (__shfl_xor_sync(half, lane, 15, 16) == (lane ^ 15));
+  vote += 32 * __syncthreads_or(thread == 5) + 64 * __syncthreads_and(thread < 5);
+  votes[thread] = vote + 128 * (__syncthreads_count(thread < 5) == 5);
+}
+
+// A shuffle orders the lanes of its warp only: the two warps' accesses to shared[0] race.
+__global__ void warps_race(int* out) {
+  int* shared = reinterpret_cast<int*>(dynamic_shared());
+  if (threadIdx.x == 0) shared[0] = 1;
+  __shfl_sync(kAll, 1, 0);
+  if (threadIdx.x == 32) out[0] = shared[0];
+}
+
+// Blocks run one after another here, and still race as they do on a device.
+__global__ void blocks_race(float* out) { out[threadIdx.x] = 1; }
+
+__global__ void past_shared(float* out) {
+  out[threadIdx.x] = reinterpret_cast<const float*>(dynamic_shared())[threadIdx.x + 1];
+}
+
+__global__ void unwritten(float* out) {
+  out[threadIdx.x] = reinterpret_cast<const float*>(dynamic_shared())[threadIdx.x];
+}
+
+__global__ void diverge(int how) {
+  const bool odd = threadIdx.x % 2;
+  if (how == 0 && odd) return;
+  if (how == 1 && odd) {
+    __syncthreads_or(1);
+  } else if (how == 2 && odd) {
+    __syncwarp();
+  } else if (how == 3 && odd) {
+    __shfl_sync(0x55555555u, 1, 0);
+  } else if (how == 4) {
+    __shfl_sync(0x55555555u << odd, 1, odd ? 0 : 1);
+  } else if (how == 5 && threadIdx.x == 0) {
+    __any_sync(kAll, 1);
+  } else if (how == 5) {
+    __all_sync(kAll, 1);
+  }
+  __syncthreads();
+}
+
+bool run_sum() {
+  const int64_t n = 1000;
+  std::vector<float> x(n), out(3, -1);
+  float total = 0;
+  for (int64_t i = 0; i < n; ++i) total += x[i] = float(i % 17);
+  launch(sum, 3, 1, 128, 128 * sizeof(float), Stream(), x.data(), n, out.data());
+  return out[0] + out[1] + out[2] == total && host::barriers_of_last_block() == 3;
+}
+
+bool run_transpose() {
+  const int n = 21;
+  std::vector<double> x(n * n), out(n * n, -1);
+  for (int i = 0; i < n * n; ++i) x[i] = i;
+  launch(transpose, 3, 3, 64, 8 * 9 * sizeof(double), Stream(), x.data(), n, out.data());
+  bool right = true;
+  for (int i = 0; i < n * n; ++i) right = right && out[i] == x[i % n * n + i / n];
+  return right;
+}
+
+bool run_warps() {
+  const int n = 96;
+  std::vector<int> x(n), reversed(n), scanned(n), votes(n);
+  for (int i = 0; i < n; ++i) x[i] = i;
+  launch(warps, 1, 1, n, n * sizeof(int), Stream(), x.data(), reversed.data(), scanned.data(),
+         votes.data());
+  bool right = true;
+  for (int i = 0; i < n; ++i) {
+    const int warp = i / 32, start = warp * 32;
+    right = right && reversed[i] == start + 31 - i % 32;
+    right = right && scanned[i] == (i + start) * (i - start + 1) / 2 - start;
+    right = right && votes[i] == (warp == 1) + 2 * (warp < 2) + 4 + 8 + 16 + 32 + 128;
+  }
+  return right;
+}
+
+// Values read from shared memory that nobody wrote.
+bool run_unwritten() {
+  std::vector<float> out(32, 0);
+  launch(unwritten, 1, 1, 32, 32 * sizeof(float), Stream(), out.data());
+  bool right = true;
+  for (float value : out) right = right && value != value;
+  return right;
+}
+
+bool run(const std::string& which) {
+  std::vector<float> out(32);
+  int found = 0;
+  if (which == "sum") return run_sum();
+  if (which == "transpose") return run_transpose();
+  if (which == "warps") return run_warps();
+  if (which == "unwritten") return run_unwritten();
+  if (which == "warps_race") {
+    launch(warps_race, 1, 1, 64, sizeof(int), Stream(), &found);
+  } else if (which == "blocks_race") {
+    launch(blocks_race, 2, 1, 32, 0, Stream(), out.data());
+  } else if (which == "past_shared") {
+    launch(past_shared, 1, 1, 32, 32 * sizeof(float), Stream(), out.data());
+  } else if (which.rfind("diverge", 0) == 0) {
+    launch(diverge, 2, 1, 64, 0, Stream(), which.back() - '0');
+  } else {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+int main(int count, char** words) try {
+  const bool right = count > 1 && run(words[1]);
+  std::puts(right ? "ok" : "wrong");
+  return right ? 0 : 1;
+} catch (const std::runtime_error& error) {
+  std::printf("error: %s\n", error.what());
+  return 2;
+}
