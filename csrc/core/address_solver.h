@@ -7,13 +7,11 @@
 // equations lose half the digits at condition 1e4).
 #pragma once
 
+#include "limits.h"
 #include "matrices.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
-
-constexpr double kEasy = 16.0;  // condition, from the pivots
-constexpr double kWellConditioned = 1e3;
 
 // The system in arithmetic F.
 template <class F>

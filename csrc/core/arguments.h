@@ -105,20 +105,26 @@ struct StatisticsBackwardArgs {
   View d_mean, d_cov;
 };
 
+// X(name, type of its arguments) for every operator that a backend has.
+#define KANERVA_OPERATORS(X)                              \
+  X(bayes_write, BayesWriteArgs)                          \
+  X(bayes_write_backward, BayesWriteBackwardArgs)         \
+  X(solve_addresses, SolveAddressesArgs)                  \
+  X(solve_addresses_backward, SolveAddressesBackwardArgs) \
+  X(read, ReadArgs)                                       \
+  X(read_backward, ReadBackwardArgs)                      \
+  X(recall, RecallArgs)                                   \
+  X(recall_backward, RecallBackwardArgs)                  \
+  X(memory_kl, MemoryKlArgs)                              \
+  X(memory_kl_backward, MemoryKlBackwardArgs)             \
+  X(statistics, StatisticsArgs)                           \
+  X(statistics_backward, StatisticsBackwardArgs)
+
 // One table per instruction set; kernels() picks the best the processor has.
 struct Kernels {
-  void (*bayes_write)(const BayesWriteArgs&, const Executor&);
-  void (*bayes_write_backward)(const BayesWriteBackwardArgs&, const Executor&);
-  void (*solve_addresses)(const SolveAddressesArgs&, const Executor&);
-  void (*solve_addresses_backward)(const SolveAddressesBackwardArgs&, const Executor&);
-  void (*read)(const ReadArgs&, const Executor&);
-  void (*read_backward)(const ReadBackwardArgs&, const Executor&);
-  void (*recall)(const RecallArgs&, const Executor&);
-  void (*recall_backward)(const RecallBackwardArgs&, const Executor&);
-  void (*memory_kl)(const MemoryKlArgs&, const Executor&);
-  void (*memory_kl_backward)(const MemoryKlBackwardArgs&, const Executor&);
-  void (*statistics)(const StatisticsArgs&, const Executor&);
-  void (*statistics_backward)(const StatisticsBackwardArgs&, const Executor&);
+#define KANERVA_ENTRY(op, Args) void (*op)(const Args&, const Executor&);
+  KANERVA_OPERATORS(KANERVA_ENTRY)
+#undef KANERVA_ENTRY
 };
 
 const Kernels& kernels();

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "information.h"
+#include "limits.h"
 #include "write_chunk.h"
 
 namespace kanerva {
@@ -143,13 +144,6 @@ double chunk_log_evidence(const Chunk<F>& c, int64_t C, double quadratic) {
                  double(c.L) * double(C) * kLog2Pi);
 }
 
-// What each arithmetic is trusted with: hardness max w'Uw/v at which its error, measured against
-// long double, stays under 1e-4 (float32 columns) and 1e-10 (float64 state).
-constexpr double kHardForFloat32Factors = 16.0;
-constexpr double kHardForFloat32 = 1e6;
-constexpr double kHardForFloat64 = 1e3;
-constexpr double kHardForCholesky = 1e11;  // float64 factors of float32 data
-
 // One episode with the columns in arithmetic A and the factors in F. `limit`: the hardness
 // max w'Uw/v above which this arithmetic is given up. `use_sqrt` asks for F = double.
 template <class A, class F>
@@ -206,7 +200,7 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
 }
 
 // Items so small that float64 throughout costs nothing beside the call.
-inline bool is_small(const Sizes& n, const Episode& e) { return e.steps * n.K * n.C <= 4096; }
+inline bool is_small(const Sizes& n, const Episode& e) { return e.steps * n.K * n.C <= kSmallItem; }
 
 // The forms of the write from the cheapest that may serve to the one that always does. A method
 // that was asked for is where to start: one that would lose digits gives way to the next.

@@ -69,6 +69,16 @@ void transpose(const Executor& executor, const Matrix<A>& from, const Matrix<A>&
   });
 }
 
+// An item of an optional view: zero where it is absent.
+template <class A>
+void load_or_zero(const Executor& executor, const View& v, int64_t b, const Matrix<A>& to) {
+  if (v) {
+    load(executor, v, b, Rows{}, to.rows, to);
+  } else {
+    to.zero();
+  }
+}
+
 // to = from', converting.
 template <class D, class S>
 void transpose(const Matrix<S>& from, const Matrix<D>& to) {

@@ -83,8 +83,8 @@ class LongPosteriorAdjoint {
     Matrix<A> gR(scope, K_, C_), Y(scope, K_, C_), D(scope, K_, C_), turned(scope, C_, K_);
     load(executor_, args_.posterior_cov, b_, Rows{}, K_, U);
     load(executor_, args_.posterior_mean, b_, Rows{}, K_, R_);
-    load_or_zero(args_.grad_mean, gR);
-    load_or_zero(args_.grad_cov, gU);
+    load_or_zero(executor_, args_.grad_mean, b_, gR);
+    load_or_zero(executor_, args_.grad_cov, b_, gU);
     symmetrise(gU);
 
     product(executor_, K_, U, gU, X);
@@ -154,14 +154,6 @@ class LongPosteriorAdjoint {
     }
     store(args_.d_weights, b_, rows, m, dW);
     store(args_.d_values, b_, rows, m, X);
-  }
-
-  void load_or_zero(const View& v, const Matrix<A>& to) const {
-    if (v) {
-      load(executor_, v, b_, Rows{}, to.rows, to);
-    } else {
-      to.zero();
-    }
   }
 
   const BayesWriteBackwardArgs& args_;

@@ -54,7 +54,7 @@ class ShortPosteriorAdjoint {
 
     Workspace::Scope scope(Workspace::of_thread());
     Matrix<A> gR(scope, K_, C_), X(scope, K_, T_), dW(scope, T_, K_), AA(scope, T_, T_);
-    load_or_zero(args_.grad_mean, gR);
+    load_or_zero(executor_, args_.grad_mean, b_, gR);
     columns(gR, X, dW, AA);
     slots(X, dW, AA);
     return true;
@@ -125,7 +125,7 @@ class ShortPosteriorAdjoint {
     const double evidence = gl_ * double(C_);
     Matrix<A> gU(scope, K_, K_), GU(scope, T_, K_), Xt(scope, T_, K_), mixed(scope, T_, K_),
         turned(scope, K_, T_), inner(scope, T_, T_);
-    load_or_zero(args_.grad_cov, gU);
+    load_or_zero(executor_, args_.grad_cov, b_, gU);
     symmetrise(gU);
     transpose(X, Xt);
     product(executor_, T_, G_, gU, GU);
@@ -160,14 +160,6 @@ class ShortPosteriorAdjoint {
     symmetrise(dU);
     for (int64_t k = 0; k < K_; ++k) axpy(0, K_, 1.0, gU[k], dU[k]);
     store(args_.d_cov, b_, Rows{}, K_, dU);
-  }
-
-  void load_or_zero(const View& v, const Matrix<A>& to) const {
-    if (v) {
-      load(v, b_, Rows{}, to.rows, to);
-    } else {
-      to.zero();
-    }
   }
 
   const BayesWriteBackwardArgs& args_;

@@ -29,19 +29,7 @@ struct Backend {
 #define KANERVA_OPERATOR(op, Args) \
   static void op(const Args& args) { kernels().op(args, TorchExecutor()); }
 
-  KANERVA_OPERATOR(bayes_write, BayesWriteArgs)
-  KANERVA_OPERATOR(bayes_write_backward, BayesWriteBackwardArgs)
-  KANERVA_OPERATOR(solve_addresses, SolveAddressesArgs)
-  KANERVA_OPERATOR(solve_addresses_backward, SolveAddressesBackwardArgs)
-  KANERVA_OPERATOR(read, ReadArgs)
-  KANERVA_OPERATOR(read_backward, ReadBackwardArgs)
-  KANERVA_OPERATOR(recall, RecallArgs)
-  KANERVA_OPERATOR(recall_backward, RecallBackwardArgs)
-  KANERVA_OPERATOR(memory_kl, MemoryKlArgs)
-  KANERVA_OPERATOR(memory_kl_backward, MemoryKlBackwardArgs)
-  KANERVA_OPERATOR(statistics, StatisticsArgs)
-  KANERVA_OPERATOR(statistics_backward, StatisticsBackwardArgs)
-
+  KANERVA_OPERATORS(KANERVA_OPERATOR)
 #undef KANERVA_OPERATOR
 };
 

@@ -32,7 +32,6 @@ struct Mat {
   T* data;
   int ld;
   __device__ T& operator()(int i, int j) const { return data[int64_t(i) * ld + j]; }
-  __device__ Mat columns(int j) const { return {data + j, ld}; }
 };
 
 __host__ __device__ inline int odd_stride(int64_t n) { return int(n) | 1; }

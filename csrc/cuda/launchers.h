@@ -19,19 +19,7 @@ struct Launch {
   size_t op##_workspace(const Args&, const Device&); \
   void op(const Args&, const Launch&);
 
-KANERVA_LAUNCHER(bayes_write, BayesWriteArgs)
-KANERVA_LAUNCHER(bayes_write_backward, BayesWriteBackwardArgs)
-KANERVA_LAUNCHER(solve_addresses, SolveAddressesArgs)
-KANERVA_LAUNCHER(solve_addresses_backward, SolveAddressesBackwardArgs)
-KANERVA_LAUNCHER(read, ReadArgs)
-KANERVA_LAUNCHER(read_backward, ReadBackwardArgs)
-KANERVA_LAUNCHER(recall, RecallArgs)
-KANERVA_LAUNCHER(recall_backward, RecallBackwardArgs)
-KANERVA_LAUNCHER(memory_kl, MemoryKlArgs)
-KANERVA_LAUNCHER(memory_kl_backward, MemoryKlBackwardArgs)
-KANERVA_LAUNCHER(statistics, StatisticsArgs)
-KANERVA_LAUNCHER(statistics_backward, StatisticsBackwardArgs)
-
+KANERVA_OPERATORS(KANERVA_LAUNCHER)
 #undef KANERVA_LAUNCHER
 
 }  // namespace kanerva::cuda

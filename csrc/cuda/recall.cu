@@ -8,15 +8,14 @@
 //
 // Arithmetic: float32 while the condition, from the pivots, is at most 16; else float64. One step
 // of refinement above 2 and 1e3: an explicit inverse alone is not backward stable.
+#include "../core/limits.h"
 #include "spd.cuh"
 
 namespace kanerva::cuda {
 
 namespace {
 
-constexpr double kEasy = 16.0;
-constexpr double kVeryEasy = 2.0;
-constexpr double kWellConditioned = 1e3;
+constexpr double kVeryEasy = 2.0;  // above, float32 refines
 
 template <class F>
 struct Buffers {

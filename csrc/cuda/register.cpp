@@ -102,19 +102,7 @@ class Backend {
 #define KANERVA_OPERATOR(op, Args) \
   void op(const Args& args) const { run(args, cuda::op##_workspace, cuda::op); }
 
-  KANERVA_OPERATOR(bayes_write, BayesWriteArgs)
-  KANERVA_OPERATOR(bayes_write_backward, BayesWriteBackwardArgs)
-  KANERVA_OPERATOR(solve_addresses, SolveAddressesArgs)
-  KANERVA_OPERATOR(solve_addresses_backward, SolveAddressesBackwardArgs)
-  KANERVA_OPERATOR(read, ReadArgs)
-  KANERVA_OPERATOR(read_backward, ReadBackwardArgs)
-  KANERVA_OPERATOR(recall, RecallArgs)
-  KANERVA_OPERATOR(recall_backward, RecallBackwardArgs)
-  KANERVA_OPERATOR(memory_kl, MemoryKlArgs)
-  KANERVA_OPERATOR(memory_kl_backward, MemoryKlBackwardArgs)
-  KANERVA_OPERATOR(statistics, StatisticsArgs)
-  KANERVA_OPERATOR(statistics_backward, StatisticsBackwardArgs)
-
+  KANERVA_OPERATORS(KANERVA_OPERATOR)
 #undef KANERVA_OPERATOR
 
  private:
@@ -146,18 +134,9 @@ STABLE_TORCH_LIBRARY_IMPL(kanerva, CPU, m) {
 #else
 STABLE_TORCH_LIBRARY_IMPL(kanerva, CUDA, m) {
 #endif
-  m.impl("bayes_write", TORCH_BOX(&ops::bayes_write<Backend>));
-  m.impl("bayes_write_backward", TORCH_BOX(&ops::bayes_write_backward<Backend>));
-  m.impl("solve_addresses", TORCH_BOX(&ops::solve_addresses<Backend>));
-  m.impl("solve_addresses_backward", TORCH_BOX(&ops::solve_addresses_backward<Backend>));
-  m.impl("read", TORCH_BOX(&ops::read<Backend>));
-  m.impl("read_backward", TORCH_BOX(&ops::read_backward<Backend>));
-  m.impl("recall", TORCH_BOX(&ops::recall<Backend>));
-  m.impl("recall_backward", TORCH_BOX(&ops::recall_backward<Backend>));
-  m.impl("memory_kl", TORCH_BOX(&ops::memory_kl<Backend>));
-  m.impl("memory_kl_backward", TORCH_BOX(&ops::memory_kl_backward<Backend>));
-  m.impl("statistics", TORCH_BOX(&ops::statistics<Backend>));
-  m.impl("statistics_backward", TORCH_BOX(&ops::statistics_backward<Backend>));
+#define KANERVA_REGISTER(op, Args) m.impl(#op, TORCH_BOX(&ops::op<Backend>));
+  KANERVA_OPERATORS(KANERVA_REGISTER)
+#undef KANERVA_REGISTER
 }
 
 }  // namespace kanerva::cuda

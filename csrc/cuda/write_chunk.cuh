@@ -5,16 +5,13 @@
 // A masked step is a step with address and value zero and noise one: it changes nothing.
 #pragma once
 
+#include "../core/limits.h"
 #include "block.cuh"
 
 namespace kanerva::cuda {
 
 enum class Outcome : int { done, harder, failed };
 
-// As in ../core/bayes_write.h: hardness max w'Uw / n up to which an arithmetic is trusted.
-constexpr double kHardForFloat32Factors = 16.0;
-constexpr double kHardForFloat64 = 1e3;
-constexpr double kHardForCholesky = 1e11;
 constexpr double kNoLimit = kInfinite;
 
 template <class F>
@@ -174,6 +171,6 @@ __device__ __noinline__ bool sqrt_step(int K, const Chunk<F>& c) {
 }
 
 // Items so small that float64 costs nothing beside the call.
-__host__ __device__ inline bool is_small(const Sizes& n) { return n.T * n.K * n.C <= 4096; }
+__host__ __device__ inline bool is_small(const Sizes& n) { return n.T * n.K * n.C <= kSmallItem; }
 
 }  // namespace kanerva::cuda

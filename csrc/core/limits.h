@@ -1,0 +1,24 @@
+// Up to what conditioning each arithmetic is trusted, on the CPU and on GPUs; measured against long
+// double (docs/algorithms.md). Constants only: shared by all instruction sets.
+#pragma once
+
+#include "arguments.h"
+
+namespace kanerva {
+
+// Hardness max w'Uw / n of a write: up to these the error stays under 1e-4 (float32 columns) and
+// 1e-10 (float64 state).
+constexpr double kHardForFloat32Factors = 16.0;
+constexpr double kHardForFloat32 = 1e6;
+constexpr double kHardForFloat64 = 1e3;
+constexpr double kHardForCholesky = 1e11;  // float64 factors of float32 data
+
+// Condition of a system of addresses, from its pivots.
+constexpr double kEasy = 16.0;
+constexpr double kWellConditioned = 1e3;
+
+// Items of at most so many steps x slots x columns are so small that float64 costs nothing beside
+// the call.
+constexpr int64_t kSmallItem = 4096;
+
+}  // namespace kanerva

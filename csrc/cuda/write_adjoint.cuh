@@ -1,0 +1,411 @@
+// The adjoint of the write of one memory, by one block, in closed form: chunk by chunk, or step by
+// step on a square root. The algebra is that of ../core/bayes_write_backward.h.
+#pragma once
+
+#include "write_chunk.cuh"
+
+namespace kanerva::cuda {
+
+template <class F>
+struct AdjointBuffers {
+  double* d_decay;  // L: adjoint of b_t
+  Chunk<F> chunk;
+  Mat<F> inner, H, room;      // L x L
+  Mat<F> Y, N, PU, DR;        // L x K
+  Mat<F> D, E;                // L x C
+  Mat<F> gU, R, gR;           // K x K, K x C, K x C
+  Mat<F> keep, half, before;  // K x K, K x K, K x C; only with `robust`
+
+  __host__ __device__ AdjointBuffers(Arena& arena, int L, int K, int C, bool robust)
+      : d_decay(arena.take<double>(L)),
+        chunk(arena, L, K),
+        inner(arena.matrix<F>(L, L)),
+        H(arena.matrix<F>(L, L)),
+        room(arena.matrix<F>(L, L)),
+        Y(arena.matrix<F>(L, K)),
+        N(arena.matrix<F>(L, K)),
+        PU(arena.matrix<F>(L, K)),
+        DR(arena.matrix<F>(L, K)),
+        D(arena.matrix<F>(L, C)),
+        E(arena.matrix<F>(L, C)),
+        gU(arena.matrix<F>(K, K)),
+        R(arena.matrix<F>(K, C)),
+        gR(arena.matrix<F>(K, C)),
+        keep(robust ? arena.matrix<F>(K, K) : Mat<F>{nullptr, 0}),
+        half(robust ? arena.matrix<F>(K, K) : Mat<F>{nullptr, 0}),
+        before(robust ? arena.matrix<F>(K, C) : Mat<F>{nullptr, 0}) {}
+};
+
+// Segments of chunks: a state is kept at the start of each segment and, inside the one that is
+// being reversed, of each chunk.
+struct Segments {
+  int64_t chunks, length, count;
+  __host__ __device__ Segments(int64_t T, int steps) {
+    chunks = (T + steps - 1) / steps;
+    length = 1;
+    while (length * length < chunks) ++length;
+    count = chunks > 0 ? (chunks + length - 1) / length : 0;
+  }
+  __host__ __device__ int64_t states() const { return chunks > 1 ? count + length : 0; }
+};
+
+template <class F>
+class Adjoint {
+ public:
+  __device__ Adjoint(const BayesWriteBackwardArgs& args, int64_t b, int steps, Arena arena,
+                     F* states, bool robust, bool use_sqrt, double limit)
+      : args_(args),
+        b_(b),
+        steps_(steps),
+        K_(int(args.n.K)),
+        C_(int(args.n.C)),
+        m_(arena, steps, K_, C_, robust),
+        states_(states),
+        robust_(robust),
+        use_sqrt_(use_sqrt),
+        limit_(limit),
+        gl_(args.grad_log_evidence.data != nullptr ? scalar(args.grad_log_evidence, b) : 0.0) {}
+
+  __device__ Outcome run() {
+    load_or_zero(args_.grad_cov, b_, 0, K_, K_, m_.gU);
+    load_or_zero(args_.grad_mean, b_, 0, K_, C_, m_.gR);
+    __syncthreads();
+    symmetrise(K_, m_.gU);
+    const Segments s(args_.n.T, steps_);
+    Outcome outcome = load_state();
+    for (int64_t i = 0; i + 1 < s.count && outcome == Outcome::done; ++i) {
+      for (int64_t j = 0; j < s.length && outcome == Outcome::done; ++j)
+        outcome = advance(i * s.length + j);
+      keep_state(i);
+    }
+    for (int64_t i = s.count - 1; i >= 0 && outcome == Outcome::done; --i) {
+      if (s.count > 1) outcome = i > 0 ? restore_state(i - 1) : load_state();
+      const int64_t first = i * s.length;
+      const int64_t last = (first + s.length < s.chunks ? first + s.length : s.chunks) - 1;
+      for (int64_t j = first; j < last && outcome == Outcome::done; ++j) {
+        keep_state(s.count + j - first);
+        outcome = advance(j);
+      }
+      for (int64_t j = last; j >= first && outcome == Outcome::done; --j) {
+        if (j < last) outcome = restore_state(s.count + j - first);
+        if (outcome == Outcome::done) outcome = use_sqrt_ ? reverse_step(j) : reverse(j);
+      }
+    }
+    if (outcome != Outcome::done) return outcome;
+    store(args_.d_mean, b_, 0, 0, K_, C_, m_.gR);
+    store(args_.d_cov, b_, 0, 0, K_, K_, m_.gU);
+    return Outcome::done;
+  }
+
+ private:
+  __device__ __noinline__ Outcome load_state() {
+    bool ok = true;
+    if (use_sqrt_) {
+      ok = load_root(args_.cov, b_, K_, m_.chunk.U, m_.R.data);
+    } else {
+      load(args_.cov, b_, 0, 0, K_, K_, m_.chunk.U);
+    }
+    load(args_.mean, b_, 0, 0, K_, C_, m_.R);
+    __syncthreads();
+    return ok ? Outcome::done : Outcome::failed;
+  }
+
+  __device__ Mat<F> kept_cov(int64_t i) const { return {states_ + i * K_ * (K_ + C_), K_}; }
+  __device__ Mat<F> kept_mean(int64_t i) const {
+    return {states_ + i * K_ * (K_ + C_) + int64_t(K_) * K_, C_};
+  }
+
+  __device__ void keep_state(int64_t i) const {
+    const Mat<F> U = kept_cov(i), R = kept_mean(i);
+    each(K_, K_, [&](int r, int j) { U(r, j) = m_.chunk.U(r, j); });
+    each(K_, C_, [&](int r, int j) { R(r, j) = m_.R(r, j); });
+    __syncthreads();
+  }
+
+  __device__ Outcome restore_state(int64_t i) const {
+    const Mat<F> U = kept_cov(i), R = kept_mean(i);
+    each(K_, K_, [&](int r, int j) { m_.chunk.U(r, j) = U(r, j); });
+    each(K_, C_, [&](int r, int j) { m_.R(r, j) = R(r, j); });
+    __syncthreads();
+    return Outcome::done;
+  }
+
+  __device__ __noinline__ Outcome factor(int64_t chunk) {
+    first_ = chunk * steps_;
+    L_ = int(first_ + steps_ <= args_.n.T ? steps_ : args_.n.T - first_);
+    if (!load_chunk(args_, b_, first_, L_, m_.chunk)) return Outcome::failed;
+    if (use_sqrt_) return Outcome::done;
+    return factor_chunk(L_, K_, m_.chunk, limit_, hardness_) ? Outcome::done : Outcome::harder;
+  }
+
+  // D = Z - W R and E = V'D, of the current state. Leaves the block synchronised.
+  __device__ __noinline__ void innovations() const {
+    const Chunk<F>& c = m_.chunk;
+    load(args_.values, b_, first_, 0, L_, C_, m_.D, c.kept);
+    __syncthreads();
+    product<false, false>(L_, C_, K_, c.W, m_.R, [&](int i, int j, F x) { m_.D(i, j) -= x; });
+    __syncthreads();
+    product<false, false>(L_, C_, L_, c.V, m_.D, [&](int i, int j, F x) { m_.E(i, j) = x; });
+    __syncthreads();
+  }
+
+  // The forward write of a chunk.
+  __device__ __noinline__ Outcome advance(int64_t chunk) {
+    const Chunk<F>& c = m_.chunk;
+    const Outcome outcome = factor(chunk);
+    if (outcome != Outcome::done) return outcome;
+    if (use_sqrt_ && !sqrt_step(K_, c)) return Outcome::failed;
+    innovations();
+    product<true, false>(K_, C_, L_, c.P, m_.E, [&](int i, int j, F x) { m_.R(i, j) += x; });
+    if (!use_sqrt_) downdate(L_, K_, c);
+    __syncthreads();
+    return Outcome::done;
+  }
+
+  // gl/2 (b E E' - C I) at (i, j)
+  __device__ F evidence(int i, int j) const {
+    const double h = m_.chunk.decay[i > j ? i : j] * double(m_.H(i, j));
+    return F(0.5 * gl_ * (i == j ? h - double(C_) : h));
+  }
+
+  // The adjoint of a chunk at its starting state: gU and gR become those of that state.
+  __device__ __noinline__ Outcome reverse(int64_t chunk) {
+    const Outcome outcome = factor(chunk);
+    if (outcome != Outcome::done) return outcome;
+    const Chunk<F>& c = m_.chunk;
+    const int L = L_, K = K_, C = C_;
+    const bool keeps = robust_ && hardness_ > kHardForFloat32Factors;
+    for (int t = thread(); t < L; t += threads()) m_.d_decay[t] = 0.0;
+    if (args_.decay.data != nullptr) undecay();
+    innovations();
+    const Mat<F> G = c.X;  // X is free from here on
+    product<true, false>(L, K, L, c.V, c.P, [&](int i, int j, F x) { G(i, j) = x; });
+    product<false, false>(L, K, L, c.V, c.W, [&](int i, int j, F x) { m_.Y(i, j) = x; });
+    product<false, true>(L, K, C, m_.E, m_.gR, [&](int i, int j, F x) { m_.N(i, j) = x; });
+    product<false, false>(L, K, K, c.P, m_.gU, [&](int i, int j, F x) { m_.PU(i, j) = x; });
+    product<false, true>(L, L, C, m_.E, m_.E, [&](int i, int j, F x) { m_.H(i, j) = x; });
+    __syncthreads();
+    product<false, false>(L, C, K, G, m_.gR, [&](int i, int j, F x) { m_.D(i, j) = x; });
+    each(L, C, [&](int t, int j) { m_.E(t, j) *= F(gl_ * c.decay[t]); });
+    product<false, true>(L, L, K, m_.PU, c.P,
+                         [&](int i, int j, F x) { m_.inner(i, j) = evidence(i, j) + x; });
+    product<false, true>(L, L, K, c.P, m_.N, [&](int i, int j, F x) { m_.room(i, j) = x; });
+    __syncthreads();
+    product<true, false>(L, C, L, c.V, m_.E, [&](int i, int j, F x) { m_.D(i, j) -= x; });
+    each(L, L, [&](int i, int j) { m_.inner(i, j) -= F(0.5) * (m_.room(i, j) + m_.room(j, i)); });
+    __syncthreads();  // D is dZ
+    store(args_.d_values, b_, first_, 0, L, C, m_.D);
+    product<false, true>(L, K, C, m_.D, m_.R, [&](int i, int j, F x) { m_.DR(i, j) = x; });
+    if (keeps) {
+      update_keeping();
+    } else {
+      product<true, false>(K, C, L, c.W, m_.D, [&](int i, int j, F x) { m_.gR(i, j) -= x; });
+    }
+    // N becomes N - 2 P gU, then with I^ Y on top what dU (unless kept) and dW are made of.
+    each(L, K, [&](int i, int j) { m_.N(i, j) -= F(2) * m_.PU(i, j); });
+    __syncthreads();
+    product<false, false>(L, K, L, m_.inner, m_.Y, [&](int i, int j, F x) {
+      m_.PU(i, j) = m_.N(i, j) + x;
+      m_.N(i, j) += F(2) * x;
+    });
+    product<true, false>(L, L, L, c.V, m_.inner, [&](int i, int j, F x) { m_.room(i, j) = x; });
+    __syncthreads();
+    if (!keeps) {
+      add_symmetric([&](auto add) { product<true, false>(K, K, L, m_.Y, m_.PU, add); });
+    }
+    product<true, false>(L, K, L, c.V, m_.N, [&](int i, int j, F x) { m_.PU(i, j) = x; });
+    __syncthreads();
+    product<false, false>(L, K, K, m_.PU, c.U,
+                          [&](int i, int j, F x) { m_.N(i, j) = x - m_.DR(i, j); });
+    __syncthreads();
+    store(args_.d_weights, b_, first_, 0, L, K, m_.N);
+    for (int t = thread(); t < L; t += threads()) {
+      double dn = 0.0;
+      for (int j = 0; j < L; ++j) dn += double(m_.room(t, j)) * double(c.V(j, t));
+      store_step(t, dn * c.decay[t], dn * c.noise[t] / c.decay[t], double(m_.H(t, t)));
+    }
+    __syncthreads();
+    if (args_.decay.data != nullptr) store_decay();
+    __syncthreads();
+    return Outcome::done;
+  }
+
+  // gU += the symmetric part of the product that `multiply` hands, element by element, to the
+  // function it is given. Leaves the block synchronised.
+  template <class Multiply>
+  __device__ void add_symmetric(Multiply multiply) const {
+    const Mat<F> gU = m_.gU;
+    multiply([&](int i, int j, F x) { gU(i, j) += x; });
+    __syncthreads();
+    symmetrise(K_, gU);
+  }
+
+  // gU and gR where J' = I - Y'P is formed, because subtracting what the chunk overwrites cancels.
+  __device__ __noinline__ void update_keeping() const {
+    const Chunk<F>& c = m_.chunk;
+    const int L = L_, K = K_, C = C_;
+    const Mat<F> J = m_.keep;
+    product<true, false>(K, K, L, m_.Y, c.P,
+                         [&](int i, int j, F x) { J(i, j) = (i == j ? F(1) : F(0)) - x; });
+    each(K, C, [&](int i, int j) { m_.before(i, j) = m_.gR(i, j); });
+    __syncthreads();
+    product<false, false>(K, C, K, J, m_.before, [&](int i, int j, F x) { m_.gR(i, j) = x; });
+    __syncthreads();
+    product<true, false>(K, C, L, m_.Y, m_.E, [&](int i, int j, F x) { m_.gR(i, j) += x; });
+    product<false, false>(K, K, K, J, m_.gU, [&](int i, int j, F x) { m_.half(i, j) = x; });
+    product<false, true>(L, K, K, m_.N, J, [&](int i, int j, F x) { c.X(i, j) = x; });
+    __syncthreads();
+    if (gl_ != 0.0) {
+      each(L, L, [&](int i, int j) { m_.room(i, j) = evidence(i, j); });
+      __syncthreads();
+      product<false, false>(L, K, L, m_.room, m_.Y, [&](int i, int j, F x) { c.X(i, j) += x; });
+      __syncthreads();
+    }
+    product<false, true>(K, K, K, m_.half, J, [&](int i, int j, F x) { m_.gU(i, j) = x; });
+    __syncthreads();
+    add_symmetric([&](auto add) { product<true, false>(K, K, L, m_.Y, c.X, add); });
+  }
+
+  // The gradients of step t: of its noise, of b_t by way of the noise, of b_t by the evidence.
+  __device__ void store_step(int t, double d_noise, double d_product, double square) const {
+    const Chunk<F>& c = m_.chunk;
+    store_scalar(args_.d_noise_var, b_, first_ + t, c.kept[t] ? d_noise : 0.0);
+    if (!c.kept[t]) return;
+    m_.d_decay[t] += d_product - 0.5 * gl_ * (square - double(C_) / c.decay[t]);
+  }
+
+  // b_t is a product: gamma_s enters every b_t with t >= s.
+  __device__ void store_decay() const {
+    if (thread() != 0) return;
+    double later = 0.0;
+    for (int t = L_ - 1; t >= 0; --t) {
+      later += m_.d_decay[t] * m_.chunk.decay[t];
+      const bool kept = m_.chunk.kept[t];
+      store_scalar(args_.d_decay, b_, first_ + t,
+                   kept ? later / scalar(args_.decay, b_, first_ + t) : 0.0);
+    }
+  }
+
+  // gU of the decayed covariance -> of the undecayed one, and its share in the adjoint of b.
+  __device__ __noinline__ void undecay() const {
+    const Chunk<F>& c = m_.chunk;
+    const double b = c.decay[L_ - 1];
+    double dot = 0.0;
+    product<true, false>(K_, K_, L_, c.P, c.P, [&](int i, int j, F x) {
+      dot += double(m_.gU(i, j)) * double(c.U(i, j) - x);
+    });
+    dot = block_sum(dot, c.room);
+    each(K_, K_, [&](int i, int j) { m_.gU(i, j) *= F(1.0 / b); });
+    if (thread() == 0) m_.d_decay[L_ - 1] -= dot / (b * b);
+    __syncthreads();
+  }
+
+  // The adjoint of one step on a root: the same formulas with L = 1, as vectors, so that nothing is
+  // squared.
+  __device__ __noinline__ Outcome reverse_step(int64_t chunk) {
+    Outcome outcome = factor(chunk);
+    if (outcome != Outcome::done) return outcome;
+    const Chunk<F>& c = m_.chunk;
+    const int K = K_, C = C_;
+    const double gamma = c.decay[0];
+    // The root before the step, decayed, goes to `keep`; the step consumes the one in U.
+    each(K, K, [&](int i, int j) { m_.keep(i, j) = c.U(i, j) / sqrt(F(gamma)); });
+    __syncthreads();
+    if (!sqrt_step(K, c)) return Outcome::failed;
+    innovations();
+    const F inverse = c.V(0, 0);
+    const F* p = &c.P(0, 0);
+    F *y = &m_.Y(0, 0), *N = &m_.N(0, 0), *PU = &m_.PU(0, 0), *u = &c.X(0, 0);
+    for (int k = thread(); k < K; k += threads()) {
+      F n = 0, q = 0;
+      for (int j = 0; j < C; ++j) n += m_.E(0, j) * m_.gR(k, j);
+      for (int j = 0; j < K; ++j) q += p[j] * m_.gU(j, k);
+      y[k] = c.W(0, k) * inverse;
+      N[k] = n;
+      PU[k] = q;
+    }
+    for (int j = thread(); j < C; j += threads()) {  // p gR
+      F sum = 0;
+      for (int k = 0; k < K; ++k) sum += p[k] * m_.gR(k, j);
+      m_.D(0, j) = sum;
+    }
+    double square = 0.0;
+    for (int j = thread(); j < C; j += threads()) square += double(m_.E(0, j)) * double(m_.E(0, j));
+    square = block_sum(square, c.room);
+    double pUp = 0.0, pN = 0.0;
+    for (int k = thread(); k < K; k += threads()) {
+      pUp += double(PU[k]) * double(p[k]);
+      pN += double(p[k]) * double(N[k]);
+    }
+    pUp = block_sum(pUp, c.room);
+    pN = block_sum(pN, c.room);
+    const double evidence = 0.5 * gl_ * (square - double(C));
+    const double inner = pUp - pN + evidence;
+
+    // gR <- J' gR + gl y' e; D becomes dZ
+    each(K, C, [&](int k, int j) { m_.gR(k, j) += y[k] * (F(gl_) * m_.E(0, j) - m_.D(0, j)); });
+    __syncthreads();
+    for (int j = thread(); j < C; j += threads())
+      m_.D(0, j) = (m_.D(0, j) - F(gl_) * m_.E(0, j)) * inverse;
+    for (int k = thread(); k < K; k += threads())
+      u[k] = (N[k] - F(2) * PU[k] + F(2.0 * inner) * y[k]) * inverse;
+    __syncthreads();
+    store(args_.d_values, b_, first_, 0, 1, C, m_.D);
+    // dW = (u root') root - D R'
+    for (int k = thread(); k < K; k += threads()) {
+      F sum = 0;
+      for (int j = 0; j < K; ++j) sum += m_.keep(k, j) * u[j];
+      m_.DR(0, k) = sum;
+    }
+    __syncthreads();
+    for (int k = thread(); k < K; k += threads()) {
+      F sum = 0;
+      for (int j = 0; j < K; ++j) sum += m_.DR(0, j) * m_.keep(j, k);
+      for (int j = 0; j < C; ++j) sum -= m_.D(0, j) * m_.R(k, j);
+      u[k] = sum;
+    }
+    __syncthreads();
+    store(args_.d_weights, b_, first_, 0, 1, K, c.X);
+    __syncthreads();
+    // gU <- J' gU J + sym(J' N' y) + evidence y'y, in two steps so that nothing is subtracted twice
+    each(K, K, [&](int i, int j) { m_.half(i, j) = m_.gU(i, j) - y[i] * PU[j]; });
+    __syncthreads();
+    for (int k = thread(); k < K; k += threads()) {
+      F sum = 0;
+      for (int j = 0; j < K; ++j) sum += m_.half(k, j) * p[j];
+      u[k] = N[k] - y[k] * F(pN) - sum + F(evidence) * y[k];
+    }
+    __syncthreads();
+    each(K, K, [&](int i, int j) { m_.gU(i, j) = m_.half(i, j) + u[i] * y[j]; });
+    __syncthreads();
+    symmetrise(K, m_.gU);
+    if (thread() == 0) m_.d_decay[0] = 0.0;
+    if (args_.decay.data != nullptr) {  // U' = U / gamma: <gU', U'> / gamma comes off
+      double dot = 0.0;
+      product<true, false>(K, K, K, m_.keep, m_.keep,
+                           [&](int i, int j, F x) { dot += double(m_.gU(i, j)) * double(x); });
+      dot = block_sum(dot, c.room);
+      each(K, K, [&](int i, int j) { m_.gU(i, j) *= F(1.0 / gamma); });
+      if (thread() == 0) store_scalar(args_.d_decay, b_, first_, c.kept[0] ? -dot / gamma : 0.0);
+    }
+    if (thread() == 0) {
+      const double dn = inner * double(inverse) * double(inverse);
+      store_scalar(args_.d_noise_var, b_, first_, c.kept[0] ? dn : 0.0);
+    }
+    __syncthreads();
+    return Outcome::done;
+  }
+
+  const BayesWriteBackwardArgs& args_;
+  const int64_t b_;
+  const int steps_, K_, C_;
+  const AdjointBuffers<F> m_;
+  F* states_;
+  const bool robust_, use_sqrt_;
+  const double limit_, gl_;
+  double hardness_ = 0.0;
+  int64_t first_ = 0;
+  int L_ = 0;
+};
+
+}  // namespace kanerva::cuda
