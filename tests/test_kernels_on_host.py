@@ -68,7 +68,9 @@ def run_fixture(tool, sanitizers):
 
 
 @pytest.mark.parametrize("sanitizer", [None, "thread", "address"])
-@pytest.mark.parametrize("case", ["sum", "transpose", "warps", "unwritten"])
+@pytest.mark.parametrize(
+    "case", ["sum", "transpose", "warps", "unwritten", "team_transpose", "team_rounds"]
+)
 def test_small_kernels_are_right(run_fixture, case, sanitizer):
     for seed in "1", "7":
         done = run_fixture(case, sanitizer, KANERVA_HOST_SEED=seed)
@@ -92,12 +94,69 @@ def test_without_a_needless_barrier_nothing_races(run_fixture):
     assert done.stdout == "ok\n", done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("case", ["warps_race", "blocks_race"])
-def test_only_barriers_order_warps_and_nothing_orders_blocks(run_fixture, case):
+@pytest.mark.parametrize(
+    "case", ["warps_race", "blocks_race", "barriers_race", "team_barriers_race", "team_ahead"]
+)
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_only_barriers_order_warps_and_only_a_team_its_blocks(run_fixture, case, seed):
     assert run_fixture(case).stdout == "ok\n"
-    done = run_fixture(case, "thread")
+    done = run_fixture(case, "thread", KANERVA_HOST_SEED=seed)
     assert done.returncode == 66, done.stdout
-    assert "data race" in done.stderr and case in done.stderr
+    assert "data race" in done.stderr and case.replace("team_b", "b") in done.stderr
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_without_a_barrier_the_blocks_of_a_team_race(run_fixture, seed):
+    for done in (
+        run_fixture("team_race", "thread", KANERVA_HOST_SEED=seed),
+        run_fixture(
+            "team_transpose", "thread", KANERVA_HOST_SEED=seed, KANERVA_HOST_SKIP_TEAM_BARRIER="0"
+        ),
+    ):
+        assert done.returncode == 66, done.stdout
+        assert "data race" in done.stderr and "team_transpose" in done.stderr
+
+
+def test_without_a_barrier_a_team_is_wrong(run_fixture):
+    assert run_fixture("team_race").stdout == "wrong\n"
+
+
+@pytest.mark.parametrize("barrier", ["0", "2", "3"])
+def test_a_team_needs_the_barriers_of_its_blocks(run_fixture, barrier):
+    done = run_fixture("team_transpose", "thread", KANERVA_HOST_SKIP_BARRIER=barrier)
+    assert done.returncode == 66, done.stdout
+    assert "data race" in done.stderr
+
+
+def test_the_blocks_of_a_team_come_in_varied_orders(run_fixture):
+    orders = set()
+    for seed in range(1, 5):
+        output = run_fixture("team_order", KANERVA_HOST_SEED=str(seed)).stdout
+        blocks, end = output.rsplit(" ", 1)
+        assert end == "ok\n"
+        order = [int(block) for block in blocks.split()]
+        rounds = [tuple(order[i : i + 6]) for i in range(0, len(order), 6)]
+        assert all(sorted(turn) == list(range(6)) for turn in rounds), rounds
+        orders.update(rounds)
+    assert len(orders) > 20
+
+
+@pytest.mark.parametrize("sanitizer", [None, "thread", "address"])
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("team_diverge0", "in block (0, 0, 1) of 64 threads: 64 returned; 2 of 3 blocks wait"),
+        ("team_diverge1", "waits for another count than other blocks of its team do"),
+        ("team_diverge2", "waits for the team, as another thread of its block does"),
+        ("team_diverge3", "wait at a warp operation"),
+        ("team_used", "finds its team's barrier passed before all blocks are there"),
+    ],
+)
+def test_divergence_of_a_team_is_an_error(run_fixture, case, message, sanitizer):
+    for seed in "1", "2":
+        done = run_fixture(case, sanitizer, KANERVA_HOST_SEED=seed)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "of 64 threads" in done.stdout and message in done.stdout
 
 
 def test_reading_past_shared_memory_is_reported(run_fixture):

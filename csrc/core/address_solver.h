@@ -4,7 +4,8 @@
 // the memory, w = R (R'R + lambda I)^-1 z, which also spares a singular R R' the amplification of
 // rounding by 1/lambda. For a float32 state, easy systems are all float32; well-conditioned ones
 // factorise in float64 and do the wide products in float32; others are all float64 (float32 normal
-// equations lose half the digits at condition 1e4).
+// equations lose half the digits at condition 1e4). The inverse is applied by its triangular factor
+// V, which rounds as a triangular solve does; an explicit inverse doubles the error of R'w.
 #pragma once
 
 #include "limits.h"
@@ -19,8 +20,8 @@ struct AddressSystem {
   bool wide;  // K <= C: the K x K form
   int64_t K, C;
   double ridge = 0.0;
-  Matrix<F> R, Rt, inverse;
-  SpdInverse facts;
+  Matrix<F> R, Rt, V, Vt;  // V V' is the inverse
+  SpdFacts facts;
 
   AddressSystem(Workspace::Scope& scope, const Sizes& n)
       : wide(n.K <= n.C),
@@ -28,7 +29,8 @@ struct AddressSystem {
         C(n.C),
         R(scope, n.K, n.C),
         Rt(scope, n.C, n.K),
-        inverse(scope, std::min(n.K, n.C), std::min(n.K, n.C)) {}
+        V(scope, std::min(n.K, n.C), std::min(n.K, n.C)),
+        Vt(scope, std::min(n.K, n.C), std::min(n.K, n.C)) {}
 
   // False when lambda is not positive or the mean is not finite.
   bool build(const View& mean, const View& ridge_view, int64_t b, const Executor& executor) {
@@ -37,13 +39,14 @@ struct AddressSystem {
     if (!(ridge > 0.0 && ridge < HUGE_VAL)) return false;
     load(mean, b, Rows{}, K, R);
     transpose(R, Rt);
-    const int64_t n = inverse.rows;
+    const int64_t n = V.rows;
     Matrix<F> system(scope, n, n);
     const Matrix<F>&a = wide ? R : Rt, &bt = wide ? Rt : R;
     gemm<false>(executor, n, n, a.columns, a.data, a.ld, bt.data, bt.ld, system.data, system.ld,
                 Store::set, Structure::full, Part::upper);
     for (int64_t i = 0; i < n; ++i) system[i][i] += F(ridge);
-    facts = invert_spd(executor, system, inverse);
+    facts = invert_factor(system, V);
+    if (facts.ok) transpose(V, Vt);
     return facts.ok;
   }
 
@@ -67,8 +70,8 @@ template <class A, class F>
 struct AddressTile {
   const AddressSystem<F>& s;
   const Executor& executor;
-  Matrix<A> R, Rt, inverse;
-  Matrix<A> Z, W, narrow;  // queries m x C, addresses m x K, and m x min(K, C)
+  Matrix<A> R, Rt, V, Vt;
+  Matrix<A> Z, W, narrow, half;  // queries m x C, addresses m x K, and m x min(K, C)
 
   AddressTile(Workspace::Scope& scope, const AddressSystem<F>& system, int64_t m,
               const Executor& ex)
@@ -76,20 +79,28 @@ struct AddressTile {
         executor(ex),
         R(in_arithmetic<A>(scope, s.R)),
         Rt(in_arithmetic<A>(scope, s.Rt)),
-        inverse(in_arithmetic<A>(scope, s.inverse)),
+        V(in_arithmetic<A>(scope, s.V)),
+        Vt(in_arithmetic<A>(scope, s.Vt)),
         Z(scope, m, s.C),
         W(scope, m, s.K),
-        narrow(scope, m, s.inverse.rows) {}
+        narrow(scope, m, s.V.rows),
+        half(scope, m, s.V.rows) {}
+
+  // Y = X V V', m rows
+  void apply_inverse(int64_t m, const Matrix<A>& X, const Matrix<A>& Y) {
+    product(executor, m, X, V, half, Store::set, Structure::upper);
+    product(executor, m, half, Vt, Y, Store::set, Structure::lower);
+  }
 
   // W = addresses of the m queries in Z. In the narrow form `narrow` is left as Z (R'R + lambda
   // I)^-1.
   void solve(int64_t m) {
     if (s.wide) {
       product(executor, m, Z, Rt, narrow);
-      product(executor, m, narrow, inverse, W);
+      apply_inverse(m, narrow, W);
       if (!s.well_conditioned()) refine(m);
     } else {
-      product(executor, m, Z, inverse, narrow);
+      apply_inverse(m, Z, narrow);
       product(executor, m, narrow, Rt, W);
     }
   }
@@ -104,7 +115,7 @@ struct AddressTile {
     }
   }
 
-  // One step of iterative refinement of W: an explicit inverse alone is not backward stable.
+  // One step of iterative refinement of W.
   void refine(int64_t m) {
     Workspace::Scope scope(Workspace::of_thread());
     Matrix<A> residual(scope, m, s.C), correction(scope, m, s.K);
@@ -113,7 +124,7 @@ struct AddressTile {
     product(executor, m, residual, Rt, narrow);  // R (z - R'w) - lambda w
     for (int64_t t = 0; t < m; ++t)
       for (int64_t k = 0; k < s.K; ++k) narrow[t][k] -= A(s.ridge) * W[t][k];
-    product(executor, m, narrow, inverse, correction);
+    apply_inverse(m, narrow, correction);
     for (int64_t t = 0; t < m; ++t)
       for (int64_t k = 0; k < s.K; ++k) W[t][k] += correction[t][k];
   }
@@ -124,7 +135,7 @@ struct AddressTile {
     Matrix<A> Y(scope, m, s.K);
     double d_ridge;
     if (s.wide) {  // y = A^-1 gw, gz = R'y, dR = y (z - R'w)' - w gz'
-      product(executor, m, gW, inverse, Y);
+      apply_inverse(m, gW, Y);
       product(executor, m, Y, R, gZ);
       product(executor, m, W, R, Z, Store::sub);  // Z becomes the residual
       product_transposed(executor, m, Y, Z, dR, Store::add);
@@ -133,7 +144,7 @@ struct AddressTile {
               // gz
       Matrix<A> gWR(scope, m, s.C);
       product(executor, m, gW, R, gWR);
-      product(executor, m, gWR, inverse, gZ);
+      apply_inverse(m, gWR, gZ);
       for (int64_t t = 0; t < m; ++t) std::memcpy(Y[t], gW[t], size_t(s.K) * sizeof(A));
       product(executor, m, gZ, Rt, Y, Store::sub);
       product_transposed(executor, m, Y, narrow, dR, Store::add);

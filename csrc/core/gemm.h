@@ -18,7 +18,7 @@ namespace KANERVA_ISA {
 
 enum class Store { set, add, sub };
 
-// Structure of A: lower means A(i, p) = 0 for p > i, upper means A(i, p) = 0 for p < i.
+// Structure of an operand: lower means X(i, j) = 0 for j > i, upper means X(i, j) = 0 for j < i.
 enum class Structure { full, lower, upper };
 
 // Which part of C is wanted: all, or only the tiles that touch j >= i (mirror() fills the rest).
@@ -128,7 +128,7 @@ struct Panels {
 template <bool Transposed, class T>
 void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k, const T* a,
                  int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc, Store store,
-                 Structure structure, Part part, T* panel, T* packed) {
+                 Structure structure, Part part, Structure right, T* panel, T* packed) {
   constexpr int W = Simd<T>::width;
   const Panels panels = Panels::of<T>(n);
   const int64_t whole = m / kRows * kRows;
@@ -144,10 +144,15 @@ void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k,
     }
     for (int64_t i = first; i < panels.count; i += stride) {
       const int64_t j = panels.start(i) * W, vectors = panels.start(i + 1) - panels.start(i);
-      const T* bp = b + p0 * ldb + j;
+      int64_t lo = p0, hi = p0 + depth;  // where these columns of B are not zero
+      if (right == Structure::lower) lo = std::max(lo, j);
+      if (right == Structure::upper) hi = std::min(hi, j + vectors * W);
+      hi = std::max(lo, hi);
+      if (lo == hi && mode != Store::set) continue;
+      const T* bp = b + lo * ldb + j;
       int64_t bs = ldb;
       if (panel != nullptr) {
-        for (int64_t p = 0; p < depth; ++p)
+        for (int64_t p = 0; p < hi - lo; ++p)
           for (int64_t v = 0; v < vectors; ++v)
             Simd<T>::store(panel + (p * vectors + v) * W, Simd<T>::load(bp + p * ldb + v * W));
         bp = panel;
@@ -162,8 +167,8 @@ void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k,
           packed_rows<T, N>(done, p0, depth, packed, bp, bs, c + j, ldc, mode, structure);
         }
         if (done < rows) {
-          rows_of_panel<T, N, Transposed>(done, rows, p0, p0 + depth, a, lda, bp, bs, c + j, ldc,
-                                          mode, structure);
+          rows_of_panel<T, N, Transposed>(done, rows, lo, hi, a, lda, bp, bs, c + j, ldc, mode,
+                                          structure);
         }
       };
       if (vectors == 3) {
@@ -177,12 +182,12 @@ void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k,
   }
 }
 
-// C (m x n) = A (m x k) B (k x n). Transposed: A is stored k x m. The panels first, first + stride,
-// ...
+// C (m x n) = A (m x k) B (k x n). Transposed: A is stored k x m, and B is full. The panels first,
+// first + stride, ...
 template <bool Transposed, class T>
 void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
           int64_t ldc, Store store, Structure structure = Structure::full, Part part = Part::all,
-          int64_t first = 0, int64_t stride = 1) {
+          Structure right = Structure::full, int64_t first = 0, int64_t stride = 1) {
   constexpr int64_t width = kVectors * Simd<T>::width;
   constexpr int64_t page = 4096 / sizeof(T);
   if (m <= 0 || n <= 0) return;
@@ -195,10 +200,10 @@ void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, 
     T* panel = pack_b ? scope.take<T>(kDepth * width) : nullptr;
     T* packed = pack_a ? scope.take<T>(kDepth * m) : nullptr;
     gemm_panels<Transposed>(first, stride, m, n, k, a, lda, b, ldb, c, ldc, store, structure, part,
-                            panel, packed);
+                            right, panel, packed);
   } else {
     gemm_panels<Transposed>(first, stride, m, n, k, a, lda, b, ldb, c, ldc, store, structure, part,
-                            static_cast<T*>(nullptr), static_cast<T*>(nullptr));
+                            right, static_cast<T*>(nullptr), static_cast<T*>(nullptr));
   }
 }
 
@@ -206,16 +211,17 @@ void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, 
 template <bool Transposed, class T>
 void gemm(const Executor& executor, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda,
           const T* b, int64_t ldb, T* c, int64_t ldc, Store store,
-          Structure structure = Structure::full, Part part = Part::all) {
+          Structure structure = Structure::full, Part part = Part::all,
+          Structure right = Structure::full) {
   constexpr double worth_a_fork = 2e5;  // multiply-adds
   int64_t tasks = double(m) * double(n) * double(k) < worth_a_fork ? 1 : executor.threads();
   if (tasks > 1) tasks = std::min(tasks, Panels::of<T>(n).count);
   if (tasks <= 1) {
-    gemm<Transposed>(m, n, k, a, lda, b, ldb, c, ldc, store, structure, part);
+    gemm<Transposed>(m, n, k, a, lda, b, ldb, c, ldc, store, structure, part, right);
     return;
   }
   executor.for_each(tasks, [&](int64_t task) {
-    gemm<Transposed>(m, n, k, a, lda, b, ldb, c, ldc, store, structure, part, task, tasks);
+    gemm<Transposed>(m, n, k, a, lda, b, ldb, c, ldc, store, structure, part, right, task, tasks);
   });
 }
 

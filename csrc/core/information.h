@@ -8,6 +8,7 @@
 // for a float32 state.
 #pragma once
 
+#include "limits.h"
 #include "matrices.h"
 #include "write_chunk.h"
 
@@ -15,19 +16,13 @@ namespace kanerva {
 namespace KANERVA_ISA {
 
 constexpr double kNoLimit = HUGE_VAL;
-constexpr double kHardInformation32 = 1e10;  // largest diagonal of N: measured error under 1e-6
-constexpr double kHardInformation64 = 1e4;   // measured error under 1e-10
-// Float32 only where the condition of N, from its pivots, is low, and where it pays: for few slots
-// float64 is fast enough, and the recursion, which is the yardstick, is more accurate.
-constexpr double kEasyInformation = 64.0;
-constexpr int64_t kManySlots = 256;
 constexpr int64_t kInformationSteps = 256;  // steps at a time
 
 // Shorter episodes are cheaper in chunks, and their log evidence would cancel here.
 inline bool information_serves(WriteMethod method, const Sizes& n, const Episode& e) {
   if (method != WriteMethod::automatic && method != WriteMethod::information) return false;
   return e.decay == nullptr && e.steps >= 2 * n.K &&
-         (e.steps >= 64 || method == WriteMethod::information);
+         (e.steps >= kLongEpisode || method == WriteMethod::information);
 }
 
 // F: arithmetic of the K x K work and of the columns.

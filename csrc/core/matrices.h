@@ -88,8 +88,9 @@ void transpose(const Matrix<S>& from, const Matrix<D>& to) {
 // m rows of c (=, +=, -=) a b
 template <class A>
 void product(const Executor& executor, int64_t m, const Matrix<A>& a, const Matrix<A>& b,
-             const Matrix<A>& c, Store how = Store::set) {
-  gemm<false>(executor, m, c.columns, b.rows, a.data, a.ld, b.data, b.ld, c.data, c.ld, how);
+             const Matrix<A>& c, Store how = Store::set, Structure of_b = Structure::full) {
+  gemm<false>(executor, m, c.columns, b.rows, a.data, a.ld, b.data, b.ld, c.data, c.ld, how,
+              Structure::full, Part::all, of_b);
 }
 
 // c (=, +=, -=) a' b, over m rows of a and b
@@ -141,20 +142,20 @@ double dot(int64_t m, const Matrix<A>& x, const Matrix<A>& y) {
   return total;
 }
 
-struct SpdInverse {
+struct SpdFacts {
   bool ok = false;
   double log_det = 0.0;
   double condition = 1.0;  // a lower estimate, from the pivots
 };
 
-// s (upper part) is replaced by its factor; inverse = s^-1, exactly symmetric.
+// s = U'U (its upper part) is replaced by U; v = U^-1, upper, so that s^-1 = v v'.
 template <class A>
-SpdInverse invert_spd(const Executor& executor, const Matrix<A>& s, const Matrix<A>& inverse) {
+SpdFacts invert_factor(const Matrix<A>& s, const Matrix<A>& v) {
   const int64_t n = s.rows;
   Workspace::Scope scope(Workspace::of_thread());
   A* inverse_diagonal = scope.take<A>(n);
-  SpdInverse result;
-  if (!cholesky(n, s.data, s.ld, inverse_diagonal)) return result;
+  SpdFacts facts;
+  if (!cholesky(n, s.data, s.ld, inverse_diagonal)) return facts;
   LogProduct product;
   double smallest = HUGE_VAL, largest = 0.0;
   for (int64_t i = 0; i < n; ++i) {
@@ -162,16 +163,26 @@ SpdInverse invert_spd(const Executor& executor, const Matrix<A>& s, const Matrix
     smallest = std::min(smallest, double(inverse_diagonal[i]));
     largest = std::max(largest, double(inverse_diagonal[i]));
   }
-  result.log_det = -2.0 * product.value();
-  if (n > 0) result.condition = (largest / smallest) * (largest / smallest);
-  Matrix<A> v(scope, n, n), vt(scope, n, n);
+  facts.log_det = -2.0 * product.value();
+  if (n > 0) facts.condition = (largest / smallest) * (largest / smallest);
   invert_upper(n, s.data, s.ld, inverse_diagonal, v.data, v.ld);
+  facts.ok = true;
+  return facts;
+}
+
+// s (upper part) is replaced by its factor; inverse = s^-1, exactly symmetric.
+template <class A>
+SpdFacts invert_spd(const Executor& executor, const Matrix<A>& s, const Matrix<A>& inverse) {
+  const int64_t n = s.rows;
+  Workspace::Scope scope(Workspace::of_thread());
+  Matrix<A> v(scope, n, n), vt(scope, n, n);
+  const SpdFacts facts = invert_factor(s, v);
+  if (!facts.ok) return facts;
   transpose(v, vt);
   gemm<false>(executor, n, n, n, v.data, v.ld, vt.data, vt.ld, inverse.data, inverse.ld, Store::set,
               Structure::upper, Part::upper);
   mirror(n, inverse.data, inverse.ld);
-  result.ok = true;
-  return result;
+  return facts;
 }
 
 // Whether m rows hold a NaN or an infinity.

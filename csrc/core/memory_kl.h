@@ -25,13 +25,13 @@ struct BeliefPair {
     Workspace::Scope scope(Workspace::of_thread());
     Matrix<double> factor(scope, K, K), R0(scope, K, C);
     load(args.prior_cov, b, Rows{}, K, factor);
-    const SpdInverse prior = invert_spd(executor, factor, U0_inverse);
+    const SpdFacts prior = invert_spd(executor, factor, U0_inverse);
     if (!prior.ok) return false;
     log_det0 = prior.log_det;
     load(args.cov, b, Rows{}, K, U);
     load(args.cov, b, Rows{}, K, factor);
     if (with_inverse) {
-      const SpdInverse belief = invert_spd(executor, factor, U_inverse);
+      const SpdFacts belief = invert_spd(executor, factor, U_inverse);
       if (!belief.ok) return false;
       log_det = belief.log_det;
     } else {

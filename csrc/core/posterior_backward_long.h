@@ -178,7 +178,7 @@ bool adjoint_of_long_episode(const BayesWriteBackwardArgs& args, int64_t b, cons
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<S> U0(scope, K, K), inverse(scope, K, K);
   load(args.cov, b, Rows{}, K, U0);
-  const SpdInverse facts = invert_spd(executor, U0, inverse);
+  const SpdFacts facts = invert_spd(executor, U0, inverse);
   if (!facts.ok || !(facts.condition <= kPriorCondition)) return false;
   LongPosteriorAdjoint<S>(args, b, e, executor).run(inverse);
   return true;

@@ -1,6 +1,6 @@
-// What the threads of a block do together: products, factorisations, sums and copies of matrices in
-// shared or global memory. Nothing here synchronises at its start; functions that leave the block
-// synchronised say so.
+// What the threads of a team do together: factorisations and copies of matrices in shared or global
+// memory. Nothing here synchronises at its start; functions that leave the team synchronised say
+// so.
 #pragma once
 
 #ifndef KANERVA_ISA
@@ -10,7 +10,7 @@
 #include <cmath>
 
 #include "../core/half.h"
-#include "device.h"
+#include "team.cuh"
 
 namespace kanerva::cuda {
 
@@ -19,12 +19,6 @@ using KANERVA_ISA::Half;
 
 constexpr double kLog2Pi = 1.8378770664093454836;
 constexpr double kInfinite = 1.7976931348623157e308;
-
-__device__ inline int thread() { return int(threadIdx.x); }
-__device__ inline int threads() { return int(blockDim.x); }
-__device__ inline int lane() { return int(threadIdx.x) & 31; }
-__device__ inline int warp() { return int(threadIdx.x) >> 5; }
-__device__ inline int warps() { return int(blockDim.x) >> 5; }
 
 // Row-major. Scratch matrices have odd row strides: neither rows nor columns share a memory bank.
 template <class T>
@@ -68,108 +62,11 @@ class Arena {
   size_t shared_size_, shared_used_ = 0, global_used_ = 0;
 };
 
-// store(i, j, sum over p of a(i, p) b(p, j)) for i < m, j < n; TransposedA: a is k x m,
-// TransposedB: b is n x k. A thread keeps a 4 x 4 tile whose rows and columns lie apart, so that
-// neighbouring threads read neighbouring columns. The sum is in the order of p.
-template <bool TransposedA, bool TransposedB, class T, class Store>
-__device__ inline void product(int m, int n, int k, Mat<T> a, Mat<T> b, Store store) {
-  constexpr int R = 4;
-  const int mt = (m + R - 1) / R, nt = (n + R - 1) / R;
-  for (int tile = thread(); tile < mt * nt; tile += threads()) {
-    const int ti = tile / nt, tj = tile % nt;
-    const T *pa[R], *pb[R];
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      const int i = min(ti + r * mt, m - 1), j = min(tj + r * nt, n - 1);
-      pa[r] = TransposedA ? a.data + i : a.data + int64_t(i) * a.ld;
-      pb[r] = TransposedB ? b.data + int64_t(j) * b.ld : b.data + j;
-    }
-    T sum[R][R] = {};
-    const int64_t step_a = TransposedA ? a.ld : 1, step_b = TransposedB ? 1 : b.ld;
-    for (int p = 0; p < k; ++p) {
-      T x[R], y[R];
-#pragma unroll
-      for (int r = 0; r < R; ++r) {
-        x[r] = pa[r][p * step_a];
-        y[r] = pb[r][p * step_b];
-      }
-#pragma unroll
-      for (int r = 0; r < R; ++r)
-#pragma unroll
-        for (int c = 0; c < R; ++c) sum[r][c] = fma(x[r], y[c], sum[r][c]);
-    }
-#pragma unroll
-    for (int r = 0; r < R; ++r)
-#pragma unroll
-      for (int c = 0; c < R; ++c) {
-        const int i = ti + r * mt, j = tj + c * nt;
-        if (i < m && j < n) store(i, j, sum[r][c]);
-      }
-  }
-}
-
 // f(i, j) for i < m, j < n: warps over rows, lanes over columns.
 template <class F>
 __device__ inline void each(int m, int n, F f) {
   for (int i = warp(); i < m; i += warps())
     for (int j = lane(); j < n; j += 32) f(i, j);
-}
-
-// Sum over the block, the same in every thread and on every run. `room`: 32 elements of shared
-// memory. Leaves the block synchronised.
-template <class T>
-__device__ inline T block_sum(T x, T* room) {
-  for (int distance = 16; distance > 0; distance /= 2)
-    x += __shfl_xor_sync(0xffffffffu, x, distance);
-  __syncthreads();
-  if (lane() == 0) room[warp()] = x;
-  __syncthreads();
-  T total = 0;
-  for (int w = 0; w < warps(); ++w) total += room[w];
-  __syncthreads();
-  return total;
-}
-
-// Sum over a warp, in every lane.
-template <class T>
-__device__ inline T warp_sum(T x) {
-  for (int distance = 16; distance > 0; distance /= 2)
-    x += __shfl_xor_sync(0xffffffffu, x, distance);
-  return x;
-}
-
-// s (n x n, upper part) = F F'. Row i of s becomes that of F' times the root of pivots[i], and g,
-// if not null, F^-1 with zeros above its diagonal. False, in every thread, when a pivot is not
-// positive and finite. Expects s to be synchronised; leaves the block synchronised.
-template <class T>
-__device__ __noinline__ bool factorise(int n, Mat<T> s, Mat<T> g, T* pivots) {
-  const bool inverse = g.data != nullptr;
-  if (inverse) each(n, n, [&](int i, int j) { g(i, j) = i == j ? T(1) : T(0); });
-  __syncthreads();
-  for (int i = 0; i < n; ++i) {
-    const T pivot = s(i, i);
-    if (!(pivot > T(0) && double(pivot) < kInfinite)) {
-      __syncthreads();
-      return false;
-    }
-    if (thread() == 0) pivots[i] = pivot;
-    const T reciprocal = T(1) / pivot;
-    for (int r = i + 1 + warp(); r < n; r += warps()) {
-      const T factor = s(i, r) * reciprocal;
-      for (int c = r + lane(); c < n; c += 32) s(r, c) -= factor * s(i, c);
-      if (inverse)
-        for (int c = lane(); c <= i; c += 32) g(r, c) -= factor * g(i, c);
-    }
-    __syncthreads();
-  }
-  if (inverse) {
-    for (int i = warp(); i < n; i += warps()) {
-      const T scale = T(1) / sqrt(pivots[i]);
-      for (int c = lane(); c <= i; c += 32) g(i, c) *= scale;
-    }
-    __syncthreads();
-  }
-  return true;
 }
 
 // Calls f with a pointer of the view's own element type.
@@ -273,13 +170,13 @@ __device__ __noinline__ inline void fill(const View& v, int64_t b, int64_t i0, i
   });
 }
 
-// x = (x + x') / 2. Expects x to be synchronised; leaves the block synchronised.
+// x = (x + x') / 2. Expects x to be synchronised; leaves the team synchronised.
 template <class T>
 __device__ inline void symmetrise(int n, Mat<T> x) {
   each(n, n, [&](int i, int j) {
     if (j > i) x(i, j) = x(j, i) = T(0.5) * (x(i, j) + x(j, i));
   });
-  __syncthreads();
+  sync();
 }
 
 }  // namespace kanerva::cuda

@@ -12,8 +12,16 @@ namespace kanerva::cuda {
 
 // What a launcher needs to know of the current device.
 struct Device {
-  size_t shared_per_block = 0;  // bytes a block may have
+  size_t shared_per_block = 0;  // bytes a block may ask for, beside its head
   int processors = 1;           // multiprocessors
+  double team_work = -1.0;      // multiply-adds from which a memory gets a team; < 0: as counted
+};
+
+constexpr size_t kHeadBytes = 288;  // of a block's shared memory, for team.cuh
+constexpr int kMostBlocks = 256;    // in a team
+
+struct Grid {
+  int64_t x = 1, y = 1, z = 1;  // memories, blocks of columns, blocks in a team
 };
 
 }  // namespace kanerva::cuda
@@ -45,7 +53,12 @@ inline Device current_device() {
         "cudaDeviceGetAttribute");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index),
         "cudaDeviceGetAttribute");
-  return {size_t(shared), processors};
+  return {size_t(shared) - kHeadBytes, processors, -1.0};
+}
+
+// Zeroes memory in the stream's order.
+inline void clear(void* memory, size_t bytes, Stream stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, stream), "cudaMemsetAsync");
 }
 
 #endif
@@ -58,6 +71,23 @@ __device__ inline char* dynamic_shared() {
   return kanerva_shared;
 }
 
+__device__ inline unsigned load_relaxed(const unsigned* address) {
+  return *static_cast<const volatile unsigned*>(address);
+}
+
+__device__ inline void store_relaxed(unsigned* address, unsigned value) {
+  *static_cast<volatile unsigned*>(address) = value;
+}
+
+// By one thread of a block: adds one to a counter, then waits until it is at least `target`. What
+// any block wrote before its call is seen after.
+__device__ inline void arrive_and_wait(unsigned* counter, unsigned target) {
+  __threadfence();
+  atomicAdd(counter, 1u);
+  while (load_relaxed(counter) < target) __nanosleep(20);
+  __threadfence();
+}
+
 #endif
 
 #if defined(__CUDACC__) || !defined(USE_CUDA)
@@ -67,22 +97,32 @@ struct Same {
   using type = T;
 };
 
-// Starts grid_x x grid_y blocks of `threads` threads. Throws std::runtime_error.
+// Starts blocks of `threads` threads with `shared` bytes beside their heads; the blocks of a team
+// all at once. Throws std::runtime_error.
 template <class... P>
-void launch(void (*kernel)(P...), int64_t grid_x, int64_t grid_y, int threads, size_t shared,
-            Stream stream, typename Same<P>::type... args) {
-  if (grid_x <= 0 || grid_y <= 0) return;
+void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared, Stream stream,
+            typename Same<P>::type... args) {
+  if (grid.x <= 0 || grid.y <= 0) return;
+  shared += kHeadBytes;
 #if defined(__CUDACC__)
   if (shared > 48 * 1024) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
           "cudaFuncSetAttribute");
   }
-  kernel<<<dim3(unsigned(grid_x), unsigned(grid_y)), threads, shared, stream>>>(args...);
-  check(cudaGetLastError(), "kernel launch");
+  cudaLaunchAttribute together = {};
+  together.id = cudaLaunchAttributeCooperative;
+  together.val.cooperative = 1;
+  cudaLaunchConfig_t how = {};
+  how.gridDim = dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z));
+  how.blockDim = dim3(unsigned(threads));
+  how.dynamicSmemBytes = shared;
+  how.stream = stream;
+  how.attrs = &together;
+  how.numAttrs = grid.z > 1 ? 1 : 0;
+  check(cudaLaunchKernelEx(&how, kernel, args...), "kernel launch");
 #else
   (void)stream;
-  host::run_blocks(unsigned(grid_x), unsigned(grid_y), unsigned(threads), shared,
-                   [&] { kernel(args...); });
+  host::run_blocks(grid, unsigned(threads), shared, [&] { kernel(args...); });
 #endif
 }
 

@@ -10,13 +10,12 @@ namespace kanerva::cuda {
 namespace {
 
 struct Buffers {
-  double *sums, *pivots;
+  double* pivots;
   Mat<double> U, U0_inverse, U_inverse, system, factor;  // K x K
   Mat<double> D, Q;                                      // K x C
 
   __host__ __device__ Buffers(Arena& arena, int K, int C)
-      : sums(arena.take<double>(32)),
-        pivots(arena.take<double>(K)),
+      : pivots(arena.take<double>(K)),
         U(arena.matrix<double>(K, K)),
         U0_inverse(arena.matrix<double>(K, K)),
         U_inverse(arena.matrix<double>(K, K)),
@@ -27,26 +26,26 @@ struct Buffers {
 };
 
 // The inverses, D, and Q = U0^-1 D. False, in every thread, when a covariance is not positive
-// definite. Leaves the block synchronised.
+// definite. Leaves the team synchronised.
 template <class Args>
 __device__ bool build(const Args& args, int64_t b, const Buffers& m, SpdFacts& belief,
                       SpdFacts& prior) {
   const int K = int(args.n.K), C = int(args.n.C);
   load(args.prior_cov, b, 0, 0, K, K, m.system);
-  __syncthreads();
-  prior = invert_spd(K, m.system, m.factor, m.U0_inverse, m.pivots, m.sums);
+  sync();
+  prior = invert_spd(K, m.system, m.factor, m.U0_inverse, m.pivots);
   if (!prior.ok) return false;
   load(args.cov, b, 0, 0, K, K, m.system);
   load(args.cov, b, 0, 0, K, K, m.U);
   load(args.mean, b, 0, 0, K, C, m.D);
   load(args.prior_mean, b, 0, 0, K, C, m.Q);
-  __syncthreads();
-  belief = invert_spd(K, m.system, m.factor, m.U_inverse, m.pivots, m.sums);
+  sync();
+  belief = invert_spd(K, m.system, m.factor, m.U_inverse, m.pivots);
   if (!belief.ok) return false;
   each(K, C, [&](int i, int j) { m.D(i, j) -= m.Q(i, j); });
-  __syncthreads();
+  sync();
   product<false, false>(K, C, K, m.U0_inverse, m.D, [&](int i, int j, double x) { m.Q(i, j) = x; });
-  __syncthreads();
+  sync();
   return true;
 }
 
@@ -62,13 +61,13 @@ __global__ void __launch_bounds__(256, 1)
   if (build(args, b, m, belief, prior)) {
     // tr(U0^-1 U) - K = tr(U0^-1 (U - U0)), which does not cancel for close beliefs.
     load(args.prior_cov, b, 0, 0, K, K, m.system);
-    __syncthreads();
+    sync();
     double sum = 0.0;
     each(K, K, [&](int i, int j) {
       sum += double(C) * m.U0_inverse(i, j) * (m.U(i, j) - m.system(i, j));
     });
     each(K, C, [&](int i, int j) { sum += m.Q(i, j) * m.D(i, j); });
-    sum = block_sum(sum, m.sums);
+    sum = team_sum(sum);
     kl = 0.5 * (sum + double(C) * (prior.log_det - belief.log_det));
     if (kl < 0.0) kl = 0.0;  // two equal beliefs, up to rounding
   }
@@ -94,14 +93,14 @@ __global__ void __launch_bounds__(256, 1)
   const double g = scalar(args.grad, b);
   product<false, false>(K, K, K, m.U0_inverse, m.U,
                         [&](int i, int j, double x) { m.system(i, j) = x; });
-  __syncthreads();
+  sync();
   product<false, false>(K, K, K, m.system, m.U0_inverse, [&](int i, int j, double x) {
     m.factor(i, j) = 0.5 * g * double(C) * (m.U0_inverse(i, j) - x);
   });
-  __syncthreads();
+  sync();
   product<false, true>(K, K, C, m.Q, m.Q,
                        [&](int i, int j, double x) { m.factor(i, j) -= 0.5 * g * x; });
-  __syncthreads();
+  sync();
   symmetrise(K, m.factor);
   each(K, K, [&](int i, int j) {
     m.U(i, j) = 0.5 * g * double(C) * (m.U0_inverse(i, j) - m.U_inverse(i, j));
@@ -110,7 +109,7 @@ __global__ void __launch_bounds__(256, 1)
     m.Q(i, j) *= g;
     m.D(i, j) = -m.Q(i, j);
   });
-  __syncthreads();
+  sync();
   store(args.d_prior_cov, b, 0, 0, K, K, m.factor);
   store(args.d_cov, b, 0, 0, K, K, m.U);
   store(args.d_mean, b, 0, 0, K, C, m.Q);

@@ -36,20 +36,20 @@ __global__ void __launch_bounds__(256, 1)
   const Buffers<F> m(arena, plan.tile, K, C, false);
   load(args.mean, b, 0, 0, K, C, m.R);
   load(args.cov, b, 0, 0, K, K, m.U);
-  __syncthreads();
+  sync();
   bool bad = not_finite(K, C, m.R);
   bad = not_finite(K, K, m.U) || bad;
   for (int64_t first = 0; first < T && !bad; first += plan.tile) {
     const int count = int(first + plan.tile <= T ? plan.tile : T - first);
     load(args.weights, b, first, 0, count, K, m.W);
-    __syncthreads();
+    sync();
     bad = not_finite(count, K, m.W);
     product<false, false>(count, C, K, m.W, m.R, [&](int i, int j, F x) { m.V(i, j) = x; });
     product<false, false>(count, K, K, m.W, m.U, [&](int i, int j, F x) { m.WU(i, j) = x; });
-    __syncthreads();
+    sync();
     store(args.values_out, b, first, 0, count, C, m.V);
     store_variances(args.var_out, b, first, count, K, m.W, m.WU);
-    __syncthreads();
+    sync();
   }
   if (!bad) return;
   fill(args.values_out, b, 0, 0, T, C, NAN);
@@ -72,13 +72,13 @@ __global__ void __launch_bounds__(256, 1)
     const int count = int(first + plan.tile <= T ? plan.tile : T - first);
     load(args.weights, b, first, 0, count, K, m.W);
     each(count, K, [&](int i, int j) { m.WU(i, j) = F(0); });  // the gradient of W
-    __syncthreads();
+    sync();
     read_adjoint(args.grad_values, args.grad_var, b, first, count, K, C, m.W, m.R, m.U, m.V, m.WU,
                  m.dR, m.dU);
     store(args.d_weights, b, first, 0, count, K, m.WU);
-    __syncthreads();
+    sync();
   }
-  __syncthreads();
+  sync();
   store(args.d_mean, b, 0, 0, K, C, m.dR);
   store(args.d_cov, b, 0, 0, K, K, m.dU);
 }

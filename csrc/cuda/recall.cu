@@ -19,7 +19,6 @@ constexpr double kVeryEasy = 2.0;  // above, float32 refines
 
 template <class F>
 struct Buffers {
-  double* sums;
   F* pivots;
   Mat<F> inverse, system, factor;  // n x n, n = min(K, C)
   Mat<F> W, Y, gW;                 // tile x K
@@ -29,8 +28,7 @@ struct Buffers {
   Mat<F> U, dU;                    // K x K
 
   __host__ __device__ Buffers(Arena& arena, int tile, int K, int C, bool backward)
-      : sums(arena.take<double>(32)),
-        pivots(arena.take<F>(K < C ? K : C)),
+      : pivots(arena.take<F>(K < C ? K : C)),
         inverse(arena.matrix<F>(K < C ? K : C, K < C ? K : C)),
         system(arena.matrix<F>(K < C ? K : C, K < C ? K : C)),
         factor(arena.matrix<F>(K < C ? K : C, K < C ? K : C)),
@@ -61,55 +59,54 @@ struct Solver {
   __device__ Solver(const Buffers<F>& buffers, const Sizes& n)
       : m(buffers), K(int(n.K)), C(int(n.C)), wide(n.K <= n.C) {}
 
-  // Leaves the block synchronised; the same outcome in every thread.
+  // Leaves the team synchronised; the same outcome in every thread.
   __device__ Outcome build(const View& mean, const View& ridges, int64_t b, double limit) {
     ridge = scalar(ridges, b);
     if (!(ridge > 0.0 && ridge <= kInfinite)) return Outcome::failed;
     load(mean, b, 0, 0, K, C, m.R);
-    __syncthreads();
+    sync();
     const auto store = [&](int i, int j, F x) { m.system(i, j) = x + (i == j ? F(ridge) : F(0)); };
     if (wide) {
       product<false, true>(K, K, C, m.R, m.R, store);
     } else {
       product<true, false>(C, C, K, m.R, m.R, store);
     }
-    __syncthreads();
-    const SpdFacts facts =
-        invert_spd(wide ? K : C, m.system, m.factor, m.inverse, m.pivots, m.sums);
+    sync();
+    const SpdFacts facts = invert_spd(wide ? K : C, m.system, m.factor, m.inverse, m.pivots);
     refines = facts.condition > (sizeof(F) == 4 ? kVeryEasy : kWellConditioned);
     if (facts.ok && facts.condition <= limit) return Outcome::done;
     return limit < kInfinite ? Outcome::harder : facts.ok ? Outcome::done : Outcome::failed;
   }
 
-  // W = the addresses of the queries in Z. Leaves the block synchronised.
+  // W = the addresses of the queries in Z. Leaves the team synchronised.
   __device__ void solve(int count) const {
     if (!wide) {
       product<false, false>(count, C, C, m.Z, m.inverse,
                             [&](int i, int j, F x) { m.narrow(i, j) = x; });
-      __syncthreads();
+      sync();
       product<false, true>(count, K, C, m.narrow, m.R, [&](int i, int j, F x) { m.W(i, j) = x; });
-      __syncthreads();
+      sync();
       return;
     }
     product<false, true>(count, K, C, m.Z, m.R, [&](int i, int j, F x) { m.narrow(i, j) = x; });
-    __syncthreads();
+    sync();
     product<false, false>(count, K, K, m.narrow, m.inverse,
                           [&](int i, int j, F x) { m.W(i, j) = x; });
-    __syncthreads();
+    sync();
     if (!refines) return;
     product<false, false>(count, C, K, m.W, m.R,
                           [&](int i, int j, F x) { m.V(i, j) = m.Z(i, j) - x; });
-    __syncthreads();
+    sync();
     product<false, true>(count, K, C, m.V, m.R,
                          [&](int i, int j, F x) { m.narrow(i, j) = x - F(ridge) * m.W(i, j); });
-    __syncthreads();
+    sync();
     product<false, false>(count, K, K, m.narrow, m.inverse,
                           [&](int i, int j, F x) { m.W(i, j) += x; });
-    __syncthreads();
+    sync();
   }
 
   // The adjoint of solve: gW in, gZ out, dR added to, Z lost. Returns this thread's share of the
-  // gradient of lambda. Leaves the block synchronised.
+  // gradient of lambda. Leaves the team synchronised.
   __device__ double adjoint(int count) const {
     double d_ridge = 0.0;
     if (wide) {  // y = A^-1 gw, gz = R'y, dR = y (z - R'w)' - w gz'
@@ -118,25 +115,25 @@ struct Solver {
         d_ridge -= double(x) * double(m.W(i, j));
       });
       product<false, false>(count, C, K, m.W, m.R, [&](int i, int j, F x) { m.Z(i, j) -= x; });
-      __syncthreads();
+      sync();
       product<false, false>(count, C, K, m.Y, m.R, [&](int i, int j, F x) { m.gZ(i, j) = x; });
       product<true, false>(K, C, count, m.Y, m.Z, [&](int i, int j, F x) { m.dR(i, j) += x; });
     } else {  // with u = (R'R + lambda I)^-1 z the residual is lambda u: y lambda = gw - R gz
       product<false, false>(count, C, K, m.gW, m.R, [&](int i, int j, F x) { m.V(i, j) = x; });
-      __syncthreads();
+      sync();
       product<false, false>(count, C, C, m.V, m.inverse, [&](int i, int j, F x) {
         m.gZ(i, j) = x;
         d_ridge -= double(x) * double(m.narrow(i, j));
       });
-      __syncthreads();
+      sync();
       product<false, true>(count, K, C, m.gZ, m.R,
                            [&](int i, int j, F x) { m.Y(i, j) = m.gW(i, j) - x; });
-      __syncthreads();
+      sync();
       product<true, false>(K, C, count, m.Y, m.narrow, [&](int i, int j, F x) { m.dR(i, j) += x; });
     }
-    __syncthreads();
+    sync();
     product<true, false>(K, C, count, m.W, m.gZ, [&](int i, int j, F x) { m.dR(i, j) -= x; });
-    __syncthreads();
+    sync();
     return d_ridge;
   }
 };
@@ -154,24 +151,24 @@ __device__ Outcome recall_block(const RecallArgs& args, int64_t b, int tile, Are
   bool bad = false;
   if (reads) {
     load(args.cov, b, 0, 0, K, K, m.U);
-    __syncthreads();
+    sync();
     bad = not_finite(K, K, m.U);
   }
   for (int64_t first = 0; first < T && !bad; first += tile) {
     const int count = int(first + tile <= T ? tile : T - first);
     load(args.queries, b, first, 0, count, C, m.Z);
-    __syncthreads();
+    sync();
     bad = not_finite(count, C, m.Z);
     solver.solve(count);
     store(args.weights_out, b, first, 0, count, K, m.W);
     if (reads) {
       product<false, false>(count, C, K, m.W, m.R, [&](int i, int j, F x) { m.V(i, j) = x; });
       product<false, false>(count, K, K, m.W, m.U, [&](int i, int j, F x) { m.Y(i, j) = x; });
-      __syncthreads();
+      sync();
       store(args.values_out, b, first, 0, count, C, m.V);
       store_variances(args.var_out, b, first, count, K, m.W, m.Y);
     }
-    __syncthreads();
+    sync();
   }
   return bad ? Outcome::failed : Outcome::done;
 }
@@ -193,23 +190,23 @@ __device__ Outcome adjoint_block(const RecallBackwardArgs& args, int64_t b, int 
   for (int64_t first = 0; first < T; first += tile) {
     const int count = int(first + tile <= T ? tile : T - first);
     load(args.queries, b, first, 0, count, C, m.Z);
-    __syncthreads();
+    sync();
     solver.solve(count);
     if (args.grad_weights.data != nullptr) {
       load(args.grad_weights, b, first, 0, count, K, m.gW);
     } else {
       each(count, K, [&](int i, int j) { m.gW(i, j) = F(0); });
     }
-    __syncthreads();
+    sync();
     if (reads) {
       read_adjoint(args.grad_values, args.grad_var, b, first, count, K, C, m.W, m.R, m.U, m.V, m.gW,
                    m.dR, m.dU);
     }
     d_ridge += solver.adjoint(count);
     store(args.d_queries, b, first, 0, count, C, m.gZ);
-    __syncthreads();
+    sync();
   }
-  d_ridge = block_sum(d_ridge, m.sums);
+  d_ridge = team_sum(d_ridge);
   if (thread() == 0) store_scalar(args.d_ridge, b, 0, d_ridge);
   store(args.d_mean, b, 0, 0, K, C, m.dR);
   if (reads) store(args.d_cov, b, 0, 0, K, K, m.dU);
@@ -234,7 +231,7 @@ __global__ void __launch_bounds__(256, 1)
   Outcome outcome = Outcome::harder;
   if (args.mean.dtype == Dtype::float32) {
     outcome = recall_block<float>(args, b, plan.tile, arena, kEasy);
-    __syncthreads();
+    sync();
   }
   if (outcome == Outcome::harder) outcome = recall_robustly(args, b, plan.tile, arena);
   if (outcome == Outcome::done) return;
@@ -252,7 +249,7 @@ __global__ void __launch_bounds__(256, 1)
   Outcome outcome = Outcome::harder;
   if (args.mean.dtype == Dtype::float32) {
     outcome = adjoint_block<float>(args, b, plan.tile, arena, kEasy);
-    __syncthreads();
+    sync();
   }
   if (outcome == Outcome::harder) outcome = adjoint_robustly(args, b, plan.tile, arena);
   if (outcome == Outcome::done) return;

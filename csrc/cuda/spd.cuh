@@ -2,7 +2,7 @@
 // per memory have in common.
 #pragma once
 
-#include "block.cuh"
+#include "factorise.cuh"
 #include "launchers.h"
 
 namespace kanerva::cuda {
@@ -13,11 +13,10 @@ struct SpdFacts {
   double condition = 1.0;  // a lower estimate, from the pivots
 };
 
-// inverse = s^-1, exactly symmetric. `factor` (n x n) and pivots (n) are room, `sums` 32 elements;
-// s is lost. The same facts in every thread. Expects s to be synchronised; leaves the block so.
+// inverse = s^-1, exactly symmetric. `factor` (n x n) and pivots (n) are room;
+// s is lost. The same facts in every thread. Expects s to be synchronised; leaves the team so.
 template <class F>
-__device__ inline SpdFacts invert_spd(int n, Mat<F> s, Mat<F> factor, Mat<F> inverse, F* pivots,
-                                      double* sums) {
+__device__ inline SpdFacts invert_spd(int n, Mat<F> s, Mat<F> factor, Mat<F> inverse, F* pivots) {
   SpdFacts facts;
   if (!factorise(n, s, factor, pivots)) return facts;
   double logs = 0.0, low = kInfinite, high = 0.0;
@@ -26,10 +25,10 @@ __device__ inline SpdFacts invert_spd(int n, Mat<F> s, Mat<F> factor, Mat<F> inv
     low = fmin(low, double(pivots[i]));
     high = fmax(high, double(pivots[i]));
   }
-  facts.log_det = block_sum(logs, sums);
+  facts.log_det = team_sum(logs);
   facts.condition = n > 0 ? high / low : 1.0;
   product<true, false>(n, n, n, factor, factor, [&](int i, int j, F x) { inverse(i, j) = x; });
-  __syncthreads();
+  sync();
   facts.ok = true;
   return facts;
 }
@@ -42,7 +41,7 @@ __device__ inline bool not_finite(int m, int n, Mat<F> x) {
     const double v = double(x(i, j));
     bad = bad || !(v <= kInfinite && v >= -kInfinite);
   });
-  return __syncthreads_or(bad) != 0;
+  return any(bad);
 }
 
 // var of `count` addresses from W and W U: a warp each.
@@ -59,17 +58,17 @@ __device__ inline void store_variances(const View& var, int64_t b, int64_t first
 }
 
 // Adjoint of a read of `count` addresses: gW, dR and dU are added to; gV (count x C) is room.
-// Gradients may be absent. Leaves the block synchronised.
+// Gradients may be absent. Leaves the team synchronised.
 template <class F>
 __device__ inline void read_adjoint(const View& grad_values, const View& grad_var, int64_t b,
                                     int64_t first, int count, int K, int C, Mat<F> W, Mat<F> R,
                                     Mat<F> U, Mat<F> gV, Mat<F> gW, Mat<F> dR, Mat<F> dU) {
   if (grad_values.data != nullptr) {
     load(grad_values, b, first, 0, count, C, gV);
-    __syncthreads();
+    sync();
     product<false, true>(count, K, C, gV, R, [&](int i, int j, F x) { gW(i, j) += x; });
     product<true, false>(K, C, count, W, gV, [&](int i, int j, F x) { dR(i, j) += x; });
-    __syncthreads();
+    sync();
   }
   if (grad_var.data != nullptr) {
     const auto g = [&](int t) { return F(scalar(grad_var, b, first + t)); };
@@ -79,7 +78,7 @@ __device__ inline void read_adjoint(const View& grad_values, const View& grad_va
       const F scale = g(t);
       each(K, K, [&](int i, int j) { dU(i, j) += W(t, i) * (scale * W(t, j)); });
     }
-    __syncthreads();
+    sync();
   }
 }
 
@@ -112,7 +111,7 @@ BlockPlan plan_block(const Sizes& n, const Device& device, Make make) {
 }
 
 __device__ inline Arena arena_of(const BlockPlan& plan, char* workspace, int64_t b) {
-  return Arena(dynamic_shared(), plan.shared, workspace + b * int64_t(plan.global));
+  return Arena(block_memory(), plan.shared, workspace + b * int64_t(plan.global));
 }
 
 template <class Args, class Make>
@@ -125,7 +124,7 @@ template <class Args, class Make>
 void start_blocks(void (*kernel)(Args, BlockPlan, char*), const Args& args, const Launch& to,
                   Make make) {
   const BlockPlan plan = plan_block(args.n, to.device, make);
-  launch(kernel, args.n.B, 1, plan.threads, plan.shared, to.stream, args, plan,
+  launch(kernel, {args.n.B}, plan.threads, plan.shared, to.stream, args, plan,
          static_cast<char*>(to.workspace));
 }
 

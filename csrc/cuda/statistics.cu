@@ -9,13 +9,12 @@ namespace kanerva::cuda {
 namespace {
 
 struct Buffers {
-  double *sums, *pivots;
+  double* pivots;
   Mat<double> P, system, factor;  // K x K
   Mat<double> R, S;               // K x C
 
   __host__ __device__ Buffers(Arena& arena, int K, int C)
-      : sums(arena.take<double>(32)),
-        pivots(arena.take<double>(K)),
+      : pivots(arena.take<double>(K)),
         P(arena.matrix<double>(K, K)),
         system(arena.matrix<double>(K, K)),
         factor(arena.matrix<double>(K, K)),
@@ -32,14 +31,14 @@ __global__ void __launch_bounds__(256, 1)
   const Buffers m(arena, K, C);
   load(args.cov, b, 0, 0, K, K, m.system);
   load(args.mean, b, 0, 0, K, C, m.R);
-  __syncthreads();
-  if (not_finite(K, C, m.R) || !invert_spd(K, m.system, m.factor, m.P, m.pivots, m.sums).ok) {
+  sync();
+  if (not_finite(K, C, m.R) || !invert_spd(K, m.system, m.factor, m.P, m.pivots).ok) {
     fill(args.shift_out, b, 0, 0, K, C, NAN);
     fill(args.precision_out, b, 0, 0, K, K, NAN);
     return;
   }
   product<false, false>(K, C, K, m.P, m.R, [&](int i, int j, double x) { m.S(i, j) = x; });
-  __syncthreads();
+  sync();
   store(args.shift_out, b, 0, 0, K, C, m.S);
   store(args.precision_out, b, 0, 0, K, K, m.P);
 }
@@ -56,17 +55,17 @@ __global__ void __launch_bounds__(256, 1)
   load(args.precision, b, 0, 0, K, K, m.P);
   load_or_zero(args.grad_shift, b, 0, K, C, gS);
   load_or_zero(args.grad_precision, b, 0, K, K, gP);
-  __syncthreads();
+  sync();
   symmetrise(K, gP);
   product<false, false>(K, C, K, m.P, gS, [&](int i, int j, double x) { dR(i, j) = x; });
   product<false, false>(K, K, K, m.P, gP, [&](int i, int j, double x) { dU(i, j) = x; });
-  __syncthreads();
+  sync();
   store(args.d_mean, b, 0, 0, K, C, dR);
   product<false, false>(K, K, K, dU, m.P, [&](int i, int j, double x) { gP(i, j) = -x; });
   load(args.shift, b, 0, 0, K, C, m.R);
-  __syncthreads();
+  sync();
   product<false, true>(K, K, C, dR, m.R, [&](int i, int j, double x) { gP(i, j) -= x; });
-  __syncthreads();
+  sync();
   symmetrise(K, gP);
   store(args.d_cov, b, 0, 0, K, K, gP);
 }

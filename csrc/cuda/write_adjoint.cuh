@@ -1,5 +1,5 @@
-// The adjoint of the write of one memory, by one block, in closed form: chunk by chunk, or step by
-// step on a square root. The algebra is that of ../core/bayes_write_backward.h.
+// The adjoint of the write of one memory, by a team, in closed form, chunk by chunk. The algebra is
+// that of ../core/bayes_write_backward.h.
 #pragma once
 
 #include "write_chunk.cuh"
@@ -10,11 +10,11 @@ template <class F>
 struct AdjointBuffers {
   double* d_decay;  // L: adjoint of b_t
   Chunk<F> chunk;
-  Mat<F> inner, H, room;      // L x L
-  Mat<F> Y, N, PU, DR;        // L x K
-  Mat<F> D, E;                // L x C
-  Mat<F> gU, R, gR;           // K x K, K x C, K x C
-  Mat<F> keep, half, before;  // K x K, K x K, K x C; only with `robust`
+  Mat<F> inner, H, room;           // L x L
+  Mat<F> Y, N, PU, DR;             // L x K
+  Mat<F> D, E;                     // L x C
+  Mat<F> gU, R, gR;                // K x K, K x C, K x C
+  Mat<F> keep, half, cov, before;  // K x K thrice, K x C; only with `robust`
 
   __host__ __device__ AdjointBuffers(Arena& arena, int L, int K, int C, bool robust)
       : d_decay(arena.take<double>(L)),
@@ -33,6 +33,7 @@ struct AdjointBuffers {
         gR(arena.matrix<F>(K, C)),
         keep(robust ? arena.matrix<F>(K, K) : Mat<F>{nullptr, 0}),
         half(robust ? arena.matrix<F>(K, K) : Mat<F>{nullptr, 0}),
+        cov(robust ? arena.matrix<F>(K, K) : Mat<F>{nullptr, 0}),
         before(robust ? arena.matrix<F>(K, C) : Mat<F>{nullptr, 0}) {}
 };
 
@@ -69,7 +70,7 @@ class Adjoint {
   __device__ Outcome run() {
     load_or_zero(args_.grad_cov, b_, 0, K_, K_, m_.gU);
     load_or_zero(args_.grad_mean, b_, 0, K_, C_, m_.gR);
-    __syncthreads();
+    sync();
     symmetrise(K_, m_.gU);
     const Segments s(args_.n.T, steps_);
     Outcome outcome = load_state();
@@ -88,7 +89,7 @@ class Adjoint {
       }
       for (int64_t j = last; j >= first && outcome == Outcome::done; --j) {
         if (j < last) outcome = restore_state(s.count + j - first);
-        if (outcome == Outcome::done) outcome = use_sqrt_ ? reverse_step(j) : reverse(j);
+        if (outcome == Outcome::done) outcome = reverse(j);
       }
     }
     if (outcome != Outcome::done) return outcome;
@@ -106,7 +107,7 @@ class Adjoint {
       load(args_.cov, b_, 0, 0, K_, K_, m_.chunk.U);
     }
     load(args_.mean, b_, 0, 0, K_, C_, m_.R);
-    __syncthreads();
+    sync();
     return ok ? Outcome::done : Outcome::failed;
   }
 
@@ -119,14 +120,14 @@ class Adjoint {
     const Mat<F> U = kept_cov(i), R = kept_mean(i);
     each(K_, K_, [&](int r, int j) { U(r, j) = m_.chunk.U(r, j); });
     each(K_, C_, [&](int r, int j) { R(r, j) = m_.R(r, j); });
-    __syncthreads();
+    sync();
   }
 
   __device__ Outcome restore_state(int64_t i) const {
     const Mat<F> U = kept_cov(i), R = kept_mean(i);
     each(K_, K_, [&](int r, int j) { m_.chunk.U(r, j) = U(r, j); });
     each(K_, C_, [&](int r, int j) { m_.R(r, j) = R(r, j); });
-    __syncthreads();
+    sync();
     return Outcome::done;
   }
 
@@ -134,19 +135,21 @@ class Adjoint {
     first_ = chunk * steps_;
     L_ = int(first_ + steps_ <= args_.n.T ? steps_ : args_.n.T - first_);
     if (!load_chunk(args_, b_, first_, L_, m_.chunk)) return Outcome::failed;
-    if (use_sqrt_) return Outcome::done;
+    if (use_sqrt_) {
+      return factor_chunk_sqrt(L_, K_, m_.chunk, hardness_) ? Outcome::done : Outcome::failed;
+    }
     return factor_chunk(L_, K_, m_.chunk, limit_, hardness_) ? Outcome::done : Outcome::harder;
   }
 
-  // D = Z - W R and E = V'D, of the current state. Leaves the block synchronised.
+  // D = Z - W R and E = V'D, of the current state. Leaves the team synchronised.
   __device__ __noinline__ void innovations() const {
     const Chunk<F>& c = m_.chunk;
     load(args_.values, b_, first_, 0, L_, C_, m_.D, c.kept);
-    __syncthreads();
+    sync();
     product<false, false>(L_, C_, K_, c.W, m_.R, [&](int i, int j, F x) { m_.D(i, j) -= x; });
-    __syncthreads();
+    sync();
     product<false, false>(L_, C_, L_, c.V, m_.D, [&](int i, int j, F x) { m_.E(i, j) = x; });
-    __syncthreads();
+    sync();
   }
 
   // The forward write of a chunk.
@@ -154,11 +157,10 @@ class Adjoint {
     const Chunk<F>& c = m_.chunk;
     const Outcome outcome = factor(chunk);
     if (outcome != Outcome::done) return outcome;
-    if (use_sqrt_ && !sqrt_step(K_, c)) return Outcome::failed;
     innovations();
     product<true, false>(K_, C_, L_, c.P, m_.E, [&](int i, int j, F x) { m_.R(i, j) += x; });
     if (!use_sqrt_) downdate(L_, K_, c);
-    __syncthreads();
+    sync();
     return Outcome::done;
   }
 
@@ -170,13 +172,19 @@ class Adjoint {
 
   // The adjoint of a chunk at its starting state: gU and gR become those of that state.
   __device__ __noinline__ Outcome reverse(int64_t chunk) {
+    const Chunk<F>& c = m_.chunk;
+    const int K = K_, C = C_;
+    if (use_sqrt_) {  // the root is consumed: the covariance itself is needed as well
+      product<true, false>(K, K, K, c.U, c.U, [&](int i, int j, F x) { m_.cov(i, j) = x; });
+      sync();
+    }
+    const Mat<F> U = use_sqrt_ ? m_.cov : c.U;
     const Outcome outcome = factor(chunk);
     if (outcome != Outcome::done) return outcome;
-    const Chunk<F>& c = m_.chunk;
-    const int L = L_, K = K_, C = C_;
+    const int L = L_;
     const bool keeps = robust_ && hardness_ > kHardForFloat32Factors;
     for (int t = thread(); t < L; t += threads()) m_.d_decay[t] = 0.0;
-    if (args_.decay.data != nullptr) undecay();
+    if (args_.decay.data != nullptr) undecay(U);
     innovations();
     const Mat<F> G = c.X;  // X is free from here on
     product<true, false>(L, K, L, c.V, c.P, [&](int i, int j, F x) { G(i, j) = x; });
@@ -184,16 +192,16 @@ class Adjoint {
     product<false, true>(L, K, C, m_.E, m_.gR, [&](int i, int j, F x) { m_.N(i, j) = x; });
     product<false, false>(L, K, K, c.P, m_.gU, [&](int i, int j, F x) { m_.PU(i, j) = x; });
     product<false, true>(L, L, C, m_.E, m_.E, [&](int i, int j, F x) { m_.H(i, j) = x; });
-    __syncthreads();
+    sync();
     product<false, false>(L, C, K, G, m_.gR, [&](int i, int j, F x) { m_.D(i, j) = x; });
     each(L, C, [&](int t, int j) { m_.E(t, j) *= F(gl_ * c.decay[t]); });
     product<false, true>(L, L, K, m_.PU, c.P,
                          [&](int i, int j, F x) { m_.inner(i, j) = evidence(i, j) + x; });
     product<false, true>(L, L, K, c.P, m_.N, [&](int i, int j, F x) { m_.room(i, j) = x; });
-    __syncthreads();
+    sync();
     product<true, false>(L, C, L, c.V, m_.E, [&](int i, int j, F x) { m_.D(i, j) -= x; });
     each(L, L, [&](int i, int j) { m_.inner(i, j) -= F(0.5) * (m_.room(i, j) + m_.room(j, i)); });
-    __syncthreads();  // D is dZ
+    sync();  // D is dZ
     store(args_.d_values, b_, first_, 0, L, C, m_.D);
     product<false, true>(L, K, C, m_.D, m_.R, [&](int i, int j, F x) { m_.DR(i, j) = x; });
     if (keeps) {
@@ -203,40 +211,40 @@ class Adjoint {
     }
     // N becomes N - 2 P gU, then with I^ Y on top what dU (unless kept) and dW are made of.
     each(L, K, [&](int i, int j) { m_.N(i, j) -= F(2) * m_.PU(i, j); });
-    __syncthreads();
+    sync();
     product<false, false>(L, K, L, m_.inner, m_.Y, [&](int i, int j, F x) {
       m_.PU(i, j) = m_.N(i, j) + x;
       m_.N(i, j) += F(2) * x;
     });
     product<true, false>(L, L, L, c.V, m_.inner, [&](int i, int j, F x) { m_.room(i, j) = x; });
-    __syncthreads();
+    sync();
     if (!keeps) {
       add_symmetric([&](auto add) { product<true, false>(K, K, L, m_.Y, m_.PU, add); });
     }
     product<true, false>(L, K, L, c.V, m_.N, [&](int i, int j, F x) { m_.PU(i, j) = x; });
-    __syncthreads();
-    product<false, false>(L, K, K, m_.PU, c.U,
+    sync();
+    product<false, false>(L, K, K, m_.PU, U,
                           [&](int i, int j, F x) { m_.N(i, j) = x - m_.DR(i, j); });
-    __syncthreads();
+    sync();
     store(args_.d_weights, b_, first_, 0, L, K, m_.N);
     for (int t = thread(); t < L; t += threads()) {
       double dn = 0.0;
       for (int j = 0; j < L; ++j) dn += double(m_.room(t, j)) * double(c.V(j, t));
       store_step(t, dn * c.decay[t], dn * c.noise[t] / c.decay[t], double(m_.H(t, t)));
     }
-    __syncthreads();
+    sync();
     if (args_.decay.data != nullptr) store_decay();
-    __syncthreads();
+    sync();
     return Outcome::done;
   }
 
   // gU += the symmetric part of the product that `multiply` hands, element by element, to the
-  // function it is given. Leaves the block synchronised.
+  // function it is given. Leaves the team synchronised.
   template <class Multiply>
   __device__ void add_symmetric(Multiply multiply) const {
     const Mat<F> gU = m_.gU;
     multiply([&](int i, int j, F x) { gU(i, j) += x; });
-    __syncthreads();
+    sync();
     symmetrise(K_, gU);
   }
 
@@ -248,21 +256,21 @@ class Adjoint {
     product<true, false>(K, K, L, m_.Y, c.P,
                          [&](int i, int j, F x) { J(i, j) = (i == j ? F(1) : F(0)) - x; });
     each(K, C, [&](int i, int j) { m_.before(i, j) = m_.gR(i, j); });
-    __syncthreads();
+    sync();
     product<false, false>(K, C, K, J, m_.before, [&](int i, int j, F x) { m_.gR(i, j) = x; });
-    __syncthreads();
+    sync();
     product<true, false>(K, C, L, m_.Y, m_.E, [&](int i, int j, F x) { m_.gR(i, j) += x; });
     product<false, false>(K, K, K, J, m_.gU, [&](int i, int j, F x) { m_.half(i, j) = x; });
     product<false, true>(L, K, K, m_.N, J, [&](int i, int j, F x) { c.X(i, j) = x; });
-    __syncthreads();
+    sync();
     if (gl_ != 0.0) {
       each(L, L, [&](int i, int j) { m_.room(i, j) = evidence(i, j); });
-      __syncthreads();
+      sync();
       product<false, false>(L, K, L, m_.room, m_.Y, [&](int i, int j, F x) { c.X(i, j) += x; });
-      __syncthreads();
+      sync();
     }
     product<false, true>(K, K, K, m_.half, J, [&](int i, int j, F x) { m_.gU(i, j) = x; });
-    __syncthreads();
+    sync();
     add_symmetric([&](auto add) { product<true, false>(K, K, L, m_.Y, c.X, add); });
   }
 
@@ -287,113 +295,17 @@ class Adjoint {
   }
 
   // gU of the decayed covariance -> of the undecayed one, and its share in the adjoint of b.
-  __device__ __noinline__ void undecay() const {
+  __device__ __noinline__ void undecay(Mat<F> U) const {
     const Chunk<F>& c = m_.chunk;
     const double b = c.decay[L_ - 1];
     double dot = 0.0;
     product<true, false>(K_, K_, L_, c.P, c.P, [&](int i, int j, F x) {
-      dot += double(m_.gU(i, j)) * double(c.U(i, j) - x);
+      dot += double(m_.gU(i, j)) * double(U(i, j) - x);
     });
-    dot = block_sum(dot, c.room);
+    dot = team_sum(dot);
     each(K_, K_, [&](int i, int j) { m_.gU(i, j) *= F(1.0 / b); });
     if (thread() == 0) m_.d_decay[L_ - 1] -= dot / (b * b);
-    __syncthreads();
-  }
-
-  // The adjoint of one step on a root: the same formulas with L = 1, as vectors, so that nothing is
-  // squared.
-  __device__ __noinline__ Outcome reverse_step(int64_t chunk) {
-    Outcome outcome = factor(chunk);
-    if (outcome != Outcome::done) return outcome;
-    const Chunk<F>& c = m_.chunk;
-    const int K = K_, C = C_;
-    const double gamma = c.decay[0];
-    // The root before the step, decayed, goes to `keep`; the step consumes the one in U.
-    each(K, K, [&](int i, int j) { m_.keep(i, j) = c.U(i, j) / sqrt(F(gamma)); });
-    __syncthreads();
-    if (!sqrt_step(K, c)) return Outcome::failed;
-    innovations();
-    const F inverse = c.V(0, 0);
-    const F* p = &c.P(0, 0);
-    F *y = &m_.Y(0, 0), *N = &m_.N(0, 0), *PU = &m_.PU(0, 0), *u = &c.X(0, 0);
-    for (int k = thread(); k < K; k += threads()) {
-      F n = 0, q = 0;
-      for (int j = 0; j < C; ++j) n += m_.E(0, j) * m_.gR(k, j);
-      for (int j = 0; j < K; ++j) q += p[j] * m_.gU(j, k);
-      y[k] = c.W(0, k) * inverse;
-      N[k] = n;
-      PU[k] = q;
-    }
-    for (int j = thread(); j < C; j += threads()) {  // p gR
-      F sum = 0;
-      for (int k = 0; k < K; ++k) sum += p[k] * m_.gR(k, j);
-      m_.D(0, j) = sum;
-    }
-    double square = 0.0;
-    for (int j = thread(); j < C; j += threads()) square += double(m_.E(0, j)) * double(m_.E(0, j));
-    square = block_sum(square, c.room);
-    double pUp = 0.0, pN = 0.0;
-    for (int k = thread(); k < K; k += threads()) {
-      pUp += double(PU[k]) * double(p[k]);
-      pN += double(p[k]) * double(N[k]);
-    }
-    pUp = block_sum(pUp, c.room);
-    pN = block_sum(pN, c.room);
-    const double evidence = 0.5 * gl_ * (square - double(C));
-    const double inner = pUp - pN + evidence;
-
-    // gR <- J' gR + gl y' e; D becomes dZ
-    each(K, C, [&](int k, int j) { m_.gR(k, j) += y[k] * (F(gl_) * m_.E(0, j) - m_.D(0, j)); });
-    __syncthreads();
-    for (int j = thread(); j < C; j += threads())
-      m_.D(0, j) = (m_.D(0, j) - F(gl_) * m_.E(0, j)) * inverse;
-    for (int k = thread(); k < K; k += threads())
-      u[k] = (N[k] - F(2) * PU[k] + F(2.0 * inner) * y[k]) * inverse;
-    __syncthreads();
-    store(args_.d_values, b_, first_, 0, 1, C, m_.D);
-    // dW = (u root') root - D R'
-    for (int k = thread(); k < K; k += threads()) {
-      F sum = 0;
-      for (int j = 0; j < K; ++j) sum += m_.keep(k, j) * u[j];
-      m_.DR(0, k) = sum;
-    }
-    __syncthreads();
-    for (int k = thread(); k < K; k += threads()) {
-      F sum = 0;
-      for (int j = 0; j < K; ++j) sum += m_.DR(0, j) * m_.keep(j, k);
-      for (int j = 0; j < C; ++j) sum -= m_.D(0, j) * m_.R(k, j);
-      u[k] = sum;
-    }
-    __syncthreads();
-    store(args_.d_weights, b_, first_, 0, 1, K, c.X);
-    __syncthreads();
-    // gU <- J' gU J + sym(J' N' y) + evidence y'y, in two steps so that nothing is subtracted twice
-    each(K, K, [&](int i, int j) { m_.half(i, j) = m_.gU(i, j) - y[i] * PU[j]; });
-    __syncthreads();
-    for (int k = thread(); k < K; k += threads()) {
-      F sum = 0;
-      for (int j = 0; j < K; ++j) sum += m_.half(k, j) * p[j];
-      u[k] = N[k] - y[k] * F(pN) - sum + F(evidence) * y[k];
-    }
-    __syncthreads();
-    each(K, K, [&](int i, int j) { m_.gU(i, j) = m_.half(i, j) + u[i] * y[j]; });
-    __syncthreads();
-    symmetrise(K, m_.gU);
-    if (thread() == 0) m_.d_decay[0] = 0.0;
-    if (args_.decay.data != nullptr) {  // U' = U / gamma: <gU', U'> / gamma comes off
-      double dot = 0.0;
-      product<true, false>(K, K, K, m_.keep, m_.keep,
-                           [&](int i, int j, F x) { dot += double(m_.gU(i, j)) * double(x); });
-      dot = block_sum(dot, c.room);
-      each(K, K, [&](int i, int j) { m_.gU(i, j) *= F(1.0 / gamma); });
-      if (thread() == 0) store_scalar(args_.d_decay, b_, first_, c.kept[0] ? -dot / gamma : 0.0);
-    }
-    if (thread() == 0) {
-      const double dn = inner * double(inverse) * double(inverse);
-      store_scalar(args_.d_noise_var, b_, first_, c.kept[0] ? dn : 0.0);
-    }
-    __syncthreads();
-    return Outcome::done;
+    sync();
   }
 
   const BayesWriteBackwardArgs& args_;

@@ -1,12 +1,12 @@
-// The K x K and L x L half of a write, by one block: factors of a chunk of L steps, and single
-// steps on a square root of the covariance. The algebra is that of ../core/write_chunk.h with
-// V' = F^-1 formed by elimination:
+// The K x K and L x L half of a write, by a team: factors of a chunk of L steps, from the
+// covariance or from a square root of it. The algebra is that of ../core/write_chunk.h with V' =
+// F^-1 formed by elimination:
 //   X = W U,  S = X W' + diag(n) = F F',  V' = F^-1,  P = V'X,  U <- (U - P'P) / b
 // A masked step is a step with address and value zero and noise one: it changes nothing.
 #pragma once
 
 #include "../core/limits.h"
-#include "block.cuh"
+#include "factorise.cuh"
 
 namespace kanerva::cuda {
 
@@ -16,17 +16,16 @@ constexpr double kNoLimit = kInfinite;
 
 template <class F>
 struct Chunk {
-  double *noise, *decay, *room;  // n_t = v_t b_t; b_t; 32 elements for sums
-  F* pivots;                     // squares of the diagonal of F
-  int* kept;                     // whether the mask keeps the step
-  Mat<F> S, V;                   // L x L; V holds V' = F^-1
-  Mat<F> W, X, P;                // L x K
-  Mat<F> U;                      // K x K: the covariance, or its root
+  double *noise, *decay;  // n_t = v_t b_t; b_t
+  F* pivots;              // squares of the diagonal of F
+  int* kept;              // whether the mask keeps the step
+  Mat<F> S, V;            // L x L; V holds V' = F^-1
+  Mat<F> W, X, P;         // L x K
+  Mat<F> U;               // K x K: the covariance, or its root
 
   __host__ __device__ Chunk(Arena& arena, int L, int K)
       : noise(arena.take<double>(L)),
         decay(arena.take<double>(L)),
-        room(arena.take<double>(32)),
         pivots(arena.take<F>(L)),
         kept(arena.take<int>(L)),
         S(arena.matrix<F>(L, L)),
@@ -38,7 +37,7 @@ struct Chunk {
 };
 
 // Steps [first, first + L) of item b. False, in every thread, when a noise or decay that counts is
-// out of its domain. Leaves the block synchronised.
+// out of its domain. Leaves the team synchronised.
 template <class F, class Args>
 __device__ __noinline__ bool load_chunk(const Args& args, int64_t b, int64_t first, int L,
                                         const Chunk<F>& c) {
@@ -53,7 +52,7 @@ __device__ __noinline__ bool load_chunk(const Args& args, int64_t b, int64_t fir
     c.noise[t] = v;
     c.decay[t] = g;
   }
-  __syncthreads();
+  sync();
   if (thread() == 0) {
     double product = 1.0;
     for (int t = 0; t < L; ++t) {
@@ -63,20 +62,20 @@ __device__ __noinline__ bool load_chunk(const Args& args, int64_t b, int64_t fir
     }
   }
   load(args.weights, b, first, 0, L, int(args.n.K), c.W, c.kept);
-  return __syncthreads_or(bad) == 0;
+  return !any(bad);
 }
 
 // Factors of the chunk from the covariance U, which stays. False, in every thread, when the chunk
 // is harder than `limit` or a pivot is not positive. `hardness` is that of the chunk. Leaves the
-// block synchronised.
+// team synchronised.
 template <class F>
 __device__ inline bool factor_chunk(int L, int K, const Chunk<F>& c, double limit,
                                     double& hardness) {
   product<false, false>(L, K, K, c.W, c.U, [&](int i, int j, F x) { c.X(i, j) = x; });
-  __syncthreads();
+  sync();
   product<false, true>(L, L, K, c.X, c.W,
                        [&](int i, int j, F x) { c.S(i, j) = x + (i == j ? F(c.noise[i]) : F(0)); });
-  __syncthreads();
+  sync();
   bool easy = true;
   hardness = 0.0;
   for (int t = 0; t < L; ++t) {
@@ -85,11 +84,11 @@ __device__ inline bool factor_chunk(int L, int K, const Chunk<F>& c, double limi
     hardness = h > hardness ? h : hardness;
   }
   if (!easy || !factorise(L, c.S, c.V, c.pivots)) {
-    __syncthreads();
+    sync();
     return false;
   }
   product<false, false>(L, K, L, c.V, c.X, [&](int i, int j, F x) { c.P(i, j) = x; });
-  __syncthreads();
+  sync();
   return true;
 }
 
@@ -103,70 +102,84 @@ __device__ inline void downdate(int L, int K, const Chunk<F>& c) {
 
 // U, an item's covariance, becomes its upper factor: U = root' root. A covariance that the rounding
 // of its own dtype made indefinite gets that rounding added to its diagonal. False, in every
-// thread, for any other that is not positive definite. Leaves the block synchronised.
+// thread, for any other that is not positive definite. Leaves the team synchronised.
 template <class F>
 __device__ __noinline__ bool load_root(const View& cov, int64_t b, int K, Mat<F> root, F* pivots) {
   const double epsilon = cov.dtype == Dtype::float32 ? 1.2e-7 : 2.2e-16;
   bool ok = false;
   for (int attempt = 0; attempt < 2 && !ok; ++attempt) {
     load(cov, b, 0, 0, K, K, root);
-    __syncthreads();
+    sync();
     if (attempt > 0) {
       double largest = 0.0;
       for (int i = 0; i < K; ++i) largest = fmax(largest, double(root(i, i)));
-      __syncthreads();
+      sync();
       for (int i = thread(); i < K; i += threads())
         root(i, i) += F(2.0 * double(K) * epsilon * largest);
-      __syncthreads();
+      sync();
     }
     ok = factorise(K, root, Mat<F>{nullptr, 0}, pivots);
   }
   if (!ok) return false;
   each(K, K, [&](int i, int j) { root(i, j) = j >= i ? root(i, j) / sqrt(pivots[i]) : F(0); });
-  __syncthreads();
+  sync();
   return true;
 }
 
-// One step (row 0 of W, its noise and decay) on a root of the covariance, by Potter's update:
-// nothing is squared and nothing subtracted from U. The root is decayed before the step, so that
-// noise and evidence are those of a step without decay. Leaves in P the whitened gain, in X the
-// product root w, in V the reciprocal root of the pivot. False, in every thread, when the pivot is
-// not positive and finite. Leaves the block synchronised.
+// The same factors from a root of the covariance, U = root' root, by Potter's update step by step,
+// which also updates the root: nothing is squared and nothing subtracted from U. Decay enters as
+// noise scaled by b_t; the root is divided by sqrt(b) at the end of the chunk. False, in every
+// thread, when a pivot is not positive and finite. Leaves the team synchronised.
 template <class F>
-__device__ __noinline__ bool sqrt_step(int K, const Chunk<F>& c) {
-  const double g = c.decay[0], v = c.noise[0] / (c.kept[0] ? g : 1.0);
-  if (g != 1.0) each(K, K, [&](int i, int j) { c.U(i, j) /= sqrt(F(g)); });
-  __syncthreads();
-  double energy = 0.0;
-  for (int k = warp(); k < K; k += warps()) {
-    F sum = 0;
-    for (int j = lane(); j < K; j += 32) sum += c.U(k, j) * c.W(0, j);
-    sum = warp_sum(sum);
-    if (lane() == 0) {
-      c.X(0, k) = sum;
-      energy += double(sum) * double(sum);
+__device__ __noinline__ bool factor_chunk_sqrt(int L, int K, const Chunk<F>& c, double& hardness) {
+  hardness = 0.0;
+  for (int t = 0; t < L; ++t) {
+    double energy = 0.0;
+    for (int k = warp(); k < K; k += warps()) {
+      F sum = 0;
+      for (int j = lane(); j < K; j += 32) sum += c.U(k, j) * c.W(t, j);
+      sum = warp_sum(sum);
+      if (lane() == 0) {
+        c.X(t, k) = sum;
+        energy += double(sum) * double(sum);
+      }
+    }
+    energy = team_sum(energy);
+    const double s = energy + c.noise[t];
+    if (!(s > 0.0 && s < kInfinite)) return false;
+    hardness = fmax(hardness, energy / c.noise[t]);
+    for (int j = thread(); j < K; j += threads()) {
+      F sum = 0;
+      for (int k = 0; k < K; ++k) sum += c.X(t, k) * c.U(k, j);
+      c.P(t, j) = sum;
+    }
+    sync();
+    const F factor = F(-1.0 / (s + sqrt(c.noise[t] * s)));
+    each(K, K, [&](int k, int j) { c.U(k, j) += factor * c.X(t, k) * c.P(t, j); });
+    sync();
+    for (int j = thread(); j < K; j += threads()) c.P(t, j) *= F(1.0 / sqrt(s));
+    if (thread() == 0) {
+      c.pivots[t] = F(s);
+      c.S(t, t) = F(sqrt(s));
+    }
+    for (int q = warp(); q < t; q += warps()) {  // F(t, q) = w_t . p_q
+      F sum = 0;
+      for (int j = lane(); j < K; j += 32) sum += c.W(t, j) * c.P(q, j);
+      sum = warp_sum(sum);
+      if (lane() == 0) c.S(t, q) = sum;
+    }
+    sync();
+  }
+  for (int j = thread(); j < L; j += threads()) {  // a column of F^-1
+    for (int i = 0; i < L; ++i) {
+      F sum = i == j ? F(1) : F(0);
+      for (int q = j; q < i; ++q) sum -= c.S(i, q) * c.V(q, j);
+      c.V(i, j) = i < j ? F(0) : sum / c.S(i, i);
     }
   }
-  energy = block_sum(energy, c.room);
-  const double s = energy + v;
-  if (!(s > 0.0 && s < kInfinite)) return false;
-  for (int j = thread(); j < K; j += threads()) {
-    F sum = 0;
-    for (int k = 0; k < K; ++k) sum += c.X(0, k) * c.U(k, j);
-    c.P(0, j) = sum;
-  }
-  __syncthreads();
-  const F factor = F(-1.0 / (s + sqrt(v * s)));
-  each(K, K, [&](int k, int j) { c.U(k, j) += factor * c.X(0, k) * c.P(0, j); });
-  __syncthreads();
-  for (int j = thread(); j < K; j += threads()) c.P(0, j) *= F(1.0 / sqrt(s));
-  if (thread() == 0) {
-    c.pivots[0] = F(s);
-    c.V(0, 0) = F(1.0 / sqrt(s));
-    c.decay[0] = 1.0;
-    c.noise[0] = v;
-  }
-  __syncthreads();
+  const double b = c.decay[L - 1];
+  if (b != 1.0) each(K, K, [&](int i, int j) { c.U(i, j) *= F(1.0 / sqrt(b)); });
+  sync();
   return true;
 }
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cuda/device.h"
+#include "../../csrc/cuda/team.cuh"
 
 using namespace kanerva::cuda;
 
@@ -15,7 +15,7 @@ constexpr unsigned kAll = ~0u;
 // out[block] = sum of the block's part of x; a tree in shared memory, then shuffles. The last
 // barrier is not needed: what a thread wrote before it, it reads itself.
 __global__ void sum(const float* x, int64_t n, float* out) {
-  float* part = reinterpret_cast<float*>(dynamic_shared());
+  float* part = reinterpret_cast<float*>(block_memory());
   const int thread = int(threadIdx.x), threads = int(blockDim.x);
   float mine = 0;
   for (int64_t i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
@@ -34,7 +34,7 @@ __global__ void sum(const float* x, int64_t n, float* out) {
 
 // out = x', n x n, a tile of 8 x 8 per block, rows of the tile padded.
 __global__ void transpose(const double* x, int n, double* out) {
-  double* tile = reinterpret_cast<double*>(dynamic_shared());
+  double* tile = reinterpret_cast<double*>(block_memory());
   const int column = int(threadIdx.x) % 8, row = int(threadIdx.x) / 8;
   int i = int(blockIdx.y) * 8 + row, j = int(blockIdx.x) * 8 + column;
   if (i < n && j < n) tile[row * 9 + column] = x[i * n + j];
@@ -45,7 +45,7 @@ __global__ void transpose(const double* x, int n, double* out) {
 
 // Every warp reverses its 32 values by way of shared memory, scans them by shuffles, and votes.
 __global__ void warps(const int* x, int* reversed, int* scanned, int* votes) {
-  int* shared = reinterpret_cast<int*>(dynamic_shared());
+  int* shared = reinterpret_cast<int*>(block_memory());
   const int thread = int(threadIdx.x), lane = thread % 32;
   shared[thread] = x[thread];
   __syncwarp();
@@ -68,7 +68,7 @@ __global__ void warps(const int* x, int* reversed, int* scanned, int* votes) {
 
 // A shuffle orders the lanes of its warp only: the two warps' accesses to shared[0] race.
 __global__ void warps_race(int* out) {
-  int* shared = reinterpret_cast<int*>(dynamic_shared());
+  int* shared = reinterpret_cast<int*>(block_memory());
   if (threadIdx.x == 0) shared[0] = 1;
   __shfl_sync(kAll, 1, 0);
   if (threadIdx.x == 32) out[0] = shared[0];
@@ -77,12 +77,20 @@ __global__ void warps_race(int* out) {
 // Blocks run one after another here, and still race as they do on a device.
 __global__ void blocks_race(float* out) { out[threadIdx.x] = 1; }
 
+// A barrier orders the threads of its block only, whether or not the blocks are a team.
+__global__ void barriers_race(float* out) {
+  const unsigned block = blockIdx.x + blockIdx.z;
+  if (block == 0) out[threadIdx.x] = 1;
+  __syncthreads();
+  if (block == 1) out[threadIdx.x] = 2;
+}
+
 __global__ void past_shared(float* out) {
-  out[threadIdx.x] = reinterpret_cast<const float*>(dynamic_shared())[threadIdx.x + 1];
+  out[threadIdx.x] = reinterpret_cast<const float*>(block_memory())[threadIdx.x + 1];
 }
 
 __global__ void unwritten(float* out) {
-  out[threadIdx.x] = reinterpret_cast<const float*>(dynamic_shared())[threadIdx.x];
+  out[threadIdx.x] = reinterpret_cast<const float*>(block_memory())[threadIdx.x];
 }
 
 __global__ void diverge(int how) {
@@ -104,12 +112,65 @@ __global__ void diverge(int how) {
   __syncthreads();
 }
 
+// work = x' and out = work', n x n, by a team for each memory: what other blocks wrote is read.
+__global__ void team_transpose(TeamMemory* team, const double* x, int n, double* work, double* out,
+                               bool waits) {
+  const int64_t start = int64_t(blockIdx.x) * n * n;
+  join_team(team + blockIdx.x);
+  for (int i = thread(); i < n * n; i += threads()) work[start + i] = x[start + i % n * n + i / n];
+  if (waits) sync();
+  for (int i = thread(); i < n * n; i += threads())
+    out[start + i] = work[start + i % n * n + i / n];
+}
+
+constexpr int kRounds = 7;
+
+// In every round a vote and a sum, both given to every thread.
+__global__ void team_rounds(TeamMemory* team, int* votes, double* sums) {
+  join_team(team + blockIdx.x);
+  const int first = int(blockIdx.x) * threads() * kRounds;
+  for (int round = 0; round < kRounds; ++round) {
+    const int at = first + round * threads() + thread();
+    votes[at] = any(round % 3 != 1 && thread() == (round * 37) % threads());
+    sums[at] = team_sum(double(thread()) + round);
+  }
+}
+
+// One block may be at the next barrier before the other has left the first one, and still what they
+// do between the two races.
+__global__ void team_ahead(TeamMemory* team, int* x, int* found) {
+  join_team(team);
+  sync();
+  if (thread() == 0) *x = 1;
+  if (thread() == threads() - 1) *found = *x;
+  sync();
+}
+
+// The order in which the blocks come here.
+__global__ void team_order(TeamMemory* team, int* tickets, int* order) {
+  join_team(team);
+  for (int round = 0; round < kRounds; ++round) {
+    if (block_thread() == 0) order[atomicAdd(tickets, 1)] = block_rank();
+    sync();
+  }
+}
+
+__global__ void team_diverge(TeamMemory* team, int how) {
+  join_team(team);
+  sync();
+  if (how == 0 && block_rank() == 1) return;
+  if (how == 1 && block_rank() == 1 && block_thread() == 0) arrive_and_wait(&team->votes[2], 3);
+  if (how == 2 && block_rank() == 1 && block_thread() < 2) arrive_and_wait(&team->arrived, 6);
+  if (how == 3 && block_rank() == 1) return __syncwarp(block_thread() == 0 ? 1 : kAll);
+  sync();
+}
+
 bool run_sum() {
   const int64_t n = 1000;
   std::vector<float> x(n), out(3, -1);
   float total = 0;
   for (int64_t i = 0; i < n; ++i) total += x[i] = float(i % 17);
-  launch(sum, 3, 1, 128, 128 * sizeof(float), Stream(), x.data(), n, out.data());
+  launch(sum, {3, 1}, 128, 128 * sizeof(float), Stream(), x.data(), n, out.data());
   return out[0] + out[1] + out[2] == total && host::barriers_of_last_block() == 3;
 }
 
@@ -117,7 +178,7 @@ bool run_transpose() {
   const int n = 21;
   std::vector<double> x(n * n), out(n * n, -1);
   for (int i = 0; i < n * n; ++i) x[i] = i;
-  launch(transpose, 3, 3, 64, 8 * 9 * sizeof(double), Stream(), x.data(), n, out.data());
+  launch(transpose, {3, 3}, 64, 8 * 9 * sizeof(double), Stream(), x.data(), n, out.data());
   bool right = true;
   for (int i = 0; i < n * n; ++i) right = right && out[i] == x[i % n * n + i / n];
   return right;
@@ -127,7 +188,7 @@ bool run_warps() {
   const int n = 96;
   std::vector<int> x(n), reversed(n), scanned(n), votes(n);
   for (int i = 0; i < n; ++i) x[i] = i;
-  launch(warps, 1, 1, n, n * sizeof(int), Stream(), x.data(), reversed.data(), scanned.data(),
+  launch(warps, {1, 1}, n, n * sizeof(int), Stream(), x.data(), reversed.data(), scanned.data(),
          votes.data());
   bool right = true;
   for (int i = 0; i < n; ++i) {
@@ -142,27 +203,79 @@ bool run_warps() {
 // Values read from shared memory that nobody wrote.
 bool run_unwritten() {
   std::vector<float> out(32, 0);
-  launch(unwritten, 1, 1, 32, 32 * sizeof(float), Stream(), out.data());
+  launch(unwritten, {1, 1}, 32, 32 * sizeof(float), Stream(), out.data());
   bool right = true;
   for (float value : out) right = right && value != value;
   return right;
 }
 
+bool run_team_transpose(int64_t blocks, bool waits) {
+  const int n = 21, memories = 2;
+  std::vector<double> x(memories * n * n), work(x.size()), out(x.size());
+  for (size_t i = 0; i < x.size(); ++i) x[i] = double(i);
+  std::vector<TeamMemory> team(memories);
+  launch(team_transpose, {memories, 1, blocks}, 64, 0, Stream(), team.data(), x.data(), n,
+         work.data(), out.data(), waits);
+  return out == x;
+}
+
+bool run_team_rounds(int64_t blocks) {
+  const int memories = 2, threads = 96, all = threads * int(blocks);
+  std::vector<int> votes(memories * kRounds * all, -1);
+  std::vector<double> sums(votes.size(), -1);
+  std::vector<TeamMemory> team(memories);
+  launch(team_rounds, {memories, 1, blocks}, threads, 0, Stream(), team.data(), votes.data(),
+         sums.data());
+  bool right = true;
+  for (size_t i = 0; i < votes.size(); ++i) {
+    const int round = int(i) / all % kRounds;
+    right = right && votes[i] == (round % 3 != 1);
+    right = right && sums[i] == 0.5 * all * (all - 1) + double(round) * all;
+  }
+  return right;
+}
+
+bool run_team_order() {
+  const int blocks = 6;
+  int tickets = 0;
+  std::vector<int> order(kRounds * blocks);
+  TeamMemory team = {};
+  launch(team_order, {1, 1, blocks}, 64, 0, Stream(), &team, &tickets, order.data());
+  for (int block : order) std::printf("%d ", block);
+  return tickets == kRounds * blocks;
+}
+
 bool run(const std::string& which) {
   std::vector<float> out(32);
-  int found = 0;
+  TeamMemory team = {};
+  int value = 0, found = 0;
   if (which == "sum") return run_sum();
   if (which == "transpose") return run_transpose();
   if (which == "warps") return run_warps();
   if (which == "unwritten") return run_unwritten();
+  if (which == "team_transpose") return run_team_transpose(3, true) && run_team_transpose(1, true);
+  if (which == "team_race") return run_team_transpose(3, false);
+  if (which == "team_rounds") return run_team_rounds(5) && run_team_rounds(1);
+  if (which == "team_order") return run_team_order();
   if (which == "warps_race") {
-    launch(warps_race, 1, 1, 64, sizeof(int), Stream(), &found);
+    launch(warps_race, {1, 1}, 64, sizeof(int), Stream(), &found);
   } else if (which == "blocks_race") {
-    launch(blocks_race, 2, 1, 32, 0, Stream(), out.data());
+    launch(blocks_race, {2, 1}, 32, 0, Stream(), out.data());
+  } else if (which == "barriers_race") {
+    launch(barriers_race, {2, 1}, 32, 0, Stream(), out.data());
+  } else if (which == "team_barriers_race") {
+    launch(barriers_race, {1, 1, 2}, 32, 0, Stream(), out.data());
+  } else if (which == "team_ahead") {
+    launch(team_ahead, {1, 1, 2}, 32, 0, Stream(), &team, &value, &found);
+  } else if (which == "team_used") {
+    team.arrived = 1;
+    launch(team_diverge, {1, 1, 3}, 64, 0, Stream(), &team, -1);
+  } else if (which.rfind("team_diverge", 0) == 0) {
+    launch(team_diverge, {2, 1, 3}, 64, 0, Stream(), &team, which.back() - '0');
   } else if (which == "past_shared") {
-    launch(past_shared, 1, 1, 32, 32 * sizeof(float), Stream(), out.data());
+    launch(past_shared, {1, 1}, 32, 32 * sizeof(float), Stream(), out.data());
   } else if (which.rfind("diverge", 0) == 0) {
-    launch(diverge, 2, 1, 64, 0, Stream(), which.back() - '0');
+    launch(diverge, {2, 1}, 64, 0, Stream(), which.back() - '0');
   } else {
     return false;
   }

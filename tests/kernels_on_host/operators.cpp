@@ -256,14 +256,22 @@ void beliefs(Dtype dtype, Sizes n) {
 int main(int count, char** arguments) {
   if (count > 1) only = arguments[1];
   using M = WriteMethod;
-  for (const char* shared : {"232448", "20000"}) {  // the second leaves most to the workspace
-    setenv("KANERVA_HOST_SHARED_BYTES", shared, 1);
+  struct Setting {
+    const char *shared, *team_work;
+  };
+  // The second leaves most to the workspace; the third has teams of blocks for all memories.
+  for (const Setting& setting : {Setting{"232448", "-1"}, {"20000", "-1"}, {"232448", "0"}}) {
+    setenv("KANERVA_HOST_SHARED_BYTES", setting.shared, 1);
+    setenv("KANERVA_HOST_TEAM_WORK", setting.team_work, 1);
+    setenv("KANERVA_HOST_PROCESSORS", setting.team_work[0] == '0' ? "4" : "132", 1);
     write(Dtype::float32, {2, 37, 19, 23}, 1.0, false, true, M::automatic);
     write(Dtype::float32, {1, 20, 33, 70}, 1e-3, true, true, M::automatic);
     write(Dtype::float32, {1, 5, 9, 200}, 1.0, false, false, M::automatic);
     write(Dtype::float64, {1, 35, 6, 5}, 1.0, true, true, M::chunk);
     write(Dtype::float64, {1, 7, 11, 13}, 1e-6, true, false, M::automatic);
     write(Dtype::float32, {1, 1, 1, 1}, 1.0, false, false, M::sqrt);
+    write(Dtype::float32, {2, 70, 17, 23}, 1.0, false, true, M::information);
+    write(Dtype::float64, {1, 101, 6, 130}, 1.0, false, false, M::automatic);
     recall(Dtype::float32, {2, 37, 11, 21}, 1.0);
     recall(Dtype::float64, {1, 9, 21, 6}, 1e-3);
     recall(Dtype::float32, {1, 3, 35, 40}, 1e-6);

@@ -14,7 +14,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "fibers.h"
+#include "run_blocks.h"
 
 #define __global__
 #define __device__
@@ -31,18 +31,35 @@ namespace kanerva::cuda {
 
 using Stream = void*;
 
-// KANERVA_HOST_SHARED_BYTES and KANERVA_HOST_PROCESSORS stand for other devices than an H100.
+// KANERVA_HOST_SHARED_BYTES and KANERVA_HOST_PROCESSORS stand for other devices than an H100;
+// KANERVA_HOST_TEAM_WORK=0 makes teams serve small memories.
 inline Device current_device() {
-  return {size_t(host::environment("KANERVA_HOST_SHARED_BYTES", 227 * 1024)),
-          int(host::environment("KANERVA_HOST_PROCESSORS", 132))};
+  return {size_t(host::environment("KANERVA_HOST_SHARED_BYTES", 227 * 1024)) - kHeadBytes,
+          int(host::environment("KANERVA_HOST_PROCESSORS", 132)),
+          double(host::environment("KANERVA_HOST_TEAM_WORK", -1))};
 }
 
-KANERVA_UNSEEN inline char* dynamic_shared() { return host::active->shared; }
+inline void clear(void* memory, size_t bytes, Stream) { std::memset(memory, 0, bytes); }
+
+KANERVA_UNSEEN inline char* dynamic_shared() { return host::active->current->block->shared; }
+
+inline unsigned load_relaxed(const unsigned* address) {
+  return __atomic_load_n(address, __ATOMIC_RELAXED);
+}
+
+inline void store_relaxed(unsigned* address, unsigned value) {
+  __atomic_store_n(address, value, __ATOMIC_RELAXED);
+}
+
+inline void arrive_and_wait(unsigned* counter, unsigned target) {
+  const unsigned count = __atomic_add_fetch(counter, 1u, __ATOMIC_RELAXED);
+  host::wait_for_team(counter, count, target);
+}
 
 namespace host {
 
 KANERVA_UNSEEN inline Index thread_index() { return active->current->index; }
-KANERVA_UNSEEN inline Index block_index() { return active->index; }
+KANERVA_UNSEEN inline Index block_index() { return active->current->block->index; }
 KANERVA_UNSEEN inline Index block_dim() { return active->dim; }
 KANERVA_UNSEEN inline Index grid_dim() { return active->grid; }
 
@@ -127,7 +144,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
                                       unsigned(source >= lane / width * width ? source : lane));
 }
 
-// Blocks run one after another, so a counter's order among them is as it would be on a device.
+// The blocks that count are ordered by it: kernels have a __threadfence beside it.
 template <class T>
 T atomicAdd(T* address, T value) {
   static_assert(std::is_integral_v<T>, "sums of floating-point numbers depend on the order");

@@ -1,0 +1,197 @@
+// The write of a whole episode in information form, by a team: for episodes longer than the memory.
+// The algebra is that of ../core/information.h with N factorised by elimination:
+//   G = W' diag(1/n) W,  N = I + Q G Q' = F F',  B = F^-1 Q,  U = B'B   with U0 = Q'Q
+//   H = W' diag(1/n) Z,  R = R0 + U (H - G R0),  ln|S| = sum ln n + ln|N|
+// Addresses and values are scaled by n^-1/2 when they are loaded, so that G and U come out exactly
+// symmetric. A masked step has address and value zero and noise one: it adds nothing to any sum.
+//
+// Counted for T steps, K slots, C columns, L steps at a time: T (K^2 + K C) + 4.5 K^3 + 2 K^2 C
+// multiply-adds and 4 T / L + 2 K barriers. Chunks of L steps: T (2 K^2 + 2 K C + 2 L K + L C) and
+// T (1 + 10 / L).
+#pragma once
+
+#include "write_chunk.cuh"
+
+namespace kanerva::cuda {
+
+template <class F>
+struct Information {
+  F *scale, *pivots;  // n^-1/2 of the steps; squares of the diagonal of F
+  int* kept;          // whether the mask keeps the step
+  Mat<F> G, U;        // K x K; U is the root Q at first
+  Mat<F> Y, N;        // K x K, where later
+  Mat<F> W, Z, H;     // L x K, L x width, K x width are
+  Mat<F> R;           // K x width, in place of Z
+
+  __host__ __device__ Information(Arena& arena, int L, int K, int width)
+      : scale(arena.take<F>(L)),
+        pivots(arena.take<F>(K)),
+        kept(arena.take<int>(L)),
+        G(arena.matrix<F>(K, K)),
+        U(arena.matrix<F>(K, K)) {
+    const int ld = G.ld, wide = odd_stride(width);
+    const int64_t square = int64_t(K) * ld, addresses = int64_t(L) * ld;
+    const int64_t values = int64_t(L > K ? L : K) * wide;
+    const int64_t squares = 2 * square, rest = addresses + values + int64_t(K) * wide;
+    F* room = arena.take<F>(squares > rest ? squares : rest);
+    Y = {room, ld};
+    N = {room + square, ld};
+    W = {room, ld};
+    Z = R = {room + addresses, wide};
+    H = {room + addresses + values, wide};
+  }
+};
+
+// Whether the form may serve an episode of so many steps: as on the CPU.
+__host__ __device__ inline bool information_serves(const BayesWriteArgs& args, int64_t steps) {
+  const bool asked_for = args.method == WriteMethod::information;
+  if (args.method != WriteMethod::automatic && !asked_for) return false;
+  return args.decay.data == nullptr && steps >= 2 * args.n.K &&
+         (asked_for || steps >= kLongEpisode);
+}
+
+// Steps of item b that the mask keeps: the same in every thread.
+__device__ inline int64_t kept_steps(const BayesWriteArgs& args, int64_t b) {
+  if (args.mask.data == nullptr) return args.n.T;
+  const bool* mask = static_cast<const bool*>(args.mask.data);
+  double count = 0.0;
+  for (int64_t t = thread(); t < args.n.T; t += threads())
+    count += mask[offset(args.mask, b, t, 0)] ? 1.0 : 0.0;
+  return int64_t(team_sum(count));
+}
+
+// Scales of the steps [first, first + L); this thread's share of their logarithms of noise is added
+// to `logs`. False, in every thread, when a noise that counts is out of its domain. Leaves the team
+// synchronised.
+template <class F>
+__device__ inline bool load_scales(const BayesWriteArgs& args, int64_t b, int64_t first, int L,
+                                   const Information<F>& m, double& logs) {
+  bool bad = false;
+  for (int t = thread(); t < L; t += threads()) {
+    const bool kept = args.mask.data == nullptr ||
+                      static_cast<const bool*>(args.mask.data)[offset(args.mask, b, first + t, 0)];
+    const double v = kept ? scalar(args.noise_var, b, first + t) : 1.0;
+    bad = bad || !(v > 0.0 && v <= 1e300);
+    m.kept[t] = kept;
+    m.scale[t] = F(1.0 / sqrt(v));
+    if (kept) logs += log(v) + kLog2Pi;
+  }
+  return !any(bad);
+}
+
+// x = rows [first, first + L) and columns from c0 on, scaled. Not synchronised: an element is
+// loaded and scaled by the same thread. Returns this thread's share of the sum of their squares.
+template <class F>
+__device__ __noinline__ double load_scaled(const View& v, int64_t b, int64_t first, int64_t c0,
+                                           int L, int n, const Information<F>& m, Mat<F> x) {
+  load(v, b, first, c0, L, n, x, m.kept);
+  double squares = 0.0;
+  each(L, n, [&](int i, int j) {
+    const F scaled = x(i, j) * m.scale[i];
+    x(i, j) = scaled;
+    squares += double(scaled) * double(scaled);
+  });
+  return squares;
+}
+
+// G and the posterior covariance U, the logarithms of noise and of |N| (of this thread). `harder`
+// when the largest diagonal of N passes `limit` or its condition, from the pivots, `condition`, or
+// when something is not positive definite. Leaves the team synchronised.
+template <class F>
+__device__ __noinline__ Outcome solve_covariance(const BayesWriteArgs& args, int64_t b, int steps,
+                                                 const Information<F>& m, double limit,
+                                                 double condition, double& logs) {
+  const int K = int(args.n.K);
+  for (int64_t first = 0; first < args.n.T; first += steps) {
+    const int L = int(first + steps <= args.n.T ? steps : args.n.T - first);
+    if (!load_scales(args, b, first, L, m, logs)) return Outcome::failed;
+    load_scaled(args.weights, b, first, 0, L, K, m, m.W);
+    sync();
+    product<true, false>(K, K, L, m.W, m.W,
+                         [&](int i, int j, F x) { m.G(i, j) = first == 0 ? x : m.G(i, j) + x; });
+  }
+  load(args.cov, b, 0, 0, K, K, m.U);
+  sync();
+  if (!factorise(K, m.U, Mat<F>{nullptr, 0}, m.pivots)) return Outcome::harder;
+  each(K, K, [&](int i, int j) { m.U(i, j) = j >= i ? m.U(i, j) / sqrt(m.pivots[i]) : F(0); });
+  sync();
+  product<false, false>(K, K, K, m.U, m.G, [&](int i, int j, F x) { m.Y(i, j) = x; });
+  sync();
+  product<false, true>(K, K, K, m.Y, m.U,
+                       [&](int i, int j, F x) { m.N(i, j) = x + (i == j ? F(1) : F(0)); });
+  sync();
+  bool easy = true;
+  for (int k = 0; k < K; ++k) easy = easy && double(m.N(k, k)) - 1.0 <= limit;
+  if (!easy || !factorise(K, m.N, m.Y, m.pivots)) {
+    sync();
+    return Outcome::harder;
+  }
+  double low = kInfinite, high = 0.0;
+  for (int k = 0; k < K; ++k) {
+    low = fmin(low, double(m.pivots[k]));
+    high = fmax(high, double(m.pivots[k]));
+  }
+  if (!(high <= low * condition)) return Outcome::harder;
+  for (int k = thread(); k < K; k += threads()) logs += log(double(m.pivots[k]));
+  product<false, false>(K, K, K, m.Y, m.U, [&](int i, int j, F x) { m.N(i, j) = x; });
+  sync();
+  product<true, false>(K, K, K, m.N, m.N, [&](int i, int j, F x) { m.U(i, j) = x; });
+  sync();
+  return Outcome::done;
+}
+
+// The columns [c0, c0 + n) of the posterior mean, in m.R. Returns this thread's share of the
+// squared norm of their Z - W R0 in the metric of S^-1. Leaves the team synchronised.
+template <class F>
+__device__ __noinline__ double solve_mean(const BayesWriteArgs& args, int64_t b, int64_t c0, int n,
+                                          int steps, const Information<F>& m) {
+  const int K = int(args.n.K);
+  double squares = 0.0, logs = 0.0;
+  for (int64_t first = 0; first < args.n.T; first += steps) {
+    const int L = int(first + steps <= args.n.T ? steps : args.n.T - first);
+    load_scales(args, b, first, L, m, logs);
+    load_scaled(args.weights, b, first, 0, L, K, m, m.W);
+    squares += load_scaled(args.values, b, first, c0, L, n, m, m.Z);
+    sync();
+    product<true, false>(K, n, L, m.W, m.Z,
+                         [&](int i, int j, F x) { m.H(i, j) = first == 0 ? x : m.H(i, j) + x; });
+  }
+  sync();
+  load(args.mean, b, 0, c0, K, n, m.R);
+  sync();
+  // |Z - W R0|^2 / n is the sum of squares - <R0, 2 H - G R0>; <rhs, U rhs> comes off as well.
+  product<false, false>(K, n, K, m.G, m.R, [&](int i, int j, F x) {
+    const F h = m.H(i, j), rhs = h - x;
+    squares -= double(m.R(i, j)) * (double(h) + double(rhs));
+    m.H(i, j) = rhs;
+  });
+  sync();
+  product<false, false>(K, n, K, m.U, m.H, [&](int i, int j, F x) {
+    squares -= double(x) * double(m.H(i, j));
+    m.R(i, j) += x;
+  });
+  sync();
+  return squares;
+}
+
+// The write of one item's columns [c0, c0 + n) in arithmetic F, `steps` at a time. `evidence` is
+// their share of the log evidence. Leaves the team synchronised.
+template <class F>
+__device__ Outcome write_information(const BayesWriteArgs& args, int64_t b, int64_t c0, int n,
+                                     int steps, int width, Arena arena, double limit,
+                                     double condition, bool stores_cov, double& evidence) {
+  const int K = int(args.n.K);
+  const Information<F> m(arena, steps, K, width);
+  double logs = 0.0;  // of this thread
+  const Outcome outcome = solve_covariance(args, b, steps, m, limit, condition, logs);
+  if (outcome != Outcome::done) return outcome;
+  const double squares = solve_mean(args, b, c0, n, steps, m);
+  evidence = -0.5 * team_sum(squares + double(n) * logs);
+  // Values that are not finite, or whose squares overflow in F, show here.
+  if (!(evidence < kInfinite && evidence > -kInfinite)) return Outcome::harder;
+  store(args.mean_out, b, 0, c0, K, n, m.R);
+  if (stores_cov) store(args.cov_out, b, 0, 0, K, K, m.U);
+  return Outcome::done;
+}
+
+}  // namespace kanerva::cuda

@@ -1,0 +1,113 @@
+// Who works on one memory: a block or, for large memories, a team of blocks that the launcher
+// starts together, so that they can wait for each other. The code of the operators is the same for
+// both: what it calls thread(), sync() and so on is that of the team.
+//
+// blockIdx.x is the memory, blockIdx.y a block of its columns, and gridDim.z blocks are a team. The
+// matrices of a lone block are in its shared memory as far as they go; those of a team are in
+// global memory, and a block's shared memory stages the tiles of products.
+#pragma once
+
+#include "device.h"
+
+namespace kanerva::cuda {
+
+// What the blocks of a team share, in global memory; zero when they start.
+struct TeamMemory {
+  unsigned arrived;   // at barriers, over all of them
+  unsigned votes[3];  // of the barrier before, this and the next
+  double partials[2][kMostBlocks];
+};
+
+// The head of a block's shared memory.
+struct BlockHead {
+  double sums[32];  // one for each warp
+  TeamMemory* team;
+  unsigned barriers;  // that the team has passed
+};
+static_assert(sizeof(BlockHead) <= kHeadBytes);
+
+__device__ inline BlockHead& head() { return *reinterpret_cast<BlockHead*>(dynamic_shared()); }
+// The rest of it, 16-byte aligned.
+__device__ inline char* block_memory() { return dynamic_shared() + kHeadBytes; }
+
+__device__ inline bool alone() { return gridDim.z == 1; }
+__device__ inline int blocks() { return int(gridDim.z); }
+__device__ inline int block_rank() { return int(blockIdx.z); }
+__device__ inline int block_thread() { return int(threadIdx.x); }
+__device__ inline int block_threads() { return int(blockDim.x); }
+
+__device__ inline int thread() { return int(blockIdx.z * blockDim.x + threadIdx.x); }
+__device__ inline int threads() { return int(gridDim.z * blockDim.x); }
+__device__ inline int lane() { return int(threadIdx.x) & 31; }
+__device__ inline int warp() { return thread() >> 5; }
+__device__ inline int warps() { return threads() >> 5; }
+
+// Called once by every thread of a kernel that teams may run, before anything else.
+__device__ inline void join_team(TeamMemory* memory) {
+  if (alone()) return;
+  if (block_thread() == 0) {
+    head().team = memory;
+    head().barriers = 0;
+  }
+  __syncthreads();
+}
+
+// Barrier of the blocks; whether `vote` was true in any of them.
+__device__ __noinline__ inline bool team_barrier(bool vote) {
+  vote = __syncthreads_or(vote);
+  TeamMemory& team = *head().team;
+  const unsigned index = head().barriers;
+  __syncthreads();
+  if (block_thread() == 0) {
+    if (vote) store_relaxed(&team.votes[index % 3], 1u);
+    // Everyone has read the votes of two barriers ago.
+    if (block_rank() == 0) store_relaxed(&team.votes[(index + 1) % 3], 0u);
+    arrive_and_wait(&team.arrived, (index + 1) * gridDim.z);
+    head().barriers = index + 1;
+  }
+  __syncthreads();
+  return load_relaxed(&team.votes[index % 3]) != 0;
+}
+
+// Barrier of the team; what its threads wrote before is seen after.
+__device__ inline void sync() {
+  if (alone()) {
+    __syncthreads();
+  } else {
+    team_barrier(false);
+  }
+}
+
+// The same, and whether x was true in any thread of the team.
+__device__ inline bool any(bool x) { return alone() ? __syncthreads_or(x) != 0 : team_barrier(x); }
+
+// Sum over a warp, in every lane.
+template <class T>
+__device__ inline T warp_sum(T x) {
+  for (int distance = 16; distance > 0; distance /= 2)
+    x += __shfl_xor_sync(0xffffffffu, x, distance);
+  return x;
+}
+
+// Sum over the team, the same in every thread and on every run. Leaves the team synchronised.
+__device__ __noinline__ inline double team_sum(double x) {
+  x = warp_sum(x);
+  double* sums = head().sums;
+  __syncthreads();
+  if (lane() == 0) sums[block_thread() >> 5] = x;
+  __syncthreads();
+  double total = 0.0;
+  for (int w = 0; w < block_threads() >> 5; ++w) total += sums[w];
+  if (alone()) {
+    __syncthreads();
+    return total;
+  }
+  double* partials = head().team->partials[head().barriers % 2];
+  if (block_thread() == 0) partials[block_rank()] = total;
+  sync();
+  total = 0.0;
+  for (int i = 0; i < blocks(); ++i) total += partials[i];
+  return total;
+}
+
+}  // namespace kanerva::cuda
