@@ -11,7 +11,7 @@
 // in shorter chunks of the same shared memory, else (hardness above 1e11; float64 state: above 1e3)
 // float64 steps on a square root.
 #include "information.cuh"
-#include "launchers.h"
+#include "plan.cuh"
 
 namespace kanerva::cuda {
 
@@ -25,9 +25,6 @@ struct Plan {
   int threads;
   size_t shared, global;  // bytes of scratch memory per block, or per team
 };
-
-// Shared memory of a block of a team: for tiles of products.
-constexpr size_t kTeamShared = 80 * 1024;
 
 template <class F>
 struct Buffers {
@@ -190,18 +187,18 @@ __global__ void __launch_bounds__(256, 1)
 }
 
 // Multiply-adds of a memory's K x K half and of one column; barriers.
-struct Work {
+struct WriteWork {
   double half, column, barriers;
   double of(int64_t columns) const { return half + column * double(columns); }
 };
 
-Work work_in_chunks(const Sizes& n, int L) {
+WriteWork work_in_chunks(const Sizes& n, int L) {
   const double T = double(n.T), K = double(n.K);
   return {T * K * (2 * K + 2 * L), T * (2 * K + L), T * (1 + 10.0 / L)};
 }
 
 // float64 counts twice, as it takes twice as long.
-Work work_in_information_form(const BayesWriteArgs& args, int L) {
+WriteWork work_in_information_form(const BayesWriteArgs& args, int L) {
   const double T = double(args.n.T), K = double(args.n.K);
   const double price = args.mean.dtype == Dtype::float32 && args.n.K < kManySlots ? 2.0 : 1.0;
   return {price * K * K * (T + 4.5 * K), price * K * (T + 2 * K), 4 * T / L + 2 * K};
@@ -296,8 +293,7 @@ Plan plan_blocks(const BayesWriteArgs& args, const Device& device) {
          layout.chunk<double>(plan.shared, plan.robust_steps, plan.width).global_used() > 0)
     plan.robust_steps = (plan.robust_steps + 1) / 2;
   plan.global = layout.global(plan);
-  const int64_t tiles = int64_t(K) * (plan.width > K ? plan.width : K) / 16;
-  plan.threads = tiles <= 64 ? 64 : tiles <= 256 ? 128 : 256;
+  plan.threads = threads_for(int64_t(K) * (plan.width > K ? plan.width : K));
   return plan;
 }
 
@@ -310,36 +306,25 @@ Plan plan_team(const BayesWriteArgs& args, int blocks) {
   plan.blocks = 1;
   plan.steps = plan.robust_steps = int(at_most(64, T));
   plan.long_steps = choose_information(args, plan.width, plan.steps, 1024);
-  plan.threads = 256;
+  plan.threads = kTileThreads;
   plan.global = Layout{args.mean.dtype == Dtype::float32, int(args.n.K)}.global(plan);
   return plan;
 }
 
-Work work_of(const BayesWriteArgs& args, const Plan& plan) {
+WriteWork work_of(const BayesWriteArgs& args, const Plan& plan) {
   return plan.long_steps > 0 ? work_in_information_form(args, plan.long_steps)
                              : work_in_chunks(args.n, plan.steps);
 }
 
-// A memory gets a team where that is faster by count. A block does about 64 multiply-adds a clock,
-// 1e11 a second: product() loads 8 numbers of shared memory for 16 of them. A barrier of a team
-// takes about 2 us, as long as 2e5; those of a block are not counted. Blocks on columns run side by
-// side, each with the whole K x K half; a team shares everything, with as many blocks as its
-// memories leave it processors, or as the largest matrix has tiles for threads.
+// Blocks on columns run side by side, each with the whole K x K half; a team shares everything.
 Plan make_plan(const BayesWriteArgs& args, const Device& device) {
-  constexpr double barrier = 2e5;
   const Plan alone = plan_blocks(args, device);
-  const int64_t wide = args.n.C > args.n.K ? args.n.C : args.n.K;
-  const bool forced = device.team_work >= 0.0;
-  int64_t most = device.processors / (args.n.B > 0 ? args.n.B : 1);
-  most = at_most(most, kMostBlocks);
-  if (!forced) most = at_most(most, (args.n.K * wide + 4095) / 4096);
-  if (most < 2 || device.shared_per_block < kTeamShared) return alone;
-  const Plan team = plan_team(args, int(most));
-  const Work work = work_of(args, team);
-  const double operations = work.of(args.n.C);
-  const bool pays =
-      operations / double(most) + barrier * work.barriers < work_of(args, alone).of(alone.width);
-  return (forced ? operations >= device.team_work : pays) ? team : alone;
+  const int blocks = most_blocks(args.n, device);
+  const Plan team = plan_team(args, blocks);
+  const WriteWork work = work_of(args, team);
+  const bool pays = team_pays({work.of(args.n.C), work.barriers}, blocks,
+                              work_of(args, alone).of(alone.width), device);
+  return pays ? team : alone;
 }
 
 size_t teams_size(const BayesWriteArgs& args, const Plan& plan) {
@@ -368,7 +353,7 @@ void bayes_write(const BayesWriteArgs& args, const Launch& to) {
   double* partials = of_partials > 0 ? reinterpret_cast<double*>(workspace) : nullptr;
   if (of_teams > 0) clear(teams, of_teams, to.stream);
   launch(write_kernel, {args.n.B, plan.blocks, plan.team}, plan.threads,
-         plan.team > 1 ? kTeamShared : plan.shared, to.stream, args, plan, teams,
+         shared_bytes(plan.team, plan.shared), to.stream, args, plan, teams,
          workspace + of_teams + of_partials, partials);
   if (partials != nullptr)
     launch(finish_kernel, {args.n.B}, 256, 0, to.stream, args, plan.blocks,

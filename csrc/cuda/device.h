@@ -79,6 +79,26 @@ __device__ inline void store_relaxed(unsigned* address, unsigned value) {
   *static_cast<volatile unsigned*>(address) = value;
 }
 
+// x with a significand of 11 bits.
+__device__ inline float round_to_tf32(float x) {
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits);
+}
+
+// sum += a b by a warp, in tensor cores: a is 16 x 8, b 8 x 8. With g = lane / 4 and t = lane % 4 a
+// lane holds a(g, t), a(g + 8, t), a(g, t + 4), a(g + 8, t + 4); b(t, g), b(t + 4, g); and of the
+// sum (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
+__device__ inline void multiply_add_tf32(float (&sum)[4], const float (&a)[4],
+                                         const float (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
 // By one thread of a block: adds one to a counter, then waits until it is at least `target`. What
 // any block wrote before its call is seen after.
 __device__ inline void arrive_and_wait(unsigned* counter, unsigned target) {

@@ -1,4 +1,4 @@
-// memory_kl, forward and backward: one block per memory, all in float64.
+// memory_kl, forward and backward: one block or team per memory, all in float64.
 //   2 KL = C tr(U0^-1 U) + tr(D'U0^-1 D) - K C - C (ln|U| - ln|U0|),  D = R - R0
 //
 // Floor at B = 16, K = 32, C = 100: 0.5 MB in, 0.2 us at 3 TB/s; launch 2 to 3 us and two chains of
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(256, 1)
               char* workspace) {
   const int64_t b = blockIdx.x;
   const int K = int(args.n.K), C = int(args.n.C);
-  Arena arena = arena_of(plan, workspace, b);
+  Arena arena = enter(plan, workspace, b);
   const Buffers m(arena, K, C);
   SpdFacts belief, prior;
   double kl = NAN;
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(256, 1)
                        const __grid_constant__ BlockPlan plan, char* workspace) {
   const int64_t b = blockIdx.x;
   const int K = int(args.n.K), C = int(args.n.C);
-  Arena arena = arena_of(plan, workspace, b);
+  Arena arena = enter(plan, workspace, b);
   const Buffers m(arena, K, C);
   SpdFacts belief, prior;
   if (!build(args, b, m, belief, prior)) {
@@ -116,26 +116,30 @@ __global__ void __launch_bounds__(256, 1)
   store(args.d_prior_mean, b, 0, 0, K, C, m.D);
 }
 
-auto layout(const Sizes& n) {
-  return [n](Arena& arena, int) { Buffers(arena, int(n.K), int(n.C)); };
+BlockPlan plan_of(const Sizes& n, const Device& device) {
+  const int K = int(n.K), C = int(n.C);
+  const double squares = double(K) * double(K);
+  return plan_block(
+      n, device, [&](Arena& arena, int) { Buffers(arena, K, C); },
+      [&](int) -> Work { return {squares * (4.0 * K + C), 2.0 * K + 16}; });
 }
 
 }  // namespace
 
 size_t memory_kl_workspace(const MemoryKlArgs& args, const Device& device) {
-  return workspace_of_blocks(args, device, layout(args.n));
+  return workspace_of(args.n, plan_of(args.n, device));
 }
 
 void memory_kl(const MemoryKlArgs& args, const Launch& to) {
-  start_blocks(kl_kernel, args, to, layout(args.n));
+  start(kl_kernel, args, to, plan_of(args.n, to.device));
 }
 
 size_t memory_kl_backward_workspace(const MemoryKlBackwardArgs& args, const Device& device) {
-  return workspace_of_blocks(args, device, layout(args.n));
+  return workspace_of(args.n, plan_of(args.n, device));
 }
 
 void memory_kl_backward(const MemoryKlBackwardArgs& args, const Launch& to) {
-  start_blocks(kl_backward_kernel, args, to, layout(args.n));
+  start(kl_backward_kernel, args, to, plan_of(args.n, to.device));
 }
 
 }  // namespace kanerva::cuda

@@ -1,15 +1,23 @@
 // Matrix products by a team.
 #pragma once
 
-#include "block.cuh"
+#include "tiles.cuh"
 
 namespace kanerva::cuda {
 
 // store(i, j, sum over p of a(i, p) b(p, j)) for i < m, j < n; TransposedA: a is k x m,
 // TransposedB: b is n x k. A thread keeps a 4 x 4 tile whose rows and columns lie apart, so that
-// neighbouring threads read neighbouring columns. The order of a sum is fixed.
+// neighbouring threads read neighbouring columns; large float32 products of a team take tiles of
+// its blocks. The order of a sum is fixed.
 template <bool TransposedA, bool TransposedB, class T, class Store>
 __device__ inline void product(int m, int n, int k, Mat<T> a, Mat<T> b, Store store) {
+  if constexpr (sizeof(T) == 4) {
+    if (fills_tiles(m, n)) {
+      const TileFactor rows = {a.data, TransposedA ? 1 : a.ld, TransposedA ? a.ld : 1, m};
+      const TileFactor columns = {b.data, TransposedB ? b.ld : 1, TransposedB ? 1 : b.ld, n};
+      return product_in_tiles(rows, columns, k, store);
+    }
+  }
   constexpr int R = 4;
   const int mt = (m + R - 1) / R, nt = (n + R - 1) / R;
   for (int tile = thread(); tile < mt * nt; tile += threads()) {

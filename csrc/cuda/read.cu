@@ -1,5 +1,5 @@
-// read, forward and backward: values = W R, var_t = w_t'U w_t; one block per memory, queries in
-// tiles.
+// read, forward and backward: values = W R, var_t = w_t'U w_t; one block or team per memory,
+// queries in tiles.
 //
 // Floor at B = 16, T = K = 32, C = 100: 0.7 MB in and out, 0.2 us at 3 TB/s; 2 million
 // multiply-adds; launch 2 to 3 us binds. Not measured on a GPU yet.
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(256, 1)
                 char* workspace) {
   const int64_t b = blockIdx.x, T = args.n.T;
   const int K = int(args.n.K), C = int(args.n.C);
-  Arena arena = arena_of(plan, workspace, b);
+  Arena arena = enter(plan, workspace, b);
   const Buffers<F> m(arena, plan.tile, K, C, false);
   load(args.mean, b, 0, 0, K, C, m.R);
   load(args.cov, b, 0, 0, K, K, m.U);
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(256, 1)
                          const __grid_constant__ BlockPlan plan, char* workspace) {
   const int64_t b = blockIdx.x, T = args.n.T;
   const int K = int(args.n.K), C = int(args.n.C);
-  Arena arena = arena_of(plan, workspace, b);
+  Arena arena = enter(plan, workspace, b);
   const Buffers<F> m(arena, plan.tile, K, C, true);
   load(args.mean, b, 0, 0, K, C, m.R);
   load(args.cov, b, 0, 0, K, K, m.U);
@@ -83,39 +83,45 @@ __global__ void __launch_bounds__(256, 1)
   store(args.d_cov, b, 0, 0, K, K, m.dU);
 }
 
-template <class F>
-auto layout(const Sizes& n, bool backward) {
-  return [=](Arena& arena, int tile) { Buffers<F>(arena, tile, int(n.K), int(n.C), backward); };
+template <class Args>
+BlockPlan plan_of(const Args& args, const Device& device, bool backward) {
+  const int K = int(args.n.K), C = int(args.n.C);
+  const double T = double(args.n.T), columns = double(K) + double(C);
+  return plan_block(
+      args.n, device,
+      [&](Arena& arena, int tile) {
+        if (args.mean.dtype == Dtype::float32) {
+          Buffers<float>(arena, tile, K, C, backward);
+        } else {
+          Buffers<double>(arena, tile, K, C, backward);
+        }
+      },
+      [&](int tile) -> Work { return {(backward ? 2 : 1) * T * K * columns, 5 * T / tile + 4}; });
 }
 
-bool narrow_state(const View& mean) { return mean.dtype == Dtype::float32; }
+template <class Args>
+void start_read(void (*narrow)(Args, BlockPlan, char*), void (*wide)(Args, BlockPlan, char*),
+                const Args& args, const Launch& to, bool backward) {
+  start(args.mean.dtype == Dtype::float32 ? narrow : wide, args, to,
+        plan_of(args, to.device, backward));
+}
 
 }  // namespace
 
 size_t read_workspace(const ReadArgs& args, const Device& device) {
-  return narrow_state(args.mean) ? workspace_of_blocks(args, device, layout<float>(args.n, false))
-                                 : workspace_of_blocks(args, device, layout<double>(args.n, false));
+  return workspace_of(args.n, plan_of(args, device, false));
 }
 
 void read(const ReadArgs& args, const Launch& to) {
-  if (narrow_state(args.mean)) {
-    start_blocks(read_kernel<float>, args, to, layout<float>(args.n, false));
-  } else {
-    start_blocks(read_kernel<double>, args, to, layout<double>(args.n, false));
-  }
+  start_read(read_kernel<float>, read_kernel<double>, args, to, false);
 }
 
 size_t read_backward_workspace(const ReadBackwardArgs& args, const Device& device) {
-  return narrow_state(args.mean) ? workspace_of_blocks(args, device, layout<float>(args.n, true))
-                                 : workspace_of_blocks(args, device, layout<double>(args.n, true));
+  return workspace_of(args.n, plan_of(args, device, true));
 }
 
 void read_backward(const ReadBackwardArgs& args, const Launch& to) {
-  if (narrow_state(args.mean)) {
-    start_blocks(read_backward_kernel<float>, args, to, layout<float>(args.n, true));
-  } else {
-    start_blocks(read_backward_kernel<double>, args, to, layout<double>(args.n, true));
-  }
+  start_read(read_backward_kernel<float>, read_backward_kernel<double>, args, to, true);
 }
 
 }  // namespace kanerva::cuda

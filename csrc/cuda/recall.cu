@@ -1,7 +1,7 @@
 // recall, forward and backward: least-squares addresses w = (R R' + lambda I)^-1 R z and, where a
-// covariance is given, the read at them; one block per memory, queries in tiles. The smaller of two
-// equal forms is factorised, as in ../core/address_solver.h: K x K, or, for a code narrower than
-// the memory, w = R (R'R + lambda I)^-1 z.
+// covariance is given, the read at them; one block or team per memory, queries in tiles. The
+// smaller of two equal forms is factorised, as in ../core/address_solver.h: K x K, or, for a code
+// narrower than the memory, w = R (R'R + lambda I)^-1 z.
 //
 // Floor at B = 16, T = K = 32, C = 100: 1 MB in and out, 0.3 us at 3 TB/s; 6 million multiply-adds;
 // launch 2 to 3 us and a chain of K pivots, 3 us: latency binds. Not measured on a GPU yet.
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(256, 1)
     recall_kernel(const __grid_constant__ RecallArgs args, const __grid_constant__ BlockPlan plan,
                   char* workspace) {
   const int64_t b = blockIdx.x;
-  const Arena arena = arena_of(plan, workspace, b);
+  const Arena arena = enter(plan, workspace, b);
   Outcome outcome = Outcome::harder;
   if (args.mean.dtype == Dtype::float32) {
     outcome = recall_block<float>(args, b, plan.tile, arena, kEasy);
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(256, 1)
     recall_backward_kernel(const __grid_constant__ RecallBackwardArgs args,
                            const __grid_constant__ BlockPlan plan, char* workspace) {
   const int64_t b = blockIdx.x;
-  const Arena arena = arena_of(plan, workspace, b);
+  const Arena arena = enter(plan, workspace, b);
   Outcome outcome = Outcome::harder;
   if (args.mean.dtype == Dtype::float32) {
     outcome = adjoint_block<float>(args, b, plan.tile, arena, kEasy);
@@ -260,27 +260,34 @@ __global__ void __launch_bounds__(256, 1)
 }
 
 // The robust arithmetic takes the same buffers, twice as large.
-auto layout(const Sizes& n, bool backward) {
-  return
-      [=](Arena& arena, int tile) { Buffers<double>(arena, tile, int(n.K), int(n.C), backward); };
+template <class Args>
+BlockPlan plan_of(const Args& args, const Device& device, bool backward) {
+  const int K = int(args.n.K), C = int(args.n.C);
+  const double T = double(args.n.T), n = K < C ? K : C, wide = K < C ? C : K;
+  return plan_block(
+      args.n, device, [&](Arena& arena, int tile) { Buffers<double>(arena, tile, K, C, backward); },
+      [&](int tile) -> Work {
+        const double build = n * n * (wide + 2 * n), query = K * (2.0 * C + K) + n * n;
+        return {build + (backward ? 3 : 1) * T * query, n + (backward ? 14 : 8) * T / tile + 8};
+      });
 }
 
 }  // namespace
 
 size_t recall_workspace(const RecallArgs& args, const Device& device) {
-  return workspace_of_blocks(args, device, layout(args.n, false));
+  return workspace_of(args.n, plan_of(args, device, false));
 }
 
 void recall(const RecallArgs& args, const Launch& to) {
-  start_blocks(recall_kernel, args, to, layout(args.n, false));
+  start(recall_kernel, args, to, plan_of(args, to.device, false));
 }
 
 size_t recall_backward_workspace(const RecallBackwardArgs& args, const Device& device) {
-  return workspace_of_blocks(args, device, layout(args.n, true));
+  return workspace_of(args.n, plan_of(args, device, true));
 }
 
 void recall_backward(const RecallBackwardArgs& args, const Launch& to) {
-  start_blocks(recall_backward_kernel, args, to, layout(args.n, true));
+  start(recall_backward_kernel, args, to, plan_of(args, to.device, true));
 }
 
 }  // namespace kanerva::cuda

@@ -1,9 +1,9 @@
-// Inverses of symmetric positive definite matrices by a block, and what operators with one block
-// per memory have in common.
+// Inverses of symmetric positive definite matrices by a team, and what operators that read have in
+// common.
 #pragma once
 
 #include "factorise.cuh"
-#include "launchers.h"
+#include "plan.cuh"
 
 namespace kanerva::cuda {
 
@@ -80,52 +80,6 @@ __device__ inline void read_adjoint(const View& grad_values, const View& grad_va
     }
     sync();
   }
-}
-
-// How a kernel with one block per memory is started: bytes of shared memory and of the workspace.
-struct BlockPlan {
-  int tile = 1;  // queries at a time
-  int threads = 64;
-  size_t shared = 0, global = 0;
-};
-
-// make(arena, tile) requests a block's buffers from the arena.
-template <class Make>
-BlockPlan plan_block(const Sizes& n, const Device& device, Make make) {
-  BlockPlan plan;
-  const auto layout = [&](size_t shared) {
-    Arena arena(nullptr, shared, nullptr);
-    make(arena, plan.tile);
-    return arena;
-  };
-  constexpr int longest = 32, shortest = 8;
-  plan.tile = int(n.T < 1 ? 1 : n.T < longest ? n.T : longest);
-  while (plan.tile > shortest && layout(device.shared_per_block).global_used() > 0)
-    plan.tile = (plan.tile + 1) / 2;
-  const Arena chosen = layout(device.shared_per_block);
-  plan.shared = chosen.shared_used();
-  plan.global = chosen.global_used();
-  const int64_t wide = n.C > n.K ? n.C : n.K, elements = n.K * wide;
-  plan.threads = elements <= 1024 ? 64 : elements <= 4096 ? 128 : 256;
-  return plan;
-}
-
-__device__ inline Arena arena_of(const BlockPlan& plan, char* workspace, int64_t b) {
-  return Arena(block_memory(), plan.shared, workspace + b * int64_t(plan.global));
-}
-
-template <class Args, class Make>
-size_t workspace_of_blocks(const Args& args, const Device& device, Make make) {
-  return size_t(args.n.B) * plan_block(args.n, device, make).global;
-}
-
-// One block per memory, in the plan that the same `make` gave workspace_of_blocks.
-template <class Args, class Make>
-void start_blocks(void (*kernel)(Args, BlockPlan, char*), const Args& args, const Launch& to,
-                  Make make) {
-  const BlockPlan plan = plan_block(args.n, to.device, make);
-  launch(kernel, {args.n.B}, plan.threads, plan.shared, to.stream, args, plan,
-         static_cast<char*>(to.workspace));
 }
 
 }  // namespace kanerva::cuda

@@ -1,4 +1,5 @@
-// statistics, forward and backward: (R, U) -> (U^-1 R, U^-1), one block per memory, in float64.
+// statistics, forward and backward: (R, U) -> (U^-1 R, U^-1), one block or team per memory, in
+// float64.
 //
 // Floor at B = 16, K = 32, C = 100: 0.6 MB in and out, 0.2 us at 3 TB/s; launch 2 to 3 us and a
 // chain of K pivots, 3 us: latency binds. Not measured on a GPU yet.
@@ -27,7 +28,7 @@ __global__ void __launch_bounds__(256, 1)
                       const __grid_constant__ BlockPlan plan, char* workspace) {
   const int64_t b = blockIdx.x;
   const int K = int(args.n.K), C = int(args.n.C);
-  Arena arena = arena_of(plan, workspace, b);
+  Arena arena = enter(plan, workspace, b);
   const Buffers m(arena, K, C);
   load(args.cov, b, 0, 0, K, K, m.system);
   load(args.mean, b, 0, 0, K, C, m.R);
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(256, 1)
                                const __grid_constant__ BlockPlan plan, char* workspace) {
   const int64_t b = blockIdx.x;
   const int K = int(args.n.K), C = int(args.n.C);
-  Arena arena = arena_of(plan, workspace, b);
+  Arena arena = enter(plan, workspace, b);
   const Buffers m(arena, K, C);
   const Mat<double> gS = m.R, dR = m.S, gP = m.system, dU = m.factor;
   load(args.precision, b, 0, 0, K, K, m.P);
@@ -70,26 +71,30 @@ __global__ void __launch_bounds__(256, 1)
   store(args.d_cov, b, 0, 0, K, K, gP);
 }
 
-auto layout(const Sizes& n) {
-  return [n](Arena& arena, int) { Buffers(arena, int(n.K), int(n.C)); };
+BlockPlan plan_of(const Sizes& n, const Device& device) {
+  const int K = int(n.K), C = int(n.C);
+  const double squares = double(K) * double(K);
+  return plan_block(
+      n, device, [&](Arena& arena, int) { Buffers(arena, K, C); },
+      [&](int) -> Work { return {squares * (2.0 * K + C), K + 10.0}; });
 }
 
 }  // namespace
 
 size_t statistics_workspace(const StatisticsArgs& args, const Device& device) {
-  return workspace_of_blocks(args, device, layout(args.n));
+  return workspace_of(args.n, plan_of(args.n, device));
 }
 
 void statistics(const StatisticsArgs& args, const Launch& to) {
-  start_blocks(statistics_kernel, args, to, layout(args.n));
+  start(statistics_kernel, args, to, plan_of(args.n, to.device));
 }
 
 size_t statistics_backward_workspace(const StatisticsBackwardArgs& args, const Device& device) {
-  return workspace_of_blocks(args, device, layout(args.n));
+  return workspace_of(args.n, plan_of(args.n, device));
 }
 
 void statistics_backward(const StatisticsBackwardArgs& args, const Launch& to) {
-  start_blocks(statistics_backward_kernel, args, to, layout(args.n));
+  start(statistics_backward_kernel, args, to, plan_of(args.n, to.device));
 }
 
 }  // namespace kanerva::cuda

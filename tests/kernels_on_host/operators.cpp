@@ -263,7 +263,7 @@ int main(int count, char** arguments) {
   for (const Setting& setting : {Setting{"232448", "-1"}, {"20000", "-1"}, {"232448", "0"}}) {
     setenv("KANERVA_HOST_SHARED_BYTES", setting.shared, 1);
     setenv("KANERVA_HOST_TEAM_WORK", setting.team_work, 1);
-    setenv("KANERVA_HOST_PROCESSORS", setting.team_work[0] == '0' ? "4" : "132", 1);
+    setenv("KANERVA_HOST_PROCESSORS", setting.team_work[0] == '0' ? "3" : "132", 1);
     write(Dtype::float32, {2, 37, 19, 23}, 1.0, false, true, M::automatic);
     write(Dtype::float32, {1, 20, 33, 70}, 1e-3, true, true, M::automatic);
     write(Dtype::float32, {1, 5, 9, 200}, 1.0, false, false, M::automatic);
@@ -275,6 +275,7 @@ int main(int count, char** arguments) {
     recall(Dtype::float32, {2, 37, 11, 21}, 1.0);
     recall(Dtype::float64, {1, 9, 21, 6}, 1e-3);
     recall(Dtype::float32, {1, 3, 35, 40}, 1e-6);
+    recall(Dtype::float32, {1, 5, 66, 70}, 100.0);  // products in tiles of a team
     beliefs(Dtype::float32, {2, 0, 35, 9});
     beliefs(Dtype::float64, {1, 0, 1, 1});
   }

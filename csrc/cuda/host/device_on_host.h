@@ -144,6 +144,41 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
                                       unsigned(source >= lane / width * width ? source : lane));
 }
 
+namespace kanerva::cuda {
+namespace host {
+KANERVA_UNSEEN inline float* factors_of(unsigned lane) {
+  return active->current->block->warps[active->current->index.x / kWarp].factors[lane];
+}
+}  // namespace host
+
+inline float round_to_tf32(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (std::isfinite(x)) bits = (bits + 0x1000u) & ~0x1fffu;
+  std::memcpy(&x, &bits, sizeof bits);
+  return x;
+}
+
+// Lanes exchange their factors behind the sanitizers' back: between two operations of the warp.
+KANERVA_UNSEEN inline void multiply_add_tf32(float (&sum)[4], const float (&a)[4],
+                                             const float (&b)[2]) {
+  const unsigned lane = unsigned(host::lane()), g = lane / 4, t = lane % 4;
+  float* own = host::factors_of(lane);
+  for (int i = 0; i < 6; ++i) own[i] = i < 4 ? a[i] : b[i - 4];
+  __syncwarp();
+  for (unsigned k = 0; k < 8; ++k) {
+    const float *left = host::factors_of(4 * g + k % 4), *first = host::factors_of(8 * t + k % 4),
+                *second = host::factors_of(8 * t + 4 + k % 4);
+    for (unsigned r = 0; r < 2; ++r) {
+      const float x = left[2 * (k / 4) + r];
+      sum[2 * r] += x * first[4 + k / 4];
+      sum[2 * r + 1] += x * second[4 + k / 4];
+    }
+  }
+  __syncwarp();
+}
+}  // namespace kanerva::cuda
+
 // The blocks that count are ordered by it: kernels have a __threadfence beside it.
 template <class T>
 T atomicAdd(T* address, T value) {

@@ -94,6 +94,7 @@ struct Warp {
   unsigned arrived[kWarp] = {}, epoch[kWarp] = {};  // per lowest lane of an operation
   char order[kWarp][2] = {};
   unsigned turn = 0;
+  float factors[kWarp][6];  // of a product in tensor cores
 };
 
 struct Block {

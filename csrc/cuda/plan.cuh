@@ -1,0 +1,104 @@
+// How a kernel is started for its memories: one block each, or a team of blocks where a memory is
+// large.
+#pragma once
+
+#include "launchers.h"
+#include "tiles.cuh"
+
+namespace kanerva::cuda {
+
+// What one memory costs: multiply-adds, and barriers of its team.
+struct Work {
+  double operations, barriers;
+};
+
+// The most blocks a memory's team can have: the processors that the memories leave it, or as many
+// as its largest matrix has tiles for threads.
+inline int most_blocks(const Sizes& n, const Device& device) {
+  if (device.shared_per_block < sizeof(TileMemory)) return 1;
+  const int64_t wide = n.C > n.K ? n.C : n.K, tiles = (n.K * wide + 4095) / 4096;
+  int64_t most = device.processors;
+  if (device.team_work < 0.0) {  // else teams are asked for, and run one after another
+    most /= n.B > 0 ? n.B : 1;
+    most = most < tiles ? most : tiles;
+  }
+  return int(most < kMostBlocks ? most : kMostBlocks);
+}
+
+// Whether a team of `blocks` is faster by count than one block that does `alone` multiply-adds. A
+// block does about 64 a clock, 1e11 a second: product() loads 8 numbers of shared memory for 16 of
+// them. A barrier of a team takes about 2 us, as long as 2e5; those of a block are not counted.
+inline bool team_pays(const Work& work, int blocks, double alone, const Device& device) {
+  constexpr double barrier = 2e5;
+  if (blocks < 2) return false;
+  if (device.team_work >= 0.0) return work.operations >= device.team_work;
+  return work.operations / double(blocks) + barrier * work.barriers < alone;
+}
+
+// Threads of a block whose largest matrix has so many elements.
+inline int threads_for(int64_t elements) {
+  return elements <= 1024 ? 64 : elements <= 4096 ? 128 : 256;
+}
+
+// Shared memory of a block: that of its matrices or, in a team, of tiles.
+inline size_t shared_bytes(int team, size_t matrices) {
+  return team > 1 ? sizeof(TileMemory) : matrices;
+}
+
+struct BlockPlan {
+  int tile = 1;  // queries at a time
+  int team = 1;  // blocks per memory
+  int threads = 64;
+  size_t shared = 0, global = 0;  // bytes of scratch memory per block, or per team
+  size_t teams = 0;               // bytes at the start of the workspace, for the teams
+};
+
+// make(arena, tile) requests the buffers of a memory from the arena; work(tile) is its Work.
+template <class Make, class Count>
+BlockPlan plan_block(const Sizes& n, const Device& device, Make make, Count work) {
+  BlockPlan plan;
+  const auto layout = [&](size_t shared) {
+    Arena arena(nullptr, shared, nullptr);
+    make(arena, plan.tile);
+    return arena;
+  };
+  const int64_t T = n.T < 1 ? 1 : n.T;
+  constexpr int64_t longest = 32, shortest = 8, longest_of_team = 512;
+  const int blocks = most_blocks(n, device);
+  plan.tile = int(T < longest_of_team ? T : longest_of_team);
+  if (team_pays(work(plan.tile), blocks, work(longest).operations, device)) {
+    plan.team = blocks;
+    plan.threads = kTileThreads;
+    plan.global = layout(0).global_used();  // all of it: a block's shared memory is its own
+    plan.teams = size_t(n.B) * sizeof(TeamMemory);
+    return plan;
+  }
+  plan.tile = int(T < longest ? T : longest);
+  while (plan.tile > shortest && layout(device.shared_per_block).global_used() > 0)
+    plan.tile = (plan.tile + 1) / 2;
+  const Arena chosen = layout(device.shared_per_block);
+  plan.shared = chosen.shared_used();
+  plan.global = chosen.global_used();
+  plan.threads = threads_for(n.K * (n.C > n.K ? n.C : n.K));
+  return plan;
+}
+
+// What every thread of such a kernel calls first: the scratch memory of memory b.
+__device__ inline Arena enter(const BlockPlan& plan, char* workspace, int64_t b) {
+  join_team(reinterpret_cast<TeamMemory*>(workspace) + b);
+  return Arena(block_memory(), plan.shared, workspace + plan.teams + b * int64_t(plan.global));
+}
+
+inline size_t workspace_of(const Sizes& n, const BlockPlan& plan) {
+  return plan.teams + size_t(n.B) * plan.global;
+}
+
+template <class Args>
+void start(void (*kernel)(Args, BlockPlan, char*), const Args& args, const Launch& to,
+           const BlockPlan& plan) {
+  if (plan.teams > 0) clear(to.workspace, plan.teams, to.stream);
+  launch(kernel, {args.n.B, 1, plan.team}, plan.threads, shared_bytes(plan.team, plan.shared),
+         to.stream, args, plan, static_cast<char*>(to.workspace));
+}
+
+}  // namespace kanerva::cuda
