@@ -39,4 +39,15 @@ __device__ __noinline__ bool factorise(int n, Mat<T> s, Mat<T> g, T* pivots) {
   return true;
 }
 
+// A lower estimate of the condition of s = F F', from its pivots: the same in every thread.
+template <class T>
+__device__ inline double pivot_condition(int n, const T* pivots) {
+  double low = kInfinite, high = 0.0;
+  for (int i = 0; i < n; ++i) {
+    low = fmin(low, double(pivots[i]));
+    high = fmax(high, double(pivots[i]));
+  }
+  return n > 0 ? high / low : 1.0;
+}
+
 }  // namespace kanerva::cuda

@@ -53,10 +53,9 @@ __host__ __device__ inline bool information_serves(const BayesWriteArgs& args, i
 // Steps of item b that the mask keeps: the same in every thread.
 __device__ inline int64_t kept_steps(const BayesWriteArgs& args, int64_t b) {
   if (args.mask.data == nullptr) return args.n.T;
-  const bool* mask = static_cast<const bool*>(args.mask.data);
   double count = 0.0;
   for (int64_t t = thread(); t < args.n.T; t += threads())
-    count += mask[offset(args.mask, b, t, 0)] ? 1.0 : 0.0;
+    count += keeps_step(args.mask, b, t) ? 1.0 : 0.0;
   return int64_t(team_sum(count));
 }
 
@@ -68,8 +67,7 @@ __device__ inline bool load_scales(const BayesWriteArgs& args, int64_t b, int64_
                                    const Information<F>& m, double& logs) {
   bool bad = false;
   for (int t = thread(); t < L; t += threads()) {
-    const bool kept = args.mask.data == nullptr ||
-                      static_cast<const bool*>(args.mask.data)[offset(args.mask, b, first + t, 0)];
+    const bool kept = keeps_step(args.mask, b, first + t);
     const double v = kept ? scalar(args.noise_var, b, first + t) : 1.0;
     bad = bad || !(v > 0.0 && v <= 1e300);
     m.kept[t] = kept;
@@ -126,12 +124,7 @@ __device__ __noinline__ Outcome solve_covariance(const BayesWriteArgs& args, int
     sync();
     return Outcome::harder;
   }
-  double low = kInfinite, high = 0.0;
-  for (int k = 0; k < K; ++k) {
-    low = fmin(low, double(m.pivots[k]));
-    high = fmax(high, double(m.pivots[k]));
-  }
-  if (!(high <= low * condition)) return Outcome::harder;
+  if (!(pivot_condition(K, m.pivots) <= condition)) return Outcome::harder;
   for (int k = thread(); k < K; k += threads()) logs += log(double(m.pivots[k]));
   product<false, false>(K, K, K, m.Y, m.U, [&](int i, int j, F x) { m.N(i, j) = x; });
   sync();

@@ -19,14 +19,10 @@ template <class F>
 __device__ inline SpdFacts invert_spd(int n, Mat<F> s, Mat<F> factor, Mat<F> inverse, F* pivots) {
   SpdFacts facts;
   if (!factorise(n, s, factor, pivots)) return facts;
-  double logs = 0.0, low = kInfinite, high = 0.0;
+  double logs = 0.0;
   for (int i = thread(); i < n; i += threads()) logs += log(double(pivots[i]));
-  for (int i = 0; i < n; ++i) {
-    low = fmin(low, double(pivots[i]));
-    high = fmax(high, double(pivots[i]));
-  }
   facts.log_det = team_sum(logs);
-  facts.condition = n > 0 ? high / low : 1.0;
+  facts.condition = pivot_condition(n, pivots);
   product<true, false>(n, n, n, factor, factor, [&](int i, int j, F x) { inverse(i, j) = x; });
   sync();
   facts.ok = true;

@@ -97,17 +97,18 @@ __device__ __noinline__ inline void multiply_tile(const TileFactor a, const Tile
   __syncthreads();
 }
 
+__host__ __device__ inline int tiles_of(int n) { return (n + kTileSide - 1) / kTileSide; }
+
 // Whether a product of m x n is shared well by the blocks in tiles.
 __device__ inline bool fills_tiles(int m, int n) {
-  const int tiles = ((m + kTileSide - 1) / kTileSide) * ((n + kTileSide - 1) / kTileSide);
-  return !alone() && block_threads() == kTileThreads && 2 * tiles >= blocks();
+  return !alone() && block_threads() == kTileThreads && 2 * tiles_of(m) * tiles_of(n) >= blocks();
 }
 
 // store(i, j, sum over p of a(i, p) b(j, p)), tile by tile.
 template <class Store>
 __device__ inline void product_in_tiles(const TileFactor& a, const TileFactor& b, int k,
                                         Store store) {
-  const int mt = (a.rows + kTileSide - 1) / kTileSide, nt = (b.rows + kTileSide - 1) / kTileSide;
+  const int mt = tiles_of(a.rows), nt = tiles_of(b.rows);
   for (int tile = block_rank(); tile < mt * nt; tile += blocks()) {
     const int i0 = tile / nt * kTileSide, j0 = tile % nt * kTileSide;
     multiply_tile(a, b, i0, j0, k);

@@ -14,6 +14,11 @@ enum class Outcome : int { done, harder, failed };
 
 constexpr double kNoLimit = kInfinite;
 
+// Whether the mask, if there is one, keeps step t of item b.
+__device__ inline bool keeps_step(const View& mask, int64_t b, int64_t t) {
+  return mask.data == nullptr || static_cast<const bool*>(mask.data)[offset(mask, b, t, 0)];
+}
+
 template <class F>
 struct Chunk {
   double *noise, *decay;  // n_t = v_t b_t; b_t
@@ -43,8 +48,7 @@ __device__ __noinline__ bool load_chunk(const Args& args, int64_t b, int64_t fir
                                         const Chunk<F>& c) {
   bool bad = false;
   for (int t = thread(); t < L; t += threads()) {
-    const bool kept = args.mask.data == nullptr ||
-                      static_cast<const bool*>(args.mask.data)[offset(args.mask, b, first + t, 0)];
+    const bool kept = keeps_step(args.mask, b, first + t);
     const double v = kept ? scalar(args.noise_var, b, first + t) : 1.0;
     const double g = kept && args.decay.data != nullptr ? scalar(args.decay, b, first + t) : 1.0;
     bad = bad || !(v > 0.0 && v <= 1e300 && g > 0.0 && g <= 1.0);
