@@ -1,9 +1,10 @@
-"""All that a machine with a GPU can say of the CUDA backend, in under 8 minutes.
+"""All that a machine with a GPU can say of the CUDA and Triton backends, in under 8 minutes.
 
     python benchmarks/gpu_check.py [--quick]
 
 Builds and installs the package into this interpreter's environment, runs the tests of the operators
-on the GPU, compute-sanitizer where it is found, CUDA graphs, determinism and the benchmarks. Every
+on the GPU, compute-sanitizer where it is found, CUDA graphs, determinism and the benchmarks, and
+all but the sanitizer for Triton's kernels too, which are compiled as they are first called. Every
 part runs in a process of its own with a time limit; one that fails is recorded and the rest goes
 on. Leaves benchmarks/results/gpu-<device>-<torch>-<commit>.json and prints it as a table.
 """
@@ -27,6 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("bayes_write", "solve_addresses", "read", "recall", "memory_kl", "statistics")
 TOTAL = 470.0  # seconds for everything
+TRITON = {"KANERVA_BACKEND": "triton"}
 TAIL = 3000  # characters of a part's output that are kept
 
 
@@ -50,12 +52,13 @@ def parts(quick: bool, sanitizer: str | None, arch_list: str | None) -> list[Par
     tests = [f"tests/test_{name}.py" for name in TESTS]
     # Compiling graphs takes minutes and tells nothing of the kernels.
     chosen = "not compile and not opcheck" + (" and not gradcheck" if quick else "")
+    # -I: the checkout is not on the path, so that the installed package is tested.
+    pytest = (sys.executable, "-I", "-m", "pytest", "-q", "-k")
     found = [
         Part("build", (sys.executable, *install), 150, build),
-        # -I: the checkout is not on the path, so that the installed package is tested.
         Part(
             "tests",
-            (sys.executable, "-I", "-m", "pytest", "-q", "-k", chosen, *tests),
+            (*pytest, chosen, *tests),
             60 if quick else 150,
             {"KANERVA_TEST_DEVICE": "cuda"},
         ),
@@ -64,6 +67,16 @@ def parts(quick: bool, sanitizer: str | None, arch_list: str | None) -> list[Par
         own("ceilings", 30, quick),
         own("write", 40 if quick else 90, quick),
         own("solve", 30 if quick else 60, quick),
+        own("graphs", 60, quick, "graphs_triton", env=TRITON),
+        own("determinism", 60, quick, "determinism_triton", env=TRITON),
+        own("write", 40 if quick else 90, quick, "write_triton", env=TRITON),
+        own("solve", 30 if quick else 60, quick, "solve_triton", env=TRITON),
+        Part(
+            "tests_triton",
+            (*pytest, f"{chosen} and not gradcheck", *tests),
+            60 if quick else 150,
+            {"KANERVA_TEST_DEVICE": "cuda", **TRITON},
+        ),
     ]
     if sanitizer:
         for tool in ("memcheck", "racecheck"):
@@ -72,11 +85,22 @@ def parts(quick: bool, sanitizer: str | None, arch_list: str | None) -> list[Par
     return found
 
 
-def own(part: str, limit: float, quick: bool, name: str = "", before: tuple[str, ...] = ()) -> Part:
+def own(
+    part: str,
+    limit: float,
+    quick: bool,
+    name: str = "",
+    before: tuple[str, ...] = (),
+    env: dict[str, str] | None = None,
+) -> Part:
     """A part of gpu_parts.py."""
     command = (*before, sys.executable, str(Path(__file__).resolve()), "--part", part)
     return Part(
-        name or part, (*command, "--quick") if quick else command, limit, writes_result=True
+        name or part,
+        (*command, "--quick") if quick else command,
+        limit,
+        env or {},
+        writes_result=True,
     )
 
 
@@ -182,9 +206,9 @@ def render(report: dict[str, object]) -> str:
     ]
     for name, record in records.items():
         last = str(record["output"]).strip().splitlines()[-1:] or [""]
-        note = last[0][:90] if name == "tests" or not record["ok"] else ""
+        note = last[0][:90] if name.startswith("tests") or not record["ok"] else ""
         state = "ok" if record["ok"] else "FAILED"
-        lines.append(f"  {name:<12} {state:<6} {record['seconds']:>6.1f} s  {note}".rstrip())
+        lines.append(f"  {name:<18} {state:<6} {record['seconds']:>6.1f} s  {note}".rstrip())
     ceilings = (records.get("ceilings") or {}).get("result")
     if ceilings:
         lines += [
@@ -192,16 +216,21 @@ def render(report: dict[str, object]) -> str:
             f"copy {ceilings['copy_gb_per_s']:.0f} GB/s, "
             f"float32 matrix product {ceilings['float32_tflops']:.1f} TFLOP/s",
         ]
-    rows = [r for n in ("write", "solve") for r in (records.get(n) or {}).get("result") or ()]
+    rows = [
+        (row, suffix.replace("_", " "))
+        for suffix in ("", "_triton")
+        for n in ("write", "solve")
+        for row in (records.get(n + suffix) or {}).get("result") or ()
+    ]
     if rows:
-        lines += ["", f"{'':<30}{'B, T, K, C':<22}{'graph us':>12}{'eager us':>12}{'error':>10}"]
-    for row in rows:
-        name = row["operator"] + (" +backward" if "backward" in row["direction"] else "")
+        lines += ["", f"{'':<36}{'B, T, K, C':<22}{'graph us':>12}{'eager us':>12}{'error':>10}"]
+    for row, suffix in rows:
+        name = row["operator"] + (" +backward" if "backward" in row["direction"] else "") + suffix
         shape = ", ".join(map(str, row["shape"]))
         times = "".join(
             f"{row[key]:>12.1f}" if key in row else f"{'-':>12}" for key in ("graph_us", "eager_us")
         )
-        lines.append(f"{name:<30}{shape:<22}{times}{row['error']:>10.1e}")
+        lines.append(f"{name:<36}{shape:<22}{times}{row['error']:>10.1e}")
     return "\n".join(lines)
 
 

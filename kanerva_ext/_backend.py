@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
+from . import _choice
+
 NAMES = ("auto", "cpu", "cuda", "triton", "reference")
 AVAILABLE = "available"
-_LATER = (
-    'the {name} backend is not part of this release yet; use backend="auto" (which runs the '
-    "PyTorch reference on GPU tensors) or move the tensors to the CPU"
-)
-
 #: What ``backend="auto"`` means in every public function; set by `use_backend`.
 default = "auto"
-#: Whether a call with ``backend="auto"`` has to ask `wants_reference`; False where it may not cost.
+#: Whether a call with ``backend="auto"`` has to ask `choose`; False where it may not cost.
 routed = False
 #: Name of each backend -> "available" or why it is missing.
 _status: dict[str, str] = {
     "cpu": "the C++ library has not been loaded",
     "cuda": "",  # found out when it is asked for, see _reason
-    "triton": _LATER.format(name="triton"),
+    "triton": "it has not been looked for",
     "reference": AVAILABLE,
 }
 _warned: set[str] = set()
 #: Index of each GPU that the CUDA library has no code for -> why; None: not looked at yet.
 _unserved: dict[int, str] | None = None
+#: Whether Triton's interpreter stands in for a GPU, so that CPU tensors are taken.
+interpreted = False
 
 
 def check_name(name: object, where: str = "backend") -> str:
@@ -65,7 +66,32 @@ def load() -> None:
         )
     else:
         _load_library("cuda", library)
+    _find_triton()
+    gpus = torch.version.cuda or torch.version.hip
+    if gpus and _status["triton"] == AVAILABLE and _status["cuda"] != AVAILABLE:
+        from .ops import _library
+
+        _library.serve_gpus_by_triton()
     _route()
+
+
+def _find_triton() -> None:
+    """Whether Triton is there; it is imported with the first call that it serves."""
+    global interpreted
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+    if importlib.util.find_spec("triton") is None:
+        _status["triton"] = (
+            "Triton is not installed; it comes with PyTorch for GPUs on Linux, and otherwise with "
+            'pip install "triton>=3.6"'
+        )
+    elif not (interpreted or torch.version.cuda or torch.version.hip):
+        _status["triton"] = (
+            f"torch {torch.__version__} has no GPU support; install a PyTorch with CUDA or ROCm, "
+            "or set TRITON_INTERPRET=1 before Python starts to run the kernels in Triton's "
+            "interpreter, on the CPU and slowly"
+        )
+    else:
+        _status["triton"] = AVAILABLE
 
 
 def _load_library(name: str, library: Path) -> None:
@@ -102,8 +128,10 @@ def _reason(name: str) -> str:
 
 def _route() -> None:
     global routed
-    unsure = _status["cuda"] == AVAILABLE and (_unserved is None or bool(_unserved))
-    routed = default != "auto" or unsure
+    cuda = _status["cuda"] == AVAILABLE
+    unsure = cuda and (_unserved is None or bool(_unserved))
+    both = cuda and _status["triton"] == AVAILABLE and bool(_choice.RULES)
+    routed = default != "auto" or unsure or both
 
 
 def serves_capability(capability: tuple[int, int], archs: list[str]) -> bool:
@@ -196,31 +224,48 @@ class use_backend:
         _route()
 
 
-def wants_reference(backend: str, device: torch.device) -> bool:
-    """Whether the PyTorch reference serves the call; a RuntimeError if ``backend`` cannot."""
+def choose(backend: str, operator: str, device: torch.device, shape: Sequence[int]) -> str:
+    """Who serves a call whose mean (B, K, C) has this ``shape``: "native" (compiled, registered for
+    the device), "triton" or "reference". A RuntimeError if ``backend`` cannot.
+    """
     check_name(backend)
     if backend == "auto":
         backend = default
-    if backend == "reference":
-        return True
     if backend == "auto":
-        if device.type != "cuda" or _status["cuda"] != AVAILABLE:
-            return False
-        why = _why_unserved(device)
-        if why:
-            _warn_once(f"cuda:{device.index}", "the call", why)
-        return bool(why)
-    _require(backend)
-    if device.type != backend:
+        return _choose_for(operator, device, shape)
+    if backend != "reference":
+        _require(backend)
+        _check_device(backend, device)
+    return backend if backend in ("reference", "triton") else "native"
+
+
+def _choose_for(operator: str, device: torch.device, shape: Sequence[int]) -> str:
+    if device.type != "cuda" or _status["cuda"] != AVAILABLE:
+        return "native"
+    triton = _status["triton"] == AVAILABLE
+    why = _why_unserved(device)
+    if why and not triton:
+        _warn_once(f"cuda:{device.index}", "the call", why)
+        return "reference"
+    if triton and (why or _choice.prefers_triton(operator, shape)):
+        return "triton"
+    return "native"
+
+
+def _check_device(backend: str, device: torch.device) -> None:
+    serves = {"triton": "cuda"}.get(backend, backend)
+    if device.type != serves and not (backend == "triton" and device.type == "cpu" and interpreted):
+        more = ""
+        if backend == "triton":
+            more = " (and cpu tensors if TRITON_INTERPRET=1 was set before Python started)"
         raise RuntimeError(
-            f'backend="{backend}" serves {backend} tensors, got tensors on {device}; move them '
-            'or use backend="auto"'
+            f'backend="{backend}" serves {serves} tensors{more}, got tensors on {device}; '
+            'move them or use backend="auto"'
         )
     if backend == "cuda":
         why = _why_unserved(device)
         if why:
             raise RuntimeError(f'backend="cuda" cannot serve this GPU: {why}')
-    return False
 
 
 def warn_reference(operator: str, device: torch.device) -> None:
@@ -231,7 +276,7 @@ def warn_reference(operator: str, device: torch.device) -> None:
         return
     cause = f"no compiled kernels for {device.type} tensors"
     if device.type == "cuda":
-        cause += f": {_reason('cuda')}"
+        cause += f": {_reason('cuda')}; {_reason('triton')}"
     _warn_once(device.type, operator, cause)
 
 

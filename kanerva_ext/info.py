@@ -19,7 +19,7 @@ import kanerva_ext
 from . import _backend
 from ._version import __version__
 
-VARIABLES = ("KANERVA_BACKEND", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+VARIABLES = ("KANERVA_BACKEND", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET")
 REBUILD = "pip install --force-reinstall --no-deps ."
 REBUILD_CUDA = f"KANERVA_CUDA=1 {REBUILD}"
 
@@ -83,6 +83,8 @@ def collect() -> dict[str, Any]:
 def advice(info: dict[str, Any]) -> list[str]:
     """How to get what is missing, for a dict from ``collect``."""
     build, found = info["build"], []
+    triton = info["backends"]["triton"] == _backend.AVAILABLE
+    substitute = "the Triton kernels" if triton else "plain PyTorch"
     if build is None:
         found.append(
             "The compiled libraries are missing or do not load, so everything runs as plain "
@@ -103,12 +105,12 @@ def advice(info: dict[str, Any]) -> list[str]:
     if info["torch_cuda"] and not build["cuda"]:
         found.append(
             f"This PyTorch has CUDA {info['torch_cuda']}, but kanerva_ext was built without it "
-            f"({build['cuda_reason']}), so that tensors on a GPU are served by plain PyTorch. With "
+            f"({build['cuda_reason']}), so that tensors on a GPU are served by {substitute}. With "
             f"the CUDA toolkit's nvcc on PATH, run `{REBUILD_CUDA}` in the source tree."
         )
     found += [
         f"{why}: set TORCH_CUDA_ARCH_LIST to its capability (8.0 or later) and run "
-        f"`{REBUILD_CUDA}` in the source tree; until then plain PyTorch serves it."
+        f"`{REBUILD_CUDA}` in the source tree; until then {substitute} serve it."
         for why in info["unserved_gpus"]
     ]
     return found

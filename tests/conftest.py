@@ -20,6 +20,10 @@ def pytest_configure(config):
         import kanerva_ext  # noqa: F401 - defines the operators
 
         torch.ops.load_library(os.environ["KANERVA_TEST_LIBRARY"])
+    if "TRITON_INTERPRET" in os.environ:
+        import interpreter
+
+        interpreter.patch_language_once()
     torch.set_num_threads(2)
     # Deterministic mode fills the results of torch.empty, in C++ too.
     torch.use_deterministic_algorithms(True)

@@ -125,7 +125,7 @@ class DerivativeChecks(OperatorBase):
                     for t, d in zip(tensors, tangents, strict=True)
                 )
             )
-        raw = getattr(torch.ops.kanerva, self.name).default
+        raw = self.raw_operator()
         with pytest.raises(RuntimeError, match=f"kanerva_ext.ops|{self.name}"):
             torch.func.jvp(
                 lambda *ts: raw(*self.raw_args({**args, **dict(zip(args, ts, strict=True))})),
@@ -162,16 +162,16 @@ class DerivativeChecks(OperatorBase):
         t, k, c = sizes
         for optional in self.optionals:
             args = self.raw_args(self.arguments((2,), t, k, c, dtype, grad, optional))
-            raw = getattr(torch.ops.kanerva, self.name).default
+            raw = self.raw_operator()
             torch.library.opcheck(raw, args)
 
     def test_opcheck_of_the_gradient(self):
         for optional in self.optionals:
             args = self.raw_args(self.arguments(optional=optional))
-            results = getattr(torch.ops.kanerva, self.name).default(*args)
+            results = self.raw_operator()(*args)
             results = results if isinstance(results, tuple) else (results,)
             saved = [results[i] for i in self.saved_outputs]
-            raw = getattr(torch.ops.kanerva, f"{self.name}_backward").default
+            raw = self.raw_operator("_backward")
             grads = [torch.randn_like(r) for r in results]
             torch.library.opcheck(raw, (*grads, *args, *saved))
             for i in range(len(grads) if len(grads) > 1 else 0):

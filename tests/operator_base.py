@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from helpers import symmetric
 
 import kanerva_ext
 
 STATE, DATA, NOISE, RIDGE, MASK = "state", "data", "noise", "ridge", "mask"
+NAMESPACE = (
+    torch.ops.kanerva_triton if os.environ.get("KANERVA_BACKEND") == "triton" else torch.ops.kanerva
+)
 NATIVE = kanerva_ext.backends()[torch.get_default_device().type] == "available"
 
 
@@ -66,7 +71,10 @@ class OperatorBase:
 
     def raw(self, args: dict):
         """The raw operator on the same arguments (one batch dimension)."""
-        return getattr(torch.ops.kanerva, self.name).default(*self.raw_args(args))
+        return self.raw_operator()(*self.raw_args(args))
+
+    def raw_operator(self, suffix: str = ""):
+        return getattr(NAMESPACE, self.name + suffix).default
 
     def raw_args(self, args: dict) -> tuple:
         return (*(args.get(n) for n in self.raw_order or self.kinds), *self.raw_tail)

@@ -1,3 +1,4 @@
+import importlib.util
 import warnings
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import torch
 from helpers import run_python
 
 import kanerva_ext
-from kanerva_ext import _backend, ops
+from kanerva_ext import _backend, _choice, ops
 
 ARGS = (torch.zeros(1, 2, 3), torch.eye(2)[None], torch.ones(1, 1, 2))
 
@@ -22,7 +23,7 @@ def test_backends_names_every_backend_with_its_state():
     status = kanerva_ext.backends()
     assert set(status) == {"cpu", "cuda", "triton", "reference"}
     assert status["reference"] == "available"
-    assert "not part of this release" in status["triton"]
+    assert status["triton"]
     assert status["cuda"]
     status["cpu"] = "changed"
     assert kanerva_ext.backends()["cpu"] != "changed"
@@ -69,7 +70,7 @@ def test_wrong_names():
         with pytest.raises(error, match="name must be"):
             kanerva_ext.use_backend(name)
     missing = [n for n, status in kanerva_ext.backends().items() if status != "available"]
-    assert "triton" in missing
+    assert "cuda" in missing or torch.version.cuda
     for name in missing:
         with pytest.raises(RuntimeError, match=f'"{name}" is not available: '):
             kanerva_ext.use_backend(name)
@@ -112,8 +113,11 @@ def test_environment_variable():
         "import torch\nfrom kanerva_ext import ops\n"
         "ops.solve_addresses(torch.eye(2)[None], torch.eye(2)[None], 1.0)",
         KANERVA_BACKEND="triton",
+        TRITON_INTERPRET="0",
     )
-    assert "not part of this release yet" in later.stderr
+    assert later.returncode != 0
+    # Where torch has GPUs, Triton is available, but not for CPU tensors.
+    assert "has no GPU support" in later.stderr or "TRITON_INTERPRET=1" in later.stderr
 
 
 def test_a_broken_library_is_reported(tmp_path, monkeypatch):
@@ -149,6 +153,10 @@ def pretend(monkeypatch, capabilities, archs):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
     monkeypatch.setattr(_backend, "_build_info", lambda: {"cuda_archs": archs})
+
+
+def choice(backend, device, shape=(2, 3, 4)):
+    return _backend.choose(backend, "read", device, shape)
 
 
 def test_cuda_library_is_loaded_only_where_torch_has_cuda(cuda_package, monkeypatch):
@@ -216,30 +224,101 @@ def test_a_gpu_that_no_code_was_built_for(cuda_package, monkeypatch):
     _backend.load()
     new, old = torch.device("cuda", 0), torch.device("cuda", 1)
     assert _backend.routed
-    assert not _backend.wants_reference("auto", torch.device("cpu"))
+    assert choice("auto", torch.device("cpu")) == "native"
     assert _backend._unserved is None, "CPU tensors start no GPU"
-    assert not _backend.wants_reference("auto", new)
+    assert choice("auto", new) == "native"
+    monkeypatch.setitem(_backend._status, "triton", "it is not installed")
     with pytest.warns(
         RuntimeWarning, match=r"7\.5, but the CUDA kernels were built for 8\.0, 9\.0a"
     ):
-        assert _backend.wants_reference("auto", old)
+        assert choice("auto", old) == "reference"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _backend.wants_reference("auto", old)
-    assert not _backend.wants_reference("cuda", new)
+        assert choice("auto", old) == "reference"
+        monkeypatch.setitem(_backend._status, "triton", "available")
+        assert choice("auto", old) == "triton"
+    assert choice("cuda", new) == "native"
     with pytest.raises(RuntimeError, match=r"cuda:1 \(GPU 1\) has compute capability 7\.5, but"):
-        _backend.wants_reference("cuda", old)
+        choice("cuda", old)
     assert _backend.routed, "the second GPU must go on being asked about"
 
 
 def test_gpus_are_looked_at_once(cuda_package, monkeypatch):
     pretend(monkeypatch, [(9, 0)], ["9.0a"])
     _backend.load()
-    assert not _backend.wants_reference("auto", torch.device("cuda", 0))
+    assert choice("auto", torch.device("cuda", 0)) == "native"
     assert not _backend.routed, "later calls must not pay for the check"
     with kanerva_ext.use_backend("reference"):
         assert _backend.routed
     assert not _backend.routed
+
+
+def test_measurements_choose_between_cuda_and_triton(cuda_package, monkeypatch):
+    pretend(monkeypatch, [(9, 0)], ["9.0a"])
+    rules = (
+        _choice.Rule("read", "cuda", "a file", slots=(0, 8), code=(4, 4)),
+        _choice.Rule("read", "triton", "a file", slots=(0, 8)),
+    )
+    monkeypatch.setattr(_choice, "RULES", rules)
+    _backend.load()
+    monkeypatch.setitem(_backend._status, "triton", "available")
+    device = torch.device("cuda", 0)
+    assert choice("auto", device, (2, 8, 5)) == "triton"
+    assert choice("auto", device, (2, 8, 4)) == "native", "the first rule that fits"
+    assert choice("auto", device, (2, 9, 5)) == "native", "what no rule names"
+    assert _backend.choose("auto", "recall", device, (2, 8, 5)) == "native"
+    assert _backend.routed
+    assert choice("cuda", device, (2, 8, 5)) == "native", "what is asked for is obeyed"
+    assert choice("triton", device, (2, 9, 5)) == "triton"
+
+
+def test_rules_are_backed_by_results():
+    results = Path(__file__).parent.parent / "benchmarks" / "results"
+    for rule in _choice.RULES:
+        assert rule.backend in ("cuda", "triton") and (results / rule.source).exists(), rule
+
+
+def test_where_triton_is_available(monkeypatch):
+    for name, status in _backend._status.items():
+        monkeypatch.setitem(_backend._status, name, status)
+    monkeypatch.setattr(_backend, "interpreted", False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    _backend._find_triton()
+    assert 'pip install "triton' in kanerva_ext.backends()["triton"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    _backend._find_triton()
+    assert "has no GPU support" in kanerva_ext.backends()["triton"]
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1 before Python starts"):
+        choice("triton", torch.device("cpu"))
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    _backend._find_triton()
+    assert kanerva_ext.backends()["triton"] == "available"
+    assert choice("triton", torch.device("cuda", 0)) == "triton"
+    with pytest.raises(RuntimeError, match=r"serves cuda tensors .*got tensors on cpu"):
+        choice("triton", torch.device("cpu"))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    _backend._find_triton()
+    assert choice("triton", torch.device("cpu")) == "triton"
+    with pytest.raises(RuntimeError, match="got tensors on meta"):
+        choice("triton", torch.device("meta"))
+
+
+def test_gpus_without_the_cuda_library_run_triton():
+    """In a process of its own: kernels for CUDA tensors stay registered."""
+    pytest.importorskip("triton")
+    show = """
+import torch
+torch.version.cuda = "13.0"  # as if this torch had it
+import kanerva_ext
+for namespace in ("kanerva", "kanerva_triton"):
+    for name in ("bayes_write", "bayes_write_backward", "read", "recall", "memory_kl"):
+        print(torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{name}", "CUDA"))
+"""
+    result = run_python(show, TRITON_INTERPRET="0")
+    assert result.stdout.split() == ["True"] * 10, result.stderr
 
 
 def test_import_is_lean():

@@ -22,6 +22,9 @@ def test_dry_run_names_every_part(capsys):
         assert word in text
     for name in ("graphs", "determinism", "ceilings", "write", "solve"):
         assert f"--part {name}" in text
+    for name in ("tests", "graphs", "determinism", "write", "solve"):
+        (line,) = (x for x in text.splitlines() if x.startswith(f"{name}_triton "))
+        assert "KANERVA_BACKEND=triton" in line and (name in line.split("KANERVA", 1)[1])
 
 
 def test_sanitizer_parts_where_the_tool_is():
@@ -77,10 +80,17 @@ def test_parts_on_the_cpu():
         "tests": {"ok": False, "seconds": 2.0, "output": "x\n1 failed, 2 passed", "result": None},
         "ceilings": {"ok": True, "seconds": 2.0, "output": "", "result": limits},
         "write": {"ok": True, "seconds": 2.0, "output": "", "result": rows},
+        "write_triton": {"ok": True, "seconds": 2.0, "output": "", "result": rows},
     }
     report = json.loads(json.dumps({"machine": gpu_check.describe(), "parts": records}))
     text = gpu_check.render(report)
-    for expected in ("bayes_write +backward", "2, 4, 3, 5", "1 failed, 2 passed", "GB/s"):
+    for expected in (
+        "bayes_write +backward",
+        "bayes_write +backward triton",
+        "2, 4, 3, 5",
+        "1 failed, 2 passed",
+        "GB/s",
+    ):
         assert expected in text
 
 

@@ -126,6 +126,17 @@ def test_advice(with_core, build, torch_cuda, expected):
         assert expected in found[0]
 
 
+@pytest.mark.parametrize(
+    ("triton", "expected"),
+    [("available", "served by the Triton kernels"), ("missing", "served by plain PyTorch")],
+)
+def test_advice_says_what_serves_gpus_without_cuda_kernels(with_core, triton, expected):
+    report = {**with_core(FakeCore()), "torch_cuda": "13.0"}
+    report["backends"] = {**report["backends"], "triton": triton}
+    (found,) = info.advice(report)
+    assert expected in found
+
+
 def test_advice_for_a_gpu_that_no_code_was_built_for(with_core):
     why = "cuda:0 (T4) has compute capability 7.5, but the CUDA kernels were built for 8.0"
     report = {**with_core(FakeCore(cuda=True)), "torch_cuda": "13.0", "unserved_gpus": [why]}

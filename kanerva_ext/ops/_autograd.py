@@ -1,6 +1,7 @@
 """Gradients, batching and routing of every operator, once for all.
 
-Two routes reach a raw operator ``kanerva::<name>``:
+Two routes reach a raw operator ``kanerva::<name>`` (and ``kanerva_triton::<name>``, the same for
+Triton):
 
 * the public functions go through `Operator`: in eager mode and under ``torch.func`` by a
   `torch.autograd.Function` with ``setup_context`` and ``vmap``, else straight to the raw operator;
@@ -38,25 +39,26 @@ class Operator:
         self, name: str, receivers: Sequence[int], saved_outputs: Sequence[int] = ()
     ) -> None:
         self.name = name
-        self.raw = getattr(torch.ops.kanerva, name).default
         self.reference = getattr(reference, name)
-        self.function = _differentiable(name, self.raw, receivers, saved_outputs)
-        # Function.apply binds its arguments by inspect.signature (10 us); its base class does not.
-        self._apply = super(torch.autograd.Function, self.function).apply
+        self._native = _Route(_library.NATIVE, name, receivers, saved_outputs)
+        self._triton = _Route(_library.TRITON, name, receivers, saved_outputs)
         self._grad_args = 1 + max(receivers)
 
     def __call__(self, backend: str, *args):
-        if (backend != "auto" or _backend.routed) and _backend.wants_reference(
-            backend, args[0].device
-        ):
-            return self.reference(*args)
+        route = self._native
+        if backend != "auto" or _backend.routed:
+            choice = _backend.choose(backend, self.name, args[0].device, args[0].shape)
+            if choice == "reference":
+                return self.reference(*args)
+            if choice == "triton":
+                route = self._triton
         if torch.compiler.is_compiling():
-            return self.raw(*args)
+            return route.raw(*args)
         if torch._C._are_functorch_transforms_active():
-            return self.function.apply(*args)
+            return route.function.apply(*args)
         if self._needs_grad(args) or forward_ad._current_level >= 0:
-            return self._apply(*args)
-        return _call_raw(self.raw, args)
+            return route.apply(*args)
+        return _call_raw(route.raw, args)
 
     def _needs_grad(self, args) -> bool:
         if torch.is_grad_enabled():
@@ -66,16 +68,30 @@ class Operator:
         return False
 
 
+class _Route:
+    """The raw operator of one namespace, and the Function over it."""
+
+    def __init__(
+        self, namespace: str, name: str, receivers: Sequence[int], saved_outputs: Sequence[int]
+    ) -> None:
+        self.raw = _library.raw(namespace, name)
+        self.function = _differentiable(namespace, name, self.raw, receivers, saved_outputs)
+        # Function.apply binds its arguments by inspect.signature (10 us); its base class does not.
+        self.apply = super(torch.autograd.Function, self.function).apply
+
+
 def _call_raw(raw, args):
     """Call a raw operator below its Autograd kernel, which is Python."""
     with torch._C._AutoDispatchBelowAutograd():
         return raw(*args)
 
 
-def _differentiable(name, raw, receivers, saved_outputs) -> type[torch.autograd.Function]:
+def _differentiable(
+    namespace, name, raw, receivers, saved_outputs
+) -> type[torch.autograd.Function]:
     """The Function of an operator, whose backward is the Function of its gradient."""
     arity, outputs = len(raw._schema.arguments), len(raw._schema.returns)
-    gradient_raw = getattr(torch.ops.kanerva, f"{name}_backward").default
+    gradient_raw = _library.raw(namespace, f"{name}_backward")
     last_receiver = outputs + receivers[-1]
     save, saved = _keeper(raw)
     save_gradient, saved_gradient = _keeper(gradient_raw)
@@ -85,6 +101,7 @@ def _differentiable(name, raw, receivers, saved_outputs) -> type[torch.autograd.
         return grads if args[last_receiver] is not None else grads[:-1]  # no decay, no gradient
 
     gradient = _make_function(
+        namespace,
         f"{name}_backward",
         gradient_raw,
         call_gradient,
@@ -109,7 +126,9 @@ def _differentiable(name, raw, receivers, saved_outputs) -> type[torch.autograd.
                     result[index] = grad
         return tuple(result) if arity > 1 else result[0]
 
-    return _make_function(name, raw, lambda *args: _call_raw(raw, args), setup_context, backward)
+    return _make_function(
+        namespace, name, raw, lambda *args: _call_raw(raw, args), setup_context, backward
+    )
 
 
 def _differentiate_reference(name: str, saved: Callable) -> Callable:
@@ -138,7 +157,9 @@ def _differentiate_reference(name: str, saved: Callable) -> Callable:
     return backward
 
 
-def _make_function(name, raw, forward, setup_context, backward) -> type[torch.autograd.Function]:
+def _make_function(
+    namespace, name, raw, forward, setup_context, backward
+) -> type[torch.autograd.Function]:
     """A Function over ``raw``, and the same formulas attached to ``torch.ops``."""
 
     def vmap(info, in_dims, *args):
@@ -162,13 +183,13 @@ def _make_function(name, raw, forward, setup_context, backward) -> type[torch.au
             isinstance(a, Tensor) and torch._C._functorch.is_gradtrackingtensor(a) for a in args
         ):
             raise RuntimeError(
-                f"torch.ops.kanerva.{name} does not go through torch.func.grad, vjp, jvp or "
+                f"torch.ops.{namespace}.{name} does not go through torch.func.grad, vjp, jvp or "
                 "jacrev, nor do these inside torch.compile; call the function of that name in "
                 "kanerva_ext.ops, outside torch.compile"
             )
         return apply(*args)
 
-    _library.library.impl(name, kernel, "Autograd")
+    _library.LIBRARIES[namespace].impl(name, kernel, "Autograd")
     torch.library.register_vmap(
         raw, lambda info, in_dims, *args: _fold_vmap(raw, info.batch_size, in_dims, args)
     )

@@ -1,13 +1,16 @@
-"""The raw operators ``torch.ops.kanerva.*``: schemas, shapes, and the kernel of last resort.
+"""The raw operators ``torch.ops.kanerva.*``: schemas, shapes, and the kernels that are Python.
 
 Raw arguments have exactly one batch dimension B, equal everywhere: mean (B, K, C), cov (B, K, K),
 weights (B, T, K), values and queries (B, T, C), noise_var, mask and decay (B, T), ridge (B,).
-Compiled libraries register kernels for their device when they are loaded; every other device runs
-the reference. Gradients are attached in `._autograd`.
+Compiled libraries register kernels for their device when they are loaded; GPUs without one run the
+Triton kernels, and every other device runs the reference. ``torch.ops.kanerva_triton.*`` are the
+same operators by Triton, whatever else serves the device. Gradients are attached in `._autograd`.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -39,7 +42,12 @@ statistics_backward(Tensor? grad_shift, Tensor? grad_precision, Tensor mean, Ten
     Tensor shift, Tensor precision) -> (Tensor, Tensor)
 """
 
-library = torch.library.Library("kanerva", "DEF")
+NATIVE, TRITON = "kanerva", "kanerva_triton"
+LIBRARIES = {name: torch.library.Library(name, "DEF") for name in (NATIVE, TRITON)}
+
+
+def raw(namespace: str, name: str) -> torch._ops.OpOverload:
+    return getattr(getattr(torch.ops, namespace), name).default
 
 
 def _kernel(name: str) -> Callable:
@@ -55,6 +63,20 @@ def _kernel(name: str) -> Callable:
         return tuple(_owned(r, inputs) for r in result)
 
     return kernel
+
+
+def _triton_kernel(name: str) -> Callable:
+    def kernel(*args):
+        return getattr(importlib.import_module("kanerva_ext.triton"), name)(*args)
+
+    return kernel
+
+
+@functools.cache  # once
+def serve_gpus_by_triton() -> None:
+    """Make Triton serve ``torch.ops.kanerva.*`` on NVIDIA and AMD GPUs."""
+    for name in FAKES:
+        LIBRARIES[NATIVE].impl(name, _triton_kernel(name), "CUDA")
 
 
 def _owned(result: Tensor, inputs: list[Tensor]) -> Tensor:
@@ -157,11 +179,15 @@ FAKES: dict[str, Callable] = {
 
 
 def _define() -> None:
-    for schema in SCHEMAS.replace("\n    ", " ").strip().splitlines():
-        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for name, fake in FAKES.items():
-        library.impl(name, _kernel(name), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"kanerva::{name}", fake, lib=library)
+    for namespace, library in LIBRARIES.items():
+        for schema in SCHEMAS.replace("\n    ", " ").strip().splitlines():
+            library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        for name, fake in FAKES.items():
+            torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
+    for name in FAKES:
+        LIBRARIES[NATIVE].impl(name, _kernel(name), "CompositeExplicitAutograd")
+        for key in ("CUDA", "CPU"):  # AMD GPUs are CUDA to PyTorch; the CPU is the interpreter's
+            LIBRARIES[TRITON].impl(name, _triton_kernel(name), key)
 
 
 _define()

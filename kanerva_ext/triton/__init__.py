@@ -1,0 +1,27 @@
+"""Every operator as Triton kernels, on raw arguments like those of `reference`: for NVIDIA GPUs
+without the CUDA library, for AMD GPUs and, with ``TRITON_INTERPRET=1``, for CPU tensors in Triton's
+interpreter.
+"""
+
+from .bayes_write import bayes_write
+from .bayes_write_backward import bayes_write_backward
+from .memory_kl import memory_kl, memory_kl_backward
+from .read import read, read_backward
+from .recall import recall, recall_backward
+from .solve_addresses import solve_addresses, solve_addresses_backward
+from .statistics import statistics, statistics_backward
+
+__all__ = [
+    "bayes_write",
+    "bayes_write_backward",
+    "memory_kl",
+    "memory_kl_backward",
+    "read",
+    "read_backward",
+    "recall",
+    "recall_backward",
+    "solve_addresses",
+    "solve_addresses_backward",
+    "statistics",
+    "statistics_backward",
+]

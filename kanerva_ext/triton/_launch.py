@@ -1,0 +1,107 @@
+"""How kernels are launched: the table of configurations, and the workspace.
+
+A configuration is chosen by shape from `TABLE`, never by timing at run time, so that results do not
+depend on what ran before. All kernels have fused multiply-adds pinned on, and no software
+pipelining, which must not move loads over the barriers between a program's own stores and loads.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+#: Kernels run in the interpreter (TRITON_INTERPRET=1), on tensors of any device.
+INTERPRETED = triton.knobs.runtime.interpret
+
+#: Arguments for whose value no kernel is compiled anew: a compilation takes seconds.
+VARYING = ("T", "splits", "blocks", "width", "steps")
+
+
+class Config(NamedTuple):
+    """Sizes of tiles, powers of two of at least 16, as matrix products need."""
+
+    steps: int  # of an episode, or queries, at a time
+    size: int  # slots and columns
+    warps: int
+    #: of float32 products: "ieee" is exact, without tensor cores; "tf32x3" splits each number in
+    #: two of 11 bits, for tensor cores, and loses a bit or two. "tf32" alone is never used:
+    #: everything here enters a linear system.
+    precision: str = "ieee"
+
+    def constants(self, work: torch.dtype, rows: str = "M") -> dict:
+        """The compile-time arguments of a kernel that computes in ``work``."""
+        return {
+            rows: self.steps,
+            "N": self.size,
+            "WORK": {torch.float32: tl.float32, torch.float64: tl.float64}[work],
+            "PRECISION": self.precision,
+        }
+
+
+#: By arithmetic: largest number of slots -> configuration, in tiles no larger than what they hold.
+#: float64 stops at 32 x 32: of 64 x 64, two operands and a transposed one pass the 99 KiB of
+#: shared memory of consumer GPUs. Products of 64 x 64 in float32 are worth the tensor cores.
+TABLE: dict[torch.dtype, tuple[tuple[float, Config], ...]] = {
+    torch.float32: (
+        (16, Config(16, 16, 1)),
+        (32, Config(32, 32, 4)),
+        (float("inf"), Config(32, 64, 4, "tf32x3")),
+    ),
+    torch.float64: (
+        (16, Config(16, 16, 1)),
+        (float("inf"), Config(32, 32, 4)),
+    ),
+}
+
+
+def choose(slots: int, work: torch.dtype) -> Config:
+    """The configuration for so many slots, or unknowns of a system."""
+    config = next(config for largest, config in TABLE[work] if slots <= largest)
+    # AMD's matrix cores have no TF32 to split into.
+    return config if torch.version.hip is None else config._replace(precision="ieee")
+
+
+def launch(kernel, programs: int, config: Config, *args, **constants) -> None:
+    """Launch on the device of the first tensor."""
+    if programs == 0:
+        return
+    device = next(a for a in args if isinstance(a, Tensor)).device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            run(kernel, programs, config, args, constants)
+    else:
+        run(kernel, programs, config, args, constants)
+
+
+def options(config: Config) -> dict:
+    return {"num_warps": config.warps, "num_stages": 1, "enable_fp_fusion": True}
+
+
+def run(kernel, programs: int, config: Config, args: tuple, constants: dict) -> None:
+    kernel[(programs,)](*args, **constants, **options(config))
+
+
+def plain(tensor: Tensor | None) -> Tensor | None:
+    """Contiguous, as kernels expect it."""
+    return tensor if tensor is None else tensor.contiguous()
+
+
+def empty(like: Tensor, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+def as_bytes(mask: Tensor | None) -> Tensor | None:
+    return mask if mask is None else mask.contiguous().view(torch.uint8)
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the device; a few in the interpreter, so that work is shared out there."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count

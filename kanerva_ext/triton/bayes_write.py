@@ -1,0 +1,309 @@
+"""bayes_write in Triton, forward: the algebra of docs/algorithms.md, one program per memory and
+block of columns, chunk by chunk.
+
+The K x K half of a chunk (`write_chunk`) is done by every program of a memory; the columns
+(`write_columns`) are shared out. float64 throughout but for easy float32 items, which a first
+launch in float32 serves: those with ``max w'Uw / v`` of at most 16. An item too hard for chunks in
+float64 goes step by step, which is the recursion itself.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._finish import finish, no_partials
+from ._launch import VARYING, as_bytes, choose, empty, launch, plain, processors
+from ._tiles import (
+    copy_matrix,
+    copy_symmetric,
+    count_not_positive,
+    invert_factor,
+    load_rows,
+    load_tile,
+    multiply,
+    store_symmetric,
+    store_tile,
+)
+
+TO_DO, HARDER, FAILED = tl.constexpr(0), tl.constexpr(-1), tl.constexpr(-2)
+
+#: Hardness max w'Uw / v up to which each arithmetic is trusted, as csrc/core/limits.h.
+HARD_FOR_FLOAT32 = 16.0
+HARD_FOR_FLOAT64 = 1e3  # of a float64 state
+HARD_FOR_CHUNKS = 1e11  # of a float32 state, in float64
+#: Items of at most so many steps x slots x columns are done in float64 at once.
+SMALL_ITEM = 4096
+
+
+@triton.jit
+def load_steps(noise_var, mask, decay, start, count, L: tl.constexpr):
+    """Of ``count`` steps from ``start``: which are kept, noise, decay, its running product, and how
+    many of those kept have a noise or a decay out of its domain."""
+    t = tl.arange(0, L)
+    kept = t < count
+    if mask is not None:
+        kept = kept & (tl.load(mask + start + t, mask=kept, other=0) != 0)
+    v = tl.load(noise_var + start + t, mask=kept, other=1.0).to(tl.float64)
+    g = tl.full((L,), 1.0, tl.float64)
+    if decay is not None:
+        g = tl.load(decay + start + t, mask=kept, other=1.0).to(tl.float64)
+    valid = (v > 0.0) & (v <= 1e300) & (g > 0.0) & (g <= 1.0)
+    return kept, v, g, tl.cumprod(g, axis=0), tl.sum(tl.where(valid, 0, 1), axis=0)
+
+
+@triton.jit
+def write_chunk(
+    cov, weights, gains, kept, noise, count, limit, K,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Of a chunk with noise n: ``X = W U; S = X W' + diag(n) = F F'``; returns F^-1, the squared
+    diagonal of F, and the outcome. ``gains`` (count x K) becomes ``F^-1 X``. Synchronised."""
+    at = tl.arange(0, L)
+    s = tl.where(at[:, None] == at[None, :], noise[:, None], 0.0).to(WORK)
+    for j in range(0, K, N):
+        x = tl.zeros((L, N), WORK)
+        for q in range(0, K, N):
+            w = load_rows(weights, K, kept, q, K, L, N, WORK)
+            x += multiply(w, load_tile(cov, K, 1, q, j, K, K, N, N, WORK), WORK, PRECISION)
+        store_tile(gains, K, 1, x, 0, j, count, K, L, N)
+        w = load_rows(weights, K, kept, j, K, L, N, WORK)
+        s += multiply(x, tl.trans(w), WORK, PRECISION)
+    diagonal = tl.sum(tl.where(at[:, None] == at[None, :], s, 0.0), axis=0)
+    hardness = diagonal.to(tl.float64) / noise - 1.0
+    outcome = TO_DO
+    if tl.sum(tl.where(hardness <= limit, 0, 1), axis=0) > 0:
+        outcome = HARDER
+    inverse, pivots, _ = invert_factor(s, count, L, WORK)
+    if count_not_positive(pivots) > 0:
+        outcome = HARDER
+    tl.debug_barrier()
+    for j in range(0, K, N):
+        x = load_tile(gains, K, 1, 0, j, count, K, L, N, WORK)
+        store_tile(gains, K, 1, multiply(inverse, x, WORK, PRECISION), 0, j, count, K, L, N)
+    tl.debug_barrier()
+    return inverse, pivots, outcome
+
+
+@triton.jit
+def write_columns(
+    mean, weights, values, errors, gains, inverse, kept, product, first_column, last_column, count,
+    K, C,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+    SAVE: tl.constexpr,
+):  # fmt: skip
+    """``E = F^-1 (Z - W R); R += P'E`` for a block of columns; returns ``sum b |E|^2``."""
+    squares = tl.zeros((), tl.float64)
+    for c in range(first_column, last_column, N):
+        d = load_rows(values, C, kept, c, last_column, L, N, WORK)
+        for q in range(0, K, N):
+            w = load_rows(weights, K, kept, q, K, L, N, WORK)
+            r = load_tile(mean, C, 1, q, c, K, last_column, N, N, WORK)
+            d -= multiply(w, r, WORK, PRECISION)
+        e = multiply(inverse, d, WORK, PRECISION)
+        if SAVE:
+            store_tile(errors, C, 1, e, 0, c, count, last_column, L, N)
+        wide = e.to(tl.float64)
+        squares += tl.sum(tl.sum(wide * wide, axis=1) * product, axis=0)
+        tl.debug_barrier()
+        for q in range(0, K, N):
+            p = load_tile(gains, 1, K, q, 0, K, count, N, L, WORK)
+            r = load_tile(mean, C, 1, q, c, K, last_column, N, N, WORK)
+            r += multiply(p, e, WORK, PRECISION)
+            store_tile(mean, C, 1, r, q, c, K, last_column, N, N)
+    return squares
+
+
+@triton.jit
+def downdate(
+    cov,
+    gains,
+    scale,
+    count,
+    K,
+    L: tl.constexpr,
+    N: tl.constexpr,
+    WORK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``U <- (U - P'P) scale``, exactly symmetric."""
+    for i in range(0, K, N):
+        left = load_tile(gains, 1, K, i, 0, K, count, N, L, WORK)
+        for j in range(0, i + 1, N):
+            right = load_tile(gains, K, 1, 0, j, count, K, L, N, WORK)
+            x = load_tile(cov, K, 1, i, j, K, K, N, N, WORK)
+            x = (x - multiply(left, right, WORK, PRECISION)) * scale
+            store_symmetric(cov, K, x, i, j, N)
+
+
+@triton.jit
+def is_wanted(before, item, blocks):
+    """Whether a program of the launch before left its part of the item to do."""
+    left = 0
+    if before is None:
+        left = 1
+    else:
+        for block in range(0, blocks):
+            if tl.load(before + item * blocks + block) == TO_DO:
+                left += 1
+    return left > 0
+
+
+@triton.jit(do_not_specialize=VARYING)
+def write_kernel(
+    mean, cov, weights, values, noise_var, mask, decay, mean_work, cov_work, mean_out, cov_out,
+    gains, inverses, errors, before, status, evidence, T, K, C, blocks, width, steps, limit,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+    SAVE: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
+    """The items that the launch ``before`` left to do, or all of them; ``status`` becomes the
+    length of chunks that served, TO_DO or FAILED.
+
+    With SAVE, the gains P (T x K), F^-1 (T x L) and E (T x C) are kept for the gradient, and the
+    final state stays in ``mean_work`` and ``cov_work``. LAST: nothing is left for a later launch.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    item, block = program // blocks, program % blocks
+    if is_wanted(before, item, blocks):
+        first_column = (block * width).to(tl.int32)
+        last_column = tl.minimum(first_column + width, C)
+        # Each program has a covariance of its own, a block of columns of the common mean.
+        mean_work += item * K * C
+        cov_work += program * K * K
+        mean += item * K * C
+        cov += item * K * K
+        weights += item * T * K
+        values += item * T * C
+        if SAVE:
+            gains += program * T * K
+            inverses += program * T * L
+            errors += item * T * C
+        else:
+            gains += program * L * K
+        outcome = HARDER
+        squares = tl.zeros((), tl.float64)
+        logs = tl.zeros((), tl.float64)
+        attempts = 2 if LAST else 1
+        for attempt in range(0, attempts):
+            if outcome == HARDER:
+                if attempt == 1:
+                    steps = 1
+                    limit = float("inf")
+                outcome = TO_DO
+                squares = tl.zeros((), tl.float64)
+                logs = tl.zeros((), tl.float64)
+                copy_symmetric(cov, cov_work, K, N, WORK)
+                copy_matrix(mean, mean_work, K, first_column, last_column, C, N, N, WORK)
+                tl.debug_barrier()
+                first = tl.zeros((), tl.int32)
+                while (first < T) & (outcome == TO_DO):
+                    count = tl.minimum(steps, T - first)
+                    kept, v, _g, product, bad = load_steps(
+                        noise_var, mask, decay, item * T + first, count, L
+                    )
+                    noise = tl.where(kept, v * product, 1.0)
+                    w = weights + first.to(tl.int64) * K
+                    z = values + first.to(tl.int64) * C
+                    p, e = gains, errors
+                    if SAVE:
+                        p = gains + first.to(tl.int64) * K
+                        e = errors + first.to(tl.int64) * C
+                    inverse, pivots, outcome = write_chunk(
+                        cov_work, w, p, kept, noise, count, limit, K, L, N, WORK, PRECISION
+                    )
+                    if bad > 0:
+                        outcome = FAILED
+                    if outcome == TO_DO:
+                        if SAVE:
+                            start = inverses + first.to(tl.int64) * L
+                            store_tile(start, L, 1, inverse, 0, 0, count, L, L, L)
+                        squares += write_columns(
+                            mean_work, w, z, e, p, inverse, kept, product, first_column,
+                            last_column, count, K, C, L, N, WORK, PRECISION, SAVE,
+                        )  # fmt: skip
+                        terms = tl.log(pivots.to(tl.float64)) - tl.log(product)
+                        logs += tl.sum(tl.where(kept, terms + 1.8378770664093453, 0.0), axis=0)
+                        at = tl.arange(0, L)
+                        scale = 1.0 / tl.sum(tl.where(at == count - 1, product, 0.0), axis=0)
+                        downdate(cov_work, p, scale.to(WORK), count, K, L, N, WORK, PRECISION)
+                        tl.debug_barrier()
+                    first += count
+        columns = (last_column - first_column).to(tl.float64)
+        total = -0.5 * (squares + columns * logs)
+        if (total < float("inf")) & (total > float("-inf")):
+            if outcome == TO_DO:
+                outcome = steps
+        elif outcome == TO_DO:
+            outcome = HARDER
+        if outcome == HARDER:
+            outcome = FAILED if LAST else TO_DO
+        tl.store(status + program, outcome)
+        if outcome != TO_DO:
+            tl.store(evidence + program, tl.where(outcome > 0, total, float("nan")))
+            if mean_out is not None:
+                mean_out += item * K * C
+                copy_matrix(mean_work, mean_out, K, first_column, last_column, C, N, N, WORK)
+                if block == 0:
+                    copy_matrix(cov_work, cov_out + item * K * K, K, 0, K, K, N, N, WORK)
+
+
+def passes(mean: Tensor, slots: int, *, small: bool, method: str) -> list[tuple]:
+    """Arithmetic, length of chunks and limit of hardness of each launch, in order."""
+    steps, narrow = choose(slots, torch.float64).steps, mean.dtype == torch.float32
+    robust = (torch.float64, steps, HARD_FOR_CHUNKS if narrow else HARD_FOR_FLOAT64)
+    if method == "sqrt":
+        return [(torch.float64, 1, float("inf"))]
+    if small or not narrow:
+        return [robust]
+    return [(torch.float32, choose(slots, torch.float32).steps, HARD_FOR_FLOAT32), robust]
+
+
+def blocks_of_columns(mean: Tensor, most: int = 2**31) -> tuple[int, int]:
+    """How many programs, ``most`` at most, share the columns of a memory, and columns of each."""
+    batch, slots, code = mean.shape
+    size = choose(slots, torch.float32).size  # the largest of those that may be used
+    tiles = triton.cdiv(code, size)
+    blocks = max(1, min(tiles, most, processors(mean.device) // max(batch, 1)))
+    share = triton.cdiv(tiles, blocks)
+    return triton.cdiv(tiles, share), share * size
+
+
+def bayes_write(
+    mean: Tensor,
+    cov: Tensor,
+    weights: Tensor,
+    values: Tensor,
+    noise_var: Tensor,
+    mask: Tensor | None = None,
+    decay: Tensor | None = None,
+    method: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``kanerva::bayes_write``. ``method="sqrt"`` goes step by step in float64; all others begin
+    with chunks."""
+    inputs = [plain(x) for x in (mean, cov, weights, values, noise_var)]
+    (batch, slots, code), episode = mean.shape, weights.shape[1]
+    mean_out, cov_out = torch.empty_like(inputs[0]), torch.empty_like(inputs[1])
+    evidence = empty(mean, batch, dtype=mean.dtype)
+    blocks, width = blocks_of_columns(mean)
+    partials = no_partials(mean, blocks)
+    before = None
+    small = episode * slots * code <= SMALL_ITEM
+    plans = passes(mean, slots, small=small, method=method)
+    for work, steps, limit in plans:
+        config = choose(slots, work)
+        direct = work == mean.dtype and blocks == 1
+        means = mean_out if direct else empty(mean, *mean.shape, dtype=work)
+        covs = cov_out if direct else empty(mean, batch, blocks, slots, slots, dtype=work)
+        status = empty(mean, batch, blocks, dtype=torch.int32)
+        launch(
+            write_kernel, batch * blocks, config, *inputs, as_bytes(mask), plain(decay),
+            means, covs, None if direct else mean_out, None if direct else cov_out,
+            empty(mean, batch, blocks, config.steps, slots, dtype=work), None, None, before,
+            status, partials, episode, slots, code, blocks, width, steps, limit,
+            SAVE=False, LAST=(work, steps, limit) == plans[-1], **config.constants(work, "L"),
+        )  # fmt: skip
+        before = status
+    finish(partials, mean_out, cov_out, total=evidence)
+    return mean_out, cov_out, evidence

@@ -1,0 +1,401 @@
+"""bayes_write in Triton, backward: the closed-form adjoint of docs/algorithms.md, chunk by chunk
+from the last to the first.
+
+The forward is run again and keeps P, F^-1 and E of every chunk. The states before a chunk then come
+from those after it by adding back what it took, ``U + P'P`` and ``R - P'E``, in which nothing
+cancels. The columns go first (`columns_kernel`), since the adjoint of the mean does not depend on
+that of the covariance; what they leave of ``E gR'``, ``E E'`` and ``dZ R'`` is all that the
+covariance (`covariance_kernel`, one program per memory) takes from them.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._finish import finish, no_partials
+from ._launch import VARYING, as_bytes, choose, empty, launch, plain
+from ._tiles import (
+    copy_matrix,
+    copy_symmetric,
+    load_rows,
+    load_tile,
+    multiply,
+    store_symmetric,
+    store_tile,
+)
+from .bayes_write import (
+    SMALL_ITEM,
+    blocks_of_columns,
+    is_wanted,
+    load_steps,
+    passes,
+    write_kernel,
+)
+
+#: Bytes that splitting a memory by columns may cost; without it, they are taken once.
+WORKSPACE = 2**28
+
+
+@triton.jit
+def reverse_columns(
+    mean, grad_mean, weights, gains, inverse, errors, d_values, cross, shares, kept, product, scale,
+    first_column, last_column, count, K, C,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The adjoint of a chunk for a block of columns: R and gR become those before the chunk, dZ is
+    stored, ``cross = E gR'``, ``shares = dZ R'``; returns ``E E'``. ``scale`` is gl."""
+    squares = tl.zeros((L, L), WORK)
+    weight = (scale * product).to(WORK)
+    for c in range(first_column, last_column, N):
+        e = load_tile(errors, C, 1, 0, c, count, last_column, L, N, WORK)
+        squares += multiply(e, tl.trans(e), WORK, PRECISION)
+        slope = -weight[:, None] * e
+        for q in range(0, K, N):
+            p = load_tile(gains, K, 1, 0, q, count, K, L, N, WORK)
+            g = load_tile(grad_mean, 1, C, c, q, last_column, K, N, N, WORK)
+            slope += multiply(p, tl.trans(g), WORK, PRECISION)
+            x = multiply(e, g, WORK, PRECISION)
+            if c > first_column:
+                x += load_tile(cross, K, 1, 0, q, count, K, L, N, WORK)
+            store_tile(cross, K, 1, x, 0, q, count, K, L, N)
+        d = multiply(tl.trans(inverse), slope, WORK, PRECISION)
+        d = tl.where(kept[:, None], d, 0.0)
+        store_tile(d_values, C, 1, d, 0, c, count, last_column, L, N)
+        tl.debug_barrier()
+        for q in range(0, K, N):
+            p = load_tile(gains, 1, K, q, 0, K, count, N, L, WORK)
+            r = load_tile(mean, C, 1, q, c, K, last_column, N, N, WORK)
+            r -= multiply(p, e, WORK, PRECISION)
+            store_tile(mean, C, 1, r, q, c, K, last_column, N, N)
+            x = multiply(d, tl.trans(r), WORK, PRECISION)
+            if c > first_column:
+                x += load_tile(shares, K, 1, 0, q, count, K, L, N, WORK)
+            store_tile(shares, K, 1, x, 0, q, count, K, L, N)
+            w = load_rows(weights, K, kept, q, K, L, N, WORK)
+            white = multiply(inverse, w, WORK, PRECISION)
+            g = load_tile(grad_mean, C, 1, q, c, K, last_column, N, N, WORK)
+            g -= multiply(tl.trans(white), slope, WORK, PRECISION)
+            store_tile(grad_mean, C, 1, g, q, c, K, last_column, N, N)
+        tl.debug_barrier()
+    return squares
+
+
+@triton.jit
+def chunk_length(before, status, item, blocks):
+    """Of an item whose forward was done by this launch's arithmetic; else at most 0."""
+    length = 0
+    if is_wanted(before, item, blocks):
+        length = tl.load(status + item * blocks)
+        for block in range(1, blocks):
+            length = tl.minimum(length, tl.load(status + item * blocks + block))
+    return length
+
+
+@triton.jit(do_not_specialize=VARYING)
+def columns_kernel(
+    grad_mean_in, grad_evidence, weights, noise_var, mask, decay, mean, grad_mean, gains, inverses,
+    errors, cross, shares, squares, d_values, d_mean, before, status, T, K, C, blocks, width,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    item, block = program // blocks, program % blocks
+    steps = chunk_length(before, status, item, blocks)
+    if steps > 0:
+        first_column = (block * width).to(tl.int32)
+        last_column = tl.minimum(first_column + width, C)
+        scale = tl.zeros((), tl.float64)
+        if grad_evidence is not None:
+            scale = tl.load(grad_evidence + item).to(tl.float64)
+        mean += item * K * C
+        grad_mean += item * K * C
+        weights += item * T * K
+        errors += item * T * C
+        d_values += item * T * C
+        gains += program * T * K
+        inverses += program * T * L
+        cross += program * T * K
+        shares += program * T * K
+        squares += program * T * L
+        if grad_mean_in is not None:
+            grad_mean_in += item * K * C
+        copy_matrix(grad_mean_in, grad_mean, K, first_column, last_column, C, N, N, WORK)
+        tl.debug_barrier()
+        chunks = (T + steps - 1) // steps
+        for chunk in range(0, chunks):
+            first = (chunks - 1 - chunk) * steps
+            count = tl.minimum(steps, T - first)
+            kept, _v, _g, product, _bad = load_steps(
+                noise_var, mask, decay, item * T + first, count, L
+            )
+            start = first.to(tl.int64)
+            inverse = load_tile(inverses + start * L, L, 1, 0, 0, count, L, L, L, WORK)
+            x = reverse_columns(
+                mean, grad_mean, weights + start * K, gains + start * K, inverse,
+                errors + start * C, d_values + start * C, cross + start * K, shares + start * K,
+                kept, product, scale, first_column, last_column, count, K, C, L, N, WORK,
+                PRECISION,
+            )  # fmt: skip
+            store_tile(squares + start * L, L, 1, x, 0, 0, count, L, L, L)
+        if d_mean is not None:
+            d_mean += item * K * C
+            copy_matrix(grad_mean, d_mean, K, first_column, last_column, C, N, N, WORK)
+
+
+@triton.jit
+def load_sum(
+    ptr, stride, blocks, ld, col, count, cols, L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr
+):
+    """The sum over the blocks of columns of a tile of a chunk's rows."""
+    x = tl.zeros((L, N), WORK)
+    for block in range(0, blocks):
+        x += load_tile(ptr + block * stride, ld, 1, 0, col, count, cols, L, N, WORK)
+    return x
+
+
+@triton.jit
+def add_back(
+    cov,
+    gains,
+    scale,
+    count,
+    K,
+    L: tl.constexpr,
+    N: tl.constexpr,
+    WORK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``U <- U scale + P'P``: the covariance before a chunk."""
+    for i in range(0, K, N):
+        left = load_tile(gains, 1, K, i, 0, K, count, N, L, WORK)
+        for j in range(0, i + 1, N):
+            right = load_tile(gains, K, 1, 0, j, count, K, L, N, WORK)
+            x = load_tile(cov, K, 1, i, j, K, K, N, N, WORK)
+            store_symmetric(cov, K, x * scale + multiply(left, right, WORK, PRECISION), i, j, N)
+
+
+@triton.jit
+def undecay(cov, grad_cov, scale, K, N: tl.constexpr, WORK: tl.constexpr):
+    """``gU <- gU / scale`` and ``<gU, U>`` before it."""
+    dot = tl.zeros((), tl.float64)
+    for i in range(0, K, N):
+        for j in range(0, K, N):
+            g = load_tile(grad_cov, K, 1, i, j, K, K, N, N, WORK)
+            u = load_tile(cov, K, 1, i, j, K, K, N, N, WORK)
+            dot += tl.sum(tl.sum((g * u).to(tl.float64), axis=1), axis=0)
+            store_tile(grad_cov, K, 1, g / scale, i, j, K, K, N, N)
+    return dot
+
+
+@triton.jit
+def reverse_covariance(
+    cov, grad_cov, weights, gains, inverse, cross, shares, squares, slopes, room, d_weights, kept,
+    product, scale, blocks, stride, count, K, C,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The adjoint of a chunk for the covariance before it: gU becomes that before the chunk, dW is
+    stored; returns the gradient of the noise n and the diagonal of ``E E'``."""
+    at = tl.arange(0, L)
+    diagonal = at[:, None] == at[None, :]
+    # J' gU J with J' = I - Y'P, a side at a time: both at once would cancel twice.
+    inner = tl.zeros((L, L), WORK)  # P gU P'
+    mixed = tl.zeros((L, L), WORK)  # P N'
+    for j in range(0, K, N):
+        x = tl.zeros((L, N), WORK)
+        for q in range(0, K, N):
+            p = load_tile(gains, K, 1, 0, q, count, K, L, N, WORK)
+            x += multiply(p, load_tile(grad_cov, K, 1, q, j, K, K, N, N, WORK), WORK, PRECISION)
+        store_tile(slopes, K, 1, x, 0, j, count, K, L, N)
+        p = load_tile(gains, 1, K, j, 0, K, count, N, L, WORK)
+        inner += multiply(x, p, WORK, PRECISION)
+        n = load_sum(cross, stride, blocks, K, j, count, K, L, N, WORK)
+        mixed += multiply(tl.trans(p), tl.trans(n), WORK, PRECISION)
+    e = load_sum(squares, stride // K * L, blocks, L, 0, count, L, L, L, WORK)
+    later = at[:, None] >= at[None, :]
+    inside = (at < count)[:, None] & (at < count)[None, :]
+    b = tl.where(later, product[:, None], product[None, :]).to(WORK)
+    evidence = (0.5 * scale).to(WORK) * (b * e - tl.where(diagonal, C, 0.0).to(WORK))
+    evidence = tl.where(inside, evidence, 0.0)
+    system = inner - (mixed + tl.trans(mixed)) * 0.5 + evidence  # the adjoint of S, whitened
+    tl.debug_barrier()
+    for i in range(0, K, N):
+        white = multiply(inverse, load_rows(weights, K, kept, i, K, L, N, WORK), WORK, PRECISION)
+        h = tl.zeros((N, L), WORK)
+        for j in range(0, K, N):
+            x = load_tile(grad_cov, K, 1, i, j, K, K, N, N, WORK)
+            slope = load_tile(slopes, K, 1, 0, j, count, K, L, N, WORK)
+            x -= multiply(tl.trans(white), slope, WORK, PRECISION)
+            store_tile(grad_cov, K, 1, x, i, j, K, K, N, N)
+            h += multiply(x, load_tile(gains, 1, K, j, 0, K, count, N, L, WORK), WORK, PRECISION)
+        tl.debug_barrier()
+        for j in range(0, K, N):
+            right = multiply(
+                inverse, load_rows(weights, K, kept, j, K, L, N, WORK), WORK, PRECISION
+            )
+            x = load_tile(grad_cov, K, 1, i, j, K, K, N, N, WORK) - multiply(
+                h, right, WORK, PRECISION
+            )
+            store_tile(grad_cov, K, 1, x, i, j, K, K, N, N)
+        n = load_sum(cross, stride, blocks, K, i, count, K, L, N, WORK)
+        slope = load_tile(slopes, K, 1, 0, i, count, K, L, N, WORK)
+        x = n - 2 * slope + 2 * multiply(system, white, WORK, PRECISION)
+        x = multiply(tl.trans(inverse), x, WORK, PRECISION)
+        store_tile(room, K, 1, x, 0, i, count, K, L, N)
+        n += multiply(evidence - tl.trans(mixed), white, WORK, PRECISION)
+        store_tile(cross, K, 1, n, 0, i, count, K, L, N)
+    tl.debug_barrier()
+    for i in range(0, K, N):
+        white_i = multiply(inverse, load_rows(weights, K, kept, i, K, L, N, WORK), WORK, PRECISION)
+        m_i = load_tile(cross, K, 1, 0, i, count, K, L, N, WORK)
+        for j in range(0, i + 1, N):
+            white_j = multiply(
+                inverse, load_rows(weights, K, kept, j, K, L, N, WORK), WORK, PRECISION
+            )
+            m_j = load_tile(cross, K, 1, 0, j, count, K, L, N, WORK)
+            x = load_tile(grad_cov, K, 1, i, j, K, K, N, N, WORK)
+            y = load_tile(grad_cov, K, 1, j, i, K, K, N, N, WORK)
+            x += multiply(tl.trans(white_i), m_j, WORK, PRECISION)
+            y += multiply(tl.trans(white_j), m_i, WORK, PRECISION)
+            store_symmetric(grad_cov, K, (x + tl.trans(y)) * 0.5, i, j, N)
+        d = -load_sum(shares, stride, blocks, K, i, count, K, L, N, WORK)
+        for q in range(0, K, N):
+            left = load_tile(room, K, 1, 0, q, count, K, L, N, WORK)
+            d += multiply(left, load_tile(cov, K, 1, q, i, K, K, N, N, WORK), WORK, PRECISION)
+        d = tl.where(kept[:, None], d, 0.0)
+        store_tile(d_weights, K, 1, d, 0, i, count, K, L, N)
+    tl.debug_barrier()
+    left = multiply(tl.trans(inverse), system, WORK, PRECISION)
+    d_noise = tl.sum((left * tl.trans(inverse)).to(tl.float64), axis=1)
+    return d_noise, tl.sum(tl.where(diagonal, e, 0.0).to(tl.float64), axis=1)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def covariance_kernel(
+    grad_cov_in, grad_evidence, weights, noise_var, mask, decay, cov, grad_cov, gains, inverses,
+    cross, shares, squares, slopes, room, d_weights, d_noise, d_decay, d_cov, before, status,
+    T, K, C, blocks, L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    item = tl.program_id(0).to(tl.int64)
+    first_block = item * blocks
+    steps = chunk_length(before, status, item, blocks)
+    if steps > 0:
+        scale = tl.zeros((), tl.float64)
+        if grad_evidence is not None:
+            scale = tl.load(grad_evidence + item).to(tl.float64)
+        stride = (T * K).to(tl.int64)
+        cov += first_block * K * K
+        gains += first_block * stride
+        inverses += first_block * T * L
+        cross += first_block * stride
+        shares += first_block * stride
+        squares += first_block * T * L
+        grad_cov += item * K * K
+        weights += item * T * K
+        d_weights += item * T * K
+        slopes += item * L * K
+        room += item * L * K
+        if grad_cov_in is not None:
+            copy_symmetric(grad_cov_in + item * K * K, grad_cov, K, N, WORK)
+        else:
+            copy_matrix(None, grad_cov, K, 0, K, K, N, N, WORK)
+        tl.debug_barrier()
+        at = tl.arange(0, L)
+        chunks = (T + steps - 1) // steps
+        for chunk in range(0, chunks):
+            first = (chunks - 1 - chunk) * steps
+            count = tl.minimum(steps, T - first)
+            base = item * T + first
+            kept, v, g, product, _bad = load_steps(noise_var, mask, decay, base, count, L)
+            start = first.to(tl.int64)
+            p = gains + start * K
+            last = tl.sum(tl.where(at == count - 1, product, 0.0), axis=0)
+            dot = tl.zeros((), tl.float64)
+            if decay is not None:
+                dot = undecay(cov, grad_cov, last.to(WORK), K, N, WORK)
+            add_back(cov, p, last.to(WORK), count, K, L, N, WORK, PRECISION)
+            tl.debug_barrier()
+            inverse = load_tile(inverses + start * L, L, 1, 0, 0, count, L, L, L, WORK)
+            d_n, energy = reverse_covariance(
+                cov, grad_cov, weights + start * K, p, inverse, cross + start * K,
+                shares + start * K, squares + start * L, slopes, room, d_weights + start * K, kept,
+                product, scale, blocks, stride, count, K, C, L, N, WORK, PRECISION,
+            )  # fmt: skip
+            inside = at < count
+            tl.store(d_noise + base + at, tl.where(kept, product * d_n, 0.0), mask=inside)
+            if decay is not None:
+                # A decay enters every product from its step on; the last one divides U.
+                d_product = d_n * v - 0.5 * scale * (energy - C / product)
+                d_product = tl.where(kept, d_product * product, 0.0)
+                since = tl.where(at[:, None] <= at[None, :], d_product[None, :], 0.0)
+                d_g = (tl.sum(since, axis=1) - dot) / g
+                tl.store(d_decay + base + at, tl.where(kept, d_g, 0.0), mask=inside)
+        if d_cov is not None:
+            copy_matrix(grad_cov, d_cov + item * K * K, K, 0, K, K, N, N, WORK)
+
+
+def bayes_write_backward(
+    grad_mean: Tensor | None,
+    grad_cov: Tensor | None,
+    grad_evidence: Tensor | None,
+    mean: Tensor,
+    cov: Tensor,
+    weights: Tensor,
+    values: Tensor,
+    noise_var: Tensor,
+    mask: Tensor | None,
+    decay: Tensor | None,
+    method: str,
+    posterior_mean: Tensor,
+    posterior_cov: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``kanerva::bayes_write_backward``. Gradients of decays cancel, and are never done in
+    float32."""
+    inputs = [plain(x) for x in (mean, cov, weights, values, noise_var)]
+    mask, decay = as_bytes(mask), plain(decay)
+    grad_mean, grad_cov, grad_evidence = (plain(g) for g in (grad_mean, grad_cov, grad_evidence))
+    (batch, slots, code), episode = mean.shape, weights.shape[1]
+    # Three arrays of all steps and slots for each block of columns.
+    most = WORKSPACE // max(1, 3 * 8 * batch * episode * slots)
+    blocks, width = blocks_of_columns(mean, most)
+    out = [torch.empty_like(x) for x in inputs]
+    d_decay = torch.empty_like(decay) if decay is not None else mean.new_empty(0)
+    partials = no_partials(mean, blocks)
+    before = None
+    small = decay is not None or episode * slots * code <= SMALL_ITEM
+    plans = passes(mean, slots, small=small, method=method)
+    for work, steps, limit in plans:
+        config = choose(slots, work)
+        L, constants = config.steps, config.constants(work, "L")
+
+        def room(*shape, work=work):
+            return empty(mean, *shape, dtype=work)
+
+        means, covs = room(batch, slots, code), room(batch, blocks, slots, slots)
+        gains, cross, shares = (room(batch, blocks, episode, slots) for _ in range(3))
+        inverses, squares = (room(batch, blocks, episode, L) for _ in range(2))
+        errors = room(batch, episode, code)
+        status = empty(mean, batch, blocks, dtype=torch.int32)
+        direct = work == mean.dtype
+        grads = out[:2] if direct else [room(*x.shape) for x in out[:2]]
+        copies = (None, None) if direct else out[:2]
+        launch(
+            write_kernel, batch * blocks, config, *inputs, mask, decay, means, covs, None, None,
+            gains, inverses, errors, before, status, partials, episode, slots, code, blocks, width,
+            steps, limit, SAVE=True, LAST=(work, steps, limit) == plans[-1], **constants,
+        )  # fmt: skip
+        launch(
+            columns_kernel, batch * blocks, config, grad_mean, grad_evidence, inputs[2], inputs[4],
+            mask, decay, means, grads[0], gains, inverses, errors, cross, shares, squares, out[3],
+            copies[0], before, status, episode, slots, code, blocks, width, **constants,
+        )  # fmt: skip
+        launch(
+            covariance_kernel, batch, config, grad_cov, grad_evidence, inputs[2], inputs[4], mask,
+            decay, covs, grads[1], gains, inverses, cross, shares, squares, room(batch, L, slots),
+            room(batch, L, slots), out[2], out[4], d_decay, copies[1], before, status, episode,
+            slots, code, blocks, **constants,
+        )  # fmt: skip
+        before = status
+    finish(partials, *out, d_decay if decay is not None else None)
+    return *out, d_decay

@@ -1,0 +1,287 @@
+"""What the Triton kernels take of a multiprocessor, on every GPU they are for, without any of them.
+
+Records every launch of every operator at sizes that reach each configuration, compiles each kernel
+as it would be launched, and writes docs/triton_kernels.md: registers, stack, shared memory. With
+--check it writes nothing; both fail when a kernel does not compile or takes more shared memory than
+a consumer GPU has. --quick leaves out the variants by dtype.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import kanerva_ext.triton as kernels
+from kanerva_ext.triton import _launch
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/triton_kernels.md"
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+#: Shared memory of a block on consumer GPUs (sm_86, sm_89, sm_120); AMD's has 64 KiB.
+LARGEST_SHARED = {"cuda": 99 * 1024, "hip": 64 * 1024}
+POINTERS = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with the types and constants of a launch."""
+
+    name: str
+    file: str
+    kernel: object
+    config: _launch.Config
+    signature: tuple
+    constants: tuple
+
+    def source(self) -> ASTSource:
+        signature = dict(self.signature)
+        attrs = {
+            (i,): [["tt.divisibility", 16]]
+            for i, kind in enumerate(signature.values())
+            if kind.startswith("*")
+        }
+        return ASTSource(self.kernel, signature, dict(self.constants), attrs)
+
+    @property
+    def label(self) -> str:
+        """Arithmetic, sizes of tiles, and whatever else is fixed when it is compiled."""
+        constants = dict(self.constants)
+        if "WORK" not in constants:
+            return ""
+        rows = constants.get("M", constants.get("L"))
+        words = [f"{constants['WORK']} {rows} x {constants['N']}"]
+        words += [k.lower() for k in ("SAVE", "LAST", "FORM", "WIDE") if constants.get(k)]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Registers per thread, bytes of stack per thread and of shared memory per block."""
+
+    registers: int
+    stack: int
+    shared: int
+
+    def text(self) -> str:
+        stack = f", stack {self.stack}" if self.stack else ""
+        return f"{self.registers}{stack}, {self.shared / 1024:.1f} KiB"
+
+
+def launches(function: Callable, *args) -> list[tuple]:
+    """(kernel, config, args, constants) of every launch of an operator, on meta tensors."""
+    found = []
+
+    def record(kernel, programs, config, args, constants):
+        found.append((kernel, config, args, constants))
+
+    run, _launch.run = _launch.run, record
+    try:
+        function(*args)
+    finally:
+        _launch.run = run
+    return found
+
+
+def variant(kernel, config: _launch.Config, args: tuple, constants: dict) -> Variant:
+    signature, fixed = {}, {}
+    values = dict(zip(kernel.arg_names, args, strict=False)) | constants
+    for name, value in values.items():
+        if name in constants or value is None:
+            signature[name], fixed[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+    function = kernel.fn
+    return Variant(
+        function.__name__,
+        function.__module__.rpartition(".")[2] + ".py",
+        kernel,
+        config,
+        tuple(signature.items()),
+        tuple(fixed.items()),
+    )
+
+
+def calls(slots: int, state: torch.dtype, data: torch.dtype, optional: bool) -> Iterator[tuple]:
+    """Every operator and its gradient with arguments of these sizes and dtypes."""
+    batch, steps, code = 2, 40, 100
+
+    def empty(*shape, dtype=state):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    mean, cov, ridge = empty(batch, slots, code), empty(batch, slots, slots), empty(batch)
+    weights, values = empty(batch, steps, slots, dtype=data), empty(batch, steps, code, dtype=data)
+    noise, out = empty(batch, steps), empty(batch, steps, code)
+    read_weights, var = empty(batch, steps, slots), empty(batch, steps)
+    mask = empty(batch, steps, dtype=torch.bool) if optional else None
+    decay = noise if optional else None
+    write = (mean, cov, weights, values, noise, mask, decay, "auto")
+    yield kernels.bayes_write, *write
+    yield kernels.bayes_write_backward, mean, cov, ridge, *write, mean, cov
+    yield kernels.read, mean, cov, weights
+    yield kernels.read_backward, out, var, mean, cov, weights
+    for address_mean in (mean, empty(batch, slots, 13)):  # both systems
+        queries = values if address_mean is mean else empty(batch, steps, 13, dtype=data)
+        yield kernels.solve_addresses, address_mean, queries, ridge
+    yield kernels.solve_addresses_backward, read_weights, mean, values, ridge, read_weights
+    yield kernels.recall, mean, cov, values, ridge
+    yield (
+        kernels.recall_backward, out, var, read_weights, mean, cov, values, ridge, read_weights,
+    )  # fmt: skip
+    yield kernels.memory_kl, mean, cov, mean, cov
+    yield kernels.memory_kl_backward, ridge, mean, cov, mean, cov
+    yield kernels.statistics, mean, cov
+    yield kernels.statistics_backward, mean, cov, mean, cov, mean, cov
+
+
+def variants(quick: bool) -> list[Variant]:
+    """Every kernel in every configuration; unless ``quick``, for every kind of argument too."""
+    single, double = torch.float32, torch.float64
+    cases = [(slots, single, single, False) for slots in (16, 32, 65)]
+    if not quick:
+        cases += [(65, double, double, True), (32, single, torch.bfloat16, True)]
+    found = {}
+    for case in cases:
+        for function, *args in calls(*case):
+            for launch in launches(function, *args):
+                one = variant(*launch)
+                found[(one.name, one.file, one.config, one.signature, one.constants)] = one
+    return list(found.values())
+
+
+def compile_one(quick: bool, index: int, target: str) -> Usage | str:
+    """In a process of a pool: compiled kernels cannot be sent there."""
+    torch.set_num_threads(1)
+    one = _variants(quick)[index]
+    try:
+        compiled = triton.compile(
+            one.source(), target=TARGETS[target], options=_launch.options(one.config)
+        )
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    registers, stack = _resources(compiled.asm)
+    return Usage(registers, stack, compiled.metadata.shared)
+
+
+_cache: dict[bool, list[Variant]] = {}
+
+
+def _variants(quick: bool) -> list[Variant]:
+    if quick not in _cache:
+        _cache[quick] = variants(quick)
+    return _cache[quick]
+
+
+def _resources(asm: dict) -> tuple[int, int]:
+    """Registers and stack, from the code itself."""
+    if "amdgcn" in asm:
+        text = asm["amdgcn"]
+        names = ("vgpr_count", "private_segment_fixed_size")
+        return tuple(int(re.search(rf"\.{name}:\s+(\d+)", text)[1]) for name in names)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(asm["cubin"])
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    return int(re.search(r"REG:(\d+)", text)[1]), int(re.search(r"STACK:(\d+)", text)[1])
+
+
+def collect(quick: bool, targets: list[str]) -> list[tuple[Variant, dict[str, Usage | str]]]:
+    found = _variants(quick)
+    jobs = [(i, target) for i in range(len(found)) for target in targets]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        usages = list(pool.map(compile_one, *zip(*((quick, *job) for job in jobs), strict=True)))
+    rows: list[dict[str, Usage | str]] = [{} for _ in found]
+    for (i, target), usage in zip(jobs, usages, strict=True):
+        rows[i][target] = usage
+    return list(zip(found, rows, strict=True))
+
+
+def problems(table: list[tuple[Variant, dict[str, Usage | str]]]) -> list[str]:
+    found = []
+    for one, row in table:
+        for target, usage in row.items():
+            where = f"{one.file}: {one.name} ({one.label}) for {target}"
+            if isinstance(usage, str):
+                found.append(f"{where} does not compile: {usage}")
+            elif usage.shared >= LARGEST_SHARED[TARGETS[target].backend]:
+                found.append(f"{where} takes {usage.shared} bytes of shared memory")
+    return found
+
+
+def render(table: list[tuple[Variant, dict[str, Usage | str]]]) -> str:
+    columns = list(TARGETS)
+    lines = [
+        "# Triton kernels: registers and memory",
+        "",
+        f"Made by `python scripts/triton_report.py` with Triton {triton.__version__}: registers",
+        "per thread (vector registers on gfx942), bytes of stack per thread where there are any,",
+        "and shared memory per block. Arithmetic and tiles: `kanerva_ext/triton/_launch.py`.",
+        "",
+        f"| file | kernel | arithmetic, tiles | {' | '.join(columns)} |",
+        f"|---|---|---|{'---|' * len(columns)}",
+    ]
+    rows: dict[tuple[str, str, str], dict[str, Usage | str]] = {}
+    for one, row in table:
+        # Variants by dtype of the arguments differ little: the largest.
+        best = rows.setdefault((one.file, one.name, one.label), {})
+        for target, usage in row.items():
+            old = best.get(target)
+            if old is None or isinstance(usage, str) or usage.shared > old.shared:
+                best[target] = usage
+    for (file, name, label), row in sorted(rows.items()):
+        cells = [row[c] if isinstance(row[c], str) else row[c].text() for c in columns]
+        lines.append(f"| {file} | `{name}` | {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--quick", action="store_true", help="one variant of each configuration")
+    parser.add_argument("--target", action="append", choices=TARGETS, help="only this one")
+    options = parser.parse_args(arguments)
+    whole = not (options.check or options.quick or options.target)
+    table = collect(options.quick, options.target or list(TARGETS))
+    with contextlib.suppress(BrokenPipeError):
+        print(f"{len(table)} variants of kernels on {', '.join(options.target or TARGETS)}")
+    if whole:
+        PAGE.write_text(render(table), encoding="utf-8")
+        print(PAGE)
+    found = problems(table)
+    print("\n".join(found), file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""What is particular to the Triton kernels; the tests of the operators run on them with
+KANERVA_BACKEND=triton, on a GPU or, with TRITON_INTERPRET=1, on the CPU."""
+
+import functools
+import importlib
+
+import pytest
+import torch
+from helpers import Case, problem, recursion, relative_error
+
+import kanerva_ext
+from kanerva_ext import _backend, reference
+
+pytestmark = pytest.mark.skipif(
+    kanerva_ext.backends()["triton"] != "available"
+    or not (_backend.interpreted or torch.get_default_device().type == "cuda"),
+    reason="needs a GPU or TRITON_INTERPRET=1",
+)
+
+NAMES = ("bayes_write", "solve_addresses", "read", "recall", "memory_kl", "statistics")
+SHAPES = {"small": (2, 5, 3, 7), "partial tiles": (2, 37, 35, 70)}
+
+
+@functools.cache
+def kernels():
+    import kanerva_ext.triton
+
+    return kanerva_ext.triton
+
+
+def arguments(name: str, shape, dtype):
+    b, t, k, c = shape
+    double = torch.float64
+    mean, cov, weights, values, noise = problem(Case("iid", 1.0, t, k, c, batch=b), dtype)[:5]
+    ridge = torch.linspace(0.5, 1.0, b, dtype=double).to(dtype)
+    return {
+        "bayes_write": (mean, cov, weights, values, noise, None, None, "auto"),
+        "solve_addresses": (mean, values, ridge),
+        "read": (mean, cov, weights),
+        "recall": (mean, cov, values, ridge),
+        "memory_kl": (mean, cov, 0.9 * mean, 1.1 * cov),
+        "statistics": (mean, cov),
+    }[name]
+
+
+SAVED = {"bayes_write": (0, 1), "solve_addresses": (0,), "recall": (2,), "statistics": (0, 1)}
+
+
+def run(module, name, args):
+    """Results and, for incoming gradients that do not depend on the dtype, gradients."""
+    results = getattr(module, name)(*args)
+    results = results if isinstance(results, tuple) else (results,)
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(r.shape, generator=generator, device="cpu").to(r) for r in results]
+    saved = [results[i] for i in SAVED.get(name, ())]
+    gradients = getattr(module, f"{name}_backward")(*grads, *args, *saved)
+    return [*results, *(g for g in gradients if g.numel())]
+
+
+def assert_right(name, shape, dtype, tolerance):
+    args = arguments(name, shape, dtype)
+    wide = [a.double() if isinstance(a, torch.Tensor) else a for a in args]
+    got, want = run(kernels(), name, args), run(reference, name, wide)
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert a.dtype == dtype and a.is_contiguous()
+        assert relative_error(a, b.double().cpu().numpy()) < tolerance, f"{name}: result {i}"
+
+
+def configurations():
+    pytest.importorskip("triton")
+    from kanerva_ext.triton import _launch
+
+    return [
+        pytest.param(work, config, id=f"{str(work)[6:]}-{config.steps}x{config.size}")
+        for work, rows in _launch.TABLE.items()
+        for _, config in rows
+    ]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("work", "config"), configurations())
+@pytest.mark.parametrize("name", NAMES)
+def test_every_configuration_at_every_size(monkeypatch, name, work, config, shape):
+    """Also where the table would not choose it: tiles much larger or smaller than the matrices."""
+    from kanerva_ext.triton import _launch
+
+    monkeypatch.setitem(_launch.TABLE, work, ((float("inf"), config),))
+    single = work == torch.float32
+    assert_right(name, shape, work, 2e-6 if single else 1e-11)
+
+
+def test_table_ends_with_a_row_for_every_size():
+    from kanerva_ext.triton import _launch
+
+    for rows in _launch.TABLE.values():
+        limits = [limit for limit, _ in rows]
+        assert limits == sorted(limits) and limits[-1] == float("inf")
+        for _, config in rows:
+            for size in (config.steps, config.size):
+                assert size >= 16 and size & (size - 1) == 0
+            assert config.precision in ("ieee", "tf32x3")
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_columns_shared_by_several_programs(monkeypatch, blocks):
+    module = importlib.import_module("kanerva_ext.triton.bayes_write")
+    monkeypatch.setattr(module, "processors", lambda device: blocks)
+    assert module.blocks_of_columns(torch.empty(1, 20, 130))[0] == min(blocks, 3)
+    assert_right("bayes_write", (1, 37, 20, 130), torch.float32, 2e-6)
+    assert_right("bayes_write", (1, 37, 20, 130), torch.float64, 1e-11)
+
+
+def test_items_of_one_batch_take_different_arithmetic():
+    """Float32, float64 in chunks, float64 step by step, large values, and failure, mixed."""
+    easy = problem(Case("iid", 1.0, 40, 20, 30, batch=5), torch.float32)
+    mean, cov, weights, values, noise = (x.clone() for x in easy[:5])
+    noise[1] = 1e-3  # too hard for float32
+    noise[2] = 4e-12  # too hard for chunks
+    values[3] *= 1e15
+    noise[4, 7] = -1.0
+    args = (mean, cov, weights, values, noise)
+    mean, cov, evidence = kernels().bayes_write(*args)
+    truth = recursion(easy._replace(values=values, noise_var=noise))
+    for got, want in zip((mean, cov, evidence), truth, strict=True):
+        for item, most in enumerate((2e-6, 2e-6, 1e-4, 2e-6)):
+            assert relative_error(got[item : item + 1], want[item : item + 1]) < most, item
+        assert got[4].isnan().all()
+    grads = kernels().bayes_write_backward(
+        torch.ones_like(mean), torch.ones_like(cov), torch.ones_like(evidence), *args, None, None,
+        "auto", mean, cov,
+    )  # fmt: skip
+    alone = [
+        kernels().bayes_write_backward(
+            torch.ones_like(mean[:1]),
+            torch.ones_like(cov[:1]),
+            torch.ones_like(evidence[:1]),
+            *(x[i : i + 1] for x in args),
+            None,
+            None,
+            "auto",
+            mean[:1],
+            cov[:1],
+        )
+        for i in range(4)
+    ]
+    for i, grad in enumerate(grads[:5]):
+        for item in range(4):
+            assert torch.equal(grad[item], alone[item][i][0]), "items do not touch each other"
+        assert grad[4].isnan().all()
+
+
+def test_workspace_of_the_gradient_is_bounded(monkeypatch):
+    module = importlib.import_module("kanerva_ext.triton.bayes_write_backward")
+    monkeypatch.setattr(module, "WORKSPACE", 0)
+    seen = []
+    launch = module.launch
+
+    def record(kernel, programs, *args, **constants):
+        seen.append(programs)
+        launch(kernel, programs, *args, **constants)
+
+    monkeypatch.setattr(module, "launch", record)
+    assert_right("bayes_write", (1, 5, 20, 130), torch.float64, 1e-11)
+    assert set(seen) == {1}
