@@ -3,7 +3,8 @@
 Records every launch of every operator at sizes that reach each configuration, compiles each kernel
 as it would be launched, and writes docs/triton_kernels.md: registers, stack, shared memory. With
 --check it writes nothing; both fail when a kernel does not compile or takes more shared memory than
-a consumer GPU has. --quick leaves out the variants by dtype.
+a consumer GPU has. --quick leaves out the variants by dtype, and on all but one GPU of each maker the
+configurations for small memories.
 """
 
 from __future__ import annotations
@@ -61,14 +62,16 @@ class Variant:
     signature: tuple
     constants: tuple
 
-    def source(self) -> ASTSource:
-        signature = dict(self.signature)
+    def source(self, target: GPUTarget) -> ASTSource:
+        signature, constants = dict(self.signature), dict(self.constants)
+        if target.backend == "hip" and "PRECISION" in constants:
+            constants["PRECISION"] = _launch.HIP_PRECISION
         attrs = {
             (i,): [["tt.divisibility", 16]]
             for i, kind in enumerate(signature.values())
             if kind.startswith("*")
         }
-        return ASTSource(self.kernel, signature, dict(self.constants), attrs)
+        return ASTSource(self.kernel, signature, constants, attrs)
 
     @property
     def label(self) -> str:
@@ -178,13 +181,24 @@ def variants(quick: bool) -> list[Variant]:
     return list(found.values())
 
 
+def _largest() -> list[Variant]:
+    """The kernels that a large memory of float32 runs."""
+    return [
+        variant(*launch)
+        for function, *args in calls(65, torch.float32, torch.float32, False)
+        for launch in launches(function, *args)
+    ]
+
+
 def compile_one(quick: bool, index: int, target: str) -> Usage | str:
     """In a process of a pool: compiled kernels cannot be sent there."""
     torch.set_num_threads(1)
     one = _variants(quick)[index]
     try:
         compiled = triton.compile(
-            one.source(), target=TARGETS[target], options=_launch.options(one.config)
+            one.source(TARGETS[target]),
+            target=TARGETS[target],
+            options=_launch.options(one.config),
         )
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -218,7 +232,13 @@ def _resources(asm: dict) -> tuple[int, int]:
 
 def collect(quick: bool, targets: list[str]) -> list[tuple[Variant, dict[str, Usage | str]]]:
     found = _variants(quick)
-    jobs = [(i, target) for i in range(len(found)) for target in targets]
+    everywhere = {one.config for one in _largest()}
+    jobs = [
+        (i, target)
+        for i, one in enumerate(found)
+        for target in targets
+        if not quick or target in ("sm_80", "gfx942") or one.config in everywhere
+    ]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         usages = list(pool.map(compile_one, *zip(*((quick, *job) for job in jobs), strict=True)))
     rows: list[dict[str, Usage | str]] = [{} for _ in found]

@@ -58,12 +58,14 @@ TABLE: dict[torch.dtype, tuple[tuple[float, Config], ...]] = {
     ),
 }
 
+#: AMD's matrix cores have no TF32 to split into.
+HIP_PRECISION = "ieee"
+
 
 def choose(slots: int, work: torch.dtype) -> Config:
     """The configuration for so many slots, or unknowns of a system."""
     config = next(config for largest, config in TABLE[work] if slots <= largest)
-    # AMD's matrix cores have no TF32 to split into.
-    return config if torch.version.hip is None else config._replace(precision="ieee")
+    return config if torch.version.hip is None else config._replace(precision=HIP_PRECISION)
 
 
 def launch(kernel, programs: int, config: Config, *args, **constants) -> None:
