@@ -39,7 +39,7 @@ test: $(VENV)/.installed
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 # What runs long in the interpreter is left out: gradcheck, large sizes, transforms of derivatives, and
-# methods of writing that are one in Triton. All of it passes: TRITON_TESTS= runs it, for an hour.
+# methods of writing that are one in Triton. TRITON_TESTS= runs all of it, for hours.
 TRITON_TESTS ?= not gradcheck and not torch_func and not vmap_over_one and not nan_stays \
   and not K300 and not K257 and not K130 and not 257-300 and not 300-65 and not 130-300 \
   and not T1000 and not T1024 and not 65536 and not equal_beliefs and not chunk \

@@ -3,8 +3,8 @@
 Records every launch of every operator at sizes that reach each configuration, compiles each kernel
 as it would be launched, and writes docs/triton_kernels.md: registers, stack, shared memory. With
 --check it writes nothing; both fail when a kernel does not compile or takes more shared memory than
-a consumer GPU has. --quick leaves out the variants by dtype, and on all but one GPU of each maker the
-configurations for small memories.
+a consumer GPU has. --quick leaves out the variants by dtype, and on all but one GPU of each maker
+the configurations for small memories.
 """
 
 from __future__ import annotations
