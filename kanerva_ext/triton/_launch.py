@@ -53,7 +53,7 @@ TABLE: dict[torch.dtype, tuple[tuple[float, Config], ...]] = {
         (float("inf"), Config(32, 64, 4, "tf32x3")),
     ),
     torch.float64: (
-        (16, Config(16, 16, 1)),
+        (16, Config(32, 16, 4)),
         (float("inf"), Config(32, 32, 4)),
     ),
 }

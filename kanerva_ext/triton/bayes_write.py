@@ -3,8 +3,8 @@ block of columns, chunk by chunk.
 
 The K x K half of a chunk (`write_chunk`) is done by every program of a memory; the columns
 (`write_columns`) are shared out. float64 throughout but for easy float32 items, which a first
-launch in float32 serves: those with ``max w'Uw / v`` of at most 16. An item too hard for chunks in
-float64 goes step by step, which is the recursion itself.
+launch in float32 serves: those with ``max w'Uw / v`` of at most 16. An item too hard for Cholesky
+factors in float64 takes those of a square root of its covariance (`_square_root`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ._finish import finish, no_partials
-from ._launch import VARYING, as_bytes, choose, empty, launch, plain, processors
+from ._launch import VARYING, Config, as_bytes, choose, empty, launch, plain, processors
+from ._square_root import load_root, square, write_chunk_sqrt
 from ._tiles import (
     copy_matrix,
     copy_symmetric,
@@ -88,6 +89,31 @@ def write_chunk(
 
 
 @triton.jit
+def factor_chunk(
+    cov, root, weights, gains, kept, noise, scale, count, limit, attempt, K,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+    ROBUST: tl.constexpr,
+):  # fmt: skip
+    """`write_chunk` or, in the second attempt, `write_chunk_sqrt`."""
+    if not ROBUST:  # noqa: SIM114 - decided when compiled
+        inverse, pivots, outcome = write_chunk(
+            cov, weights, gains, kept, noise, count, limit, K, L, N, WORK, PRECISION
+        )
+    elif attempt == 0:
+        inverse, pivots, outcome = write_chunk(
+            cov, weights, gains, kept, noise, count, limit, K, L, N, WORK, PRECISION
+        )
+    else:
+        inverse, pivots = write_chunk_sqrt(
+            root, weights, gains, kept, noise, scale.to(WORK), count, K, L, N, WORK, PRECISION
+        )
+        outcome = TO_DO
+        if count_not_positive(pivots) > 0:
+            outcome = FAILED
+    return inverse, pivots, outcome
+
+
+@triton.jit
 def write_columns(
     mean, weights, values, errors, gains, inverse, kept, product, first_column, last_column, count,
     K, C,
@@ -154,7 +180,8 @@ def is_wanted(before, item, blocks):
 @triton.jit(do_not_specialize=VARYING)
 def write_kernel(
     mean, cov, weights, values, noise_var, mask, decay, mean_work, cov_work, mean_out, cov_out,
-    gains, inverses, errors, before, status, evidence, T, K, C, blocks, width, steps, limit,
+    root, gains, inverses, errors, before, status, evidence, T, K, C, blocks, width, steps, limit,
+    epsilon,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
     SAVE: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
@@ -162,7 +189,8 @@ def write_kernel(
     length of chunks that served, TO_DO or FAILED.
 
     With SAVE, the gains P (T x K), F^-1 (T x L) and E (T x C) are kept for the gradient, and the
-    final state stays in ``mean_work`` and ``cov_work``. LAST: nothing is left for a later launch.
+    final state stays in ``mean_work`` and ``cov_work``. LAST: nothing is left for a later launch;
+    what is too hard starts again from a square root, as everything does with a negative limit.
     """
     program = tl.program_id(0).to(tl.int64)
     item, block = program // blocks, program % blocks
@@ -182,19 +210,25 @@ def write_kernel(
             errors += item * T * C
         else:
             gains += program * L * K
+        begin, attempts = 0, 1
+        if LAST:
+            root += program * K * (K + N)
+            attempts = 2
+            if limit < 0.0:
+                begin = 1
         outcome = HARDER
         squares = tl.zeros((), tl.float64)
         logs = tl.zeros((), tl.float64)
-        attempts = 2 if LAST else 1
-        for attempt in range(0, attempts):
+        for attempt in range(begin, attempts):
             if outcome == HARDER:
-                if attempt == 1:
-                    steps = 1
-                    limit = float("inf")
                 outcome = TO_DO
                 squares = tl.zeros((), tl.float64)
                 logs = tl.zeros((), tl.float64)
-                copy_symmetric(cov, cov_work, K, N, WORK)
+                if attempt == 0:
+                    copy_symmetric(cov, cov_work, K, N, WORK)
+                elif LAST:  # noqa: SIM102
+                    if load_root(cov, root, K, epsilon, N, WORK, PRECISION) > 0:
+                        outcome = FAILED
                 copy_matrix(mean, mean_work, K, first_column, last_column, C, N, N, WORK)
                 tl.debug_barrier()
                 first = tl.zeros((), tl.int32)
@@ -210,9 +244,12 @@ def write_kernel(
                     if SAVE:
                         p = gains + first.to(tl.int64) * K
                         e = errors + first.to(tl.int64) * C
-                    inverse, pivots, outcome = write_chunk(
-                        cov_work, w, p, kept, noise, count, limit, K, L, N, WORK, PRECISION
-                    )
+                    at = tl.arange(0, L)
+                    scale = 1.0 / tl.sum(tl.where(at == count - 1, product, 0.0), axis=0)
+                    inverse, pivots, outcome = factor_chunk(
+                        cov_work, root, w, p, kept, noise, scale, count, limit, attempt, K,
+                        L, N, WORK, PRECISION, LAST,
+                    )  # fmt: skip
                     if bad > 0:
                         outcome = FAILED
                     if outcome == TO_DO:
@@ -225,11 +262,14 @@ def write_kernel(
                         )  # fmt: skip
                         terms = tl.log(pivots.to(tl.float64)) - tl.log(product)
                         logs += tl.sum(tl.where(kept, terms + 1.8378770664093453, 0.0), axis=0)
-                        at = tl.arange(0, L)
-                        scale = 1.0 / tl.sum(tl.where(at == count - 1, product, 0.0), axis=0)
-                        downdate(cov_work, p, scale.to(WORK), count, K, L, N, WORK, PRECISION)
+                        if attempt == 0:
+                            downdate(cov_work, p, scale.to(WORK), count, K, L, N, WORK, PRECISION)
                         tl.debug_barrier()
                     first += count
+                if LAST:  # noqa: SIM102
+                    if attempt == 1:
+                        square(root, cov_work, K, N, WORK, PRECISION)
+                        tl.debug_barrier()
         columns = (last_column - first_column).to(tl.float64)
         total = -0.5 * (squares + columns * logs)
         if (total < float("inf")) & (total > float("-inf")):
@@ -254,7 +294,7 @@ def passes(mean: Tensor, slots: int, *, small: bool, method: str) -> list[tuple]
     steps, narrow = choose(slots, torch.float64).steps, mean.dtype == torch.float32
     robust = (torch.float64, steps, HARD_FOR_CHUNKS if narrow else HARD_FOR_FLOAT64)
     if method == "sqrt":
-        return [(torch.float64, 1, float("inf"))]
+        return [(torch.float64, steps, -1.0)]
     if small or not narrow:
         return [robust]
     return [(torch.float32, choose(slots, torch.float32).steps, HARD_FOR_FLOAT32), robust]
@@ -270,6 +310,11 @@ def blocks_of_columns(mean: Tensor, most: int = 2**31) -> tuple[int, int]:
     return triton.cdiv(tiles, share), share * size
 
 
+def room_for_root(mean: Tensor, blocks: int, config: Config) -> Tensor:
+    batch, slots, _ = mean.shape
+    return empty(mean, batch, blocks, slots, slots + config.size)
+
+
 def bayes_write(
     mean: Tensor,
     cov: Tensor,
@@ -280,8 +325,8 @@ def bayes_write(
     decay: Tensor | None = None,
     method: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``kanerva::bayes_write``. ``method="sqrt"`` goes step by step in float64; all others begin
-    with chunks."""
+    """``kanerva::bayes_write``. ``method="sqrt"`` starts from a square root; all others begin with
+    Cholesky factors of chunks."""
     inputs = [plain(x) for x in (mean, cov, weights, values, noise_var)]
     (batch, slots, code), episode = mean.shape, weights.shape[1]
     mean_out, cov_out = torch.empty_like(inputs[0]), torch.empty_like(inputs[1])
@@ -297,12 +342,14 @@ def bayes_write(
         means = mean_out if direct else empty(mean, *mean.shape, dtype=work)
         covs = cov_out if direct else empty(mean, batch, blocks, slots, slots, dtype=work)
         status = empty(mean, batch, blocks, dtype=torch.int32)
+        last = (work, steps, limit) == plans[-1]
         launch(
             write_kernel, batch * blocks, config, *inputs, as_bytes(mask), plain(decay),
             means, covs, None if direct else mean_out, None if direct else cov_out,
+            room_for_root(mean, blocks, config) if last else None,
             empty(mean, batch, blocks, config.steps, slots, dtype=work), None, None, before,
             status, partials, episode, slots, code, blocks, width, steps, limit,
-            SAVE=False, LAST=(work, steps, limit) == plans[-1], **config.constants(work, "L"),
+            torch.finfo(cov.dtype).eps, SAVE=False, LAST=last, **config.constants(work, "L"),
         )  # fmt: skip
         before = status
     finish(partials, mean_out, cov_out, total=evidence)

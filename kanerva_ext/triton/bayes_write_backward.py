@@ -32,6 +32,7 @@ from .bayes_write import (
     is_wanted,
     load_steps,
     passes,
+    room_for_root,
     write_kernel,
 )
 
@@ -377,13 +378,14 @@ def bayes_write_backward(
         inverses, squares = (room(batch, blocks, episode, L) for _ in range(2))
         errors = room(batch, episode, code)
         status = empty(mean, batch, blocks, dtype=torch.int32)
-        direct = work == mean.dtype
+        direct, last = work == mean.dtype, (work, steps, limit) == plans[-1]
         grads = out[:2] if direct else [room(*x.shape) for x in out[:2]]
         copies = (None, None) if direct else out[:2]
         launch(
             write_kernel, batch * blocks, config, *inputs, mask, decay, means, covs, None, None,
-            gains, inverses, errors, before, status, partials, episode, slots, code, blocks, width,
-            steps, limit, SAVE=True, LAST=(work, steps, limit) == plans[-1], **constants,
+            room_for_root(mean, blocks, config) if last else None, gains, inverses, errors, before,
+            status, partials, episode, slots, code, blocks, width, steps, limit,
+            torch.finfo(cov.dtype).eps, SAVE=True, LAST=last, **constants,
         )  # fmt: skip
         launch(
             columns_kernel, batch * blocks, config, grad_mean, grad_evidence, inputs[2], inputs[4],
