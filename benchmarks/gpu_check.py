@@ -26,7 +26,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("bayes_write", "solve_addresses", "read", "recall", "memory_kl", "statistics")
+TESTS = (
+    "bayes_write",
+    "solve_addresses",
+    "read",
+    "recall",
+    "memory_kl",
+    "statistics",
+    "adaptive_write",
+    "forget",
+)
 TOTAL = 470.0  # seconds for everything
 TRITON = {"KANERVA_BACKEND": "triton"}
 TAIL = 3000  # characters of a part's output that are kept

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kanerva_ext import ops
+from kanerva_ext import ops, reference
 
 # B, T, K, C
 WRITES = (
@@ -169,6 +169,23 @@ def bench_solve(device: str, shapes: Sequence[Shape], seconds: float = 0.3) -> l
     return rows
 
 
+def bench_adaptive(device: str, seconds: float = 0.3) -> list[dict]:
+    """adaptive_write at the paper's shape: at most 60 us forward is wanted."""
+    rows = []
+    for shape in ((16, 32, 32, 100), (32, 64, 64, 200)):
+        mean, cov, _, values, noise = write_inputs(shape, device)
+        inputs = (mean, cov, values, noise, torch.full((shape[0],), 0.5, device=device))
+        wide = (x[:2].cpu().double() for x in inputs)
+        truth = reference.adaptive_write(*wide)[:4]
+        call = functools.partial(ops.adaptive_write, *inputs)
+        row = {"operator": "adaptive_write", "shape": shape, "direction": "forward"}
+        row["error"] = relative_error([x[:2] for x in call()], truth)
+        if row["error"] <= MAX_ERROR:
+            row.update(measured(call, device, seconds))
+        rows.append(row)
+    return rows
+
+
 def ceilings(device: str, size: int = 8192) -> dict[str, float]:
     """Bandwidth of a copy (bytes read and written) and rate of a float32 matrix product."""
     source = torch.randn(4 * size, size, device=device)
@@ -194,6 +211,8 @@ def every_operator(device: str, shape: Shape = (3, 20, 17, 33)) -> dict[str, Cal
         "recall": (ops.recall, (mean, cov, values, ridge)),
         "memory_kl": (ops.memory_kl, (mean, cov, 0.9 * mean, 1.1 * cov)),
         "to_statistics": (ops.to_statistics, (mean, cov)),
+        "adaptive_write": (ops.adaptive_write, (mean, cov, values, noise, ridge)),
+        "forget": (ops.forget, (mean, cov, 0.01 * weights, values, noise)),
     }
     calls = {}
     for name, (function, inputs) in problems.items():
@@ -245,6 +264,7 @@ def run(name: str, device: str, quick: bool) -> object:
         "determinism": lambda: determinism(device),
         "sanitized": lambda: sanitized(device),
         "write": lambda: bench_write(device, WRITES[:-1] if quick else WRITES, seconds),
+        "adaptive": lambda: bench_adaptive(device, seconds),
         "solve": lambda: bench_solve(device, SOLVES[::2] if quick else SOLVES, seconds),
     }
     return parts[name]()

@@ -3,12 +3,13 @@
 from . import ops
 from ._backend import backends, from_environment, load, use_backend
 from ._version import __version__
-from .memory import FusedKanervaMemory, MemoryState, ReadOutput, WriteOutput
+from .memory import AttractorOutput, FusedKanervaMemory, MemoryState, ReadOutput, WriteOutput
 
 load()
 from_environment()
 
 __all__ = [
+    "AttractorOutput",
     "FusedKanervaMemory",
     "MemoryState",
     "ReadOutput",

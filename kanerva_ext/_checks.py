@@ -69,10 +69,11 @@ def prepare(op: str, specs: tuple[Arg, ...], values: tuple[Any, ...]) -> tuple[l
     return args, batch
 
 
-def finish(op, specs, args, batch, check, results):
-    """Give the results the leading dimensions of the arguments (None: raw already)."""
+def finish(op, specs, args, batch, check, results, failure="a factorisation failed"):
+    """Give the results the leading dimensions of the arguments (None: raw already). ``failure`` is
+    what it means when a result is NaN and no argument says why."""
     if check:
-        _raise_on_nan(op, specs, args, batch, results)
+        _raise_on_nan(op, specs, args, batch, results, failure)
     if batch is None or len(batch) == 1:
         return results
     if isinstance(results, Tensor):
@@ -215,7 +216,7 @@ def _raw(op, spec, value, dtype, sizes, batch, first):
     return value
 
 
-def _raise_on_nan(op, specs, args, batch, results) -> None:
+def _raise_on_nan(op, specs, args, batch, results, failure) -> None:
     """Raise for the batch items that are NaN, or whose covariance is not positive definite."""
     results = (results,) if isinstance(results, Tensor) else results
     named = {s.name: a for s, a in zip(specs, args, strict=True) if a is not None}
@@ -243,7 +244,7 @@ def _raise_on_nan(op, specs, args, batch, results) -> None:
     ).any(0)
     for text, bad in causes:
         _raise_for(op, text, bad, batch)
-    _raise_for(op, "a factorisation failed", unexplained, batch)
+    _raise_for(op, failure, unexplained, batch)
 
 
 def _indefinite(cov: Tensor) -> Tensor:

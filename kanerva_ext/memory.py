@@ -3,59 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from . import _backend, ops
-from ._state import MemoryState
+from ._state import AttractorOutput, MemoryState, ReadOutput, WriteOutput
 
-__all__ = ["FusedKanervaMemory", "MemoryState", "ReadOutput", "WriteOutput"]
+__all__ = ["AttractorOutput", "FusedKanervaMemory", "MemoryState", "ReadOutput", "WriteOutput"]
 
 ADDRESSINGS = ("least_squares", "key")
 INITIAL_WEIGHT_STD = 0.3  # of a sampled address, before training
-
-
-class WriteOutput(NamedTuple):
-    """What a write returns.
-
-    Attributes:
-        state: the posterior.
-        weights: (B, T, K), the addresses written to.
-        kl_weights: (B, T), nats; 0 at masked steps.
-        kl_memory: (B,), KL of the posterior from the state before the write, nats.
-        log_evidence: (B,), ln p(values | weights) under the state before the write, nats.
-    """
-
-    state: MemoryState
-    weights: Tensor
-    kl_weights: Tensor
-    kl_memory: Tensor
-    log_evidence: Tensor
-
-
-class ReadOutput(NamedTuple):
-    """What a read returns; the last three are set by `FusedKanervaMemory.forward` alone.
-
-    Attributes:
-        values: (B, T, C), the read-out, in the state's dtype.
-        var: (B, T), its predictive variance, without observation noise.
-        weights: (B, T, K), the addresses read from.
-        kl_weights: (B, T), nats; 0 at masked steps.
-        state: the posterior after the write.
-        kl_memory: (B,), nats.
-        log_evidence: (B,), nats.
-    """
-
-    values: Tensor
-    var: Tensor
-    weights: Tensor
-    kl_weights: Tensor
-    state: MemoryState | None = None
-    kl_memory: Tensor | None = None
-    log_evidence: Tensor | None = None
 
 
 class FusedKanervaMemory(nn.Module):
@@ -67,10 +27,10 @@ class FusedKanervaMemory(nn.Module):
     ``addressing="least_squares"`` (Wu et al., Learning Attractor Dynamics for Generative Memory,
     NeurIPS 2018): the address of a code is the posterior mean given the memory's mean,
     ``(R R' + ridge I)^-1 R z`` with ridge = noise variance / weight variance. A write without
-    given weights solves the addresses of the whole episode against the mean of the state as it
-    stands and then makes one exact `ops.bayes_write`. With ``num_write_iters > 1`` the addresses
-    are solved again against the mean of that tentative posterior, and the update is made again,
-    always from the old state: nothing is written twice.
+    given weights goes code by code (`ops.adaptive_write`): each address is solved against the
+    memory as the codes before it left it. With ``num_write_iters > 1`` it is solved again against
+    the mean of that tentative posterior, and the update is made again, always from the memory
+    before that code: nothing is written twice.
 
     ``addressing="key"`` (Wu et al., The Kanerva Machine, ICLR 2018): the model supplies keys
     (B, T, S) and the address is ``A key`` with a trainable (K, S) matrix A of unit-norm rows.
@@ -83,7 +43,7 @@ class FusedKanervaMemory(nn.Module):
         learn_noise: make it trainable.
         weight_std: standard deviation of the normal prior of an address.
         prior_var: initial variance of the prior, per slot.
-        num_write_iters: rounds of addressing per write (least squares only).
+        num_write_iters: rounds of addressing per code written (least squares only).
         sample_memory: address and read one sample ``R + chol(U) eps`` per memory, not the mean R.
         sample_weights: read at a sample of ``N(address, s^2 I)`` with trainable s (least squares
             only; the write uses the mean address).
@@ -230,10 +190,10 @@ class FusedKanervaMemory(nn.Module):
         mask: Tensor | None = None,
         keys: Tensor | None = None,
     ) -> WriteOutput:
-        """Write an episode by one exact Bayesian update of ``state``.
+        """Write an episode by exact Bayesian updates of ``state``.
 
         Args:
-            values: (B, T, C) codes.
+            values: (B, T, C) codes, in the order in which they are written.
             state: belief before the write; the prior if None.
             weights: (B, T, K) addresses; found by the addressing if None.
             mask: (B, T) bool; False steps are skipped, for episodes of different lengths.
@@ -249,20 +209,46 @@ class FusedKanervaMemory(nn.Module):
             raise ValueError('keys must be None without addressing="key"')
         state = self.prior(values.shape[:-2]) if state is None else _check_state(state)
         values, keys = _without_masked(values, mask), _without_masked(keys, mask)
-        solve = weights is None and self.key_size is None
-        if solve:
-            weights = self._solve(state.mean, values)
-        elif weights is None:
-            if keys is None:
+        if weights is None and self.key_size is None:
+            options = {"mask": mask, "backend": self.backend, "num_iters": self.num_write_iters}
+            mean, cov, weights, _, evidence = ops.adaptive_write(
+                *state, values, self.noise_var, self.ridge, return_evidence=True, **options
+            )
+        else:
+            if weights is None and keys is None:
                 raise ValueError('keys must be given with addressing="key" unless weights are')
-            weights = self.address(keys)
-        posterior, evidence = self._update(state, weights, values, mask)
-        if solve:
-            for _ in range(self.num_write_iters - 1):
-                weights = self._solve(posterior.mean, values)
-                posterior, evidence = self._update(state, weights, values, mask)
+            weights = self.address(keys) if weights is None else weights
+            mean, cov, evidence = ops.bayes_write(
+                *state, weights, values, self.noise_var, mask=mask, backend=self.backend
+            )
+        posterior = MemoryState(mean, cov)
         kl_memory = ops.memory_kl(*posterior, *state, backend=self.backend)
         return WriteOutput(posterior, weights, self._kl_weights(weights, mask), kl_memory, evidence)
+
+    def forget(
+        self,
+        state: MemoryState,
+        weights: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        check: bool = False,
+    ) -> MemoryState:
+        """Remove codes that were written at known addresses, exactly (`ops.forget`).
+
+        Args:
+            state: belief that holds them, with what was written before and since.
+            weights: (B, T, K), the addresses they were written at (`WriteOutput.weights`).
+            values: (B, T, C), the codes. The noise variance is the module's, as it was then.
+            mask: (B, T) bool; False steps are skipped.
+            check: raise ValueError for batch items that hold a code which was never written.
+
+        Returns:
+            `MemoryState` as if they had never been written; NaN in an item that held one not.
+        """
+        _check_codes("values", values, self.code_size, "code_size")
+        mean, cov = _check_state(state)
+        options = {"mask": mask, "check": check, "backend": self.backend}
+        return MemoryState(*ops.forget(mean, cov, weights, values, self.noise_var, **options))
 
     def read(self, queries: Tensor, state: MemoryState, mask: Tensor | None = None) -> ReadOutput:
         """Read at the address of each query; nothing is written.
@@ -296,6 +282,68 @@ class FusedKanervaMemory(nn.Module):
             weights = weights + _without_masked(noise, mask)
         values, var = ops.read(mean, cov, weights, backend=self.backend)
         return ReadOutput(values, var, weights, kl)
+
+    def attractor(
+        self,
+        queries: Tensor,
+        state: MemoryState,
+        num_steps: int,
+        project: Callable[[Tensor], Tensor] | None = None,
+        return_trajectory: bool = False,
+    ) -> AttractorOutput:
+        """Read again and again, each time at the address of what was read: stored codes attract.
+
+        A step takes z to ``project(R'w)`` with ``w = (R R' + ridge I)^-1 R z`` (Wu et al., NeurIPS
+        2018, section 3.4; Das et al., Larimar, ICML 2024). Memory and addresses are their means,
+        whatever ``sample_memory`` and ``sample_weights`` say. Least-squares addressing only.
+
+        The bound of a step is ``ln p(z | w, M) p(w)`` of its query z and address w at the mean of
+        the memory. Both halves of a step maximise it, so that it never falls without ``project``;
+        the steps are then linear, and shrink z where R is small against the ridge.
+
+        Args:
+            queries: (B, T, C) codes.
+            state: belief to read from.
+            num_steps: at least 1.
+            project: takes read-outs (B, T, C) to codes of that shape, such as a decoder followed
+                by its encoder.
+            return_trajectory: also return every z.
+
+        Returns:
+            `AttractorOutput`.
+
+        Raises:
+            TypeError, ValueError: ``addressing="key"``, or an argument of the wrong kind.
+        """
+        if self.key_size is not None:
+            raise ValueError(
+                'attractor needs a memory with addressing="least_squares": with "key" a read-out '
+                "is not a query"
+            )
+        num_steps = _positive_int("num_steps", num_steps)
+        if project is not None and not callable(project):
+            raise TypeError(f"project must be callable or None, got {type(project).__name__}")
+        _check_codes("queries", queries, self.code_size, "code_size")
+        mean, cov = _check_state(state)
+        lead = torch.broadcast_shapes(queries.shape[:-2], mean.shape[:-2])
+        z = queries.to(mean.dtype).expand(*lead, *queries.shape[-2:])
+        trajectory, bound = [z], []
+        for _ in range(num_steps):
+            values, var, weights = ops.recall(mean, cov, z, self.ridge, backend=self.backend)
+            fit = _log_normal(z - values, self.noise_var)
+            bound.append(fit + _log_normal(weights, self.weight_std**2))
+            if project is not None:
+                values = project(values)
+                _check_codes("the result of project", values, self.code_size, "code_size")
+                if values.shape != z.shape:
+                    raise ValueError(
+                        f"project must keep the shape {tuple(z.shape)}, got {tuple(values.shape)}"
+                    )
+                values = values.to(z.dtype)
+            z = values
+            trajectory.append(z)
+        path = torch.stack(trajectory) if return_trajectory else None
+        return AttractorOutput(z, var, weights, torch.stack(bound), path)
 
     def forward(
         self,
@@ -348,12 +396,6 @@ class FusedKanervaMemory(nn.Module):
     def _solve(self, mean: Tensor, queries: Tensor) -> Tensor:
         return ops.solve_addresses(mean, queries, self.ridge, backend=self.backend)
 
-    def _update(self, state, weights, values, mask) -> tuple[MemoryState, Tensor]:
-        mean, cov, evidence = ops.bayes_write(
-            *state, weights, values, self.noise_var, mask=mask, backend=self.backend
-        )
-        return MemoryState(mean, cov), evidence
-
     def _kl_weights(self, weights: Tensor, mask: Tensor | None) -> Tensor:
         if self.key_size is not None:
             return weights.new_zeros(weights.shape[:-1])
@@ -369,6 +411,12 @@ def _sample(state: MemoryState) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(state.cov)
     noise = torch.randn_like(state.mean, memory_format=torch.contiguous_format)
     return state.mean + (factor * torch.where(info == 0, 1.0, torch.nan)[..., None, None]) @ noise
+
+
+def _log_normal(x: Tensor, var: float | Tensor) -> Tensor:
+    """ln N(x; 0, var I) over the last dimension, nats."""
+    log_var = var.log() if isinstance(var, Tensor) else math.log(var)
+    return -(x.square().sum(-1) / var + x.shape[-1] * (math.log(2 * math.pi) + log_var)) / 2
 
 
 def _wide(parameter: Tensor) -> Tensor:

@@ -81,7 +81,11 @@ class Variant:
             return ""
         rows = constants.get("M", constants.get("L"))
         words = [f"{constants['WORK']} {rows} x {constants['N']}"]
-        words += [k.lower() for k in ("SAVE", "LAST", "FORM", "WIDE") if constants.get(k)]
+        words += [
+            k.lower()
+            for k in ("SAVE", "LAST", "FORM", "WIDE", "SOLVE", "ITERATE")
+            if constants.get(k)
+        ]
         return ", ".join(words)
 
 
@@ -150,6 +154,18 @@ def calls(slots: int, state: torch.dtype, data: torch.dtype, optional: bool) -> 
     write = (mean, cov, weights, values, noise, mask, decay, "auto")
     yield kernels.bayes_write, *write
     yield kernels.bayes_write_backward, mean, cov, ridge, *write, mean, cov
+    for narrow_mean in (mean, empty(batch, slots, 13)):  # both systems
+        written = values if narrow_mean is mean else empty(batch, steps, 13, dtype=data)
+        for num_iters in (1, 2):
+            adaptive = (narrow_mean, cov, written, noise, ridge, mask, num_iters)
+            yield kernels.adaptive_write, *adaptive
+            yield (
+                kernels.adaptive_write_backward, narrow_mean, cov, read_weights, noise, ridge,
+                *adaptive, read_weights,
+            )  # fmt: skip
+    removal = (mean, cov, weights, values, noise, mask)
+    yield kernels.forget, *removal
+    yield kernels.forget_backward, mean, cov, *removal, mean, cov
     yield kernels.read, mean, cov, weights
     yield kernels.read_backward, out, var, mean, cov, weights
     for address_mean in (mean, empty(batch, slots, 13)):  # both systems

@@ -71,7 +71,35 @@ def worst_errors(dtype=np.float64):
     errors["memory_kl"] = error(core.memory_kl(mean, cov, prior_mean, prior_cov), kl / 2)
     precision = np.linalg.inv(c)
     errors["statistics"] = max(map(error, core.statistics(mean, cov), (precision @ m, precision)))
+    errors["adaptive_write"], addresses = adaptive_error(
+        wide, ridge, core.adaptive_write(mean, cov, values, noise_var, ridges)
+    )
+    written = write_each(m, c, addresses, z, wide[4])
+    rest = core.forget(
+        *(x.astype(dtype) for x in written), addresses.astype(dtype), values, noise_var
+    )
+    errors["forget"] = max(map(error, rest, (m, c)))
     return errors
+
+
+def write_each(*batches):
+    return [np.stack(x) for x in list(zip(*map(write, *batches), strict=True))[:2]]
+
+
+def adaptive_error(problem, ridge, results):
+    """Of an adaptive write whose addresses are solved step by step here; and these addresses."""
+    means, covs, _, values, noise_vars = problem
+    worst, addresses = 0.0, []
+    for i, (mean, cov) in enumerate(zip(means, covs, strict=True)):
+        found = []
+        for z, v in zip(values[i], noise_vars[i], strict=True):
+            w = np.linalg.solve(mean @ mean.T + ridge * np.eye(len(mean)), mean @ z)
+            mean, cov, _ = write(mean, cov, w[None], z[None], v[None])
+            found.append(w)
+        addresses.append(found)
+        for got, want in zip((x[i] for x in results), (mean, cov, np.array(found)), strict=False):
+            worst = max(worst, float(np.abs(got - want).max() / np.abs(want).max()))
+    return worst, np.array(addresses)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -67,8 +67,8 @@ def test_result_of_a_part():
 
 def test_parts_on_the_cpu():
     """The device's share, with tiny shapes; CUDA graphs excepted."""
-    assert len(gpu_parts.determinism("cpu")) == 24
-    assert len(gpu_parts.sanitized("cpu")) == 12
+    assert len(gpu_parts.determinism("cpu")) == 32
+    assert len(gpu_parts.sanitized("cpu")) == 16
     rows = gpu_parts.bench_write("cpu", [(2, 4, 3, 5)], 0.01)
     rows += gpu_parts.bench_solve("cpu", [(2, 4, 3, 5)], 0.01)
     assert len(rows) == 4

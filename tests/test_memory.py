@@ -115,26 +115,30 @@ def test_forward_is_write_then_read(config):
     assert read.state is None and read.kl_memory is None
 
 
-def test_least_squares_write_is_one_exact_write_at_the_solved_addresses():
+def test_least_squares_write_solves_each_address_against_the_memory_as_it_stands():
     module = make(noise_std=0.5, weight_std=2.0)
     values, _ = episode(module)
-    state = module.prior(B)
-    ridge = 0.25 / 4
-    mean = state.mean  # after the first round, that of the tentative posterior
     for iterations in (1, 2, 3):
         module.num_write_iters = iterations
-        weights = ops.solve_addresses(mean, values, ridge)
-        mean, cov, evidence = ops.bayes_write(*state, weights, values, 0.25)
+        state, addresses, evidence = module.prior(B), [], 0
+        for t in range(T):
+            code, mean = values[:, t : t + 1], state.mean
+            for _ in range(iterations):
+                weights = ops.solve_addresses(mean, code, 0.25 / 4)
+                mean, cov, term = ops.bayes_write(*state, weights, code, 0.25)
+            state, evidence = MemoryState(mean, cov), evidence + term
+            addresses.append(weights)
+        weights = torch.cat(addresses, 1)
         out = module.write(values)
         for got, want in (
-            (out.state.mean, mean),
-            (out.state.cov, cov),
+            (out.state.mean, state.mean),
+            (out.state.cov, state.cov),
             (out.weights, weights),
             (out.log_evidence, evidence),
-            (out.kl_memory, ops.memory_kl(mean, cov, *state)),
+            (out.kl_memory, ops.memory_kl(*state, *module.prior(B))),
             (out.kl_weights, weights.square().sum(-1) / (2 * 4)),
         ):
-            torch.testing.assert_close(got, want)
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_given_weights_and_state():
@@ -147,6 +151,23 @@ def test_given_weights_and_state():
     torch.testing.assert_close(out.state, MemoryState(mean, cov))
     assert out.weights is weights
     torch.testing.assert_close(out.kl_memory, ops.memory_kl(mean, cov, *first.state))
+
+
+def test_forget(config):
+    """An episode that was written between two others leaves no trace."""
+    module = make(**config).double()
+    (first, a), (second, b), (third, c) = (episode(module, torch.float64) for _ in range(3))
+    mask = torch.rand(B, T) < 0.7
+    before = module.write(first, **a).state
+    written = module.write(second, before, mask=mask, **b)
+    after = module.write(third, written.state, **c)
+    want = module.write(third, before, after.weights).state
+    got = module.forget(after.state, written.weights, second, mask, check=True)
+    assert isinstance(got, MemoryState)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+    with pytest.raises(ValueError, match="it was not written"):
+        module.forget(before, 10 * written.weights, second, check=True)
+    assert module.forget(before, 10 * written.weights, second).mean.isnan().any()
 
 
 def test_key_addressing_has_unit_rows():
@@ -250,6 +271,71 @@ def test_writing_lets_it_remember():
     error = (module(values).values - values).square().mean()
     before = (module.read(values, module.prior(4)).values - values).square().mean()
     assert error < 0.05 * before
+
+
+def stored(noise, slots=16, code=64, items=8, **options):
+    """A float64 memory that holds codes of +-1, their noisy versions, and its state."""
+    module = FusedKanervaMemory(slots, code, **{"noise_std": 0.1, **options}).double()
+    codes = torch.randn(2, items, code, dtype=torch.float64).sign()
+    return module, codes, codes + noise * torch.randn_like(codes), module.write(codes).state
+
+
+@pytest.mark.parametrize("learn_noise", [False, True])
+@pytest.mark.parametrize("noise_std", [0.03, 1.0])
+def test_the_bound_of_an_attractor_never_falls(noise_std, learn_noise):
+    module, _, queries, state = stored(
+        0.5, noise_std=noise_std, weight_std=0.8, learn_noise=learn_noise
+    )
+    out = module.attractor(queries, state, 12, return_trajectory=True)
+    assert out.bound.shape == (12, 2, 8) and out.bound.dtype == torch.float64
+    gain = out.bound.diff(dim=0)
+    assert (gain >= -1e-12 * out.bound.abs().max()).all() and (gain[0] > 0).all()
+    normal = torch.distributions.Normal(0.0, noise_std)
+    for k, z in enumerate(out.trajectory[:-1]):  # against the densities, and plain reads
+        read = module.read(z, state)
+        fit = normal.log_prob(z - read.weights @ state.mean).sum(-1)
+        prior = torch.distributions.Normal(0.0, 0.8).log_prob(read.weights).sum(-1)
+        torch.testing.assert_close(out.bound[k], fit + prior)
+        torch.testing.assert_close(out.trajectory[k + 1], read.values)
+    for got, want in ((out.values, read.values), (out.var, read.var), (out.weights, read.weights)):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_noisy_code_moves_towards_the_stored_one():
+    module, codes, queries, state = stored(0.5)
+    out = module.attractor(queries, state, 6, return_trajectory=True)
+    steps = out.trajectory.diff(dim=0).norm(dim=-1)
+    assert (steps.diff(dim=0) < 0).all() and (steps[-1] < 0.05 * steps[0]).all()
+    error = (out.trajectory - codes).norm(dim=-1)
+    assert (error[-1] < 0.7 * error[0]).all()  # what is left lies in the span of the memory
+
+
+def test_an_attractor_with_projection_restores_stored_codes():
+    """With the sign as projection stored codes are fixed points, and attract."""
+    module, codes, queries, state = stored(0.9)
+    assert (queries.sign() != codes).any(-1).all()
+    out = module.attractor(queries, state, 10, project=torch.sign)
+    assert (out.values == codes).all(-1).double().mean() > 0.9
+    again = module.attractor(codes, state, 3, torch.sign)
+    assert torch.equal(again.values, codes) and again.trajectory is None
+
+
+def test_attractor_is_deterministic_and_differentiable():
+    module = make(sample_weights=True, sample_memory=True)
+    values, _ = episode(module)
+    state = module.write(values).state
+    torch.testing.assert_close(
+        module.attractor(values, state, 2), module.attractor(values, state, 2), rtol=0, atol=0
+    )
+    queries = values.half().requires_grad_()
+    out = module.attractor(queries, state, 3, lambda z: torch.tanh(z).half(), True)
+    assert out.values.dtype == out.trajectory.dtype == torch.float32
+    assert out.trajectory.shape == (4, B, T, C)
+    (out.values.sum() + out.bound.sum()).backward()
+    for x in (queries, module.prior_mean, module.log_prior_var):
+        assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
+    shared = module.attractor(values[0], state, 1, return_trajectory=True)  # one for every memory
+    assert shared.values.shape == (B, T, C) and shared.trajectory.shape == (2, B, T, C)
 
 
 def test_training_lowers_the_loss(config):
@@ -473,6 +559,30 @@ def test_wrong_calls():
         ),
         (lambda: keyed.read(values, state), ValueError, "keys must have shape"),
         (lambda: module.generate(state, -1), ValueError, "num_samples"),
+        (lambda: module.attractor(values, state, 0), ValueError, "num_steps must be at least 1"),
+        (lambda: module.attractor(values, state, 1.0), TypeError, "num_steps must be an int"),
+        (lambda: module.attractor(values, state, True), TypeError, "num_steps must be an int"),
+        (lambda: module.attractor(values, state, 1, "z"), TypeError, "project must be callable"),
+        (lambda: module.attractor(values[..., 1:], state, 1), ValueError, "queries must have"),
+        (lambda: module.attractor(values, values, 1), TypeError, "state must be a MemoryState"),
+        (
+            lambda: module.attractor(values, state, 1, lambda z: z[:, 1:]),
+            ValueError,
+            r"project must keep the shape \(3, 6, 4\), got \(3, 5, 4\)",
+        ),
+        (
+            lambda: module.attractor(values, state, 1, lambda z: None),
+            TypeError,
+            "the result of project must be a torch.Tensor, got NoneType",
+        ),
+        (
+            lambda: keyed.attractor(values, state, 1),
+            ValueError,
+            'attractor needs a memory with addressing="least_squares"',
+        ),
+        (lambda: module.forget(state, values, values[0, 0]), ValueError, "values must have"),
+        (lambda: module.forget(state, values[..., 1:], values), ValueError, "weights must have"),
+        (lambda: module.forget(values, values, values), TypeError, "state must be a MemoryState"),
         (lambda: module.prior(-1), ValueError, "batch_size"),
     ):
         with pytest.raises(error, match=match):

@@ -17,7 +17,16 @@ pytestmark = pytest.mark.skipif(
     reason="needs a GPU or TRITON_INTERPRET=1",
 )
 
-NAMES = ("bayes_write", "solve_addresses", "read", "recall", "memory_kl", "statistics")
+NAMES = (
+    "bayes_write",
+    "adaptive_write",
+    "forget",
+    "solve_addresses",
+    "read",
+    "recall",
+    "memory_kl",
+    "statistics",
+)
 SHAPES = {"small": (2, 5, 3, 7), "partial tiles": (2, 37, 35, 70)}
 
 
@@ -33,8 +42,11 @@ def arguments(name: str, shape, dtype):
     double = torch.float64
     mean, cov, weights, values, noise = problem(Case("iid", 1.0, t, k, c, batch=b), dtype)[:5]
     ridge = torch.linspace(0.5, 1.0, b, dtype=double).to(dtype)
+    few = slice(None), slice(6)  # the interpreter takes a second for a step
     return {
         "bayes_write": (mean, cov, weights, values, noise, None, None, "auto"),
+        "adaptive_write": (mean, cov, values[few], noise[few], ridge, None, 2),
+        "forget": (mean, cov, 0.05 * weights, values, noise, None),
         "solve_addresses": (mean, values, ridge),
         "read": (mean, cov, weights),
         "recall": (mean, cov, values, ridge),
@@ -43,7 +55,14 @@ def arguments(name: str, shape, dtype):
     }[name]
 
 
-SAVED = {"bayes_write": (0, 1), "solve_addresses": (0,), "recall": (2,), "statistics": (0, 1)}
+SAVED = {
+    "bayes_write": (0, 1),
+    "adaptive_write": (2,),
+    "forget": (0, 1),
+    "solve_addresses": (0,),
+    "recall": (2,),
+    "statistics": (0, 1),
+}
 
 
 def run(module, name, args):
@@ -87,6 +106,11 @@ def test_every_configuration_at_every_size(monkeypatch, name, work, config, shap
     monkeypatch.setitem(_launch.TABLE, work, ((float("inf"), config),))
     single = work == torch.float32
     assert_right(name, shape, work, 2e-6 if single else 1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_adaptive_write_of_a_code_narrower_than_the_memory(dtype):
+    assert_right("adaptive_write", (2, 6, 35, 34), dtype, 2e-6 if dtype == torch.float32 else 1e-11)
 
 
 def test_table_ends_with_a_row_for_every_size():

@@ -96,6 +96,17 @@ WriteMethod write_method(const std::string& name) {
   throw py::value_error("method must be auto, chunk, information or sqrt, got " + name);
 }
 
+// The mask, if there is one, kept alive by what is returned.
+py::array_t<bool> mask_input(const py::object& mask, View& view, int64_t B, int64_t T) {
+  if (mask.is_none()) return {};
+  py::array_t<bool> kept = py::array_t<bool>::ensure(mask);
+  if (!kept) throw py::type_error("mask must be a bool array");
+  check_shape(kept, "mask", {B, T});
+  view.data = const_cast<bool*>(kept.data());
+  for (int64_t d = 0; d < 2; ++d) view.stride[d] = kept.strides(d);
+  return kept;
+}
+
 py::tuple bayes_write(const py::array& mean, const py::object& cov, const py::array& weights,
                       const py::object& values, const py::object& noise_var, const py::object& mask,
                       const py::object& decay, const std::string& method) {
@@ -112,14 +123,7 @@ py::tuple bayes_write(const py::array& mean, const py::object& cov, const py::ar
   args.weights = in[2].view;
   args.values = in[3].view;
   args.noise_var = in[4].view;
-  py::array_t<bool> kept;
-  if (!mask.is_none()) {
-    kept = py::array_t<bool>::ensure(mask);
-    if (!kept) throw py::type_error("mask must be a bool array");
-    check_shape(kept, "mask", {B, T});
-    args.mask.data = const_cast<bool*>(kept.data());
-    for (int64_t d = 0; d < 2; ++d) args.mask.stride[d] = kept.strides(d);
-  }
+  const py::array_t<bool> kept = mask_input(mask, args.mask, B, T);
   Input forgetting;
   if (!decay.is_none()) {
     if (method == "information") throw py::value_error("method information does not take decay");
@@ -237,6 +241,64 @@ py::tuple statistics(const py::array& mean, const py::object& cov) {
   return py::make_tuple(out[0].array, out[1].array);
 }
 
+py::tuple adaptive_write(const py::array& mean, const py::object& cov, const py::array& values,
+                         const py::object& noise_var, const py::object& ridge, int64_t num_iters,
+                         const py::object& mask) {
+  if (num_iters < 1) throw py::value_error("num_iters must be at least 1");
+  AdaptiveWriteArgs args;
+  args.n = sizes(mean, &values, "values");
+  const auto [B, T, K, C] = args.n;
+  const Dtype s = dtype_of(mean, "mean");
+  const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
+                      input(values, "values", {B, T, C}, s),
+                      input(noise_var, "noise_var", {B, T}, s), input(ridge, "ridge", {B}, s)};
+  args.mean = in[0].view;
+  args.cov = in[1].view;
+  args.values = in[2].view;
+  args.noise_var = in[3].view;
+  args.ridge = in[4].view;
+  args.num_iters = num_iters;
+  const py::array_t<bool> kept = mask_input(mask, args.mask, B, T);
+  const Output out[] = {output({B, K, C}, s), output({B, K, K}, s), output({B, T, K}, s),
+                        output({B, T}, s), output({B}, s)};
+  args.mean_out = out[0].view;
+  args.cov_out = out[1].view;
+  args.weights_out = out[2].view;
+  args.step_kl = out[3].view;
+  args.log_evidence = out[4].view;
+  {
+    py::gil_scoped_release release;
+    kernels().adaptive_write(args, serial_executor());
+  }
+  return py::make_tuple(out[0].array, out[1].array, out[2].array, out[3].array, out[4].array);
+}
+
+py::tuple forget(const py::array& mean, const py::object& cov, const py::array& weights,
+                 const py::object& values, const py::object& noise_var, const py::object& mask) {
+  ForgetArgs args;
+  args.n = sizes(mean, &weights, "weights");
+  const auto [B, T, K, C] = args.n;
+  const Dtype s = dtype_of(mean, "mean");
+  const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
+                      input(weights, "weights", {B, T, K}, s),
+                      input(values, "values", {B, T, C}, s),
+                      input(noise_var, "noise_var", {B, T}, s)};
+  args.mean = in[0].view;
+  args.cov = in[1].view;
+  args.weights = in[2].view;
+  args.values = in[3].view;
+  args.noise_var = in[4].view;
+  const py::array_t<bool> kept = mask_input(mask, args.mask, B, T);
+  const Output out[] = {output({B, K, C}, s), output({B, K, K}, s)};
+  args.mean_out = out[0].view;
+  args.cov_out = out[1].view;
+  {
+    py::gil_scoped_release release;
+    kernels().forget(args, serial_executor());
+  }
+  return py::make_tuple(out[0].array, out[1].array);
+}
+
 }  // namespace
 }  // namespace kanerva
 
@@ -262,6 +324,13 @@ PYBIND11_MODULE(_core, m) {
         py::arg("ridge"), "Solve and read: (values, var, weights).");
   m.def("memory_kl", &kanerva::memory_kl, py::arg("mean"), py::arg("cov"), py::arg("prior_mean"),
         py::arg("prior_cov"), "KL between beliefs in nats (B,).");
+  m.def("adaptive_write", &kanerva::adaptive_write, py::arg("mean"), py::arg("cov"),
+        py::arg("values"), py::arg("noise_var"), py::arg("ridge"), py::kw_only(),
+        py::arg("num_iters") = 1, py::arg("mask") = py::none(),
+        "The Dynamic Kanerva write: (mean, cov, weights, step_kl, log_evidence).");
+  m.def("forget", &kanerva::forget, py::arg("mean"), py::arg("cov"), py::arg("weights"),
+        py::arg("values"), py::arg("noise_var"), py::kw_only(), py::arg("mask") = py::none(),
+        "Exact removal of written items: (mean, cov).");
   m.def("statistics", &kanerva::statistics, py::arg("mean"), py::arg("cov"),
         "(cov^-1 mean, cov^-1), its own inverse.");
 }

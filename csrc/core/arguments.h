@@ -105,6 +105,38 @@ struct StatisticsBackwardArgs {
   View d_mean, d_cov;
 };
 
+// The Dynamic Kanerva write: each address is solved against the mean as it stands, `num_iters`
+// times, the last ones against the memory as it would stand after the step.
+struct AdaptiveWriteArgs {
+  Sizes n;
+  View mean, cov, values, noise_var, ridge, mask;
+  int64_t num_iters = 1;
+  View mean_out, cov_out, weights_out, step_kl, log_evidence;
+};
+
+struct AdaptiveWriteBackwardArgs {
+  Sizes n;
+  View grad_mean, grad_cov, grad_weights, grad_step_kl, grad_log_evidence;
+  View mean, cov, values, noise_var, ridge, mask;
+  int64_t num_iters = 1;
+  View weights;  // that the forward gave
+  View d_mean, d_cov, d_values, d_noise_var, d_ridge;
+};
+
+struct ForgetArgs {
+  Sizes n;
+  View mean, cov, weights, values, noise_var, mask;
+  View mean_out, cov_out;
+};
+
+struct ForgetBackwardArgs {
+  Sizes n;
+  View grad_mean, grad_cov;
+  View mean, cov, weights, values, noise_var, mask;
+  View rest_mean, rest_cov;  // what the forward gave
+  View d_mean, d_cov, d_weights, d_values, d_noise_var;
+};
+
 // X(name, type of its arguments) for every operator that a backend has.
 #define KANERVA_OPERATORS(X)                              \
   X(bayes_write, BayesWriteArgs)                          \
@@ -118,7 +150,11 @@ struct StatisticsBackwardArgs {
   X(memory_kl, MemoryKlArgs)                              \
   X(memory_kl_backward, MemoryKlBackwardArgs)             \
   X(statistics, StatisticsArgs)                           \
-  X(statistics_backward, StatisticsBackwardArgs)
+  X(statistics_backward, StatisticsBackwardArgs)          \
+  X(adaptive_write, AdaptiveWriteArgs)                    \
+  X(adaptive_write_backward, AdaptiveWriteBackwardArgs)   \
+  X(forget, ForgetArgs)                                   \
+  X(forget_backward, ForgetBackwardArgs)
 
 // One table per instruction set; kernels() picks the best the processor has.
 struct Kernels {

@@ -19,6 +19,10 @@ void run_memory_kl(const MemoryKlArgs&, const Executor&);
 void run_memory_kl_backward(const MemoryKlBackwardArgs&, const Executor&);
 void run_statistics(const StatisticsArgs&, const Executor&);
 void run_statistics_backward(const StatisticsBackwardArgs&, const Executor&);
+void run_adaptive_write(const AdaptiveWriteArgs&, const Executor&);
+void run_adaptive_write_backward(const AdaptiveWriteBackwardArgs&, const Executor&);
+void run_forget(const ForgetArgs&, const Executor&);
+void run_forget_backward(const ForgetBackwardArgs&, const Executor&);
 
 }  // namespace KANERVA_ISA
 }  // namespace kanerva

@@ -27,6 +27,10 @@ constexpr int64_t kLongEpisode = 64;
 // Condition of a system of addresses, from its pivots.
 constexpr double kEasy = 16.0;
 constexpr double kWellConditioned = 1e3;
+// Adaptive writes in float32: condition of a system that is kept up to date, from its diagonal and
+// that of its inverse, and hardness of a step.
+constexpr double kTrackedInFloat32 = 100.0;
+constexpr double kHardStepInFloat32 = 1e4;
 
 // Items of at most so many steps x slots x columns are so small that float64 costs nothing beside
 // the call.

@@ -4,7 +4,9 @@
 #include <mutex>
 #include <optional>
 
+#include "../torch/adaptive_write.h"
 #include "../torch/bayes_write.h"
+#include "../torch/forget.h"
 #include "../torch/memory_kl.h"
 #include "../torch/read.h"
 #include "../torch/recall.h"

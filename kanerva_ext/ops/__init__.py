@@ -1,7 +1,9 @@
 """The operators as functions. Each has a file of its name here and in ``reference``."""
 
 from . import _library  # noqa: F401 - defines torch.ops.kanerva
+from .adaptive_write import adaptive_write
 from .bayes_write import bayes_write
+from .forget import forget
 from .memory_kl import memory_kl
 from .read import read
 from .recall import recall
@@ -9,7 +11,9 @@ from .solve_addresses import solve_addresses
 from .statistics import from_statistics, to_statistics
 
 __all__ = [
+    "adaptive_write",
     "bayes_write",
+    "forget",
     "from_statistics",
     "memory_kl",
     "read",

@@ -214,19 +214,20 @@ def _fold_vmap(call: Callable, size: int, in_dims: tuple, args: tuple):
 
 def _keeper(raw) -> tuple[Callable, Callable]:
     """How a Function keeps the arguments of ``raw`` (and more tensors), and finds them again."""
-    texts = [i for i, a in enumerate(raw._schema.arguments) if a.type.kind() == "StringType"]
-    at = texts[0] if texts else None
+    plain = ("StringType", "IntType")
+    others = [i for i, a in enumerate(raw._schema.arguments) if a.type.kind() in plain]
+    at = others[0] if others else None
 
     def save(ctx, args):
         ctx.set_materialize_grads(False)
         if at is None:
             ctx.save_for_backward(*args)
         else:
-            ctx.text = args[at]
+            ctx.other = args[at]
             ctx.save_for_backward(*args[:at], *args[at + 1 :])
 
     def saved(ctx):
         tensors = ctx.saved_tensors
-        return tensors if at is None else (*tensors[:at], ctx.text, *tensors[at:])
+        return tensors if at is None else (*tensors[:at], ctx.other, *tensors[at:])
 
     return save, saved

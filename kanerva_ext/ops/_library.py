@@ -38,6 +38,17 @@ memory_kl(Tensor mean, Tensor cov, Tensor prior_mean, Tensor prior_cov) -> Tenso
 memory_kl_backward(Tensor grad, Tensor mean, Tensor cov, Tensor prior_mean, Tensor prior_cov)
     -> (Tensor, Tensor, Tensor, Tensor)
 statistics(Tensor mean, Tensor cov) -> (Tensor, Tensor)
+adaptive_write(Tensor mean, Tensor cov, Tensor values, Tensor noise_var, Tensor ridge,
+    Tensor? mask, int num_iters) -> (Tensor, Tensor, Tensor, Tensor, Tensor)
+adaptive_write_backward(Tensor? grad_mean, Tensor? grad_cov, Tensor? grad_weights,
+    Tensor? grad_step_kl, Tensor? grad_log_evidence, Tensor mean, Tensor cov, Tensor values,
+    Tensor noise_var, Tensor ridge, Tensor? mask, int num_iters, Tensor weights)
+    -> (Tensor, Tensor, Tensor, Tensor, Tensor)
+forget(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, Tensor? mask)
+    -> (Tensor, Tensor)
+forget_backward(Tensor? grad_mean, Tensor? grad_cov, Tensor mean, Tensor cov, Tensor weights,
+    Tensor values, Tensor noise_var, Tensor? mask, Tensor rest_mean, Tensor rest_cov)
+    -> (Tensor, Tensor, Tensor, Tensor, Tensor)
 statistics_backward(Tensor? grad_shift, Tensor? grad_precision, Tensor mean, Tensor cov,
     Tensor shift, Tensor precision) -> (Tensor, Tensor)
 """
@@ -162,6 +173,27 @@ def _fake_statistics(mean, cov):
     return _same(mean, cov)
 
 
+def _fake_adaptive_write(mean, cov, values, noise_var, ridge, mask, num_iters):
+    batch, slots, code = _state_shape(mean, cov)
+    steps = values.shape[1]
+    _check_shape("values", values, batch, steps, code)
+    _check_shape("noise_var", noise_var, batch, steps)
+    _check_shape("ridge", ridge, batch)
+    if mask is not None:
+        _check_shape("mask", mask, batch, steps)
+    weights, step_kl = _like(mean, batch, steps, slots), _like(mean, batch, steps)
+    return *_same(mean, cov), weights, step_kl, _like(mean, batch)
+
+
+def _fake_adaptive_write_backward(g_mean, g_cov, g_weights, g_kl, g_log, *args):
+    mean, cov, values, noise_var, ridge, *_ = args
+    return _same(mean, cov, values, noise_var, ridge)
+
+
+def _fake_forget(mean, cov, weights, values, noise_var, mask):
+    return _fake_bayes_write(mean, cov, weights, values, noise_var, mask, None, "auto")[:2]
+
+
 FAKES: dict[str, Callable] = {
     "bayes_write": _fake_bayes_write,
     "bayes_write_backward": _fake_bayes_write_backward,
@@ -173,6 +205,10 @@ FAKES: dict[str, Callable] = {
     "recall_backward": lambda g, h, k, mean, cov, z, ridge, w: _same(mean, cov, z, ridge),
     "memory_kl": _fake_memory_kl,
     "memory_kl_backward": lambda g, *args: _same(*args),
+    "adaptive_write": _fake_adaptive_write,
+    "adaptive_write_backward": _fake_adaptive_write_backward,
+    "forget": _fake_forget,
+    "forget_backward": lambda g, h, *args: _same(*args[:5]),
     "statistics": _fake_statistics,
     "statistics_backward": lambda g, h, mean, cov, shift, precision: _same(mean, cov),
 }

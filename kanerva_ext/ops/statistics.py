@@ -24,8 +24,9 @@ def to_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Natural parameters of a belief: ``precision = cov^-1`` and ``shift = cov^-1 mean``.
 
-    Writing adds ``W'W / v`` to the precision and ``W'Z / v`` to the shift, so for memories that
-    started from one prior, ``sum - (n - 1) * prior`` of both is the exact merged memory.
+    Writing adds ``W'W / v`` to the precision and ``W'Z / v`` to the shift. Memories written
+    separately from one prior merge exactly: of both statistics, the sum less (n - 1) times the
+    prior's, brought back by `from_statistics`, is the belief after all n episodes.
 
     Args:
         mean: (B, K, C), float32 or float64, or a `MemoryState` (then without ``cov``).
@@ -47,6 +48,18 @@ def to_statistics(
     >>> ops.from_statistics(precision, shift).mean.round(decimals=3)
     tensor([[[1., 1., 1.],
              [1., 1., 1.]]])
+
+    Two memories of one prior, merged:
+
+    >>> prior = torch.zeros(1, 2, 3), torch.eye(2)[None]
+    >>> weights, values = torch.randn(1, 8, 2), torch.randn(1, 8, 3)
+    >>> first = ops.bayes_write(*prior, weights[:, :5], values[:, :5], 0.5)[:2]
+    >>> second = ops.bayes_write(*prior, weights[:, 5:], values[:, 5:], 0.5)[:2]
+    >>> (a, s), (b, t), (p, r) = (ops.to_statistics(*x) for x in (first, second, prior))
+    >>> merged = ops.from_statistics(a + b - p, s + t - r)
+    >>> both = ops.bayes_write(*prior, weights, values, 0.5)
+    >>> all(torch.allclose(x, y, atol=1e-5) for x, y in zip(merged, both))
+    True
     """
     if isinstance(mean, MemoryState):
         if cov is not None:
@@ -64,6 +77,8 @@ def from_statistics(
     precision: Tensor, shift: Tensor, *, backend: str = "auto", check: bool = False
 ) -> MemoryState:
     """The belief with these natural parameters: ``cov = precision^-1``, ``mean = cov shift``.
+
+    The inverse of `to_statistics`, which shows how memories are merged.
 
     Args:
         precision: (B, K, K), float32 or float64, symmetric positive definite.

@@ -6,7 +6,9 @@ everywhere, and per-step tensors already of shape (B, T). They are differentiabl
 autograd, in forward mode too. ``<operator>_backward`` are the closed-form gradients.
 """
 
+from .adaptive_write import adaptive_write, adaptive_write_backward
 from .bayes_write import bayes_write, bayes_write_backward
+from .forget import forget, forget_backward
 from .memory_kl import memory_kl, memory_kl_backward
 from .read import read, read_backward
 from .recall import recall, recall_backward
@@ -14,8 +16,12 @@ from .solve_addresses import solve_addresses, solve_addresses_backward
 from .statistics import statistics, statistics_backward
 
 __all__ = [
+    "adaptive_write",
+    "adaptive_write_backward",
     "bayes_write",
     "bayes_write_backward",
+    "forget",
+    "forget_backward",
     "memory_kl",
     "memory_kl_backward",
     "read",

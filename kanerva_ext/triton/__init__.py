@@ -3,8 +3,11 @@ without the CUDA library, for AMD GPUs and, with ``TRITON_INTERPRET=1``, for CPU
 interpreter.
 """
 
+from .adaptive_write import adaptive_write
+from .adaptive_write_backward import adaptive_write_backward
 from .bayes_write import bayes_write
 from .bayes_write_backward import bayes_write_backward
+from .forget import forget, forget_backward
 from .memory_kl import memory_kl, memory_kl_backward
 from .read import read, read_backward
 from .recall import recall, recall_backward
@@ -12,8 +15,12 @@ from .solve_addresses import solve_addresses, solve_addresses_backward
 from .statistics import statistics, statistics_backward
 
 __all__ = [
+    "adaptive_write",
+    "adaptive_write_backward",
     "bayes_write",
     "bayes_write_backward",
+    "forget",
+    "forget_backward",
     "memory_kl",
     "memory_kl_backward",
     "read",

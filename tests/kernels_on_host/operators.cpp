@@ -78,6 +78,18 @@ struct Problem {
     return v;
   }
 
+  // Of which a third is false.
+  View mask() {
+    buffers.emplace_back(new char[size_t(n.B * n.T + 1)]);
+    bool* data = reinterpret_cast<bool*>(buffers.back().get());
+    for (int64_t i = 0; i < n.B * n.T; ++i) data[i] = uniform() > -0.3;
+    View v;
+    v.data = data;
+    v.stride[0] = n.T;
+    v.stride[1] = 1;
+    return v;
+  }
+
   bool finite() const {
     for (const auto& [data, bytes] : results)
       for (size_t i = 0; i < bytes; i += dtype == Dtype::float64 ? 8 : 4) {
@@ -138,13 +150,7 @@ void write(Dtype dtype, Sizes n, double noise, bool decays, bool masks, WriteMet
   a.values = p.input(n.T, n.C);
   a.noise_var = p.input(n.T, 1, noise, noise / 2);
   if (decays) a.decay = p.input(n.T, 1, 0.9, 0.05);
-  std::unique_ptr<bool[]> mask(new bool[size_t(n.B * n.T + 1)]);
-  if (masks) {
-    for (int64_t i = 0; i < n.B * n.T; ++i) mask[size_t(i)] = uniform() > -0.3;
-    a.mask.data = mask.get();
-    a.mask.stride[0] = n.T;
-    a.mask.stride[1] = 1;
-  }
+  if (masks) a.mask = p.mask();
   BayesWriteBackwardArgs d;
   d.n = n;
   d.method = method;
@@ -251,6 +257,72 @@ void beliefs(Dtype dtype, Sizes n) {
   RUN(memory_kl_backward, d);
 }
 
+void adaptive(Dtype dtype, Sizes n, double noise, bool masks, int64_t num_iters) {
+  Problem p{dtype, n, {}, {}};
+  AdaptiveWriteArgs a;
+  a.n = n;
+  a.num_iters = num_iters;
+  a.mean = p.input(n.K, n.C);
+  a.cov = p.covariance();
+  a.values = p.input(n.T, n.C);
+  a.noise_var = p.input(n.T, 1, noise, noise / 2);
+  a.ridge = p.input(1, 1, noise, noise / 2);
+  if (masks) a.mask = p.mask();
+  AdaptiveWriteBackwardArgs d;
+  d.n = n;
+  d.num_iters = num_iters;
+  d.mean = a.mean, d.cov = a.cov, d.values = a.values, d.noise_var = a.noise_var;
+  d.ridge = a.ridge, d.mask = a.mask;
+  d.grad_mean = p.input(n.K, n.C);
+  d.grad_cov = p.input(n.K, n.K);
+  d.grad_weights = p.input(n.T, n.K);
+  d.grad_step_kl = p.input(n.T, 1);
+  d.grad_log_evidence = p.input(1, 1);
+  d.weights = p.input(n.T, n.K, 0.0, 0.1);
+  a.mean_out = p.result(n.K, n.C);
+  a.cov_out = p.result(n.K, n.K);
+  a.weights_out = p.result(n.T, n.K);
+  a.step_kl = p.result(n.T, 1);
+  a.log_evidence = p.result(1, 1);
+  RUN(adaptive_write, a);
+  p.results.clear();
+  d.d_mean = p.result(n.K, n.C);
+  d.d_cov = p.result(n.K, n.K);
+  d.d_values = p.result(n.T, n.C);
+  d.d_noise_var = p.result(n.T, 1);
+  d.d_ridge = p.result(1, 1);
+  RUN(adaptive_write_backward, d);
+}
+
+void forgetting(Dtype dtype, Sizes n, bool masks) {
+  Problem p{dtype, n, {}, {}};
+  ForgetArgs a;
+  a.n = n;
+  a.mean = p.input(n.K, n.C);
+  a.cov = p.covariance();
+  a.weights = p.input(n.T, n.K, 0.0, 0.5 / std::sqrt(double(n.T * n.K)));
+  a.values = p.input(n.T, n.C);
+  a.noise_var = p.input(n.T, 1, 1.0, 0.2);
+  if (masks) a.mask = p.mask();
+  ForgetBackwardArgs d;
+  d.n = n;
+  d.mean = a.mean, d.cov = a.cov, d.weights = a.weights, d.values = a.values;
+  d.noise_var = a.noise_var, d.mask = a.mask;
+  d.rest_mean = a.mean, d.rest_cov = a.cov;
+  d.grad_mean = p.input(n.K, n.C);
+  d.grad_cov = p.input(n.K, n.K);
+  a.mean_out = p.result(n.K, n.C);
+  a.cov_out = p.result(n.K, n.K);
+  RUN(forget, a);
+  p.results.clear();
+  d.d_mean = p.result(n.K, n.C);
+  d.d_cov = p.result(n.K, n.K);
+  d.d_weights = p.result(n.T, n.K);
+  d.d_values = p.result(n.T, n.C);
+  d.d_noise_var = p.result(n.T, 1);
+  RUN(forget_backward, d);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -278,6 +350,13 @@ int main(int count, char** arguments) {
     recall(Dtype::float32, {1, 5, 66, 70}, 100.0);  // products in tiles of a team
     beliefs(Dtype::float32, {2, 0, 35, 9});
     beliefs(Dtype::float64, {1, 0, 1, 1});
+    adaptive(Dtype::float32, {2, 35, 11, 21}, 1.0, true, 1);
+    adaptive(Dtype::float64, {1, 6, 21, 6}, 1e-3, false, 3);
+    adaptive(Dtype::float64, {1, 4, 7, 37}, 1e-2, true, 2);
+    adaptive(Dtype::float32, {1, 1, 1, 1}, 1.0, false, 1);
+    forgetting(Dtype::float32, {2, 37, 19, 23}, true);
+    forgetting(Dtype::float64, {1, 70, 9, 40}, false);
+    forgetting(Dtype::float64, {1, 1, 1, 1}, false);
   }
   std::printf("most barriers of a block: %d\n", most_barriers);
   return 0;

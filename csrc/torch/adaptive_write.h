@@ -1,0 +1,82 @@
+#pragma once
+
+#include <tuple>
+
+#include "tensors.h"
+
+namespace kanerva::ops {
+
+template <class Backend, class Args>
+void adaptive_write_inputs(const Backend& on, Args& args, const Tensor& mean, const Tensor& cov,
+                           const Tensor& values, const Tensor& noise_var, const Tensor& ridge,
+                           const OptionalTensor& mask, int64_t num_iters) {
+  STD_TORCH_CHECK(mean.dim() == 3 && values.dim() == 3,
+                  "mean and values must have three dimensions");
+  STD_TORCH_CHECK(num_iters >= 1, "num_iters must be at least 1, got ", num_iters);
+  const Sizes n{mean.size(0), values.size(1), mean.size(1), mean.size(2)};
+  const Dtype state = state_dtype(mean);
+  args.n = n;
+  args.mean = view(on, mean, "mean", {n.B, n.K, n.C});
+  args.cov = state_view(on, cov, "cov", {n.B, n.K, n.K}, state);
+  args.values = view(on, values, "values", {n.B, n.T, n.C});
+  args.noise_var = state_view(on, noise_var, "noise_var", {n.B, n.T}, state);
+  args.ridge = state_view(on, ridge, "ridge", {n.B}, state);
+  args.mask = mask_view(on, mask, n.B, n.T);
+  args.num_iters = num_iters;
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaptive_write(Tensor mean, Tensor cov,
+                                                                  Tensor values, Tensor noise_var,
+                                                                  Tensor ridge, OptionalTensor mask,
+                                                                  int64_t num_iters) {
+  const Backend on(mean);
+  AdaptiveWriteArgs args;
+  adaptive_write_inputs(on, args, mean, cov, values, noise_var, ridge, mask, num_iters);
+  const auto [B, T, K, C] = args.n;
+  Output mean_out = output(on, mean, {B, K, C});
+  Output cov_out = output(on, mean, {B, K, K});
+  Output weights = output(on, mean, {B, T, K});
+  Output step_kl = output(on, mean, {B, T});
+  Output log_evidence = output(on, mean, {B});
+  args.mean_out = mean_out.view;
+  args.cov_out = cov_out.view;
+  args.weights_out = weights.view;
+  args.step_kl = step_kl.view;
+  args.log_evidence = log_evidence.view;
+  on.adaptive_write(args);
+  return {mean_out.tensor, cov_out.tensor, weights.tensor, step_kl.tensor, log_evidence.tensor};
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaptive_write_backward(
+    OptionalTensor grad_mean, OptionalTensor grad_cov, OptionalTensor grad_weights,
+    OptionalTensor grad_step_kl, OptionalTensor grad_log_evidence, Tensor mean, Tensor cov,
+    Tensor values, Tensor noise_var, Tensor ridge, OptionalTensor mask, int64_t num_iters,
+    Tensor weights) {
+  const Backend on(mean);
+  AdaptiveWriteBackwardArgs args;
+  adaptive_write_inputs(on, args, mean, cov, values, noise_var, ridge, mask, num_iters);
+  const auto [B, T, K, C] = args.n;
+  const Dtype state = args.mean.dtype;
+  args.grad_mean = state_view(on, grad_mean, "grad_mean", {B, K, C}, state);
+  args.grad_cov = state_view(on, grad_cov, "grad_cov", {B, K, K}, state);
+  args.grad_weights = state_view(on, grad_weights, "grad_weights", {B, T, K}, state);
+  args.grad_step_kl = state_view(on, grad_step_kl, "grad_step_kl", {B, T}, state);
+  args.grad_log_evidence = state_view(on, grad_log_evidence, "grad_log_evidence", {B}, state);
+  args.weights = state_view(on, weights, "weights", {B, T, K}, state);
+  Output d_mean = output(on, mean, {B, K, C});
+  Output d_cov = output(on, mean, {B, K, K});
+  Output d_values = output(on, values, {B, T, C});
+  Output d_noise_var = output(on, mean, {B, T});
+  Output d_ridge = output(on, mean, {B});
+  args.d_mean = d_mean.view;
+  args.d_cov = d_cov.view;
+  args.d_values = d_values.view;
+  args.d_noise_var = d_noise_var.view;
+  args.d_ridge = d_ridge.view;
+  on.adaptive_write_backward(args);
+  return {d_mean.tensor, d_cov.tensor, d_values.tensor, d_noise_var.tensor, d_ridge.tensor};
+}
+
+}  // namespace kanerva::ops
