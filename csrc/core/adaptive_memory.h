@@ -47,6 +47,7 @@ class AdaptiveMemory {
         inverse(scope, n, ex),
         now(scope, n.K, n.C),
         z(take_vector<A>(scope, n.C)),
+        next_(take_vector<A>(scope, n.C)),
         wide_z_(take_vector<double>(scope, n.C)),
         sum_(take_vector<A>(scope, n.C)),
         x_(take_vector<double>(scope, n.K)),
@@ -78,8 +79,13 @@ class AdaptiveMemory {
     return sizeof(A) == sizeof(double) || inverse.condition <= kTrackedInFloat32;
   }
 
-  void load_value(const View& values, int64_t b, int64_t step) {
-    load(values, b, Rows{nullptr, step}, 1, 0, C, z, padded<A>(C));
+  // The value of the step that comes next; advance() makes it z.
+  void load_next(const View& values, int64_t b, int64_t step) {
+    load(values, b, Rows{nullptr, step}, 1, 0, C, next_, padded<A>(C));
+  }
+
+  void advance() {
+    std::swap(z, next_);
     if (!inverse.wide) scaled(C, 1.0, z, wide_z_);
   }
 
@@ -165,14 +171,14 @@ class AdaptiveMemory {
     return inverse.prepare();
   }
 
-  // R += gamma d', U -= g g' and, if another step with value `next` follows (else null), the
-  // inverse. False when that cannot be had.
-  bool commit(const A* next) {
+  // R += gamma d', U -= g g' and, if another step follows, whose value is loaded, the inverse.
+  // False when that cannot be had.
+  bool commit(bool more) {
     update_cov(now, -1.0);
-    x_is_known_ = next != nullptr && inverse.wide;
-    bool updated = next != nullptr && inverse.age < inverse.period;
+    x_is_known_ = more && inverse.wide;
+    bool updated = more && inverse.age < inverse.period;
     if (x_is_known_) {
-      R.add_and_multiply(now.gamma, now.d, inverse.p, next, x_);
+      R.add_and_multiply(now.gamma, now.d, inverse.p, next_, x_);
       updated = updated && prepare_inverse(now);
     } else {
       updated = updated && prepare_inverse(now);
@@ -182,7 +188,7 @@ class AdaptiveMemory {
       inverse.commit();
       return serves();
     }
-    return next == nullptr || refresh();
+    return !more || refresh();
   }
 
   // The product with the mean that commit() left for the next step holds no more.
@@ -227,6 +233,7 @@ class AdaptiveMemory {
     add_scaled(C, 1.0, more, y_);
   }
 
+  A* next_;
   double* wide_z_;
   A* sum_;                    // C
   double *x_, *y_, *signed_;  // R z; room

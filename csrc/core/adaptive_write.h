@@ -34,11 +34,11 @@ Outcome adaptive_item(const AdaptiveWriteArgs& args, int64_t b, const Episode& e
   if (e.steps > 0 && !m.refresh()) return otherwise;
   double evidence = 0.0;
   LogProduct variances;
-  A* next = take_vector<A>(scope, C);
   const auto step_of = [&](int64_t t) { return e.index ? e.index[t] : t; };
+  if (e.steps > 0) m.load_next(args.values, b, step_of(0));
   for (int64_t t = 0; t < e.steps; ++t) {
     const double v = e.noise[t];
-    m.load_value(args.values, b, step_of(t));
+    m.advance();
     if (!propose_step(m, v, args.num_iters, [](int64_t) {})) return otherwise;
     store(args.weights_out, b, Rows{nullptr, step_of(t)}, 1, 0, K, m.now.w, padded<A>(K));
     const double s = m.now.s, gain = m.now.h / s, energy = m.now.energy / s;
@@ -47,8 +47,8 @@ Outcome adaptive_item(const AdaptiveWriteArgs& args, int64_t b, const Episode& e
     evidence -= 0.5 * energy;
     variances.multiply(s);
     const bool more = t + 1 < e.steps;
-    if (more) load(args.values, b, Rows{nullptr, step_of(t + 1)}, 1, 0, C, next, padded<A>(C));
-    if (!m.commit(more ? next : nullptr)) return otherwise;
+    if (more) m.load_next(args.values, b, step_of(t + 1));
+    if (!m.commit(more)) return otherwise;
   }
   evidence -= 0.5 * double(C) * (variances.value() + double(e.steps) * kLog2Pi);
   m.settle();

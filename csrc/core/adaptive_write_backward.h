@@ -81,8 +81,9 @@ class AdaptiveAdjoint {
     const bool exact = args_.mean.dtype == Dtype::float64 || sizeof(A) < sizeof(double);
     const bool solves = args_.num_iters > 1 || !exact;
     if (e_.steps > 0 && solves && !m_.refresh()) return false;
+    if (e_.steps > 0) m_.load_next(args_.values, b_, step_of(0));
     for (int64_t t = 0; t < e_.steps; ++t) {
-      m_.load_value(args_.values, b_, step_of(t));
+      m_.advance();
       if (solves) {
         const auto keep = [&](int64_t i) {
           std::memcpy(record_.tried[t * (args_.num_iters - 1) + i], m_.now.w,
@@ -98,9 +99,9 @@ class AdaptiveAdjoint {
       std::memcpy(record_.d[t], m_.now.d, size_t(padded<A>(C_)) * sizeof(A));
       std::memcpy(record_.c[t], m_.now.c, size_t(padded<double>(K_)) * sizeof(double));
       record_.s[t] = m_.now.s;
-      const bool more = solves && t + 1 < e_.steps;
-      if (more) load(args_.values, b_, Rows{nullptr, step_of(t + 1)}, 1, 0, C_, gz_, padded<A>(C_));
-      if (!m_.commit(more ? gz_ : nullptr)) return false;
+      const bool more = t + 1 < e_.steps;
+      if (more) m_.load_next(args_.values, b_, step_of(t + 1));
+      if (!m_.commit(solves && more)) return false;
     }
     return true;
   }
@@ -144,7 +145,10 @@ class AdaptiveAdjoint {
     std::memset(gz_, 0, size_t(padded<A>(C_)) * sizeof(A));
     double gs = 0.0, gv = from_results(t, gs);
     Update<A>*u = &m_.now, *before = &tried_;  // of iterations i and i - 1
-    if (args_.num_iters > 1) m_.load_value(args_.values, b_, step);
+    if (args_.num_iters > 1) {
+      m_.load_next(args_.values, b_, step);
+      m_.advance();
+    }
     for (int64_t i = args_.num_iters - 1; i >= 0; --i) {
       through_update(*u, gs);
       if (i == 0) {

@@ -83,8 +83,8 @@ struct TrackedInverse {
     if (!(c > 0.0)) return;  // nothing changes
     const double u = 1.0 / std::sqrt(c * D), v = 1.0 / std::sqrt(c);
     const double w = -(1.0 + b) * u, k = c * u;
-    double *__restrict x = P, *__restrict y = G, *__restrict minus = p;
-    double *__restrict of_a = diagonal, *__restrict of_inverse = inverse_diagonal;
+    double* __restrict x = P, * __restrict y = G, * __restrict minus = p;
+    double* __restrict of_a = diagonal, * __restrict of_inverse = inverse_diagonal;
     for (int64_t i = 0; i < n; ++i) {
       of_a[i] += 2.0 * minus[i] * g[i];
       x[i] = k * x[i] + w * y[i];
@@ -107,12 +107,8 @@ struct TrackedInverse {
   // With more slots than columns the K x K system has the eigenvalue lambda, which the C x C one
   // need not have; what rounds in the gradient is governed by it all the same.
   void estimate_condition() {
-    double largest = 0.0, inverse = wide ? 0.0 : 1.0 / ridge;
-    for (int64_t i = 0; i < n; ++i) {
-      largest = std::max(largest, diagonal[i]);
-      inverse = std::max(inverse, inverse_diagonal[i]);
-    }
-    condition = largest * inverse;
+    const double inverse = largest(n, inverse_diagonal);
+    condition = largest(n, diagonal) * (wide ? inverse : std::max(inverse, 1.0 / ridge));
   }
 };
 

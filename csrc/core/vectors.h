@@ -176,6 +176,19 @@ void add_scaled(int64_t n, double a, const S* x, D* y) {
   for (int64_t j = 0; j < n; ++j) y[j] = D(double(y[j]) + a * double(x[j]));
 }
 
+// The largest of n elements that are not negative.
+inline double largest(int64_t n, const double* x) {
+  using V = Simd<double>;
+  typename V::Vector best{};
+  for (int64_t j = 0; j < n; j += V::width) {
+    const auto v = V::load(x + j);
+    best = v > best ? v : best;
+  }
+  double found = 0.0;
+  for (int l = 0; l < V::width; ++l) found = std::max(found, best[l]);
+  return found;
+}
+
 // Room for n elements, zero up to whole vectors of any type.
 template <class A>
 A* take_vector(Workspace::Scope& scope, int64_t n) {
