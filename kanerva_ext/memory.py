@@ -250,13 +250,21 @@ class FusedKanervaMemory(nn.Module):
         options = {"mask": mask, "check": check, "backend": self.backend}
         return MemoryState(*ops.forget(mean, cov, weights, values, self.noise_var, **options))
 
-    def read(self, queries: Tensor, state: MemoryState, mask: Tensor | None = None) -> ReadOutput:
+    def read(
+        self,
+        queries: Tensor,
+        state: MemoryState,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> ReadOutput:
         """Read at the address of each query; nothing is written.
 
         Args:
             queries: (B, T, C) codes, or keys (B, T, S) with ``addressing="key"``.
             state: belief to read from.
             mask: (B, T) bool; at False steps the read-out and its KL are 0.
+            generator: of the samples that ``sample_memory`` and ``sample_weights`` take, on the
+                state's device; None: PyTorch's own.
 
         Returns:
             `ReadOutput` in the state's dtype. ``kl_weights`` as in `write`. ``var`` is w'Uw at the
@@ -265,7 +273,7 @@ class FusedKanervaMemory(nn.Module):
         queries = _without_masked(queries, mask)
         mean, cov = _check_state(state)
         if self.sample_memory:
-            mean = _sample(state)
+            mean = _sample(state, generator)
         if self.key_size is not None:
             weights = self.address(queries)
             kl = self._kl_weights(weights, mask)
@@ -278,7 +286,7 @@ class FusedKanervaMemory(nn.Module):
                 return ReadOutput(values, var, weights, self._kl_weights(weights, mask))
             weights = self._solve(mean, queries)
             kl = self._kl_weights(weights, mask)
-            noise = torch.randn_like(weights) * _wide(self.log_weight_std).exp()
+            noise = _standard_normal(weights, generator) * _wide(self.log_weight_std).exp()
             weights = weights + _without_masked(noise, mask)
         values, var = ops.read(mean, cov, weights, backend=self.backend)
         return ReadOutput(values, var, weights, kl)
@@ -406,10 +414,15 @@ class FusedKanervaMemory(nn.Module):
         return kl if mask is None else torch.where(mask, kl, 0)
 
 
-def _sample(state: MemoryState) -> Tensor:
+def _standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Contiguous normal noise of the shape, dtype and device of ``like``."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+def _sample(state: MemoryState, generator: torch.Generator | None = None) -> Tensor:
     """One memory matrix from the belief; NaN where the covariance has no Cholesky factor."""
     factor, info = torch.linalg.cholesky_ex(state.cov)
-    noise = torch.randn_like(state.mean, memory_format=torch.contiguous_format)
+    noise = _standard_normal(state.mean, generator)
     return state.mean + (factor * torch.where(info == 0, 1.0, torch.nan)[..., None, None]) @ noise
 
 

@@ -1,4 +1,4 @@
-"""Training and evaluation by the bound, for `KanervaMachine` and `MatchedVAE` alike."""
+"""Training and evaluation by the bound, for all models alike."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..data import salt_and_pepper, split_episodes
-from .kanerva_machine import KanervaMachine
-from .matched_vae import MatchedVAE
+from .dynamic_kanerva_machine import DynamicKanervaBound, DynamicKanervaMachine
+from .kanerva_machine import KanervaBound, KanervaMachine
+from .matched_vae import MatchedVAE, VAEBound
 
 __all__ = ["TrainingStep", "evaluate", "train"]
 
@@ -24,7 +25,8 @@ INITIAL_KL_WEIGHT = 0.02
 KL_WARM_UP = 0.5  # share of the training until the KL terms count in full
 MAX_GRADIENT_NORM = 50.0
 
-Model = KanervaMachine | MatchedVAE
+Model = KanervaMachine | DynamicKanervaMachine | MatchedVAE
+Bound = KanervaBound | DynamicKanervaBound | VAEBound
 
 
 class TrainingStep(NamedTuple):
@@ -41,6 +43,18 @@ class TrainingStep(NamedTuple):
     progress: float
     seconds: float
     bounds: tuple[float, ...]
+
+
+def objective(terms: Bound, kl_weight: float) -> Tensor:
+    """What training minimises: the bound, its KL terms by ``kl_weight``, and for the Dynamic
+    Kanerva Machine, as in its paper, the autoencoder's likelihood and the memory's KL."""
+    bound, reconstruction = terms.bound.mean(), terms.reconstruction.mean()
+    loss = reconstruction + kl_weight * (bound - reconstruction)
+    if isinstance(terms, DynamicKanervaBound):
+        loss = loss + terms.autoencoding.mean()
+        if terms.kl_memory is not None:
+            loss = loss + kl_weight * terms.kl_memory.mean() / terms.bound.shape[1]
+    return loss
 
 
 class _Trainer:
@@ -61,13 +75,12 @@ class _Trainer:
         kl_weight = INITIAL_KL_WEIGHT + (1 - INITIAL_KL_WEIGHT) * share
 
         terms = self.model(images, queries=queries, generator=self.generator)
-        bound, reconstruction = terms.bound.mean(), terms.reconstruction.mean()
-        loss = reconstruction + kl_weight * (bound - reconstruction)
+        loss = objective(terms, kl_weight)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
-        if not math.isfinite(value := bound.item()):
+        if not math.isfinite(value := terms.bound.mean().item()):
             raise RuntimeError(
                 f"the bound of {type(self.model).__name__} is {value} at step {step + 1}; try a "
                 "lower learning rate"
@@ -173,7 +186,7 @@ def evaluate(
         images: (N, H, W), nonzero is ink.
         episode_length: T.
         rounds: random partitions into episodes, one sample of the bound each.
-        other_memory: (`KanervaMachine` alone) read every episode from the memory of another one.
+        other_memory: (models with a memory) read every episode from the memory of another one.
         seed: of the partitions and samples.
 
     Returns:
