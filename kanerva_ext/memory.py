@@ -286,7 +286,7 @@ class FusedKanervaMemory(nn.Module):
                 return ReadOutput(values, var, weights, self._kl_weights(weights, mask))
             weights = self._solve(mean, queries)
             kl = self._kl_weights(weights, mask)
-            noise = _standard_normal(weights, generator) * _wide(self.log_weight_std).exp()
+            noise = standard_normal(weights, generator) * _wide(self.log_weight_std).exp()
             weights = weights + _without_masked(noise, mask)
         values, var = ops.read(mean, cov, weights, backend=self.backend)
         return ReadOutput(values, var, weights, kl)
@@ -414,7 +414,7 @@ class FusedKanervaMemory(nn.Module):
         return kl if mask is None else torch.where(mask, kl, 0)
 
 
-def _standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Contiguous normal noise of the shape, dtype and device of ``like``."""
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
@@ -422,7 +422,7 @@ def _standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
 def _sample(state: MemoryState, generator: torch.Generator | None = None) -> Tensor:
     """One memory matrix from the belief; NaN where the covariance has no Cholesky factor."""
     factor, info = torch.linalg.cholesky_ex(state.cov)
-    noise = _standard_normal(state.mean, generator)
+    noise = standard_normal(state.mean, generator)
     return state.mean + (factor * torch.where(info == 0, 1.0, torch.nan)[..., None, None]) @ noise
 
 

@@ -14,7 +14,7 @@ namespace KANERVA_ISA {
 template <class A>
 struct Update {
   A *w, *d, *gamma;
-  double *wide_w, *c, *wide_gamma, *wide_d;
+  double *wide_w, *c, *wide_gamma;
   double h = 0.0, s = 1.0, energy = 0.0;
 
   Update(Workspace::Scope& scope, int64_t K, int64_t C)
@@ -23,16 +23,13 @@ struct Update {
         gamma(take_vector<A>(scope, K)),
         wide_w(take_vector<double>(scope, K)),
         c(take_vector<double>(scope, K)),
-        wide_gamma(take_vector<double>(scope, K)),
-        wide_d(take_vector<double>(scope, C)) {}
+        wide_gamma(take_vector<double>(scope, K)) {}
 };
 
 template <class A>
 class AdaptiveMemory {
  public:
   const int64_t K, C;
-  const Executor& executor;
-  double ridge;
   DelayedMatrix<A> R;
   DelayedMatrix<double> U;
   TrackedInverse inverse;
@@ -41,7 +38,6 @@ class AdaptiveMemory {
   AdaptiveMemory(Workspace::Scope& scope, const Sizes& n, const Executor& ex)
       : K(n.K),
         C(n.C),
-        executor(ex),
         R(scope, n.K, n.C, ex),
         U(scope, n.K, n.K, ex),
         inverse(scope, n, ex),
@@ -56,17 +52,17 @@ class AdaptiveMemory {
 
   A* z;  // the value of the step at hand
 
-  void load_state(const View& mean, const View& cov, int64_t b) {
+  void load_state(const View& mean, const View& cov, double ridge, int64_t b) {
     load(mean, b, Rows{}, K, R.base);
     load(cov, b, Rows{}, K, U.base);
     symmetrise(U.base);
-    x_is_known_ = false;
+    inverse.ridge = ridge;
   }
 
   // The inverse afresh; false where there is none that serves in arithmetic A.
   bool refresh() {
     R.settle();
-    return inverse.refresh(R.base, ridge) && serves();
+    return inverse.refresh(R.base) && serves();
   }
 
   void settle() {
@@ -130,8 +126,7 @@ class AdaptiveMemory {
   // now.w solves the memory as it would stand after what is proposed. False where the inverse of
   // that loses digits.
   bool solve_again() {
-    if (inverse.wide) R.multiply(now.d, inverse.p);
-    if (!prepare_inverse(now)) return false;
+    if (!prepare(now)) return false;
     double dz = 0.0;
     if (inverse.wide) {
       for (int64_t j = 0; j < C; ++j) dz += double(now.d[j]) * double(z[j]);
@@ -150,6 +145,13 @@ class AdaptiveMemory {
     }
     round();
     return true;
+  }
+
+  // The inverse of the system as u would leave it, for inverse.correct(). False where it loses
+  // digits.
+  bool prepare(const Update<A>& u) {
+    if (inverse.wide) R.multiply(u.d, inverse.p);
+    return prepare_inverse(u);
   }
 
   // p and g of what u changes in the system of R, and their images; `sign` is -1 where R is what
@@ -191,9 +193,6 @@ class AdaptiveMemory {
     return !more || refresh();
   }
 
-  // The product with the mean that commit() left for the next step holds no more.
-  void forget_products() { x_is_known_ = false; }
-
   // U += sign g g', g = c / sqrt(s)
   void update_cov(const Update<A>& u, double sign) {
     scaled(K, 1.0 / std::sqrt(u.s), u.c, y_);
@@ -215,7 +214,7 @@ class AdaptiveMemory {
     R.multiply_transposed(now.w, sum_);
     for (int64_t j = 0; j < C; ++j) sum_[j] = z[j] - sum_[j];
     R.multiply(sum_, y_);
-    add_scaled(K, -ridge, now.wide_w, y_);
+    add_scaled(K, -inverse.ridge, now.wide_w, y_);
     double* more = now.wide_gamma;  // free until the update is proposed
     inverse.apply(y_, more);
     add_scaled(K, 1.0, more, now.wide_w);
@@ -227,9 +226,10 @@ class AdaptiveMemory {
     R.multiply(sum_, x_);
     scaled(K, 1.0, x_, now.w);
     R.multiply_transposed(now.w, sum_);
-    for (int64_t j = 0; j < C; ++j) now.wide_d[j] = wide_z_[j] - double(sum_[j]) - ridge * y_[j];
-    double* more = inverse.P;  // free until the next update
-    inverse.apply(now.wide_d, more);
+    double *residual = inverse.g, *more = inverse.P;  // free until the next update
+    for (int64_t j = 0; j < C; ++j)
+      residual[j] = wide_z_[j] - double(sum_[j]) - inverse.ridge * y_[j];
+    inverse.apply(residual, more);
     add_scaled(C, 1.0, more, y_);
   }
 

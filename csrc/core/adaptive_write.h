@@ -23,31 +23,30 @@ bool propose_step(AdaptiveMemory<A>& m, double v, int64_t num_iters, F&& iterate
 }
 
 template <class A>
-Outcome adaptive_item(const AdaptiveWriteArgs& args, int64_t b, const Episode& e, bool last_resort,
-                      const Executor& executor) {
+Outcome adaptive_item(const AdaptiveWriteArgs& args, int64_t b, const Episode& e, double ridge,
+                      bool last_resort, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   const Outcome otherwise = last_resort ? Outcome::failed : Outcome::harder;
   Workspace::Scope scope(Workspace::of_thread());
   AdaptiveMemory<A> m(scope, args.n, executor);
-  m.ridge = load_scalar<double>(args.ridge, b);
-  m.load_state(args.mean, args.cov, b);
+  m.load_state(args.mean, args.cov, ridge, b);
   if (e.steps > 0 && !m.refresh()) return otherwise;
   double evidence = 0.0;
   LogProduct variances;
-  const auto step_of = [&](int64_t t) { return e.index ? e.index[t] : t; };
-  if (e.steps > 0) m.load_next(args.values, b, step_of(0));
+  const Rows steps{e.index};
+  if (e.steps > 0) m.load_next(args.values, b, steps[0]);
   for (int64_t t = 0; t < e.steps; ++t) {
     const double v = e.noise[t];
     m.advance();
     if (!propose_step(m, v, args.num_iters, [](int64_t) {})) return otherwise;
-    store(args.weights_out, b, Rows{nullptr, step_of(t)}, 1, 0, K, m.now.w, padded<A>(K));
+    store(args.weights_out, b, Rows{nullptr, steps[t]}, 1, 0, K, m.now.w, padded<A>(K));
     const double s = m.now.s, gain = m.now.h / s, energy = m.now.energy / s;
     const double kl = 0.5 * (energy * gain + double(C) * (std::log1p(m.now.h / v) - gain));
-    store_scalar(args.step_kl, b, step_of(t), kl);
+    store_scalar(args.step_kl, b, steps[t], kl);
     evidence -= 0.5 * energy;
     variances.multiply(s);
     const bool more = t + 1 < e.steps;
-    if (more) m.load_next(args.values, b, step_of(t + 1));
+    if (more) m.load_next(args.values, b, steps[t + 1]);
     if (!m.commit(more)) return otherwise;
   }
   evidence -= 0.5 * double(C) * (variances.value() + double(e.steps) * kLog2Pi);
@@ -79,8 +78,9 @@ inline void adaptive_write(const AdaptiveWriteArgs& args, const Executor& execut
       }
       outcome = Outcome::harder;
       if (args.mean.dtype == Dtype::float32 && !is_small(args.n, e))
-        outcome = adaptive_item<float>(args, b, e, false, inner);
-      if (outcome == Outcome::harder) outcome = adaptive_item<double>(args, b, e, true, inner);
+        outcome = adaptive_item<float>(args, b, e, ridge, false, inner);
+      if (outcome == Outcome::harder)
+        outcome = adaptive_item<double>(args, b, e, ridge, true, inner);
     }
     if (outcome != Outcome::done) {
       fill(args.mean_out, b, K, C, NAN);

@@ -27,10 +27,13 @@ template <class A>
 class AdaptiveAdjoint {
  public:
   AdaptiveAdjoint(Workspace::Scope& scope, const AdaptiveWriteBackwardArgs& args, int64_t b,
-                  const Episode& e, const Executor& executor)
+                  const Episode& e, double ridge, const Executor& executor)
       : args_(args),
         b_(b),
         e_(e),
+        steps_{e.index},
+        ridge_(ridge),
+        executor_(executor),
         K_(args.n.K),
         C_(args.n.C),
         m_(scope, args.n, executor),
@@ -44,7 +47,6 @@ class AdaptiveAdjoint {
         residual_(take_vector<A>(scope, C_)),
         y_(take_vector<A>(scope, K_)),
         minus_(take_vector<A>(scope, K_)),
-        thin_(take_vector<A>(scope, K_)),
         gw_(take_vector<double>(scope, K_)),
         gc_(take_vector<double>(scope, K_)),
         n_(take_vector<double>(scope, K_)),
@@ -54,11 +56,10 @@ class AdaptiveAdjoint {
   }
 
   bool run() {
-    m_.ridge = load_scalar<double>(args_.ridge, b_);
-    m_.load_state(args_.mean, args_.cov, b_);
+    m_.load_state(args_.mean, args_.cov, ridge_, b_);
     if (!forward()) return false;
-    load_or_zero(m_.executor, args_.grad_mean, b_, gR_.base);
-    load_or_zero(m_.executor, args_.grad_cov, b_, gU_.base);
+    load_or_zero(executor_, args_.grad_mean, b_, gR_.base);
+    load_or_zero(executor_, args_.grad_cov, b_, gU_.base);
     symmetrise(gU_.base);
     if (e_.steps > 0 && !m_.refresh()) return false;
     for (int64_t t = e_.steps - 1; t >= 0; --t)
@@ -74,14 +75,12 @@ class AdaptiveAdjoint {
   }
 
  private:
-  int64_t step_of(int64_t t) const { return e_.index ? e_.index[t] : t; }
-
   bool forward() {
     // Float64 for a float32 state was at work with addresses that were not rounded.
     const bool exact = args_.mean.dtype == Dtype::float64 || sizeof(A) < sizeof(double);
     const bool solves = args_.num_iters > 1 || !exact;
     if (e_.steps > 0 && solves && !m_.refresh()) return false;
-    if (e_.steps > 0) m_.load_next(args_.values, b_, step_of(0));
+    if (e_.steps > 0) m_.load_next(args_.values, b_, steps_[0]);
     for (int64_t t = 0; t < e_.steps; ++t) {
       m_.advance();
       if (solves) {
@@ -91,7 +90,7 @@ class AdaptiveAdjoint {
         };
         if (!propose_step(m_, e_.noise[t], args_.num_iters, keep)) return false;
       } else {
-        load(args_.weights, b_, Rows{nullptr, step_of(t)}, 1, 0, K_, m_.now.w, padded<A>(K_));
+        load(args_.weights, b_, Rows{nullptr, steps_[t]}, 1, 0, K_, m_.now.w, padded<A>(K_));
         scaled(K_, 1.0, m_.now.w, m_.now.wide_w);
         if (!m_.propose(e_.noise[t])) return false;
       }
@@ -100,7 +99,7 @@ class AdaptiveAdjoint {
       std::memcpy(record_.c[t], m_.now.c, size_t(padded<double>(K_)) * sizeof(double));
       record_.s[t] = m_.now.s;
       const bool more = t + 1 < e_.steps;
-      if (more) m_.load_next(args_.values, b_, step_of(t + 1));
+      if (more) m_.load_next(args_.values, b_, steps_[t + 1]);
       if (!m_.commit(solves && more)) return false;
     }
     return true;
@@ -120,7 +119,6 @@ class AdaptiveAdjoint {
     scaled(K_, 1.0, u.wide_gamma, u.gamma);
     scaled(K_, -1.0, u.wide_gamma, minus_);
     m_.update_cov(u, 1.0);
-    m_.forget_products();
     if (m_.inverse.wide) {
       m_.R.add_and_multiply(minus_, u.d, room_, u.d, m_.inverse.p);
     } else {
@@ -135,7 +133,7 @@ class AdaptiveAdjoint {
 
   bool reverse(int64_t t) {
     if (!undo(t)) return false;
-    const int64_t step = step_of(t);
+    const int64_t step = steps_[t];
     const double v = e_.noise[t];
     if (args_.grad_weights) {
       load(args_.grad_weights, b_, Rows{nullptr, step}, 1, 0, K_, gw_, padded<double>(K_));
@@ -156,7 +154,7 @@ class AdaptiveAdjoint {
         break;
       }
       load_tried(t, i - 1, v, *before);
-      if (!prepare(*before) && !(m_.refresh() && prepare(*before))) return false;
+      if (!m_.prepare(*before) && !(m_.refresh() && m_.prepare(*before))) return false;
       solve_adjoint(*u, before);
       gs = from_moved_memory(*before, *u);
       gv += gs;
@@ -171,7 +169,7 @@ class AdaptiveAdjoint {
   // the gradient of the noise variance.
   double from_results(int64_t t, double& gs) {
     const Update<A>& u = m_.now;
-    const int64_t step = step_of(t);
+    const int64_t step = steps_[t];
     const double v = e_.noise[t], s = u.s, energy = u.energy, code = double(C_);
     const double gk = args_.grad_step_kl ? load_scalar<double>(args_.grad_step_kl, b_, step) : 0.0;
     gR_.multiply_transposed(u.gamma, gd_);
@@ -209,11 +207,6 @@ class AdaptiveAdjoint {
     m_.propose(u, v);
   }
 
-  bool prepare(const Update<A>& u) {
-    if (m_.inverse.wide) m_.R.multiply(u.d, m_.inverse.p);
-    return m_.prepare_inverse(u);
-  }
-
   // The adjoint of the solve that gave u.w, at R or at R + gamma d' of `moved`, for gw: y_, q_ and
   // the residual; gz, gR and g lambda get their shares, and those of through_update().
   void solve_adjoint(const Update<A>& u, const Update<A>* moved) {
@@ -226,8 +219,8 @@ class AdaptiveAdjoint {
       m_.R.multiply_transposed(y_, q_);
       if (moved) add_scaled(C_, row_dot(K_, moved->wide_gamma, wide_y_), moved->d, q_);
     } else {
-      scaled(K_, 1.0, gw_, thin_);
-      m_.R.multiply_transposed(thin_, q_);
+      scaled(K_, 1.0, gw_, y_);
+      m_.R.multiply_transposed(y_, q_);
       if (moved) add_scaled(C_, row_dot(K_, moved->wide_gamma, gw_), moved->d, q_);
       scaled(C_, 1.0, q_, room_);
       m_.inverse.apply(room_, m_.inverse.g);
@@ -237,7 +230,7 @@ class AdaptiveAdjoint {
       const double along = moved ? row_dot(C_, moved->d, q_) : 0.0;
       for (int64_t i = 0; i < K_; ++i) {
         const double moved_part = moved ? along * moved->wide_gamma[i] : 0.0;
-        wide_y_[i] = (gw_[i] - n_[i] - moved_part) / m_.ridge;
+        wide_y_[i] = (gw_[i] - n_[i] - moved_part) / ridge_;
       }
       scaled(K_, 1.0, wide_y_, y_);
     }
@@ -271,6 +264,9 @@ class AdaptiveAdjoint {
   const AdaptiveWriteBackwardArgs& args_;
   const int64_t b_;
   const Episode& e_;
+  const Rows steps_;
+  const double ridge_;
+  const Executor& executor_;
   const int64_t K_, C_;
   AdaptiveMemory<A> m_;
   AdaptiveRecord<A> record_;
@@ -278,16 +274,16 @@ class AdaptiveAdjoint {
   DelayedMatrix<A> gR_;
   DelayedMatrix<double> gU_;
   A *gz_, *gd_, *q_, *residual_;  // C
-  A *y_, *minus_, *thin_;         // K
+  A *y_, *minus_;                 // K
   double *gw_, *gc_, *n_, *wide_y_, *room_;
   double gl_ = 0.0, g_ridge_ = 0.0;
 };
 
 template <class A>
 bool adaptive_adjoint(const AdaptiveWriteBackwardArgs& args, int64_t b, const Episode& e,
-                      const Executor& executor) {
+                      double ridge, const Executor& executor) {
   Workspace::Scope scope(Workspace::of_thread());
-  return AdaptiveAdjoint<A>(scope, args, b, e, executor).run();
+  return AdaptiveAdjoint<A>(scope, args, b, e, ridge, executor).run();
 }
 
 inline void adaptive_write_backward(const AdaptiveWriteBackwardArgs& args,
@@ -304,9 +300,9 @@ inline void adaptive_write_backward(const AdaptiveWriteBackwardArgs& args,
         fill(args.d_values, b, T, C, 0.0);
         fill(args.d_noise_var, b, T, 1, 0.0);
       }
-      if (args.mean.dtype == Dtype::float32 && e.steps * K * C > kSmallItem)
-        done = adaptive_adjoint<float>(args, b, e, inner);
-      done = done || adaptive_adjoint<double>(args, b, e, inner);
+      if (args.mean.dtype == Dtype::float32 && !is_small(args.n, e))
+        done = adaptive_adjoint<float>(args, b, e, ridge, inner);
+      done = done || adaptive_adjoint<double>(args, b, e, ridge, inner);
     }
     if (!done) {
       fill(args.d_mean, b, K, C, NAN);

@@ -24,7 +24,8 @@ struct TrackedInverse {
   double *diagonal, *inverse_diagonal;  // of A and of its inverse
   double *p, *g, *P, *G;                // of the update at hand
   double a = 0.0, b = 0.0, c = 0.0, D = 1.0;
-  double ridge = 1.0, condition = 1.0;  // a lower estimate, of the K x K system in either form
+  double ridge = 1.0;
+  double condition = 1.0;  // a lower estimate, of the K x K system in either form
   int64_t age = 0, period;
 
   TrackedInverse(Workspace::Scope& scope, const Sizes& sizes, const Executor& ex)
@@ -42,7 +43,7 @@ struct TrackedInverse {
 
   // From R itself. False when the system is not positive definite or not finite.
   template <class A>
-  bool refresh(const Matrix<A>& R, double lambda) {
+  bool refresh(const Matrix<A>& R) {
     Workspace::Scope scope(Workspace::of_thread());
     Matrix<double> Rd(scope, R.rows, R.columns), Rt(scope, R.columns, R.rows);
     Matrix<double> system(scope, n, n);
@@ -51,7 +52,6 @@ struct TrackedInverse {
     const Matrix<double>&x = wide ? Rd : Rt, &xt = wide ? Rt : Rd;
     gemm<false>(executor, n, n, x.columns, x.data, x.ld, xt.data, xt.ld, system.data, system.ld,
                 Store::set, Structure::full, Part::upper);
-    ridge = lambda;
     for (int64_t i = 0; i < n; ++i) diagonal[i] = system[i][i] += ridge;
     const SpdFacts facts = invert_spd(executor, system, M.base);
     for (int64_t i = 0; i < n; ++i) {

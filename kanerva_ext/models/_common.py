@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..memory import standard_normal
+
 INITIAL_STD = 0.2  # of a code's posterior: small, so that coders learn to reconstruct first
 MAX_LOG_STD = 7.0
 
@@ -33,11 +35,6 @@ class Normal(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = self.out(F.relu(self.hidden(inputs))).chunk(2, dim=-1)
         return mean, MAX_LOG_STD * torch.tanh(log_std / MAX_LOG_STD)
-
-
-def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Normal noise of the shape, dtype and device of ``like``."""
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def sample_normal(

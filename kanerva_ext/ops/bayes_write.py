@@ -87,7 +87,7 @@ def bayes_write(
     if method not in _checks.METHODS or decay is not None:
         _check_method(method, decay)
     args, batch = (mean, cov, weights, values, noise_var, mask, decay), None
-    if torch.compiler.is_compiling() or not _is_raw(*args):
+    if torch.compiler.is_compiling() or not is_raw(*args):
         args, batch = _checks.prepare("bayes_write", _ARGS, args)
     elif type(noise_var) is float:
         noise_var = mean.new_full(weights.shape[:2], noise_var)
@@ -110,7 +110,7 @@ def _check_method(method: str, decay: float | Tensor | None) -> None:
         )
 
 
-def _is_raw(mean, cov, weights, values, noise_var, mask, decay) -> bool:
+def is_raw(mean, cov, weights, values, noise_var, mask, decay) -> bool:
     """Whether nothing has to be cast, expanded or reshaped (but for a scalar ``noise_var``)."""
     try:
         batch, slots, code = mean.shape

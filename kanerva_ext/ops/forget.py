@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks
 from .._checks import Arg
 from ._autograd import Operator
-from .bayes_write import _is_raw
+from .bayes_write import is_raw
 
 _ARGS = (
     Arg("mean", "KC", "state"),
@@ -69,7 +69,7 @@ def forget(
     True
     """
     args, batch = (mean, cov, weights, values, noise_var, mask), None
-    if torch.compiler.is_compiling() or not _is_raw(*args, None):
+    if torch.compiler.is_compiling() or not is_raw(*args, None):
         args, batch = _checks.prepare("forget", _ARGS, args)
     elif type(noise_var) is float:
         args = (*args[:4], mean.new_full(weights.shape[:2], noise_var), mask)
