@@ -76,10 +76,12 @@ def parts(quick: bool, sanitizer: str | None, arch_list: str | None) -> list[Par
         own("ceilings", 30, quick),
         own("write", 40 if quick else 90, quick),
         own("solve", 30 if quick else 60, quick),
+        own("adaptive", 20 if quick else 30, quick),
         own("graphs", 60, quick, "graphs_triton", env=TRITON),
         own("determinism", 60, quick, "determinism_triton", env=TRITON),
         own("write", 40 if quick else 90, quick, "write_triton", env=TRITON),
         own("solve", 30 if quick else 60, quick, "solve_triton", env=TRITON),
+        own("adaptive", 40 if quick else 60, quick, "adaptive_triton", env=TRITON),
         Part(
             "tests_triton",
             (*pytest, f"{chosen} and not gradcheck", *tests),
@@ -228,7 +230,7 @@ def render(report: dict[str, object]) -> str:
     rows = [
         (row, suffix.replace("_", " "))
         for suffix in ("", "_triton")
-        for n in ("write", "solve")
+        for n in ("write", "solve", "adaptive")
         for row in (records.get(n + suffix) or {}).get("result") or ()
     ]
     if rows:

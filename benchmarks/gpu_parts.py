@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kanerva_ext import ops, reference
+from kanerva_ext import ops
 
 # B, T, K, C
 WRITES = (
@@ -26,6 +26,7 @@ WRITES = (
     (1, 65_536, 512, 768),
 )
 SOLVES = tuple((batch, 32, slots, 100) for slots in (32, 64, 128) for batch in (16, 256, 4096))
+ADAPTIVE = ((16, 32, 32, 100), (32, 64, 64, 200))
 MAX_ERROR = 1e-3  # relative, against float64: no time is reported beyond it
 Shape = tuple[int, int, int, int]
 
@@ -120,23 +121,44 @@ def measured(call: Callable, device: str, seconds: float) -> dict[str, float]:
     return row
 
 
+def bench(
+    name: str,
+    function: Callable,
+    shape: Shape,
+    inputs: Sequence[Tensor],
+    device: str,
+    seconds: float,
+) -> list[dict]:
+    """An operator forward and forward with backward; the truth is the CPU's in float64."""
+    few = [x[:2].cpu().double() for x in inputs]
+    rows = []
+    for direction in ("forward", "forward+backward"):
+        if direction == "forward":
+            call, truth = functools.partial(function, *inputs), function(*few)
+        else:
+            call, truth = gradients(function, inputs), gradients(function, few)()
+        row = {"operator": name, "shape": shape, "direction": direction}
+        row["error"] = relative_error([x[:2] for x in call()], truth)
+        if row["error"] <= MAX_ERROR:
+            row.update(measured(call, device, seconds))
+        rows.append(row)
+    return rows
+
+
 def bench_write(device: str, shapes: Sequence[Shape], seconds: float = 0.5) -> list[dict]:
-    """bayes_write, forward and forward with backward; the truth is the CPU's in float64."""
     rows = []
     for shape in shapes:
         inputs = write_inputs(shape, device)
-        few = [x[:2].cpu().double() for x in inputs]
-        for direction in ("forward", "forward+backward"):
-            if direction == "forward":
-                call = functools.partial(ops.bayes_write, *inputs)
-                truth = ops.bayes_write(*few)
-            else:
-                call, truth = gradients(ops.bayes_write, inputs), gradients(ops.bayes_write, few)()
-            row = {"operator": "bayes_write", "shape": shape, "direction": direction}
-            row["error"] = relative_error([x[:2] for x in call()], truth)
-            if row["error"] <= MAX_ERROR:
-                row.update(measured(call, device, seconds))
-            rows.append(row)
+        rows += bench("bayes_write", ops.bayes_write, shape, inputs, device, seconds)
+    return rows
+
+
+def bench_adaptive(device: str, shapes: Sequence[Shape], seconds: float = 0.5) -> list[dict]:
+    rows = []
+    for shape in shapes:
+        mean, cov, _, values, noise = write_inputs(shape, device)
+        inputs = (mean, cov, values, noise, torch.full((shape[0],), 0.5, device=device))
+        rows += bench("adaptive_write", ops.adaptive_write, shape, inputs, device, seconds)
     return rows
 
 
@@ -166,23 +188,6 @@ def bench_solve(device: str, shapes: Sequence[Shape], seconds: float = 0.3) -> l
                 except RuntimeError as error:  # torch.linalg may refuse to be captured
                     row["note"] = str(error).splitlines()[0]
             rows.append(row)
-    return rows
-
-
-def bench_adaptive(device: str, seconds: float = 0.3) -> list[dict]:
-    """adaptive_write at the paper's shape: at most 60 us forward is wanted."""
-    rows = []
-    for shape in ((16, 32, 32, 100), (32, 64, 64, 200)):
-        mean, cov, _, values, noise = write_inputs(shape, device)
-        inputs = (mean, cov, values, noise, torch.full((shape[0],), 0.5, device=device))
-        wide = (x[:2].cpu().double() for x in inputs)
-        truth = reference.adaptive_write(*wide)[:4]
-        call = functools.partial(ops.adaptive_write, *inputs)
-        row = {"operator": "adaptive_write", "shape": shape, "direction": "forward"}
-        row["error"] = relative_error([x[:2] for x in call()], truth)
-        if row["error"] <= MAX_ERROR:
-            row.update(measured(call, device, seconds))
-        rows.append(row)
     return rows
 
 
@@ -264,7 +269,7 @@ def run(name: str, device: str, quick: bool) -> object:
         "determinism": lambda: determinism(device),
         "sanitized": lambda: sanitized(device),
         "write": lambda: bench_write(device, WRITES[:-1] if quick else WRITES, seconds),
-        "adaptive": lambda: bench_adaptive(device, seconds),
+        "adaptive": lambda: bench_adaptive(device, ADAPTIVE[:1] if quick else ADAPTIVE, seconds),
         "solve": lambda: bench_solve(device, SOLVES[::2] if quick else SOLVES, seconds),
     }
     return parts[name]()

@@ -20,9 +20,9 @@ def test_dry_run_names_every_part(capsys):
     text = capsys.readouterr().out
     for word in ("build", "KANERVA_CUDA=1", "KANERVA_TEST_DEVICE=cuda", "tests/test_read.py"):
         assert word in text
-    for name in ("graphs", "determinism", "ceilings", "write", "solve"):
+    for name in ("graphs", "determinism", "ceilings", "write", "solve", "adaptive"):
         assert f"--part {name}" in text
-    for name in ("tests", "graphs", "determinism", "write", "solve"):
+    for name in ("tests", "graphs", "determinism", "write", "solve", "adaptive"):
         (line,) = (x for x in text.splitlines() if x.startswith(f"{name}_triton "))
         assert "KANERVA_BACKEND=triton" in line and (name in line.split("KANERVA", 1)[1])
 
@@ -71,7 +71,8 @@ def test_parts_on_the_cpu():
     assert len(gpu_parts.sanitized("cpu")) == 16
     rows = gpu_parts.bench_write("cpu", [(2, 4, 3, 5)], 0.01)
     rows += gpu_parts.bench_solve("cpu", [(2, 4, 3, 5)], 0.01)
-    assert len(rows) == 4
+    rows += gpu_parts.bench_adaptive("cpu", [(2, 4, 3, 5)], 0.01)
+    assert len(rows) == 6
     assert all(r["error"] < 1e-4 and r["eager_us"] > 0 for r in rows)
     limits = gpu_parts.ceilings("cpu", 64)
     assert all(x > 0 for x in limits.values())
@@ -87,6 +88,7 @@ def test_parts_on_the_cpu():
     for expected in (
         "bayes_write +backward",
         "bayes_write +backward triton",
+        "adaptive_write +backward",
         "2, 4, 3, 5",
         "1 failed, 2 passed",
         "GB/s",

@@ -295,7 +295,7 @@ def adaptive_write_kernel(
     value = tl.load(ridge + item).to(WORK)
     failures = tl.where((value > 0.0) & (value < float("inf")), 0, 1)
     solved = iterations
-    if SAVE:  # noqa: SIM102
+    if SAVE:
         if weights is not None:
             solved = iterations - 1
     total = tl.zeros((), tl.float64)
@@ -311,7 +311,7 @@ def adaptive_write_kernel(
             z = values + step * C
             v = tl.load(noise_var + item * T + step).to(WORK)
             failures += tl.where((v > 0.0) & (v <= 1e300), 0, 1)
-            if SOLVE:  # noqa: SIM102
+            if SOLVE:
                 if age == 0:
                     failures += invert_system(
                         mean_work, rs, cs, value, system, root, diagonal, n, m, M, N, WORK,
@@ -328,10 +328,10 @@ def adaptive_write_kernel(
                     c = products + (step * iterations + i) * K
                     d = errors + (step * iterations + i) * C
                     c_before = c - K
-                    if weights is not None:  # noqa: SIM102
+                    if weights is not None:
                         if i == solved:
                             copy_vector(weights + step * K, w, K, N, WORK)
-                if SOLVE:  # noqa: SIM102
+                if SOLVE:
                     if i < solved:
                         found = raw
                         along = h

@@ -239,7 +239,7 @@ def reverse_kernel(
                     tl.load(totals + row * 3 + 2), i, y, q, room, S, K, C, WIDE, ITERATE, N, WORK,
                 )  # fmt: skip
                 wc = tl.zeros((), WORK)
-                if ITERATE:  # noqa: SIM102
+                if ITERATE:
                     if i > 0:
                         wc = dot(w, c, K, N, WORK) / s
                         combine(error_of_mean, C, error, 1.0, e, -wc, N, WORK)
@@ -247,7 +247,7 @@ def reverse_kernel(
                 combine(share, C, q, 1.0, d_d, 1.0, N, WORK)
                 add_outer(mean_slope, C, K, C, y, 1.0, error, 1.0, N, WORK, w, -1.0, share)
                 d_ridge -= dot(y, w, K, N, WORK)
-                if ITERATE:  # noqa: SIM102
+                if ITERATE:
                     if i > 0:
                         # To that update, by ``dX = y error' - w q'``.
                         yc = dot(y, c, K, N, WORK) / s

@@ -95,7 +95,7 @@ def factor_chunk(
     ROBUST: tl.constexpr,
 ):  # fmt: skip
     """`write_chunk` or, in the second attempt, `write_chunk_sqrt`."""
-    if not ROBUST:  # noqa: SIM114 - decided when compiled
+    if not ROBUST:
         inverse, pivots, outcome = write_chunk(
             cov, weights, gains, kept, noise, count, limit, K, L, N, WORK, PRECISION
         )
@@ -226,7 +226,7 @@ def write_kernel(
                 logs = tl.zeros((), tl.float64)
                 if attempt == 0:
                     copy_symmetric(cov, cov_work, K, N, WORK)
-                elif LAST:  # noqa: SIM102
+                elif LAST:
                     if load_root(cov, root, K, epsilon, N, WORK, PRECISION) > 0:
                         outcome = FAILED
                 copy_matrix(mean, mean_work, K, first_column, last_column, C, N, N, WORK)
@@ -266,7 +266,7 @@ def write_kernel(
                             downdate(cov_work, p, scale.to(WORK), count, K, L, N, WORK, PRECISION)
                         tl.debug_barrier()
                     first += count
-                if LAST:  # noqa: SIM102
+                if LAST:
                     if attempt == 1:
                         square(root, cov_work, K, N, WORK, PRECISION)
                         tl.debug_barrier()

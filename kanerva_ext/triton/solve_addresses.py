@@ -211,7 +211,7 @@ def address_adjoint_kernel(
     if grad_var is not None:
         grad_var += item * T
     bad = 0
-    if cov is not None:  # noqa: SIM102
+    if cov is not None:
         if tile == 0:
             bad = count_state_nan(mean, cov, K, C, N)
     for k in range(0, K, N):
