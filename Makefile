@@ -67,7 +67,7 @@ $(VENV)/.torch: $(VENV)/.python
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install '$(PACKAGE)[demo,test]'
+	$(BIN)/python -m pip install '$(PACKAGE)[train,test]'
 	@touch $@
 
 # Editable install once, then only what changed is compiled.
@@ -78,7 +78,7 @@ develop: $(if $(VIRTUAL_ENV),,$(VENV)/.dev)
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install setuptools pybind11 ninja
-	$(BIN)/python -m pip install --no-build-isolation -e '.[demo,test,benchmark,dev]'
+	$(BIN)/python -m pip install --no-build-isolation -e '.[train,test,benchmark,dev]'
 	@touch $@
 
 lint:

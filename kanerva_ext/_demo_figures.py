@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import torch
 from torch import Tensor
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # after the choice of backend
+from ._pictures import GAP, GREY, draw_columns, draw_row, new_figure, save, show, tile
 
-__all__ = ["Curve", "draw_columns", "draw_curves", "draw_overview", "draw_pairs", "tile"]
-
-GAP = 2  # pixels between images
-DPI = 120
-GREY = 0.25  # of the lines between images
+__all__ = [
+    "GAP",
+    "GREY",
+    "Curve",
+    "draw_columns",
+    "draw_curves",
+    "draw_overview",
+    "draw_pairs",
+    "tile",
+]
 
 
 class Curve(NamedTuple):
@@ -27,65 +30,21 @@ class Curve(NamedTuple):
     held_out: list[tuple[float, float]]
 
 
-def tile(images: Tensor, columns: int) -> Tensor:
-    """Images (N, ..., H, W) in rows of ``columns``, as one (rows * H + gaps, ...) picture."""
-    height, width = images.shape[-2:]
-    images = images.reshape(-1, height, width)
-    rows = -(-len(images) // columns)
-    canvas = torch.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), GREY)
-    for i, image in enumerate(images):
-        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
-        canvas[top : top + height, left : left + width] = image
-    return canvas
-
-
-def _show(axes, picture: Tensor, title: str) -> None:
-    axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(title, fontsize=10)
-    axes.set_axis_off()
-
-
-def _save(figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.05)
-    plt.close(figure)
-
-
-def _row(pictures: list[tuple[str, Tensor]], path: Path, inches_per_pixel: float) -> None:
-    """Titled pictures side by side, pixels of one size."""
-    widths = [picture.shape[1] for _, picture in pictures]
-    height = max(picture.shape[0] for _, picture in pictures)
-    figure, axes = plt.subplots(
-        1,
-        len(pictures),
-        figsize=(sum(widths) * inches_per_pixel * 1.05, height * inches_per_pixel + 0.4),
-        width_ratios=widths,
-        squeeze=False,
-    )
-    figure.subplots_adjust(wspace=0.04, left=0, right=1)
-    for ax, (title, picture) in zip(axes[0], pictures, strict=True):
-        _show(ax, picture, title)
-        ax.set_anchor("N")
-    _save(figure, path)
-
-
-def draw_columns(columns: list[tuple[str, Tensor]], path: Path) -> None:
-    """Titled columns of images (N, 1, H, W): row i is one image in every column."""
-    _row([(title, tile(images, 1)) for title, images in columns], path, 0.03)
-
-
 def draw_pairs(pairs: list[tuple[str, Tensor, str, Tensor]], path: Path) -> None:
     """Rows of two titled pictures, 32 images or so in each, in rows of eight."""
-    figure, axes = plt.subplots(len(pairs), 2, figsize=(9, 2.6 * len(pairs)), squeeze=False)
+    figure = new_figure(9, 2.6 * len(pairs))
+    axes = figure.subplots(len(pairs), 2, squeeze=False)
     for row, (left_title, left, right_title, right) in zip(axes, pairs, strict=True):
-        _show(row[0], tile(left, 8), left_title)
-        _show(row[1], tile(right, 8), right_title)
+        show(row[0], tile(left, 8), left_title)
+        show(row[1], tile(right, 8), right_title)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_curves(curves: list[Curve], path: Path) -> None:
     """Bounds over the wall time of the training."""
-    figure, ax = plt.subplots(figsize=(7, 4))
+    figure = new_figure(7, 4)
+    ax = figure.subplots()
     for i, curve in enumerate(curves):
         ax.plot(*zip(*curve.train, strict=True), color=f"C{i}", alpha=0.4)
         if curve.held_out:
@@ -102,7 +61,7 @@ def draw_curves(curves: list[Curve], path: Path) -> None:
     ax.set_ylim(0.95 * low, max(2 * low, 1.1 * low + 1))
     ax.grid(alpha=0.3)
     ax.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_overview(
@@ -127,4 +86,4 @@ def draw_overview(
         ),
         ("generated from that memory", tile(generated, len(generated) // rows)),
     ]
-    _row(pictures, path, 0.0165)
+    draw_row(pictures, path, 0.0165)

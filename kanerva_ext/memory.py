@@ -376,7 +376,9 @@ class FusedKanervaMemory(nn.Module):
             state=written.state, kl_memory=written.kl_memory, log_evidence=written.log_evidence
         )
 
-    def generate(self, state: MemoryState, num_samples: int) -> Tensor:
+    def generate(
+        self, state: MemoryState, num_samples: int, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Read at random addresses: codes that resemble what was written.
 
         Addresses are drawn from N(0, weight_std^2 I), or by keys from N(0, I) with
@@ -385,6 +387,7 @@ class FusedKanervaMemory(nn.Module):
         Args:
             state: belief to generate from.
             num_samples: codes per memory.
+            generator: of the samples, on the state's device; None: PyTorch's own.
 
         Returns:
             (B, num_samples, C) in the state's dtype.
@@ -393,11 +396,10 @@ class FusedKanervaMemory(nn.Module):
             raise ValueError(f"num_samples must be at least 0, got {num_samples}")
         mean, cov = _check_state(state)
         if self.sample_memory:
-            mean = _sample(state)
+            mean = _sample(state, generator)
         size = self.memory_size if self.key_size is None else self.key_size
-        weights = torch.randn(
-            *mean.shape[:-2], num_samples, size, dtype=mean.dtype, device=mean.device
-        )
+        like = mean.new_empty(()).expand(*mean.shape[:-2], num_samples, size)
+        weights = standard_normal(like, generator)
         weights = self.weight_std * weights if self.key_size is None else self.address(weights)
         return ops.read(mean, cov, weights, backend=self.backend)[0]
 

@@ -18,65 +18,48 @@ the following, deterministically:
    are held out. All 20 drawings of a character are on one side.
 4. Packs 8 pixels into a byte, and writes images and labels into one compressed .npz.
 
-Needs NumPy, SciPy and Pillow.
+Steps 2 and 3 are what ``load_images("omniglot-images")`` does too. Needs kanerva_ext, SciPy and
+Pillow.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import io
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import label
 
-SOURCE_SIZE = 105
-TARGET_SIZE = 28
+from kanerva_ext.data._files import ImageFiles
+from kanerva_ext.data._omniglot_images import (
+    HELD_OUT_SEED,
+    HELD_OUT_SHARE,
+    INK_THRESHOLD,
+    Drawing,
+    held_out_characters,
+    iterate_drawings,
+    shrink,
+)
 
 
-def read_drawings(archives: list[Path]) -> dict[tuple[str, int, int], np.ndarray]:
-    """Drawings by (alphabet, character, drawer): bool (105, 105), True is ink; repeats dropped."""
-    drawings: dict[tuple[str, int, int], np.ndarray] = {}
-    names_of_pixels: dict[bytes, tuple[str, int, int]] = {}
+def read_drawings(archives: list[Path]) -> dict[Drawing, np.ndarray]:
+    """Every drawing, bool (105, 105), True is ink; repeats dropped."""
+    drawings: dict[Drawing, np.ndarray] = {}
+    names_of_pixels: dict[bytes, Drawing] = {}
     for archive in archives:
-        with zipfile.ZipFile(archive) as file:
-            for entry in sorted(file.namelist()):
-                if not entry.endswith(".png"):
-                    continue
-                _, alphabet, character, drawing = entry.split("/")
-                name = (
-                    alphabet,
-                    int(character.removeprefix("character")),
-                    int(Path(drawing).stem.split("_")[1]),
-                )
-                pixels = np.array(Image.open(io.BytesIO(file.read(entry)))) == 0
-                if pixels.shape != (SOURCE_SIZE, SOURCE_SIZE):
-                    raise SystemExit(f"{archive}: {entry} is {pixels.shape}, expected 105 x 105")
-                same = names_of_pixels.setdefault(np.packbits(pixels).tobytes(), name)
-                if same != name:
-                    raise SystemExit(f"{archive}: {entry} has the same pixels as {same}")
-                drawings[name] = pixels
+        try:
+            with ImageFiles(archive) as files:
+                for entry, name, pixels in iterate_drawings(files):
+                    same = names_of_pixels.setdefault(np.packbits(pixels).tobytes(), name)
+                    if same != name:
+                        raise SystemExit(f"{archive}: {entry} has the same pixels as {same}")
+                    drawings[name] = pixels
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
     if len(drawings) != len(names_of_pixels):
         raise SystemExit("two archives hold different drawings under the same name")
     return drawings
-
-
-def area_average(size_in: int, size_out: int) -> np.ndarray:
-    """(size_out, size_in) matrix; row i: the share of new pixel i that each old pixel fills."""
-    edges = np.arange(size_out + 1) * (size_in / size_out)
-    old = np.arange(size_in)
-    overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
-    return np.clip(overlap, 0, None) * (size_out / size_in)
-
-
-def shrink(pixels: np.ndarray, threshold: float) -> np.ndarray:
-    """Bool (N, 105, 105) to bool (N, 28, 28)."""
-    average = area_average(SOURCE_SIZE, TARGET_SIZE)
-    return average @ pixels.astype(np.float64) @ average.T > threshold
 
 
 def count_broken(before: np.ndarray, after: np.ndarray) -> int:
@@ -88,28 +71,17 @@ def count_broken(before: np.ndarray, after: np.ndarray) -> int:
     )
 
 
-def held_out_characters(
-    characters: set[tuple[str, int]], share: float, seed: int
-) -> set[tuple[str, int]]:
-    """The held-out (alphabet, character) pairs: ``share`` of each alphabet, at least one."""
-
-    def order(character: tuple[str, int]) -> str:
-        return hashlib.sha256(f"{seed}/{character[0]}/{character[1]}".encode()).hexdigest()
-
-    held_out = set()
-    for alphabet in sorted({a for a, _ in characters}):
-        own = sorted((c for c in characters if c[0] == alphabet), key=order)
-        held_out.update(own[: max(1, round(share * len(own)))])
-    return held_out
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("archives", nargs="+", type=Path, help="the archives of drawings")
     parser.add_argument("--out", type=Path, required=True, help="the .npz to write")
-    parser.add_argument("--threshold", type=float, default=0.5, help="share of ink (default 0.5)")
-    parser.add_argument("--held-out", type=float, default=0.15, help="share (default 0.15)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split (default 0)")
+    parser.add_argument(
+        "--threshold", type=float, default=INK_THRESHOLD, help="share of ink (default 0.5)"
+    )
+    parser.add_argument(
+        "--held-out", type=float, default=HELD_OUT_SHARE, help="share (default 0.15)"
+    )
+    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="of the split (default 0)")
     arguments = parser.parse_args(argv)
 
     drawings = read_drawings(arguments.archives)

@@ -1,4 +1,4 @@
-"""Omniglot as it ships, episodes and corruption."""
+"""Omniglot as it ships, random changes to images, and the script that packs them."""
 
 import importlib.util
 import sys
@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from kanerva_ext.data import (
-    EpisodeSampler,
     load_omniglot,
+    occlude,
     omniglot_info,
     random_affine,
     salt_and_pepper,
@@ -26,11 +26,6 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "pack_omniglot.py"
 def rows(images):
     """The images as a set of bytes."""
     return {image.numpy().tobytes() for image in images}
-
-
-def numbered(count, size=3):
-    """Images (count, size, size), image i holding i everywhere."""
-    return torch.arange(count).view(-1, 1, 1).expand(-1, size, size)
 
 
 def test_sizes():
@@ -86,53 +81,6 @@ def test_unknown_split(call):
         call("dev")
 
 
-def test_episodes():
-    images, labels = load_omniglot("test")
-    sampler = EpisodeSampler(images, labels, episode_length=7, batch_size=3)
-    batch = next(iter(sampler))
-    assert batch.shape == (3, 7, 1, 28, 28) and batch.dtype == torch.float32
-    assert set(batch.unique().tolist()) == {0.0, 1.0}
-    assert rows(batch.flatten(0, 2).bool()) <= rows(images)
-
-
-def test_no_image_is_twice_in_an_episode():
-    sampler = EpisodeSampler(numbered(12), episode_length=12, batch_size=50)
-    assert (sampler.sample_rows().sort(dim=1).values == torch.arange(12)).all()
-
-
-def test_every_image_is_as_likely():
-    sampler = EpisodeSampler(
-        numbered(10), episode_length=5, batch_size=4000, generator=torch.Generator().manual_seed(0)
-    )
-    share = sampler.sample_rows().flatten().bincount(minlength=10) / 4000
-    assert (share - 0.5).abs().max() < 0.05
-
-
-def test_few_classes():
-    labels = torch.arange(60) % 6
-    sampler = EpisodeSampler(numbered(60), labels, episode_length=15, batch_size=40, num_classes=2)
-    drawn = sampler.sample_rows()
-    assert all(len(labels[episode].unique()) == 2 for episode in drawn)
-    assert all(len(episode.unique()) == 15 for episode in drawn)
-    assert len(labels[drawn].unique()) == 6
-
-
-def test_a_seed_repeats_episodes():
-    def draw(seed):
-        generator = torch.Generator().manual_seed(seed)
-        images = load_omniglot("test")[0]
-        return EpisodeSampler(images, augment=0.5, generator=generator).sample()
-
-    assert torch.equal(draw(3), draw(3))
-    assert not torch.equal(draw(3), draw(4))
-
-
-def test_split_episodes_is_a_partition():
-    episodes = split_episodes(numbered(70), episode_length=32)
-    assert episodes.shape == (2, 32, 1, 3, 3)
-    assert len(episodes[:, :, 0, 0, 0].unique()) == 64
-
-
 def test_affine_moves_and_stays_binary():
     images = split_episodes(load_omniglot("test")[0])[:2]
     moved = random_affine(images, 1.0, torch.Generator().manual_seed(0))
@@ -166,39 +114,62 @@ def test_salt_and_pepper():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("size", "share", "rectangle"),
     [
-        (
-            {"images": torch.zeros(4, 3)},
-            r"images must be a tensor of shape \(N, H, W\), got \(4, 3\)",
-        ),
-        ({"labels": torch.zeros(3)}, r"labels must have shape \(40,\), got \(3,\)"),
-        ({"episode_length": 41}, "episode_length must be at most the number of images, 40, got 41"),
-        ({"episode_length": 0}, "episode_length must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"augment": 1.5}, r"augment must be in \[0, 1\], got 1.5"),
-        ({"num_classes": 2, "labels": None}, "labels must be given with num_classes"),
-        ({"num_classes": 5}, r"num_classes must be in \[1, 4\], got 5"),
-        (
-            {"num_classes": 1, "episode_length": 11},
-            "at most the images of 1 characters, 10, got 11",
-        ),
+        ((28, 28), 0.25, (14, 14)),
+        ((28, 28), 0.1, (9, 9)),
+        ((32, 16), 0.25, (16, 8)),
+        ((28, 28), 1.0, (28, 28)),
+        ((28, 28), 1e-6, (1, 1)),
+        ((4, 4), 0.76, (3, 4)),
+        ((2, 8), 0.56, (1, 8)),
     ],
 )
-def test_bad_sampler_arguments(arguments, message):
-    good = {"images": numbered(40), "labels": torch.arange(40) % 4, "episode_length": 8}
-    with pytest.raises(ValueError, match=message):
-        EpisodeSampler(**(good | arguments))
+def test_occlusion_is_one_rectangle_in_all_channels(size, share, rectangle):
+    images = torch.rand(50, 2, 3, *size) + 0.5
+    covered = occlude(images, share, torch.Generator().manual_seed(0)) == 0
+    height, width = rectangle
+    assert (covered == covered[:, :, :1]).all()
+    first = covered[:, :, 0]
+    assert (first.any(-1).sum(-1) == height).all() and (first.any(-2).sum(-1) == width).all()
+    assert (first.sum((-1, -2)) == height * width).all()
+
+
+def test_occlusion_is_anywhere_and_changes_nothing_else():
+    images = torch.rand(3000, 1, 6, 6) + 0.5
+    generator = torch.Generator().manual_seed(0)
+    occluded = occlude(images, 0.25, generator)
+    covered = (occluded == 0).squeeze(1)
+    assert torch.equal(occluded[occluded != 0], images[occluded != 0])
+    assert (images > 0).all()
+    corners = covered.float().argmax(-1).amax(-1) * 6 + covered.any(-1).float().argmax(-1)
+    share = corners.bincount() / len(images)
+    assert (share[share > 0] - 1 / 16).abs().max() < 0.02 and (share > 0).sum() == 16
+
+
+def test_occlusion_repeats_and_takes_any_dtype():
+    def draw(seed, images):
+        return occlude(images, 0.3, torch.Generator().manual_seed(seed))
+
+    levels = torch.full((8, 3, 9, 7), 200, dtype=torch.uint8)
+    assert draw(1, levels).dtype == torch.uint8
+    assert torch.equal(draw(1, levels), draw(1, levels))
+    assert not torch.equal(draw(1, levels), draw(2, levels))
+    assert torch.equal(draw(1, levels) == 0, draw(1, levels.bool()).logical_not())
+    assert torch.equal(occlude(levels, 0.0), levels)
+    assert occlude(levels[0], 0.3).shape == (3, 9, 7)
+    assert occlude(levels[:0], 0.3).shape == (0, 3, 9, 7)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: split_episodes(numbered(4), episode_length=5), r"in \[1, 4\].*got 5"),
-        (lambda: split_episodes(numbered(4), episode_length=0), r"in \[1, 4\].*got 0"),
         (lambda: random_affine(torch.zeros(1, 4, 4), 2.0), r"strength must be in \[0, 1\], got 2"),
         (lambda: salt_and_pepper(torch.zeros(4), 1.1), r"share must be in \[0, 1\], got 1.1"),
         (lambda: salt_and_pepper(torch.zeros(4), float("nan")), "share must be in"),
+        (lambda: occlude(torch.zeros(1, 4, 4), -0.1), r"share must be in \[0, 1\], got -0.1"),
+        (lambda: occlude(torch.zeros(1, 4, 4), float("nan")), r"share must be in \[0, 1\]"),
+        (lambda: occlude(torch.zeros(4, 4), 0.1), r"shape \(\.\.\., C, H, W\), got \(4, 4\)"),
     ],
 )
 def test_bad_arguments(call, message):
@@ -272,13 +243,3 @@ def test_pack_refuses_one_drawing_under_two_names(pack, tmp_path):
     path = archive(tmp_path / "1.zip", "one", same)
     with pytest.raises(SystemExit, match="same pixels"):
         pack.main([str(path), "--out", str(tmp_path / "out.npz")])
-
-
-def test_shrinking_keeps_ink_where_it_was(pack):
-    ink = np.zeros((1, 105, 105), bool)
-    ink[0, 15:30, 45:60] = True  # exactly four by four new pixels
-    small = pack.shrink(ink, 0.5)
-    expected = np.zeros((1, 28, 28), bool)
-    expected[0, 4:8, 12:16] = True
-    assert (small == expected).all()
-    assert np.allclose(pack.area_average(105, 28).sum(1), 1)

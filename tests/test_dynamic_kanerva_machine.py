@@ -6,7 +6,7 @@ import torch
 from kanerva_ext import ops
 from kanerva_ext.data import load_omniglot, salt_and_pepper, split_episodes
 from kanerva_ext.models import DynamicKanervaMachine, evaluate, train
-from kanerva_ext.models._common import bernoulli_nll
+from kanerva_ext.models.likelihoods import BernoulliPixels
 
 
 @pytest.fixture(autouse=True)
@@ -47,13 +47,13 @@ def test_terms_are_those_of_the_operators(episodes):
     """Written by `adaptive_write`, read at a sample around the least-squares address."""
     model = machine(num_write_iters=2, noise_std=0.5)
     terms = model.elbo(episodes, generator=torch.Generator().manual_seed(3))
-    codes, prior = model.encoder(episodes), model.memory.prior(4)
+    codes, prior = model.code(model.encoder(episodes)), model.memory.prior(4)
     mean, cov, _, _ = ops.adaptive_write(*prior, codes, 0.25, 0.25, num_iters=2)
     weights = ops.solve_addresses(mean, codes, 0.25)
     noise = torch.randn(weights.shape, generator=torch.Generator().manual_seed(3))
     std = model.memory.log_weight_std.exp()
     logits = model.decoder((weights + std * noise) @ mean)
-    torch.testing.assert_close(terms.reconstruction, bernoulli_nll(logits, episodes))
+    torch.testing.assert_close(terms.reconstruction, BernoulliPixels().nll(logits, episodes))
     q = torch.distributions.Normal(weights, std)
     kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(-1)
     torch.testing.assert_close(terms.kl_weights, kl, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Random changes to binarised drawings."""
+"""Random changes to images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["random_affine", "salt_and_pepper"]
+__all__ = ["occlude", "random_affine", "salt_and_pepper"]
 
 # At strength 1; half of it trains best on Omniglot.
 MAX_ROTATION = 0.3  # radians
@@ -71,3 +71,41 @@ def salt_and_pepper(
     chance = torch.rand(images.shape, generator=generator)
     corrupted = torch.where(chance < share / 2, 0.0, images)
     return torch.where((chance >= share / 2) & (chance < share), 1.0, corrupted)
+
+
+def occlude(images: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
+    """Set a rectangle of every image to 0, in all channels alike, at a random place inside it.
+
+    The rectangle has about the shape of the image: its height is ``H * sqrt(share)``, rounded, and
+    its width then the one that brings its area closest to ``share * H * W``, at least one pixel
+    each. A share of 0 changes nothing.
+
+    Args:
+        images: (..., C, H, W), any dtype, on the CPU.
+        share: of the image's area.
+        generator: a CPU generator, for repeatable results.
+
+    Returns:
+        A new tensor like ``images``.
+
+    Raises:
+        ValueError: share outside [0, 1], or images of fewer than three dimensions.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be in [0, 1], got {share}")
+    if images.ndim < 3:
+        raise ValueError(f"images must have shape (..., C, H, W), got {tuple(images.shape)}")
+    if share == 0 or images.numel() == 0:
+        return images.clone()
+    *batch, _, image_height, image_width = images.shape
+    height = max(1, round(image_height * math.sqrt(share)))
+    width = min(image_width, max(1, round(share * image_height * image_width / height)))
+
+    def covered(size: int, length: int) -> Tensor:
+        start = torch.randint(size - length + 1, (*batch, 1), generator=generator)
+        distance = torch.arange(size) - start
+        return (distance >= 0) & (distance < length)
+
+    rows, columns = covered(image_height, height), covered(image_width, width)
+    inside = rows.unsqueeze(-1) & columns.unsqueeze(-2)
+    return images.masked_fill(inside.unsqueeze(-3), 0)

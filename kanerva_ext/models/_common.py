@@ -53,19 +53,13 @@ def kl_normal(
     return 0.5 * (ratio + distance - 1 - 2 * log_std + math.log(prior_var)).sum(-1)
 
 
-def bernoulli_nll(logits: Tensor, images: Tensor) -> Tensor:
-    """-ln p(image) of independent Bernoulli pixels, nats: (..., 1, H, W) to (...)."""
-    pixels = F.binary_cross_entropy_with_logits(logits, images, reduction="none")
-    return pixels.flatten(-3).sum(-1)
-
-
-def check_images(images: Tensor, image_size: int) -> None:
-    """Raises unless images are floating point, (B, T, 1, image_size, image_size)."""
+def check_images(images: Tensor, num_channels: int, image_size: int) -> None:
+    """Raises unless images are floating point, (B, T, num_channels, image_size, image_size)."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
-    if images.ndim != 5 or tuple(images.shape[2:]) != (1, image_size, image_size):
+    if images.ndim != 5 or tuple(images.shape[2:]) != (num_channels, image_size, image_size):
         raise ValueError(
-            f"images must have shape (B, T, 1, {image_size}, {image_size}), "
+            f"images must have shape (B, T, {num_channels}, {image_size}, {image_size}), "
             f"got {tuple(images.shape)}"
         )
     if not images.is_floating_point():

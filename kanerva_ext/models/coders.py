@@ -1,13 +1,13 @@
 """Convolutional coders shared by the models.
 
-Three blocks, each a 4 x 4 convolution of stride 2 and one basic residual block, 16 filters, as in
-The Kanerva Machine (Wu, Wayne, Graves, Lillicrap, ICLR 2018, section 4). The decoder is the mirror
-image with transposed convolutions; pixels are Bernoulli.
+Three blocks, each a 4 x 4 convolution of stride 2 and one basic residual block, 16 filters (32 for
+colour), as in The Kanerva Machine (Wu, Wayne, Graves, Lillicrap, ICLR 2018, section 4). The decoder
+is the mirror image with transposed convolutions.
 
 Where the paper is silent: padding 1; activation ReLU, before each convolution of a residual block;
 no normalisation, for the statistics of a batch would carry information between the images of an
 episode; He's initialisation, the second convolution of a residual block at zero, so that the block
-starts as the identity; the decoder starts at the share of ink that Omniglot has.
+starts as the identity.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from ._common import check_sizes
 
 __all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock"]
 
-INITIAL_INK = 0.08
 
-
-def _he_init(module: nn.Module) -> None:
+def he_init(module: nn.Module) -> None:
     """Keeps the scale of activations through the layers; PyTorch's own start halves it at each."""
     if isinstance(module, nn.Linear):
         fan_in = module.in_features
@@ -46,7 +44,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(num_filters, num_filters, 3, padding=1)
         self.second = nn.Conv2d(num_filters, num_filters, 3, padding=1)
-        self.apply(_he_init)
+        self.apply(he_init)
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,6 +71,7 @@ class ConvEncoder(nn.Module):
         num_features: size of the output.
         num_filters: filters of every convolution.
         image_size: height and width of the images.
+        num_channels: of the images.
         num_blocks: blocks, each halving the image.
 
     Raises:
@@ -85,33 +84,38 @@ class ConvEncoder(nn.Module):
         *,
         num_filters: int = 16,
         image_size: int = 28,
+        num_channels: int = 1,
         num_blocks: int = 3,
     ) -> None:
         super().__init__()
-        check_sizes(num_features=num_features, num_filters=num_filters)
+        check_sizes(num_features=num_features, num_filters=num_filters, num_channels=num_channels)
         sizes = _image_sizes(image_size, num_blocks)
         blocks: list[nn.Module] = []
         for i in range(num_blocks):
-            conv = nn.Conv2d(num_filters if i else 1, num_filters, 4, stride=2, padding=1)
-            blocks += [conv.apply(_he_init), ResidualBlock(num_filters)]
+            conv = nn.Conv2d(
+                num_filters if i else num_channels, num_filters, 4, stride=2, padding=1
+            )
+            blocks += [conv.apply(he_init), ResidualBlock(num_filters)]
         self.blocks = nn.Sequential(*blocks)
-        self.linear = nn.Linear(num_filters * sizes[-1] ** 2, num_features).apply(_he_init)
+        self.linear = nn.Linear(num_filters * sizes[-1] ** 2, num_features).apply(he_init)
         self.to(memory_format=torch.channels_last)  # a third faster on CPUs
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (..., 1, H, W), floating point, to features (..., num_features), all >= 0."""
+        """Images (..., num_channels, H, W) to features (..., num_features), all >= 0."""
         batch = images.shape[:-3]
         x = self.blocks(images.reshape(-1, *images.shape[-3:]))
         return F.relu(self.linear(F.relu(x).flatten(1))).unflatten(0, batch)
 
 
 class ConvDecoder(nn.Module):
-    """Codes to the logits of Bernoulli pixels.
+    """Codes to the parameters of the pixels' distribution (`likelihoods`).
 
     Args:
         code_size: size of a code.
         num_filters: filters of every convolution.
         image_size: height and width of the images.
+        num_channels: of the images.
+        initial_output: what every pixel's output starts at, but for the weights.
         num_blocks: blocks, each doubling the image.
 
     Raises:
@@ -124,31 +128,33 @@ class ConvDecoder(nn.Module):
         *,
         num_filters: int = 16,
         image_size: int = 28,
+        num_channels: int = 1,
+        initial_output: float = 0.0,
         num_blocks: int = 3,
     ) -> None:
         super().__init__()
-        check_sizes(code_size=code_size, num_filters=num_filters)
+        check_sizes(code_size=code_size, num_filters=num_filters, num_channels=num_channels)
         sizes = _image_sizes(image_size, num_blocks)[::-1]
         self.start = (num_filters, sizes[0], sizes[0])
-        self.linear = nn.Linear(code_size, math.prod(self.start)).apply(_he_init)
+        self.linear = nn.Linear(code_size, math.prod(self.start)).apply(he_init)
         blocks: list[nn.Module] = []
         for i in range(num_blocks):
             last = i + 1 == num_blocks
             conv = nn.ConvTranspose2d(
                 num_filters,
-                1 if last else num_filters,
+                num_channels if last else num_filters,
                 4,
                 stride=2,
                 padding=1,
                 output_padding=sizes[i + 1] - 2 * sizes[i],  # 1 where the encoder rounded down
             )
-            blocks += [ResidualBlock(num_filters), nn.ReLU(), conv.apply(_he_init)]
+            blocks += [ResidualBlock(num_filters), nn.ReLU(), conv.apply(he_init)]
         self.blocks = nn.Sequential(*blocks)
-        nn.init.constant_(blocks[-1].bias, math.log(INITIAL_INK / (1 - INITIAL_INK)))
+        nn.init.constant_(blocks[-1].bias, initial_output)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Codes (..., code_size) to logits (..., 1, H, W)."""
+        """Codes (..., code_size) to outputs (..., num_channels, H, W)."""
         batch = codes.shape[:-1]
         x = self.linear(codes.reshape(-1, codes.shape[-1])).unflatten(1, self.start)
         return self.blocks(x.contiguous(memory_format=torch.channels_last)).unflatten(0, batch)

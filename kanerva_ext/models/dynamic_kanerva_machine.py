@@ -8,15 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..memory import FusedKanervaMemory, MemoryState, WriteOutput
-from ._common import (
-    bernoulli_nll,
-    check_denoising,
-    check_images,
-    check_sizes,
-    next_query,
-    replace_first,
-)
-from .coders import ConvDecoder, ConvEncoder
+from ._common import replace_first
+from ._memory_model import MemoryModel
+from .coders import he_init
 
 __all__ = ["DynamicKanervaBound", "DynamicKanervaMachine"]
 
@@ -42,21 +36,29 @@ class DynamicKanervaBound(NamedTuple):
     autoencoding: Tensor
 
 
-class DynamicKanervaMachine(nn.Module):
+class DynamicKanervaMachine(MemoryModel):
     """A generative model of episodes of images whose memory finds its addresses itself.
 
     A code ``z = e(x)`` is no random variable. The episode is written code by code at least-squares
     addresses (`ops.adaptive_write`); an image is read at a sample of
     ``q(w) = N((R R' + ridge I)^-1 R z, s^2 I)`` with trainable s, and decoded from ``R'w``.
+    Decoding from ``R'w`` alone, the decoder cannot tell the noise of an address from what other
+    slots hold: a sampled read carries little more than the address's KL pays for.
 
     Args:
         memory_size: K, number of slots.
         code_size: C, size of a code z.
         num_filters: filters of every convolution.
         image_size: height and width of the images.
+        num_channels: of the images.
+        likelihood: of the pixels, ``"bernoulli"`` or ``"gaussian"``.
         noise_std: standard deviation of the observation noise of a write.
         weight_std: standard deviation of the normal prior of an address.
         num_write_iters: solves per code written.
+        sample_weights: read at a sample of q(w), as a bound must. False: read at its mean, at the
+            price of ``|mean|^2 / (2 weight_std^2)`` alone, as the authors' published code does
+            unless told otherwise. ``bound`` is then none, but the joint -ln p(x, w|M) at a point,
+            without the constant of the address's prior, and far lower.
         backend: of the memory's operators, see `ops.bayes_write`.
 
     Raises:
@@ -82,44 +84,45 @@ class DynamicKanervaMachine(nn.Module):
         *,
         num_filters: int = 16,
         image_size: int = 28,
+        num_channels: int = 1,
+        likelihood: str = "bernoulli",
         noise_std: float = 1.0,
         weight_std: float = 1.0,
         num_write_iters: int = 1,
+        sample_weights: bool = True,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        check_sizes(code_size=code_size)
+        super().__init__(
+            2 * code_size,
+            code_size,
+            num_filters=num_filters,
+            image_size=image_size,
+            num_channels=num_channels,
+            likelihood=likelihood,
+        )
         self.config = {
             "memory_size": memory_size,
             "code_size": code_size,
             "num_filters": num_filters,
             "image_size": image_size,
+            "num_channels": num_channels,
+            "likelihood": likelihood,
             "noise_std": noise_std,
             "weight_std": weight_std,
             "num_write_iters": num_write_iters,
+            "sample_weights": sample_weights,
         }
-        coder = {"num_filters": num_filters, "image_size": image_size}
-        self.encoder = ConvEncoder(code_size, **coder)
-        self.decoder = ConvDecoder(code_size, **coder)
+        # Features are positive; codes must not be, or all of them would share a direction.
+        self.code = nn.Linear(2 * code_size, code_size).apply(he_init)
         self.memory = FusedKanervaMemory(
             memory_size,
             code_size,
             noise_std=noise_std,
             weight_std=weight_std,
             num_write_iters=num_write_iters,
-            sample_weights=True,
+            sample_weights=sample_weights,
             backend=backend,
         )
-
-    def forward(
-        self,
-        images: Tensor,
-        state: MemoryState | None = None,
-        queries: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> DynamicKanervaBound:
-        """`elbo`, so that wrappers such as DistributedDataParallel can be called."""
-        return self.elbo(images, state, queries, generator)
 
     def elbo(
         self,
@@ -131,10 +134,10 @@ class DynamicKanervaMachine(nn.Module):
         """The terms of the objective by one sample.
 
         Args:
-            images: (B, T, 1, H, W), floating point in [0, 1].
+            images: (B, T, C, H, W), floating point in [0, 1].
             state: read from this memory and write nothing; None: write the episode into the prior
                 first.
-            queries: (B, Q, 1, H, W), Q <= T: corrupted versions of the first Q images of each
+            queries: (B, Q, C, H, W), Q <= T: corrupted versions of the first Q images of each
                 episode, to find the addresses by. Written, and compared with what is read, are
                 still the images.
             generator: of the samples, on the images' device; None: PyTorch's own.
@@ -142,15 +145,15 @@ class DynamicKanervaMachine(nn.Module):
         Returns:
             `DynamicKanervaBound`. The paper minimises ``bound + autoencoding`` and the memory's KL.
         """
-        codes = self._codes(images)
+        codes = self._query(images)
         kl_memory = None
         if state is None:
             written = self.memory.write(codes)
             state, kl_memory = written.state, written.kl_memory
-        seen = codes if queries is None else replace_first(codes, self._codes(queries))
+        seen = codes if queries is None else replace_first(codes, self._query(queries))
         read = self.memory.read(seen, state, generator=generator)
-        reconstruction = bernoulli_nll(self.decoder(read.values), images)
-        autoencoding = bernoulli_nll(self.decoder(codes), images)
+        reconstruction = self.likelihood.nll(self.decoder(read.values), images)
+        autoencoding = self.likelihood.nll(self.decoder(codes), images)
         bound = reconstruction + read.kl_weights
         return DynamicKanervaBound(bound, reconstruction, read.kl_weights, kl_memory, autoencoding)
 
@@ -163,74 +166,28 @@ class DynamicKanervaMachine(nn.Module):
         """Write an episode, code by code; differentiable. Nothing is sampled.
 
         Args:
-            images: (B, T, 1, H, W), floating point in [0, 1].
+            images: (B, T, C, H, W), floating point in [0, 1].
             state: belief before; the trained prior if None.
             generator: not used; as `KanervaMachine.write` has it.
 
         Returns:
             `kanerva_ext.WriteOutput`: ``.state`` is what the other methods read from.
         """
-        return self.memory.write(self._codes(images), state)
+        return self.memory.write(self._query(images), state)
 
-    @torch.no_grad()
-    def reconstruct(self, images: Tensor, state: MemoryState | None = None) -> Tensor:
-        """Probabilities of ink (B, T, 1, H, W) at the means of q(w).
+    def _query(self, images: Tensor) -> Tensor:
+        return self.code(self._features(images))
 
-        Args:
-            images: (B, T, 1, H, W), floating point in [0, 1].
-            state: memory to read from; None: write the episode first.
-        """
-        if state is None:
-            state = self.write(images).state
-        return self.denoise(images, state, num_steps=1)[0]
+    def _addresses(self, query: Tensor, state: MemoryState) -> Tensor:
+        return self.memory.attractor(query, state, num_steps=1).weights
 
-    @torch.no_grad()
-    def denoise(
-        self, images: Tensor, state: MemoryState, num_steps: int = 3, noise: float = 0.0
+    def _codes_read(self, query: Tensor, state: MemoryState) -> Tensor:
+        return self.memory.attractor(query, state, num_steps=1).values
+
+    def _codes_at(self, weights: Tensor, state: MemoryState) -> Tensor:
+        return weights @ state.mean
+
+    def _prior_codes(
+        self, state: MemoryState, num_samples: int, generator: torch.Generator | None
     ) -> Tensor:
-        """Iterative reading: what is read and decoded makes the next query.
-
-        Nothing is sampled and nothing is written; the memory stays as it is. Without ``noise`` it
-        is `FusedKanervaMemory.attractor` with decoding and encoding between the steps.
-
-        Args:
-            images: (B, T, 1, H, W), floating point in [0, 1]; corrupted or partial queries.
-            state: memory to read from.
-            num_steps: reads, at least 1.
-            noise: as `KanervaMachine.denoise` has it.
-
-        Returns:
-            (num_steps, B, T, 1, H, W), probabilities of ink after each read.
-
-        Raises:
-            ValueError: a noise outside [0, 1), or a number of steps that is not positive.
-        """
-        check_denoising(num_steps, noise)
-        steps: list[Tensor] = []
-
-        def see(read: Tensor) -> Tensor:
-            steps.append(self.decoder(read).sigmoid())
-            return self._codes(next_query(steps[-1], images, noise))
-
-        self.memory.attractor(self._codes(images), state, num_steps, see)
-        return torch.stack(steps)
-
-    @torch.no_grad()
-    def generate(self, state: MemoryState, num_samples: int, num_steps: int = 0) -> Tensor:
-        """One-shot generation: new images in the manner of what the memory holds.
-
-        Args:
-            state: memory to generate from.
-            num_samples: images per memory.
-            num_steps: rounds of `denoise` that follow.
-
-        Returns:
-            (B, num_samples, 1, H, W), probabilities of ink at R'w, for w ~ N(0, weight_std^2 I).
-        """
-        check_sizes(num_samples=num_samples)
-        images = self.decoder(self.memory.generate(state, num_samples)).sigmoid()
-        return self.denoise(images, state, num_steps)[-1] if num_steps else images
-
-    def _codes(self, images: Tensor) -> Tensor:
-        check_images(images, self.config["image_size"])
-        return self.encoder(images)
+        return self.memory.generate(state, num_samples, generator=generator)

@@ -11,17 +11,13 @@ from torch import Tensor, nn
 from ..memory import FusedKanervaMemory, MemoryState, WriteOutput
 from ._common import (
     Normal,
-    bernoulli_nll,
-    check_denoising,
-    check_images,
     check_sizes,
     kl_normal,
-    next_query,
     replace_first,
     sample_normal,
     standard_normal,
 )
-from .coders import ConvDecoder, ConvEncoder
+from ._memory_model import MemoryModel
 
 __all__ = ["KanervaBound", "KanervaMachine"]
 
@@ -48,11 +44,11 @@ class KanervaBound(NamedTuple):
     kl_memory: Tensor | None
 
 
-class KanervaMachine(nn.Module):
+class KanervaMachine(MemoryModel):
     """A generative model of episodes of images, with a Bayesian memory as its prior.
 
     Generative: ``y ~ N(0, I)``, key ``b = f(y)``, address ``w = A b`` (rows of A of unit norm),
-    ``z ~ N(w'M, code_std^2 I)``, image ~ Bernoulli(decoder(z)).
+    ``z ~ N(w'M, code_std^2 I)``, image ~ likelihood(decoder(z)).
 
     Inference: q(y|x) from the encoder's features with noise added in training; the episode is
     written by one exact Bayesian update of the memory at codes sampled from q(z|x); then, with a
@@ -73,6 +69,8 @@ class KanervaMachine(nn.Module):
         hidden_size: hidden units of f and of the heads of q.
         num_filters: filters of every convolution.
         image_size: height and width of the images.
+        num_channels: of the images.
+        likelihood: of the pixels, ``"bernoulli"`` or ``"gaussian"``.
         noise_std: standard deviation of the observation noise of a write.
         code_std: standard deviation of p(z|y,M), fixed.
         encoder_noise_std: standard deviation of the noise added to the features that q(y|x) sees,
@@ -106,13 +104,14 @@ class KanervaMachine(nn.Module):
         hidden_size: int = 200,
         num_filters: int = 16,
         image_size: int = 28,
+        num_channels: int = 1,
+        likelihood: str = "bernoulli",
         noise_std: float = 1.0,
         code_std: float = 1.0,
         encoder_noise_std: float = 0.2,
         sample_write_address: bool = False,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
         check_sizes(code_size=code_size, latent_size=latent_size, hidden_size=hidden_size)
         if not 0 < code_std < math.inf:
             raise ValueError(f"code_std must be positive and finite, got {code_std}")
@@ -120,6 +119,15 @@ class KanervaMachine(nn.Module):
             raise ValueError(
                 f"encoder_noise_std must be at least 0 and finite, got {encoder_noise_std}"
             )
+        num_features = 2 * code_size
+        super().__init__(
+            num_features,
+            code_size,
+            num_filters=num_filters,
+            image_size=image_size,
+            num_channels=num_channels,
+            likelihood=likelihood,
+        )
         self.config = {
             "memory_size": memory_size,
             "code_size": code_size,
@@ -128,15 +136,13 @@ class KanervaMachine(nn.Module):
             "hidden_size": hidden_size,
             "num_filters": num_filters,
             "image_size": image_size,
+            "num_channels": num_channels,
+            "likelihood": likelihood,
             "noise_std": noise_std,
             "code_std": code_std,
             "encoder_noise_std": encoder_noise_std,
             "sample_write_address": sample_write_address,
         }
-        num_features = 2 * code_size
-        coder = {"num_filters": num_filters, "image_size": image_size}
-        self.encoder = ConvEncoder(num_features, **coder)
-        self.decoder = ConvDecoder(code_size, **coder)
         self.latent = Normal(num_features, hidden_size, latent_size)
         self.write_code = Normal(num_features, hidden_size, code_size)
         self.read_code = Normal(num_features + code_size, hidden_size, code_size)
@@ -152,16 +158,6 @@ class KanervaMachine(nn.Module):
             nn.Linear(latent_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, key_size)
         )
 
-    def forward(
-        self,
-        images: Tensor,
-        state: MemoryState | None = None,
-        queries: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> KanervaBound:
-        """`elbo`, so that wrappers such as DistributedDataParallel can be called."""
-        return self.elbo(images, state, queries, generator)
-
     def elbo(
         self,
         images: Tensor,
@@ -172,10 +168,10 @@ class KanervaMachine(nn.Module):
         """The bound and its terms by one sample.
 
         Args:
-            images: (B, T, 1, H, W), floating point in [0, 1].
+            images: (B, T, C, H, W), floating point in [0, 1].
             state: read from this memory and write nothing; None: write the episode into the prior
                 first.
-            queries: (B, Q, 1, H, W), Q <= T: corrupted versions of the first Q images of each
+            queries: (B, Q, C, H, W), Q <= T: corrupted versions of the first Q images of each
                 episode, for q(y|.) and q(z|.,y,M) to see in their place. Written, and compared with
                 the reconstruction, are still the images.
             generator: of the samples, on the images' device; None: PyTorch's own.
@@ -193,9 +189,8 @@ class KanervaMachine(nn.Module):
             latent = self._latent(features, generator)
         read = self._read(sample_normal(*latent, generator), state)
         mean, log_std = self._code(features, read)
-        reconstruction = bernoulli_nll(
-            self.decoder(sample_normal(mean, log_std, generator)), images
-        )
+        outputs = self.decoder(sample_normal(mean, log_std, generator))
+        reconstruction = self.likelihood.nll(outputs, images)
         kl_y = kl_normal(*latent)
         kl_z = kl_normal(mean, log_std, read, self.config["code_std"] ** 2)
         bound = reconstruction + kl_y + kl_z
@@ -210,7 +205,7 @@ class KanervaMachine(nn.Module):
         """Write an episode by one exact update; differentiable.
 
         Args:
-            images: (B, T, 1, H, W), floating point in [0, 1].
+            images: (B, T, C, H, W), floating point in [0, 1].
             state: belief before; the trained prior if None.
             generator: of the samples, on the images' device; None: PyTorch's own.
 
@@ -220,76 +215,24 @@ class KanervaMachine(nn.Module):
         features = self._features(images)
         return self._write(features, self._latent(features, generator), state, generator)
 
-    @torch.no_grad()
-    def reconstruct(self, images: Tensor, state: MemoryState | None = None) -> Tensor:
-        """Probabilities of ink (B, T, 1, H, W), from the means of q(y|x) and q(z|x,y,M).
+    def _query(self, images: Tensor) -> Tensor:
+        return self._features(images)
 
-        Args:
-            images: (B, T, 1, H, W), floating point in [0, 1].
-            state: memory to read from; None: write the episode first.
-        """
-        if state is None:
-            state = self.write(images).state
-        return self.denoise(images, state, num_steps=1)[0]
+    def _addresses(self, query: Tensor, state: MemoryState) -> Tensor:
+        return self.memory.address(self.key(self.latent(query)[0]))
 
-    @torch.no_grad()
-    def denoise(
-        self, images: Tensor, state: MemoryState, num_steps: int = 3, noise: float = 0.0
+    def _codes_read(self, query: Tensor, state: MemoryState) -> Tensor:
+        return self._code(query, self._read(self.latent(query)[0], state))[0]
+
+    def _codes_at(self, weights: Tensor, state: MemoryState) -> Tensor:
+        return weights @ state.mean
+
+    def _prior_codes(
+        self, state: MemoryState, num_samples: int, generator: torch.Generator | None
     ) -> Tensor:
-        """Iterative reading (the paper's Algorithm 1): what is read makes the next query.
-
-        Nothing is sampled and nothing is written; the memory stays as it is.
-
-        Args:
-            images: (B, T, 1, H, W), floating point in [0, 1]; corrupted or partial queries.
-            state: memory to read from.
-            num_steps: reads, at least 1.
-            noise: share of the pixels of ``images`` that were replaced by 0 or 1 at random, in
-                [0, 1). If 0, the next query is what was read, as in the paper, and what was seen
-                first is forgotten: after a short training, reads drift. If given, the next query is
-                the probability of ink given both: Bayes' rule with the read as the prior.
-
-        Returns:
-            (num_steps, B, T, 1, H, W), probabilities of ink after each read.
-
-        Raises:
-            ValueError: a noise outside [0, 1), or a number of steps that is not positive.
-        """
-        check_denoising(num_steps, noise)
-        steps, queries = [], images
-        for _ in range(num_steps):
-            features = self._features(queries)
-            read = self._read(self.latent(features)[0], state)
-            steps.append(self.decoder(self._code(features, read)[0]).sigmoid())
-            queries = next_query(steps[-1], images, noise)
-        return torch.stack(steps)
-
-    @torch.no_grad()
-    def generate(self, state: MemoryState, num_samples: int, num_steps: int = 0) -> Tensor:
-        """One-shot generation: new images in the manner of what the memory holds.
-
-        Args:
-            state: memory to generate from.
-            num_samples: images per memory.
-            num_steps: rounds of `denoise` that follow (the paper's iterative sampling).
-
-        Returns:
-            (B, num_samples, 1, H, W), probabilities of ink at z = w'R, for y ~ N(0, I).
-        """
-        check_sizes(num_samples=num_samples)
-        latent = torch.randn(
-            *state.mean.shape[:-2],
-            num_samples,
-            self.config["latent_size"],
-            dtype=state.mean.dtype,
-            device=state.mean.device,
-        )
-        images = self.decoder(self._read(latent, state)).sigmoid()
-        return self.denoise(images, state, num_steps)[-1] if num_steps else images
-
-    def _features(self, images: Tensor) -> Tensor:
-        check_images(images, self.config["image_size"])
-        return self.encoder(images)
+        mean = state.mean
+        shape = (*mean.shape[:-2], num_samples, self.config["latent_size"])
+        return self._read(standard_normal(mean.new_empty(shape), generator), state)
 
     def _latent(
         self, features: Tensor, generator: torch.Generator | None = None

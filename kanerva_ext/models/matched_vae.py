@@ -5,20 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ._common import (
-    Normal,
-    bernoulli_nll,
-    check_denoising,
-    check_images,
-    check_sizes,
-    kl_normal,
-    next_query,
-    replace_first,
-    sample_normal,
-)
-from .coders import ConvDecoder, ConvEncoder
+from ..memory import standard_normal
+from ._common import Normal, check_sizes, kl_normal, next_query, replace_first, sample_normal
+from ._memory_model import EpisodeCoders
 
 __all__ = ["MatchedVAE", "VAEBound"]
 
@@ -37,7 +28,7 @@ class VAEBound(NamedTuple):
     kl_z: Tensor
 
 
-class MatchedVAE(nn.Module):
+class MatchedVAE(EpisodeCoders):
     """A variational autoencoder that matches `KanervaMachine` in all but the memory.
 
     Same encoder, decoder, head of q(z|x) and code size; p(z) = N(0, I). It sees each image on its
@@ -48,6 +39,8 @@ class MatchedVAE(nn.Module):
         hidden_size: hidden units of the head of q(z|x).
         num_filters: filters of every convolution.
         image_size: height and width of the images.
+        num_channels: of the images.
+        likelihood: of the pixels, ``"bernoulli"`` or ``"gaussian"``.
 
     Raises:
         ValueError: sizes that are not positive ints.
@@ -60,28 +53,27 @@ class MatchedVAE(nn.Module):
         hidden_size: int = 200,
         num_filters: int = 16,
         image_size: int = 28,
+        num_channels: int = 1,
+        likelihood: str = "bernoulli",
     ) -> None:
-        super().__init__()
         check_sizes(code_size=code_size, hidden_size=hidden_size)
+        super().__init__(
+            2 * code_size,
+            code_size,
+            num_filters=num_filters,
+            image_size=image_size,
+            num_channels=num_channels,
+            likelihood=likelihood,
+        )
         self.config = {
             "code_size": code_size,
             "hidden_size": hidden_size,
             "num_filters": num_filters,
             "image_size": image_size,
+            "num_channels": num_channels,
+            "likelihood": likelihood,
         }
-        coder = {"num_filters": num_filters, "image_size": image_size}
-        self.encoder = ConvEncoder(2 * code_size, **coder)
-        self.decoder = ConvDecoder(code_size, **coder)
         self.code = Normal(2 * code_size, hidden_size, code_size)
-
-    def forward(
-        self,
-        images: Tensor,
-        queries: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> VAEBound:
-        """`elbo`, so that wrappers such as DistributedDataParallel can be called."""
-        return self.elbo(images, queries, generator)
 
     def elbo(
         self,
@@ -92,36 +84,32 @@ class MatchedVAE(nn.Module):
         """The bound and its terms by one sample.
 
         Args:
-            images: (B, T, 1, H, W), floating point in [0, 1].
-            queries: (B, Q, 1, H, W), Q <= T: corrupted versions of the first Q images of each
+            images: (B, T, C, H, W), floating point in [0, 1].
+            queries: (B, Q, C, H, W), Q <= T: corrupted versions of the first Q images of each
                 episode, for q(z|.) to see in their place.
             generator: of the sample, on the images' device; None: PyTorch's own.
 
         Returns:
             `VAEBound`, each term (B, T), nats per image. Minimise ``bound.mean()``.
         """
-        check_images(images, self.config["image_size"])
-        seen = images
+        features = self._features(images)
         if queries is not None:
-            check_images(queries, self.config["image_size"])
-            seen = replace_first(images, queries)
-        mean, log_std = self.code(self.encoder(seen))
-        reconstruction = bernoulli_nll(
-            self.decoder(sample_normal(mean, log_std, generator)), images
-        )
+            features = replace_first(features, self._features(queries))
+        mean, log_std = self.code(features)
+        outputs = self.decoder(sample_normal(mean, log_std, generator))
+        reconstruction = self.likelihood.nll(outputs, images)
         kl_z = kl_normal(mean, log_std)
         return VAEBound(reconstruction + kl_z, reconstruction, kl_z)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Probabilities of ink (B, T, 1, H, W), from the mean of q(z|x)."""
-        check_images(images, self.config["image_size"])
-        return self.decoder(self.code(self.encoder(images))[0]).sigmoid()
+        """Mean images (B, T, C, H, W), from the mean of q(z|x)."""
+        return self._pictures(self.code(self._features(images))[0])
 
     @torch.no_grad()
     def denoise(self, images: Tensor, num_steps: int = 3, noise: float = 0.0) -> Tensor:
-        """`KanervaMachine.denoise` without a memory to read: (num_steps, B, T, 1, H, W)."""
-        check_denoising(num_steps, noise)
+        """`KanervaMachine.denoise` without a memory to read: (num_steps, B, T, C, H, W)."""
+        self._check_denoising(num_steps, noise)
         steps, queries = [], images
         for _ in range(num_steps):
             steps.append(self.reconstruct(queries))
@@ -129,10 +117,9 @@ class MatchedVAE(nn.Module):
         return torch.stack(steps)
 
     @torch.no_grad()
-    def generate(self, num_samples: int) -> Tensor:
-        """Probabilities of ink (num_samples, 1, H, W) of codes drawn from the prior."""
+    def generate(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Mean images (num_samples, C, H, W) of codes drawn from the prior."""
+        check_sizes(num_samples=num_samples)
         weight = self.decoder.linear.weight
-        codes = torch.randn(
-            num_samples, self.config["code_size"], dtype=weight.dtype, device=weight.device
-        )
-        return self.decoder(codes).sigmoid()
+        codes = weight.new_empty(num_samples, self.config["code_size"])
+        return self._pictures(standard_normal(codes, generator))

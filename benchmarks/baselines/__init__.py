@@ -1,0 +1,1 @@
+"""Memories of other papers, to compare the Kanerva Machine with."""

@@ -1,0 +1,168 @@
+"""docs/reproduction.md: its tables, written from the saved numbers between markers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+NAMES = {
+    "kanerva": "Kanerva Machine",
+    "vae": "VAE, same coders",
+    "dynamic": "Dynamic Kanerva Machine, reads at the mean address (no bound)",
+    "dynamic-sampled": "Dynamic Kanerva Machine, reads at a sampled address",
+    "cifar-kanerva": "Kanerva Machine",
+    "cifar-vae": "VAE, same coders",
+    "cifar-dynamic": "Dynamic Kanerva Machine, reads at the mean address (no bound)",
+}
+TERMS = ("bound", "reconstruction", "kl_y", "kl_z", "kl_weights", "kl_memory")
+
+
+def write_page(results: dict, path: Path) -> None:
+    """Replace what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
+    text = path.read_text()
+    for name, make in TABLES.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"{path} has no markers of {name}")
+        table = make(results)
+        text = pattern.sub(lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", text)
+    path.write_text(text)
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _terms(results: dict, names: list[str], extra: str = "") -> list[list[str]]:
+    rows = []
+    for name in names:
+        experiment = results["experiments"].get(name)
+        if experiment is None:
+            continue
+        runs = list(experiment["runs"].values())
+        each = ", ".join(f"{run['test']['bound']:.1f}" for run in runs)
+        means = [
+            f"{statistics.mean(run['test'][term] for run in runs):.1f}"
+            if term in runs[0]["test"]
+            else "-"
+            for term in TERMS[1:]
+        ]
+        seconds = statistics.median(run["seconds"] for run in runs)
+        row = [NAMES[name], f"{runs[0]['steps']:,}", f"{seconds:.0f} s", each, *means]
+        if extra:
+            row.append(f"{statistics.mean(run['test'][extra] for run in runs):.2f}")
+        rows.append(row)
+    return rows
+
+
+def _bounds(results: dict) -> str:
+    names = ["kanerva", "dynamic", "dynamic-sampled", "vae"]
+    head = ["held-out Omniglot, nats per image", "steps", "time of a run", "bound of each seed"]
+    rows = _terms(results, names)
+    experiments = results["experiments"]
+    ratios = []
+    if "vae" in experiments:
+        vae = _mean_bound(experiments["vae"])
+        for name in names:
+            if name in experiments:
+                ratios.append(f"{_mean_bound(experiments[name]) / vae:.2f}")
+    rows = [[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)]
+    return _markdown([*head, *TERMS[1:], "to the VAE's bound"], rows)
+
+
+def _mean_bound(experiment: dict) -> float:
+    return statistics.mean(run["test"]["bound"] for run in experiment["runs"].values())
+
+
+def _cifar(results: dict) -> str:
+    names = ["cifar-kanerva", "cifar-dynamic", "cifar-vae"]
+    head = ["5,000 test images, nats of the density per image", "steps", "time of a run", "bound"]
+    return _markdown(
+        [*head, *TERMS[1:], "bits per dimension"], _terms(results, names, "bits_per_dim")
+    )
+
+
+def _denoising(results: dict) -> str:
+    rows = []
+    for name in ("kanerva", "dynamic", "vae"):
+        runs = results["experiments"].get(name, {"runs": {}})["runs"]
+        for folder, run in runs.items():
+            if "denoise" in run:
+                errors = [run["denoise"]["corrupted"], *run["denoise"]["after_read"]]
+                rows.append([f"{NAMES[name]}, `{folder}`", *(f"{e:.2%}" for e in errors)])
+    return _markdown(["share of wrong pixels", "corrupted", "read 1", "read 2", "read 3"], rows)
+
+
+def _rates(results: dict) -> str:
+    rows = []
+    pattern = re.compile(r"(dnc|short-kanerva)-lr(.+)")
+    titles = {"dnc": "Differentiable Neural Computer", "short-kanerva": "Kanerva Machine"}
+    cells: dict[str, dict[str, str]] = {}
+    for name, experiment in results["experiments"].items():
+        if match := pattern.fullmatch(name):
+            bounds = [run["test"]["bound"] for run in experiment["runs"].values()]
+            cells.setdefault(match[1], {})[match[2]] = ", ".join(f"{b:.1f}" for b in bounds)
+    rates = list(dict.fromkeys(rate for row in cells.values() for rate in row))
+    for kind, row in cells.items():
+        rows.append([titles[kind], *(row.get(rate, "-") for rate in rates)])
+    return _markdown(["bound of each seed, at a learning rate of", *rates], rows)
+
+
+def _capacity(results: dict) -> str:
+    if "capacity" not in results:
+        return ""
+    rows = list(csv.DictReader(io.StringIO(results["capacity"])))
+    lengths = sorted({int(row["length"]) for row in rows})
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    tables = []
+    for measure, title, form in CAPACITY_MEASURES:
+        body = []
+        for label in labels:
+            cells = []
+            for length in lengths:
+                values = [
+                    float(row[measure])
+                    for row in rows
+                    if row["label"] == label and int(row["length"]) == length
+                ]
+                cells.append(form(statistics.mean(values)) if values else "-")
+            body.append([label, *cells])
+        tables.append(_markdown([f"{title}, patterns stored:", *map(str, lengths)], body))
+    return "\n\n".join(tables)
+
+
+CAPACITY_MEASURES: list[tuple[str, str, Callable[[float], str]]] = [
+    ("bound", "bound, nats per image", lambda x: f"{x:.0f}"),
+    ("clean_error", "wrong pixels of a recall", lambda x: f"{x:.1%}"),
+    ("noisy_error", "wrong pixels, 15 % of the query replaced", lambda x: f"{x:.1%}"),
+]
+
+
+def _commands(results: dict) -> str:
+    lines = [f"    {e['command']}" for e in results["experiments"].values()]
+    lines += [f"    {command}" for command in results.get("figures", {}).values()]
+    return "\n".join(lines)
+
+
+def _origin(results: dict) -> str:
+    machine = results["machine"]
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, one thread per run, "
+        f"torch {machine['torch']}, commit {machine['commit'][:10]}, {machine['date'][:10]}."
+    )
+
+
+TABLES: dict[str, Callable[[dict], str]] = {
+    "origin": _origin,
+    "bounds": _bounds,
+    "cifar": _cifar,
+    "denoising": _denoising,
+    "rates": _rates,
+    "capacity": _capacity,
+    "commands": _commands,
+}

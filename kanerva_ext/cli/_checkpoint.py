@@ -1,0 +1,123 @@
+"""Checkpoints: everything that a training needs to go on, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ._config import Config, ConfigError, from_dict
+
+FILE = "checkpoint.safetensors"
+_MODEL, _OPTIMIZER = "model.", "optimizer."
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        config: of the run.
+        step: steps made.
+        seconds: of training until then.
+        extra: whatever else was saved, as JSON has it.
+        tensors: of the model and the optimiser, by name.
+    """
+
+    config: Config
+    step: int
+    seconds: float
+    extra: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def restore_model(self, model: nn.Module) -> None:
+        model.load_state_dict(_with_prefix(self.tensors, _MODEL))
+
+    def restore_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """State of every parameter, by the model's names for them."""
+        saved = _with_prefix(self.tensors, _OPTIMIZER)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        state = optimizer.state_dict()
+        order = [p for group in optimizer.param_groups for p in group["params"]]
+        state["state"] = {}
+        for i, parameter in enumerate(order):
+            start = f"{names[id(parameter)]}/"
+            if own := _with_prefix(saved, start):
+                state["state"][i] = {key: _laid_out(own[key], parameter) for key in own}
+        optimizer.load_state_dict(state)
+
+
+def save(
+    path: Path,
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+    extra: dict[str, Any],
+) -> None:
+    """Write a checkpoint; whenever the process is killed, the file is the old or the new one."""
+    from safetensors.torch import save_file
+
+    tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            tensors[f"{_OPTIMIZER}{names[id(parameter)]}/{key}"] = value
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"config": config.as_dict(), "step": step, "seconds": seconds, "extra": extra}
+    metadata["kanerva_ext"] = __version__
+    new = path.with_suffix(".new")
+    save_file(tensors, new, {name: json.dumps(value) for name, value in metadata.items()})
+    replace_file(new, path)
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint of a file of `save`.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        config = from_dict(metadata["config"])
+        return Checkpoint(config, metadata["step"], metadata["seconds"], metadata["extra"], tensors)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ConfigError(f"{path} is no checkpoint of a run: {error}") from error
+
+
+def replace_file(new: Path, path: Path) -> None:
+    """Put ``new`` in the place of ``path``, on the disk before this returns."""
+    with new.open("rb") as file:
+        os.fsync(file.fileno())
+    new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _laid_out(saved: Tensor, parameter: Tensor) -> Tensor:
+    """With the parameter's strides: fused Adam pairs elements by their place in memory."""
+    if saved.shape != parameter.shape:
+        return saved
+    return torch.empty_like(parameter, dtype=saved.dtype).copy_(saved)
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,295 @@
+"""What a run is: model, data and training, from a TOML file or a preset, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import json
+import sys
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import models
+from ..data import DATASETS, default_pixels
+from ..models.training import Schedule
+
+PRESETS = Path(__file__).parents[1] / "configs"
+MODELS = {
+    "kanerva": models.KanervaMachine,
+    "dynamic_kanerva": models.DynamicKanervaMachine,
+    "vae": models.MatchedVAE,
+}
+PRECISIONS = ("float32", "bfloat16", "float16")
+DECAYS = ("cosine", "constant")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file and the key."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Section ``[data]``.
+
+    Attributes:
+        name: one of `kanerva_ext.data.DATASETS`.
+        root: folder or file of the data set; not for the part that ships with the package.
+        pixels: as `kanerva_ext.data.EpisodeSampler` has it; None: the data set's usual.
+        episode_length: T.
+        batch_size: episodes in a step, over all processes.
+        num_classes: classes in an episode; None: any.
+        augment: strength of `kanerva_ext.data.random_affine` in training.
+    """
+
+    name: str = "omniglot"
+    root: str | None = None
+    pixels: str | None = None
+    episode_length: int = 32
+    batch_size: int = 16
+    num_classes: int | None = None
+    augment: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_choice("data", "name", self.name, DATASETS)
+        _check_at_least("data", self, episode_length=1, batch_size=1)
+        if self.pixels is None:
+            object.__setattr__(self, "pixels", default_pixels(self.name))
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Section ``[training]``. The learning rate and the weights: `models.training.Schedule`.
+
+    Attributes:
+        steps: in all.
+        seed: of everything random: the same seed, machine and number of threads repeat a run.
+        corrupted: share of an episode's images that are read by corrupted queries.
+        noise: share of the pixels of those queries that are replaced by 0 or 1.
+        precision: "float32"; "bfloat16" or "float16" (GPUs): autocast.
+        compile: `torch.compile` the coders.
+        threads: of PyTorch on the CPU; None: as they are.
+        log_every: steps between rows of train.csv, the means since the last.
+        evaluate_every: steps between rows of test.csv; 0: at the end alone.
+        evaluate_images: of the test images, that many at most; 0: all. The end sees all.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int = 10_000
+    seed: int = 0
+    learning_rate: float = Schedule().learning_rate
+    warm_up_steps: int = Schedule().warm_up_steps
+    decay: str = Schedule().decay
+    initial_kl_weight: float = Schedule().initial_kl_weight
+    kl_warm_up: float = Schedule().kl_warm_up
+    max_gradient_norm: float = Schedule().max_gradient_norm
+    memory_kl_weight: float = Schedule().memory_kl_weight
+    corrupted: float = 0.0
+    noise: float = 0.15
+    precision: str = "float32"
+    compile: bool = False
+    threads: int | None = None
+    log_every: int = 100
+    evaluate_every: int = 0
+    evaluate_images: int = 0
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        _check_choice("training", "precision", self.precision, PRECISIONS)
+        _check_choice("training", "decay", self.decay, DECAYS)
+        counts = {"steps": 1, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 0}
+        counts |= {"evaluate_images": 0, "warm_up_steps": 0, "seed": 0}
+        _check_at_least("training", self, **counts)
+        for name in ("corrupted", "noise", "initial_kl_weight", "kl_warm_up"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"[training] {name} must be in [0, 1], got {value}")
+        for name in ("learning_rate", "max_gradient_norm"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise ConfigError(f"[training] {name} must be positive, got {value}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"[training] threads must be at least 1, got {self.threads}")
+
+    def schedule(self) -> Schedule:
+        return Schedule(*(getattr(self, name) for name in Schedule._fields))
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run.
+
+    Attributes:
+        model: ``type``, one of `MODELS` or ``"module:Class"``, and the arguments of its class.
+    """
+
+    model: dict[str, Any]
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def make_model(self):
+        """A new model; its parameters are drawn from PyTorch's global generator.
+
+        Raises:
+            ConfigError: an unknown type, or arguments that its class does not take.
+        """
+        options = dict(self.model)
+        kind = options.pop("type", None)
+        make = _model_class(kind)
+        parameters = inspect.signature(make).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            for name in options:
+                _check_known("model", name, list(parameters))
+        try:
+            return make(**options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"[model] {error}") from error
+
+
+def presets() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_config(source: str | Path, overrides: list[str] | None = None) -> Config:
+    """The configuration of a preset's name or of a .toml or .json file.
+
+    Args:
+        source: a name of `presets`, or a path. A file may name another in ``base``, whose keys
+            hold where it has none of its own.
+        overrides: ``"section.key=value"`` each, the value in TOML's notation, or a bare word.
+
+    Raises:
+        ConfigError: no such file, or a value that does not fit.
+    """
+    values = _load_values(str(source), ())
+    for override in overrides or []:
+        _apply(values, override)
+    return from_dict(values)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """`Config` of nested dicts, as `Config.as_dict` makes them."""
+    for section in values:
+        _check_known(None, section, ["model", "data", "training"])
+    model = values.get("model", {})
+    if not isinstance(model, dict) or "type" not in model:
+        raise ConfigError(f"[model] type must be given: one of {tuple(MODELS)}")
+    sections = {}
+    for name, kind in (("data", DataConfig), ("training", TrainingConfig)):
+        sections[name] = _section(name, kind, values.get(name, {}))
+    return Config(dict(model), **sections)
+
+
+def _model_class(kind: Any) -> Any:
+    if kind in MODELS:
+        return MODELS[kind]
+    if not isinstance(kind, str) or ":" not in kind:
+        expected = f'one of {tuple(MODELS)} or "module:Class"'
+        raise ConfigError(f"[model] type must be {expected}, got {kind!r}")
+    module, _, name = kind.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"[model] type {kind!r} cannot be loaded: {error}") from error
+
+
+def _load_values(source: str, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix not in (".toml", ".json"):
+        path = PRESETS / f"{source}.toml"
+        if not path.is_file():
+            known = ", ".join(presets())
+            raise ConfigError(f"{source}: no .toml or .json file, and no preset; those are {known}")
+    if path in seen:
+        raise ConfigError(f"{path} is its own base")
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    try:
+        values = json.loads(text) if path.suffix == ".json" else _toml().loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not base.endswith((".toml", ".json")):
+        return _merged(_load_values(base, (*seen, path)), values)
+    return _merged(_load_values(str(path.parent / base), (*seen, path)), values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    return base | {
+        key: base[key] | value
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+        else value
+        for key, value in values.items()
+    }
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise ConfigError(f"--set takes section.key=value, got {override!r}")
+    try:
+        value = _toml().loads(f"value = {text}")["value"]
+    except ValueError:
+        value = text.strip()  # a bare word
+    values.setdefault(section, {})[name] = value
+
+
+def _toml() -> types.ModuleType:
+    if sys.version_info >= (3, 11):
+        import tomllib
+
+        return tomllib
+    try:
+        import tomli
+    except ImportError as error:
+        raise ConfigError(f"{error}; pip install 'kanerva_ext[train]'") from error
+    return tomli
+
+
+def _section(section: str, kind: type, values: Any) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"[{section}] must be a section, got {values!r}")
+    expected = typing.get_type_hints(kind)
+    for name, value in values.items():
+        _check_known(section, name, list(expected))
+        allowed = expected[name]
+        options = typing.get_args(allowed) or (allowed,)
+        if type(value) is int and float in options:
+            continue
+        if type(value) not in options:
+            names = " or ".join(option.__name__ for option in options if option is not type(None))
+            raise ConfigError(f"[{section}] {name} must be {names}, got {value!r}")
+    return kind(**values)
+
+
+def _check_known(section: str | None, name: str, known: list[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+        where = f"[{section}] has no key" if section else "there is no section"
+        raise ConfigError(f"{where} {name!r}; {hint}")
+
+
+def _check_choice(section: str, name: str, value: Any, choices: Any) -> None:
+    if value not in choices:
+        raise ConfigError(f"[{section}] {name} must be one of {tuple(choices)}, got {value!r}")
+
+
+def _check_at_least(section: str, config: Any, **bounds: int) -> None:
+    for name, bound in bounds.items():
+        value = getattr(config, name)
+        if value < bound:
+            raise ConfigError(f"[{section}] {name} must be at least {bound}, got {value}")

@@ -1,0 +1,50 @@
+"""``kanerva train``: train a model; may be killed at any time and resumed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from . import _checkpoint
+from ._config import ConfigError, load_config, presets
+from ._loop import Run, processes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "config",
+        nargs="?",
+        help="a preset's name or a .toml or .json file; with --resume, as it was",
+    )
+    add("--out", type=Path, help="folder of the run (default: runs/NAME)")
+    add("--set", action="append", metavar="SECTION.KEY=VALUE", help="in place of the config's")
+    add("--resume", action="store_true", help="go on from the folder's checkpoint, if there is one")
+    add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
+    add("--tensorboard", action="store_true", help="log to TensorBoard too")
+    add("--quiet", action="store_true", help="no progress bar")
+    add("--presets", action="store_true", help="list the presets and stop")
+    add("--show", action="store_true", help="print the configuration as JSON and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.presets:
+        print("\n".join(presets()))
+        return 0
+    if args.config is None:
+        if not (args.resume and args.out):
+            raise ConfigError("a config is needed, or --resume and --out of a run")
+        if args.set:
+            raise ConfigError("--set needs a config beside it")
+        config = _checkpoint.load(args.out / _checkpoint.FILE).config
+    else:
+        config = load_config(args.config, args.set)
+    if args.show:
+        print(json.dumps(config.as_dict(), indent=2))
+        return 0
+    out = args.out or Path("runs") / Path(args.config).stem
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is not a folder")
+    with processes(args.device) as process:
+        return Run(config, out, process, args.resume, args.tensorboard).train(args.quiet)

@@ -1,0 +1,156 @@
+"""What the Kanerva Machine and the Dynamic Kanerva Machine have in common."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..memory import MemoryState, WriteOutput
+from ._common import check_denoising, check_images, check_sizes, next_query
+from .coders import ConvDecoder, ConvEncoder
+from .likelihoods import BernoulliPixels, make_likelihood
+
+__all__ = ["EpisodeCoders", "MemoryModel"]
+
+
+class EpisodeCoders(nn.Module):
+    """An encoder and a decoder of episodes of images, and the likelihood of their pixels."""
+
+    def __init__(
+        self,
+        num_features: int,
+        code_size: int,
+        *,
+        num_filters: int,
+        image_size: int,
+        num_channels: int,
+        likelihood: str,
+    ) -> None:
+        super().__init__()
+        check_sizes(code_size=code_size)
+        self.image_shape = (num_channels, image_size, image_size)
+        self.likelihood = make_likelihood(likelihood)
+        coder = {
+            "num_filters": num_filters, "image_size": image_size, "num_channels": num_channels
+        }  # fmt: skip
+        self.encoder = ConvEncoder(num_features, **coder)
+        self.decoder = ConvDecoder(
+            code_size, initial_output=self.likelihood.initial_output, **coder
+        )
+
+    def forward(self, images: Tensor, *args, **options) -> NamedTuple:
+        """`elbo`, so that wrappers such as DistributedDataParallel can be called."""
+        return self.elbo(images, *args, **options)
+
+    def _features(self, images: Tensor) -> Tensor:
+        check_images(images, self.image_shape[0], self.image_shape[1])
+        return self.encoder(self.likelihood.standardize(images))
+
+    def _pictures(self, codes: Tensor) -> Tensor:
+        """Mean images (..., C, H, W) in [0, 1] of codes."""
+        return self.likelihood.mean(self.decoder(codes))
+
+    def _check_denoising(self, num_steps: int, noise: float) -> None:
+        check_denoising(num_steps, noise)
+        if noise and not isinstance(self.likelihood, BernoulliPixels):
+            raise ValueError(f"noise must be 0 without Bernoulli pixels, got {noise}")
+
+
+class MemoryModel(EpisodeCoders):
+    """A model of episodes whose images are read from a memory that was written from them.
+
+    A subclass has ``elbo`` and ``write``, and says how an image is read:
+
+    * ``_query(images)``: what is kept of images (B, T, C, H, W) to find their addresses by;
+    * ``_addresses(query, state)``: mean addresses (B, T, K);
+    * ``_codes_read(query, state)``: the codes (B, T, code_size) to decode, by the means;
+    * ``_codes_at(weights, state)``: codes at given addresses (B, N, K);
+    * ``_prior_codes(state, num_samples, generator)``: codes at addresses drawn from their prior.
+    """
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, state: MemoryState | None = None) -> Tensor:
+        """Mean images (B, T, C, H, W) of what is read at the mean addresses.
+
+        Args:
+            images: (B, T, C, H, W), floating point in [0, 1].
+            state: memory to read from; None: write the episode first.
+        """
+        if state is None:
+            state = self.write(images).state
+        return self.denoise(images, state, num_steps=1)[0]
+
+    @torch.no_grad()
+    def denoise(
+        self, images: Tensor, state: MemoryState, num_steps: int = 3, noise: float = 0.0
+    ) -> Tensor:
+        """Iterative reading (Wu et al., ICLR 2018, Algorithm 1): what is read is the next query.
+
+        Nothing is sampled and nothing is written; the memory stays as it is.
+
+        Args:
+            images: (B, T, C, H, W), floating point in [0, 1]; corrupted or partial queries.
+            state: memory to read from.
+            num_steps: reads, at least 1.
+            noise: share of the pixels of ``images`` that were replaced by 0 or 1 at random, in
+                [0, 1). If 0, the next query is what was read, as in the paper, and what was seen
+                first is forgotten: after a short training, reads drift. If given (Bernoulli pixels
+                only), the next query is the probability of ink given both: Bayes' rule with the
+                read as the prior.
+
+        Returns:
+            (num_steps, B, T, C, H, W), mean images after each read.
+
+        Raises:
+            ValueError: a noise outside [0, 1), or a number of steps that is not positive.
+        """
+        self._check_denoising(num_steps, noise)
+        steps, queries = [], images
+        for _ in range(num_steps):
+            codes = self._codes_read(self._query(queries), state)
+            steps.append(self._pictures(codes))
+            queries = next_query(steps[-1], images, noise)
+        return torch.stack(steps)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        state: MemoryState,
+        num_samples: int,
+        num_steps: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """One-shot generation: new images in the manner of what the memory holds.
+
+        Args:
+            state: memory to generate from.
+            num_samples: images per memory.
+            num_steps: rounds of `denoise` that follow (the paper's iterative sampling).
+            generator: of the addresses, on the state's device; None: PyTorch's own.
+
+        Returns:
+            (B, num_samples, C, H, W), mean images at R'w for addresses w drawn from their prior.
+        """
+        check_sizes(num_samples=num_samples)
+        images = self._pictures(self._prior_codes(state, num_samples, generator))
+        return self.denoise(images, state, num_steps)[-1] if num_steps else images
+
+    @torch.no_grad()
+    def addresses(self, images: Tensor, state: MemoryState) -> Tensor:
+        """Mean addresses (B, T, K) at which images (B, T, C, H, W) are read from ``state``."""
+        return self._addresses(self._query(images), state)
+
+    @torch.no_grad()
+    def read_images(self, weights: Tensor, state: MemoryState) -> Tensor:
+        """Mean images (B, N, C, H, W) at R'w for given addresses w (B, N, K)."""
+        return self._pictures(self._codes_at(weights, state))
+
+    def write(
+        self,
+        images: Tensor,
+        state: MemoryState | None = None,
+        generator: torch.Generator | None = None,
+    ) -> WriteOutput:
+        raise NotImplementedError

@@ -1,0 +1,93 @@
+"""Distributions of the pixels given the decoder's outputs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["LIKELIHOODS", "BernoulliPixels", "GaussianPixels", "bits_per_dim", "make_likelihood"]
+
+INITIAL_INK = 0.08  # the share that Omniglot has
+# Of natural pixels, about: what the coders see and make is of unit scale.
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+MIN_LOG_STD = math.log(1 / 512)  # half a level of 256
+
+
+class BernoulliPixels(nn.Module):
+    """Independent Bernoulli pixels; the decoder's outputs are logits."""
+
+    initial_output = math.log(INITIAL_INK / (1 - INITIAL_INK))
+
+    def standardize(self, images: Tensor) -> Tensor:
+        """What the encoder sees of images (..., C, H, W): the images."""
+        return images
+
+    def nll(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """-ln p(image), nats: (..., C, H, W) twice to (...), float32 at least."""
+        pixels = F.binary_cross_entropy_with_logits(outputs, images, reduction="none")
+        return pixels.flatten(-3).sum(-1)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Probabilities of ink (..., C, H, W)."""
+        return outputs.sigmoid()
+
+
+class GaussianPixels(nn.Module):
+    """Independent normal pixels of one trainable standard deviation; outputs are scaled means.
+
+    A density on [0, 1): of images with uniform noise of one level in 256 added, so that
+    `bits_per_dim` bounds the bits of the levels themselves (Theis et al., ICLR 2016, section 3.1).
+    """
+
+    initial_output = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Of softplus's argument, so that the standard deviation starts at PIXEL_STD.
+        start = math.log(math.expm1(math.log(PIXEL_STD) - MIN_LOG_STD))
+        self.raw_log_std = nn.Parameter(torch.tensor(start))
+
+    @property
+    def log_std(self) -> Tensor:
+        """Logarithm of the pixels' standard deviation, 0-d, at least ln 1/512."""
+        return MIN_LOG_STD + F.softplus(self.raw_log_std)
+
+    def standardize(self, images: Tensor) -> Tensor:
+        """What the encoder sees of images (..., C, H, W): about zero mean and unit scale."""
+        return (images - PIXEL_MEAN) / PIXEL_STD
+
+    def nll(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """-ln p(image), nats: (..., C, H, W) twice to (...), float32 at least."""
+        log_std = self.log_std
+        mean = PIXEL_MEAN + PIXEL_STD * outputs.to(log_std.dtype)
+        scaled = (images - mean) * (-log_std).exp()
+        constant = log_std + 0.5 * math.log(2 * math.pi)
+        return (0.5 * scaled.square() + constant).flatten(-3).sum(-1)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Pictures (..., C, H, W), in [0, 1]."""
+        return (PIXEL_MEAN + PIXEL_STD * outputs).clamp(0, 1)
+
+
+LIKELIHOODS = {"bernoulli": BernoulliPixels, "gaussian": GaussianPixels}
+
+
+def make_likelihood(name: str) -> BernoulliPixels | GaussianPixels:
+    """The likelihood of that name; raises ValueError for another."""
+    if name not in LIKELIHOODS:
+        raise ValueError(f"likelihood must be one of {tuple(LIKELIHOODS)}, got {name!r}")
+    return LIKELIHOODS[name]()
+
+
+def bits_per_dim(nats: float, num_dims: int, levels: int = 256) -> float:
+    """Bits per dimension of images of ``levels`` levels.
+
+    Args:
+        nats: -ln of a density on [0, 1)^num_dims, nats per image.
+        num_dims: pixels times channels.
+        levels: of each pixel before noise was added and the scale became [0, 1).
+    """
+    return nats / (num_dims * math.log(2)) + math.log2(levels)

@@ -1,0 +1,321 @@
+"""`kanerva train`: configurations, logs, checkpoints, and going on after a kill."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from kanerva_ext.cli import _checkpoint, main
+from kanerva_ext.cli._config import ConfigError, load_config, presets
+from kanerva_ext.cli._logs import CsvLog, read_csv
+from kanerva_ext.cli._loop import derive_seed
+from kanerva_ext.models import KanervaMachine
+
+SMALL = {
+    "model.memory_size": 8,
+    "model.code_size": 12,
+    "model.num_filters": 4,
+    "data.episode_length": 8,
+    "training.steps": 30,
+    "training.log_every": 4,
+    "training.evaluate_every": 8,
+    "training.evaluate_images": 64,
+    "training.checkpoint_every": 3,
+}
+PRESET = "cpu-omniglot-kanerva"
+
+
+def arguments(out, *more, preset=PRESET, **options):
+    settings = SMALL | {key.replace("__", "."): value for key, value in options.items()}
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return ["train", preset, "--out", str(out), "--quiet", "--device", "cpu", *sets, *more]
+
+
+def tensors(folder):
+    with safe_open(folder / _checkpoint.FILE, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def assert_same_run(one, other):
+    """Parameters, optimiser, logs and metrics, bit for bit but for the times."""
+    first, second = tensors(one), tensors(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    for name in ("train.csv", "test.csv"):
+        rows = [
+            [{k: v for k, v in row.items() if k != "seconds"} for row in read_csv(f / name)]
+            for f in (one, other)
+        ]
+        assert rows[0] == rows[1] and rows[0], name
+    metrics = [json.loads((f / "metrics.json").read_text())["test"] for f in (one, other)]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(arguments(folder)) == 0
+    return folder
+
+
+def test_a_run_writes_its_files(whole):
+    assert {path.name for path in whole.iterdir()} == {
+        "checkpoint.safetensors", "config.json", "metrics.json", "test.csv", "train.csv"
+    }  # fmt: skip
+    rows = read_csv(whole / "train.csv")
+    assert [row["step"] for row in rows] == [4, 8, 12, 16, 20, 24, 28, 30]
+    for row in rows:
+        parts = row["reconstruction"] + row["kl_y"] + row["kl_z"]
+        assert abs(parts - row["bound"]) < 1e-5 * row["bound"] + 1e-2
+    assert rows[-1]["bound"] < rows[0]["bound"]
+    assert [row["step"] for row in read_csv(whole / "test.csv")] == [8, 16, 24, 30]
+    config = json.loads((whole / "config.json").read_text())
+    assert load_config(whole / "config.json").as_dict() == config
+    assert config["training"]["steps"] == 30
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["steps"] == 30 and metrics["test"]["bound"] > 0
+
+
+def test_a_checkpoint_rebuilds_the_model(whole):
+    checkpoint = _checkpoint.load(whole / _checkpoint.FILE)
+    model = checkpoint.config.make_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    checkpoint.restore_model(model)
+    assert isinstance(model, KanervaMachine) and checkpoint.step == 30
+    moved = [name for name, t in model.state_dict().items() if not torch.equal(t, before[name])]
+    assert "memory.prior_mean" in moved and "encoder.linear.weight" in moved
+
+
+def test_the_logged_means_are_over_the_steps_between_rows(whole, tmp_path):
+    assert main(arguments(tmp_path / "each", training__log_every=1)) == 0
+    each = {row["step"]: row["bound"] for row in read_csv(tmp_path / "each" / "train.csv")}
+    for row in read_csv(whole / "train.csv"):
+        steps = range(row["step"] - (4 if row["step"] < 30 else 2) + 1, row["step"] + 1)
+        mean = sum(each[step] for step in steps) / len(steps)
+        assert abs(row["bound"] - mean) < 1e-4 * mean
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_until_done_gives_the_same_numbers(whole, tmp_path):
+    """kill -9 at random moments, also while a checkpoint or a log is written."""
+    folder, chance, kills = tmp_path / "killed", random.Random(0), 0
+    command = [sys.executable, "-m", "kanerva_ext.cli", *arguments(folder, "--resume")]
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        if kills < 6:
+            before = progress_of(folder)
+            while progress_of(folder) == before and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 0.08))
+            process.kill()
+        _, errors = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors
+        kills += 1
+    assert process.returncode == 0 and kills >= 3
+    assert_same_run(whole, folder)
+
+
+def progress_of(folder):
+    """Changes with every checkpoint and row."""
+    return tuple(
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.glob("*"))
+        if path.suffix in (".csv", ".safetensors")
+    )
+
+
+def test_stopped_by_a_signal_it_saves_and_goes_on(whole, tmp_path, monkeypatch, capsys):
+    from kanerva_ext.models.training import Trainer
+
+    original = Trainer.step
+
+    def step(self, images, queries, number, *rest):
+        if number == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, images, queries, number, *rest)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Trainer, "step", step)
+    assert main(arguments(tmp_path / "run")) == 128 + signal.SIGTERM
+    assert "stopped after step 14; --resume goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is handler
+    monkeypatch.undo()
+    assert _checkpoint.load(tmp_path / "run" / _checkpoint.FILE).step == 14
+    assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_resuming_what_is_done_changes_nothing(whole, tmp_path):
+    import shutil
+
+    folder = tmp_path / "again"
+    shutil.copytree(whole, folder)
+    assert main(arguments(folder, "--resume")) == 0
+    assert_same_run(whole, folder)
+
+
+def test_another_seed_is_another_run(whole, tmp_path):
+    assert main(arguments(tmp_path / "run", training__seed=1)) == 0
+    assert (
+        read_csv(whole / "train.csv")[0]["bound"]
+        != read_csv(tmp_path / "run" / "train.csv")[0]["bound"]
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path):
+    """torchrun: half of the episodes each; the first process alone writes."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "kanerva_ext.cli", *arguments(folder, training__steps=6)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in read_csv(folder / "train.csv")] == [4, 6]
+    assert _checkpoint.load(folder / _checkpoint.FILE).step == 6
+    alone = tmp_path / "alone"
+    assert main(arguments(alone, training__steps=6)) == 0
+    first, second = tensors(folder), tensors(alone)
+    differences = [(first[n] - second[n]).abs().max() for n in first if n.startswith("model.")]
+    # Other noise in the second process, the same episodes: alike, not equal.
+    assert 0 < max(differences) < 0.1
+
+
+def test_batches_must_fit_the_processes(tmp_path, monkeypatch, capsys):
+    from kanerva_ext.cli import _loop
+
+    process = _loop.Process(0, 3, torch.device("cpu"))
+    config = load_config(PRESET, ["data.batch_size=4"])
+    with pytest.raises(ConfigError, match="multiple of the 3 processes, got 4"):
+        _loop.Run(config, tmp_path, process, False, False)
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_presets(preset):
+    model = load_config(preset).make_model()
+    paper = not preset.startswith("cpu-")
+    config = load_config(preset)
+    assert config.data.episode_length == 32
+    if paper:
+        assert (config.data.batch_size, config.training.learning_rate) == (16, 1e-4)
+    colour = "cifar10" in preset
+    assert model.image_shape == ((3, 32, 32) if colour else (1, 28, 28))
+    assert config.data.pixels == {"cifar10": "dequantize", "omniglot": "as_is"}.get(
+        preset.removeprefix("cpu-").partition("-")[0] if colour or not paper else "", "sample"
+    )
+
+
+def test_mixed_precision_and_compile_switches(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self)))
+    options = {"training__precision": "bfloat16", "training__compile": "true"}
+    assert main(arguments(tmp_path / "run", training__steps=4, **options)) == 0
+    assert [kind.__name__ for kind in compiled] == ["ConvEncoder", "ConvDecoder"]
+    assert main(arguments(tmp_path / "float32", training__steps=4)) == 0
+    half, full = (
+        read_csv(tmp_path / name / "train.csv")[0]["bound"] for name in ("run", "float32")
+    )
+    assert half != full and abs(half - full) < 0.05 * full
+    assert all(t.dtype == torch.float32 for t in tensors(tmp_path / "run").values())
+
+
+def test_tensorboard_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main(arguments(tmp_path / "run", "--tensorboard")) == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_run_is_not_overwritten(whole, capsys):
+    before = (whole / _checkpoint.FILE).read_bytes()
+    assert main(arguments(whole)) == 2
+    assert "--resume goes on from it" in capsys.readouterr().err
+    assert main(arguments(whole, "--resume", model__code_size=13)) == 2
+    message = "[model] code_size must be the checkpoint's, 12, to go on from it, got 13"
+    assert message in capsys.readouterr().err
+    assert (whole / _checkpoint.FILE).read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, capsys):
+    (tmp_path / _checkpoint.FILE).write_bytes(b"junk")
+    assert main(arguments(tmp_path, "--resume")) == 2
+    assert "checkpoint.safetensors is no checkpoint of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.stps=3", "[training] has no key 'stps'; did you mean 'steps'?"),
+        ("training.steps=many", "[training] steps must be int, got 'many'"),
+        ("training.steps=0", "[training] steps must be at least 1, got 0"),
+        ("training.compile=1", "[training] compile must be bool, got 1"),
+        ("training.precision=half", "[training] precision must be one of"),
+        ("training.learning_rate=0", "[training] learning_rate must be positive, got 0"),
+        ("training.noise=2", "[training] noise must be in [0, 1], got 2"),
+        ("data.name=omniglott", "[data] name must be one of"),
+        ("data.num_classes=9999", "[data] num_classes must be in [1, 205], got 9999"),
+        ("model.type=gan", "[model] type must be one of"),
+        ("model.type=os:nothing", "[model] type 'os:nothing' cannot be loaded"),
+        ("model.slots=3", "[model] has no key 'slots'; known are memory_size"),
+        ("model.code_size=0", "[model] code_size must be a positive int, got 0"),
+        ("modle.code_size=1", "there is no section 'modle'; did you mean 'model'?"),
+        ("steps=1", "--set takes section.key=value, got 'steps=1'"),
+    ],
+)
+def test_bad_configurations(override, message, tmp_path, capsys):
+    assert main(["train", PRESET, "--out", str(tmp_path / "run"), "--set", override]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_arguments(tmp_path, capsys):
+    for argv, message in [
+        (["train"], "a config is needed"),
+        (["train", "nothing"], "no preset; those are cifar10-dynamic"),
+        (["train", str(tmp_path / "no.toml")], "no.toml: No such file"),
+        (["train", PRESET, "--device", "qpu"], "--device qpu"),
+    ]:
+        assert main(argv) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_config_file_stands_on_its_base(tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        f'base = "{PRESET}"\n[model]\nmemory_size = 5\n[training]\nseed = 9\n'
+    )
+    config = load_config(tmp_path / "mine.toml", ["training.steps=7", "data.augment=0"])
+    base = load_config(PRESET)
+    assert config.model == base.model | {"memory_size": 5}
+    assert (config.training.seed, config.training.steps, config.data.augment) == (9, 7, 0)
+    (tmp_path / "loop.toml").write_text('base = "loop.toml"\n')
+    with pytest.raises(ConfigError, match="its own base"):
+        load_config(tmp_path / "loop.toml")
+
+
+def test_a_log_drops_what_came_after_the_checkpoint(tmp_path):
+    path = tmp_path / "log.csv"
+    log = CsvLog(path, 0)
+    for step in (1, 2, 3):
+        log.append({"step": step, "value": step / 3})
+    with path.open("a") as file:
+        file.write("4,")  # killed while it wrote
+    again = CsvLog(path, 2)
+    again.append({"step": 3, "value": -1.0})
+    with path.open(newline="") as file:
+        assert list(csv.reader(file))[1:] == [["1", "0.333333"], ["2", "0.666667"], ["3", "-1"]]
+
+
+def test_seeds_differ_by_everything_they_are_made_of():
+    seeds = {derive_seed(*numbers) for numbers in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}
+    seeds.add(derive_seed(0, 0, 0, 1))
+    assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)
