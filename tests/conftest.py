@@ -10,6 +10,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 
+pytest_plugins = ["cli_runs"]
+
 
 def pytest_configure(config):
     # The tests of the operators make their tensors there.

@@ -61,7 +61,7 @@ def save(
     extra: dict[str, Any],
 ) -> None:
     """Write a checkpoint; whenever the process is killed, the file is the old or the new one."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -72,7 +72,8 @@ def save(
     metadata = {"config": config.as_dict(), "step": step, "seconds": seconds, "extra": extra}
     metadata["kanerva_ext"] = __version__
     new = path.with_suffix(".new")
-    save_file(tensors, new, {name: json.dumps(value) for name, value in metadata.items()})
+    # Not save_file, which lets nobody else read the file.
+    new.write_bytes(to_bytes(tensors, {n: json.dumps(value) for n, value in metadata.items()}))
     replace_file(new, path)
 
 

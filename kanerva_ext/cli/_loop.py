@@ -25,6 +25,7 @@ from ..models import evaluate
 from ..models.training import Trainer
 from . import _checkpoint
 from ._config import Config, ConfigError
+from ._device import choose_device
 from ._logs import CsvLog, TensorBoardLog
 
 _DATA, _MODEL = 0, 1  # streams of random numbers
@@ -46,14 +47,8 @@ class Process(NamedTuple):
 def processes(device: str | None):
     """Joins torchrun's processes, if there are any, and leaves them at the end."""
     count = int(os.environ.get("WORLD_SIZE", 1))
-    has_gpu = torch.cuda.is_available()
-    if device is None:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if has_gpu else "cpu"
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
-        raise ConfigError(f"--device {device}: {error}") from error
+    local = os.environ.get("LOCAL_RANK")
+    chosen = choose_device(device, None if local is None else int(local))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if count == 1:

@@ -17,6 +17,7 @@ from ..memory import MemoryState
 from ..models.likelihoods import BernoulliPixels
 from . import _checkpoint
 from ._config import Config, ConfigError
+from ._device import choose_device
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def load_run(path: str | Path, device: str | None = None, root: str | None = Non
         raise ConfigError(f"RUN must be the folder of a run or a checkpoint, got no file {path}")
     file = path / _checkpoint.FILE if path.is_dir() else path
     checkpoint = _checkpoint.load(file)
-    chosen = _device(device)
+    chosen = choose_device(device)
     model = checkpoint.config.make_model()
     try:
         checkpoint.restore_model(model)
@@ -279,14 +280,3 @@ def _given(state: MemoryState | None) -> tuple[MemoryState, ...]:
 @functools.lru_cache(maxsize=4)
 def _load_images(name: str, split: str, root: str | None) -> ImageSet:
     return load_images(name, split, root)
-
-
-def _device(device: str | None) -> torch.device:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
-        raise ConfigError(f"--device {device}: {error}") from error
-    return chosen

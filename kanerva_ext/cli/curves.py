@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"{folder} has no train.csv")
         logs.append((folder.name, *(read_csv(p) if p.is_file() else [] for p in paths)))
     out = args.out or folders[0]
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out must be a folder, got {out}")
     out.mkdir(parents=True, exist_ok=True)
     _draw(logs, args.against, out / FILE)
     print(out / FILE)

@@ -1,0 +1,82 @@
+"""What an operator must do at least: bytes moved and floating-point operations, by shape.
+
+Bytes count every input and output once, float32. Operations are those of the cheapest of our
+algorithms at the shape, two for a multiply and an add. A backward is taken as twice its forward,
+one product for each factor of every product, as usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .rivals import Shape
+
+FLOAT = 4  # bytes
+BACKWARD = 3  # forward and backward, in forwards
+
+
+def write_flops(s: Shape) -> float:
+    """The least of one chunk of all steps, chunks of 32, and the information form."""
+
+    def chunk(t: int) -> float:
+        k, c = s.slots, s.code
+        products = 2 * t * k * k + t * t * k + 2 * t * k * c  # W U, W U W', W R
+        return products + t**3 / 3 + t * t * (k + c) + 2 * t * k * c + t * k * k
+
+    k, c, t = s.slots, s.code, s.steps
+    information = t * k * k + 2 * t * k * c + 4 * k**3 / 3 + 4 * k * k * c
+    whole, rest = divmod(t, 32)
+    chunks = whole * chunk(32) + (chunk(rest) if rest else 0)
+    return s.batch * min(chunk(t), chunks, information)
+
+
+def solve_flops(s: Shape) -> float:
+    """The smaller of the K x K and the C x C system, factorised once."""
+    k, c, t = s.slots, s.code, s.steps
+    n = min(k, c)
+    return s.batch * (n * n * max(k, c) + n**3 / 3 + 2 * t * k * c + 2 * t * n * n)
+
+
+def read_flops(s: Shape) -> float:
+    k, c, t = s.slots, s.code, s.steps
+    return s.batch * (2 * t * k * c + 2 * t * k * k + 2 * t * k)
+
+
+def kl_flops(s: Shape) -> float:
+    k, c = s.slots, s.code
+    return s.batch * (2 * k**3 / 3 + 2 * k**3 / 3 + k * k * c)
+
+
+def statistics_flops(s: Shape) -> float:
+    k, c = s.slots, s.code
+    return s.batch * (k**3 + 2 * k * k * c)
+
+
+def adaptive_flops(s: Shape) -> float:
+    """Every step: R z, the inverse, U w and R'w, and the rank-1 and rank-2 changes."""
+    k, c, t = s.slots, s.code, s.steps
+    step = 2 * k * c + 2 * k * k + 2 * k * k + 2 * k * c + 2 * k * c + k * k + 2 * k * c + 4 * k * k
+    return s.batch * (t * step + k * k * c + 2 * k**3 / 3)
+
+
+#: operator -> forward operations
+FLOPS: dict[str, Callable[[Shape], float]] = {
+    "bayes_write": write_flops,
+    "solve_addresses": solve_flops,
+    "read": read_flops,
+    "recall": lambda s: solve_flops(s) + read_flops(s),
+    "memory_kl": kl_flops,
+    "to_statistics": statistics_flops,
+    "adaptive_write": adaptive_flops,
+    "forget": write_flops,
+}
+
+
+def flops(operator: str, shape: Shape, direction: str) -> float:
+    """Operations of a call."""
+    return FLOPS[operator](shape) * (1 if direction == "forward" else BACKWARD)
+
+
+def tensor_bytes(*groups) -> int:
+    """Bytes of tensors that are read or written once."""
+    return sum(x.numel() * x.element_size() for group in groups for x in group)
