@@ -1,6 +1,9 @@
 """``pytest benchmarks`` times every provider of every operator, after verifying it.
 
 By default the three small shapes and no torch.compile, in a few minutes; ``--full`` for everything.
+Beside pytest-benchmark's own tables (medians; ``--benchmark-save``, ``--benchmark-compare``) a last
+one says what each time means: against the fastest PyTorch composition of the same run, and against
+what this machine can do.
 """
 
 from __future__ import annotations
@@ -10,12 +13,15 @@ import functools
 import pytest
 import torch
 
-from . import machine
-from .measure import Problem, mode, providers, quick_time
+from . import ceilings, costs, counters, machine
+from .measure import KANERVA, Problem, mode, on_backends, providers, quick_time
 from .rivals import DIRECTIONS, SHAPES
 
 THREADS = 2
 ROUNDS, SECONDS = 200, 0.2  # at most, for each provider
+COLUMNS = ("ms", "ratio", "GB/s", "GFLOP/s", "of ceiling", "binds", "peak MB", "calls", "error")
+
+_rows: list[dict] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pytest.param((operator, shape, direction, rival), id=f"{shape}-{direction}-{rival.name}")
         for shape in (SHAPES if full else SHAPES[:3])
         for direction in DIRECTIONS
-        for rival in providers(operator, shape, direction)
+        for rival in [*providers(operator, shape, direction), *on_backends(operator)]
         if full or rival.family != "compile"
     ]
     metafunc.parametrize("measure", cases, indirect=True)
@@ -53,16 +59,67 @@ def measure(request: pytest.FixtureRequest, benchmark):
             torch.compiler.reset()  # dynamo keeps at most eight compilations of a function
         problem = _problem(operator, shape, direction)
         call = problem.bind(rival)
-        benchmark.group = f"{operator} {direction} {shape}"
-        benchmark.extra_info["provider"] = rival.name
-        benchmark.extra_info["relative_error"] = problem.verify(rival, call)
+        group = f"{operator} {direction} {shape}"
+        error = problem.verify(rival, call)
         with mode(direction):
+            counts = counters.count(call)
             rounds = int(min(ROUNDS, max(3, SECONDS / quick_time(call, 0.02))))
+            benchmark.group = group
             benchmark.pedantic(call, rounds=rounds, warmup_rounds=1)
+        row = {
+            "group": group,
+            "provider": rival.name,
+            "family": rival.family,
+            "relative_error": error,
+            "launches": counts.launches,
+            "peak_bytes": counts.peak_bytes,
+            "bytes": problem.nbytes,
+            "flops": costs.flops(operator, shape, direction),
+        }
+        if benchmark.enabled:
+            _rows.append(_judged(row, benchmark.stats.stats.median))
+        benchmark.extra_info.update(row)
 
     return run
+
+
+def _judged(row: dict, seconds: float) -> dict:
+    share = ceilings.share(seconds, row["bytes"], row["flops"])
+    return row | {"seconds": seconds} | share._asdict()
 
 
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:
     torch.set_num_threads(THREADS)
     machine_info["kanerva_ext"] = machine.describe()
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if not _rows:
+        return
+    write = terminalreporter.write_line
+    terminalreporter.section("against the best PyTorch composition and this machine's ceilings")
+    write(
+        f"matrix product {ceilings.product_rate() / 1e9:.0f} GFLOP/s, copy of 64 MB "
+        f"{ceilings.copy_rate(2**26) / 1e9:.1f} GB/s, measured now; a ratio is the fastest "
+        "rival's median over the provider's; calls: of PyTorch operators (GPU: kernels)"
+    )
+    for group in dict.fromkeys(row["group"] for row in _rows):
+        rows = sorted((r for r in _rows if r["group"] == group), key=lambda r: r["seconds"])
+        rivals = [r["seconds"] for r in rows if r["family"] != KANERVA]
+        width = max(len(r["provider"]) for r in rows)
+        write(f"\n{group}")
+        write(" " * width + "".join(f"{name:>11}" for name in COLUMNS))
+        for r in rows:
+            ratio = f"{min(rivals) / r['seconds']:.2f}" if rivals else "-"
+            cells = (
+                f"{r['seconds'] * 1e3:.3f}",
+                ratio,
+                f"{r['gb_per_s']:.1f}",
+                f"{r['gflop_per_s']:.1f}",
+                f"{r['share']:.0%}",
+                r["binds"],
+                f"{r['peak_bytes'] / 1e6:.2f}",
+                str(r["launches"]),
+                f"{r['relative_error']:.0e}",
+            )
+            write(r["provider"].ljust(width) + "".join(f"{cell:>11}" for cell in cells))

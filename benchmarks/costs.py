@@ -1,8 +1,7 @@
-"""What an operator must do at least: bytes moved and floating-point operations, by shape.
+"""How many floating-point operations an operator needs at least, by shape.
 
-Bytes count every input and output once, float32. Operations are those of the cheapest of our
-algorithms at the shape, two for a multiply and an add. A backward is taken as twice its forward,
-one product for each factor of every product, as usual.
+Those of the cheapest of our algorithms at the shape, two for a multiply and an add. A backward is
+taken as twice its forward, one product for each factor of every product, as usual.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections.abc import Callable
 
 from .rivals import Shape
 
-FLOAT = 4  # bytes
 BACKWARD = 3  # forward and backward, in forwards
 
 
@@ -66,7 +64,7 @@ FLOPS: dict[str, Callable[[Shape], float]] = {
     "read": read_flops,
     "recall": lambda s: solve_flops(s) + read_flops(s),
     "memory_kl": kl_flops,
-    "to_statistics": statistics_flops,
+    "statistics": statistics_flops,
     "adaptive_write": adaptive_flops,
     "forget": write_flops,
 }
@@ -75,8 +73,3 @@ FLOPS: dict[str, Callable[[Shape], float]] = {
 def flops(operator: str, shape: Shape, direction: str) -> float:
     """Operations of a call."""
     return FLOPS[operator](shape) * (1 if direction == "forward" else BACKWARD)
-
-
-def tensor_bytes(*groups) -> int:
-    """Bytes of tensors that are read or written once."""
-    return sum(x.numel() * x.element_size() for group in groups for x in group)

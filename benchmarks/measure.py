@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+import kanerva_ext
+
 from .rivals import OPERATORS, Rival, Shape
 
 KANERVA = "kanerva"
@@ -30,6 +32,21 @@ def providers(operator: str, shape: Shape, direction: str) -> list[Rival]:
     spec = OPERATORS[operator]
     ours = Rival(KANERVA, spec.kanerva, family=KANERVA)
     return [ours, *(r for r in spec.rivals if r.serves(shape, direction))]
+
+
+def on_backends(operator: str) -> list[Rival]:
+    """Ours on every backend that is here, as providers of their own."""
+    spec = OPERATORS[operator]
+
+    def on(backend: str) -> Rival:
+        def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+            with kanerva_ext.use_backend(backend):
+                return spec.kanerva(*inputs)
+
+        return Rival(f"{KANERVA}[{backend}]", function, family=KANERVA)
+
+    here = [name for name, status in kanerva_ext.backends().items() if status == "available"]
+    return [on(backend) for backend in here]
 
 
 def mode(direction: str) -> AbstractContextManager:
@@ -70,6 +87,12 @@ class Problem:
             leaves = tuple(x.requires_grad_() for x in wide)
             grads = tuple(g.double() for g in self.grads)
             self.truth = torch.autograd.grad(spec.truth(*leaves), leaves, grads)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that goes in and comes out, in float32, once: the least traffic of a call."""
+        fed = () if self.direction == "forward" else self.grads
+        return 4 * sum(x.numel() for x in (*self.inputs, *fed, *self.truth))
 
     def bind(self, provider: Rival) -> Callable[[], tuple[Tensor, ...]]:
         """What is timed: outputs from plain inputs, or gradients of leaves."""

@@ -66,7 +66,7 @@ class Experiment(NamedTuple):
 
 def cifar(name: str, preset: str) -> Experiment:
     root = os.environ.get("KANERVA_DATA", str(DATA))
-    return Experiment(name, preset, (f"data.root={root}", "training.steps=6000"), (0,))
+    return Experiment(name, preset, (f"data.root={root}", "training.steps=5000"), (0,))
 
 
 STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (20_000, 8000, 4000))

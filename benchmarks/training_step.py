@@ -1,6 +1,6 @@
 """Where the time of a training step goes, and what the fused memory takes off it.
 
-    python -m benchmarks.training_step [--threads 2] [--json FILE]
+    python -m benchmarks.training_step [--threads 2] [--json]
 
 Both machines at the papers' Omniglot settings (16 episodes of 32 images, code size 100), forward
 and backward, float32. The same model on the fused kernels and on the reference backend (the
@@ -11,9 +11,9 @@ A part is timed alone; what is left of the step is the small networks, the losse
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,12 +22,24 @@ from torch import Tensor
 from kanerva_ext.cli._config import load_config
 from kanerva_ext.models.training import Trainer
 
+from .compare import RESULTS, write_json
 from .machine import OtherLoad, describe, headline
 from .measure import interleaved, relative_error
 
 PRESETS = {"Kanerva Machine": "omniglot-kanerva", "Dynamic Kanerva Machine": "omniglot-dynamic"}
 BACKENDS = ("auto", "reference")
 MAX_ERROR = 1e-4  # of one backend's gradients against the other's, float32
+
+
+@dataclass
+class Row:
+    """One part of a step; milliseconds per call."""
+
+    machine: str
+    part: str  # "memory", "step", "coders" or "optimiser"
+    backend: str
+    ms: float
+    gradients_differ_by: float
 
 
 def make(preset: str, backend: str):
@@ -107,43 +119,50 @@ def check(calls: dict[str, Callable[[], tuple[Tensor, ...]]]) -> float:
     return error
 
 
-def measure(preset: str, rounds: int, seconds: float) -> dict[str, float]:
-    """Medians in milliseconds of each part on each backend."""
-    made = {backend: make(preset, backend) for backend in BACKENDS}
+def measure(name: str, rounds: int, seconds: float) -> list[Row]:
+    """Medians of each part on each backend."""
+    made = {backend: make(PRESETS[name], backend) for backend in BACKENDS}
     memory = {backend: memory_part(*one) for backend, one in made.items()}
-    result = {"gradients differ by": check(memory)}
-    parts: dict[str, Callable] = {}
+    error = check(memory)
+    parts: dict[tuple[str, str], Callable] = {}
     for backend, one in made.items():
-        parts[f"memory, {backend}"] = memory[backend]
-        parts[f"step, {backend}"] = whole_step(*one)
-    parts["coders"] = coder_part(*made["auto"])
-    optimizer = Trainer(made["auto"][0], made["auto"][1].training.schedule()).optimizer
-    parts["optimiser"] = optimizer.step
-    for name, times in interleaved(parts, rounds, seconds).items():
-        result[name] = statistics.median(times) * 1e3
-    return result
+        parts["memory", backend] = memory[backend]
+        parts["step", backend] = whole_step(*one)
+    parts["coders", "auto"] = coder_part(*made["auto"])
+    model, config = made["auto"]
+    parts["optimiser", "auto"] = Trainer(model, config.training.schedule()).optimizer.step
+    times = interleaved(parts, rounds, seconds)
+    return [Row(name, *key, statistics.median(t) * 1e3, error) for key, t in times.items()]
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    lines = ["| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+def table(rows: list[Row]) -> list[list[str]]:
+    """The first row is the heads; one column per machine."""
+    names = list(dict.fromkeys(row.machine for row in rows))
+    ms = {(row.machine, row.part, row.backend): row.ms for row in rows}
+    lines = [["", *names]]
 
-    def row(title: str, cell: Callable[[dict[str, float]], str]) -> None:
-        lines.append(f"| {title} | " + " | ".join(cell(r) for r in results.values()) + " |")
+    def add(title: str, cell: Callable[[str], str]) -> None:
+        lines.append([title, *map(cell, names)])
 
-    row("memory, fused", lambda r: f"{r['memory, auto']:.2f} ms")
-    row("memory, reference", lambda r: f"{r['memory, reference']:.2f} ms")
-    row("ratio", lambda r: f"{r['memory, reference'] / r['memory, auto']:.1f}")
-    row("step, fused", lambda r: f"{r['step, auto']:.1f} ms")
-    row("step, reference", lambda r: f"{r['step, reference']:.1f} ms")
-    row("ratio", lambda r: f"{r['step, reference'] / r['step, auto']:.2f}")
-    row("coders", lambda r: f"{r['coders']:.1f} ms")
-    row("optimiser", lambda r: f"{r['optimiser']:.2f} ms")
-    for backend, name in zip(BACKENDS, ("fused", "reference"), strict=True):
-        row(
-            f"share of the memory in the step, {name}",
-            lambda r, b=backend: f"{r[f'memory, {b}'] / r[f'step, {b}']:.1%}",
+    for part in ("memory", "step"):
+        add(f"{part}, fused", lambda n, p=part: f"{ms[n, p, 'auto']:.2f} ms")
+        add(f"{part}, reference", lambda n, p=part: f"{ms[n, p, 'reference']:.2f} ms")
+        add(
+            f"{part}, ratio",
+            lambda n, p=part: f"{ms[n, p, 'reference'] / ms[n, p, 'auto']:.2f}",
         )
-    return "\n".join(lines)
+    for part in ("coders", "optimiser"):
+        add(part, lambda n, p=part: f"{ms[n, p, 'auto']:.2f} ms")
+    for part in ("memory", "coders", "optimiser"):
+        add(
+            f"share of the fused step, {part}",
+            lambda n, p=part: f"{ms[n, p, 'auto'] / ms[n, 'step', 'auto']:.1%}",
+        )
+    add(
+        "share of the reference step, memory",
+        lambda n: f"{ms[n, 'memory', 'reference'] / ms[n, 'step', 'reference']:.1%}",
+    )
+    return lines
 
 
 def main() -> None:
@@ -151,19 +170,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=60.0, help="per machine, at most")
-    parser.add_argument("--json", type=Path, help="also write everything here")
+    parser.add_argument("--json", type=Path, nargs="?", const=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    machine = describe()
+    about = describe()
+    rows: list[Row] = []
     with OtherLoad() as load:
-        results = {
-            name: measure(preset, args.rounds, args.seconds) for name, preset in PRESETS.items()
-        }
-    machine["other_load_cores"] = load.cores
-    print(f"{headline(machine)}; other programs kept {load.cores} cores busy\n")
-    print(table(results))
+        for name in PRESETS:
+            rows += measure(name, args.rounds, args.seconds)
+    about["other_load"] = load.cores
+    print(f"{headline(about)}; other programs kept {load.cores} cores busy\n")
+    lines = table(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "parts": results}, indent=2) + "\n")
+        print(f"written to {write_json(args.json, 'training_step', about, rows)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """Every test starts from the same seed, and memory that nobody wrote reads as NaN."""
 
 import os
+import sys
+from pathlib import Path
 
+# For the package benchmarks; last, so that an installed kanerva_ext goes before the checkout's.
+sys.path.append(str(Path(__file__).parents[1]))
 # A graph compiled by torch.compile for an older schema of an operator must not be found again.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 # Deterministic matrix products of cuBLAS, for the references on a GPU.

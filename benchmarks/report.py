@@ -1,0 +1,204 @@
+"""docs/performance.md and its pictures, from the saved results: ``python -m benchmarks.report``.
+
+The newest file of each benchmark in ``benchmarks/results/``, by device. Nothing is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from . import overhead, scaling, training_step
+from .compare import RESULTS
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+PICTURES = ROOT / "docs" / "images" / "performance"
+DIRECTIONS = {"forward": "forward", "forward_backward": "with gradient"}
+INTRODUCTION = """# Performance
+
+Made by `python -m benchmarks.report` from the files in `benchmarks/results/`: the newest of each
+benchmark, by device. Before a time is taken the result is compared with float64 in the same run.
+"Best PyTorch" is the fastest of all compositions of PyTorch operators in `benchmarks/rivals/`, at
+every shape anew; providers take turns in one process, and times are medians. A ratio is its median
+over ours: **below 1 we are slower**.
+"""
+
+
+def newest(folder: Path) -> dict[str, dict[str, dict]]:
+    """Device -> benchmark -> the content of its newest file."""
+    found: dict[str, dict[str, dict]] = {}
+    for path in sorted(folder.glob("*.json"), key=_stamp):
+        content = json.loads(path.read_text())
+        if "benchmark" in content:
+            device = str(content["machine"].get("gpu") or content["machine"]["cpu"])
+            found.setdefault(device, {})[content["benchmark"]] = content
+    return found
+
+
+def _stamp(path: Path) -> str:
+    match = re.search(r"\d{8}T\d{6}", path.name)
+    return match[0] if match else ""
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table; the first line is its head."""
+    rows = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def origin(content: dict) -> str:
+    about = content["machine"]
+    loads = [row.get("other_load") for row in content["rows"]] + [about.get("other_load")]
+    busy = max((load for load in loads if load is not None), default=0)
+    text = (
+        f"{about['date'][:10]}, commit {str(about['commit'])[:10]}, torch {about['torch']}, "
+        f"{about['threads']} threads, {about['simd']}, {about['gemm_gflops']} GFLOP/s in a float32 "
+        "matrix product"
+    )
+    if busy > 0.1:
+        text += f"; other programs kept up to {busy:.1f} cores busy, take the times as rough"
+    return f"{text}."
+
+
+def compare_section(content: dict, device: str) -> str:
+    rows = [row for row in content["rows"] if row["against"] == "all"]
+    parts = ["### Operators against the best PyTorch composition", origin(content)]
+    for operator in dict.fromkeys(row["operator"] for row in rows):
+        own = [row for row in rows if row["operator"] == operator]
+        head = [f"`{operator}` at (B, T, K, C)"]
+        for title in DIRECTIONS.values():
+            head += [f"{title}: ours", "best PyTorch", "ratio", "which", "error"]
+        lines = [head]
+        for shape in dict.fromkeys(row["shape"] for row in own):
+            line = [f"({shape.replace('x', ', ')})"]
+            for direction in DIRECTIONS:
+                found = [r for r in own if (r["shape"], r["direction"]) == (shape, direction)]
+                line += _cells(found[0]) if found else ["-"] * 5
+            lines.append(line)
+        parts.append(markdown(lines))
+    slower = [row for row in rows if row["ratio"] < 1]
+    parts.append(f"{len(rows) - len(slower)} of {len(rows)} rows are at least as fast as PyTorch.")
+    return "\n\n".join(parts)
+
+
+def _cells(row: dict) -> list[str]:
+    ratio = f"{row['ratio']:.2f}"
+    return [
+        f"{row['ours_ms']:.3f} ms",
+        f"{row['rival_ms']:.3f} ms",
+        f"**{ratio}**" if row["ratio"] < 1 else ratio,
+        f"`{row['rival']}`",
+        f"{row['ours_error']:.0e}",
+    ]
+
+
+def scaling_section(content: dict, device: str) -> str:
+    rows = [scaling.Row(**row) for row in content["rows"]]
+    parts = ["### How times grow", origin(content)]
+    lines = [["slope at the end", *scaling.AXES]]
+    for operator in dict.fromkeys(row.operator for row in rows):
+        for direction, title in DIRECTIONS.items():
+            cells = []
+            for axis in scaling.AXES:
+                curve = _curve(rows, operator, direction, axis)
+                sizes, times = [r.size for r in curve], [r.ours_ms for r in curve]
+                cells.append(f"{scaling.slope(sizes, times):.2f}" if len(curve) > 1 else "-")
+            lines.append([f"`{operator}`, {title}", *cells])
+        name = f"{_slug(device)}-{operator}.png"
+        _draw(rows, operator, PICTURES / name)
+        parts.append(f"![{operator}](images/performance/{name})")
+    parts.insert(2, markdown(lines))
+    return "\n\n".join(parts)
+
+
+def _curve(rows: list[scaling.Row], operator: str, direction: str, axis: str):
+    wanted = (operator, direction, axis)
+    return [row for row in rows if (row.operator, row.direction, row.axis) == wanted]
+
+
+def _draw(rows: list[scaling.Row], operator: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure((13, 3.4))
+    panels = figure.subplots(1, len(scaling.AXES))
+    for ax, axis in zip(panels, scaling.AXES, strict=True):
+        for color, (direction, title) in zip(("C0", "C1"), DIRECTIONS.items(), strict=True):
+            curve = _curve(rows, operator, direction, axis)
+            ax.loglog([r.size for r in curve], [r.ours_ms for r in curve], f"{color}o-", ms=3)
+            timed = [r for r in curve if r.rival_ms is not None]
+            ax.loglog([r.size for r in timed], [r.rival_ms for r in timed], f"{color}x--", ms=4)
+            ax.plot([], [], f"{color}-", label=title)
+        fixed = dict(zip("BTKC", scaling.AXES[axis][0], strict=True))
+        del fixed[axis]
+        ax.set_title(", ".join(f"{n} = {v}" for n, v in fixed.items()), fontsize=9)
+        ax.set_xlabel(axis)
+        ax.grid(alpha=0.3)
+    panels[0].set_ylabel("ms; dashed: best PyTorch")
+    panels[0].legend(fontsize=8)
+    figure.suptitle(operator)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def overhead_section(content: dict, device: str) -> str:
+    rows = [overhead.Row(**row) for row in content["rows"]]
+    lines = [["a call at (1, 1, 1, 1)", "in all", "beyond the layer inside it"]]
+    for row in rows:
+        own = "-" if row.layer.startswith("an autograd") else f"{row.own_us:.1f} us"
+        lines.append([f"`{row.operator}`, {row.layer}", f"{row.total_us:.1f} us", own])
+    return "\n\n".join(
+        ["### What a call costs besides its kernel", origin(content), markdown(lines)]
+    )
+
+
+def training_section(content: dict, device: str) -> str:
+    rows = [training_step.Row(**row) for row in content["rows"]]
+    parts = ["### A training step at the papers' Omniglot settings", origin(content)]
+    parts.append(markdown(training_step.table(rows)))
+    return "\n\n".join(parts)
+
+
+def memory_section(content: dict, device: str) -> str:
+    lines = [
+        ["`bayes_write` forward and backward", "MiB beyond the inputs", "to inputs and outputs"]
+    ]
+    for row in content["rows"]:
+        grown = f"{row['growth_bytes'] / 2**20:.0f}"
+        lines.append([f"`{row['provider']}` ({row['shape']})", grown, f"{row['strict_ratio']:.2f}"])
+    return "\n\n".join(["### Peak memory", origin(content), markdown(lines)])
+
+
+SECTIONS: dict[str, Callable[[dict, str], str]] = {
+    "compare": compare_section,
+    "scaling": scaling_section,
+    "training_step": training_section,
+    "overhead": overhead_section,
+    "memory": memory_section,
+}
+
+
+def _slug(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def page(found: dict[str, dict[str, dict]]) -> str:
+    parts = [INTRODUCTION]
+    for device, contents in found.items():
+        parts.append(f"## {device}\n")
+        parts += [f"{make(contents[n], device)}\n" for n, make in SECTIONS.items() if n in contents]
+    return "\n".join(parts)
+
+
+def main() -> int:
+    PAGE.write_text(page(newest(RESULTS)))
+    print(f"written to {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
