@@ -49,7 +49,7 @@ TRITON_TESTS ?= not gradcheck and not torch_func and not vmap_over_one and not n
   and not (adaptive and (deterministic or T32 or T33 or T40 or T48 or T50 or T64 or T100 or T24-K24)) \
   and not (adaptive and (T20 or T25 or T30))
 test-triton: $(VENV)/.installed
-	TRITON_INTERPRET=1 KANERVA_BACKEND=triton $(BIN)/pytest $(if $(TRITON_TESTS),-k '$(TRITON_TESTS)') \
+	TRITON_INTERPRET=1 KANERVA_BACKEND=triton $(BIN)/pytest $(PYTEST_ARGS) $(if $(TRITON_TESTS),-k '$(TRITON_TESTS)') \
 	  tests/test_bayes_write.py tests/test_solve_addresses.py tests/test_read.py tests/test_recall.py \
 	  tests/test_memory_kl.py tests/test_statistics.py tests/test_adaptive_write.py tests/test_forget.py \
 	  tests/test_triton.py

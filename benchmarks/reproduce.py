@@ -66,11 +66,11 @@ class Experiment(NamedTuple):
 
 def cifar(name: str, preset: str) -> Experiment:
     root = os.environ.get("KANERVA_DATA", str(DATA))
-    return Experiment(name, preset, (f"data.root={root}", "training.steps=5000"), (0,))
+    return Experiment(name, preset, (f"data.root={root}", "training.steps=4000"), (0,))
 
 
-STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (20_000, 8000, 4000))
-RATES = ("3e-3", "1e-3", "3e-4")
+STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (20_000, 6000, 4000))
+RATES = {"3e-3": (0, 1), "1e-3": (0, 1), "3e-4": (0,)}
 EXPERIMENTS = (
     Experiment("kanerva", "cpu-omniglot-kanerva", (STEPS,)),
     Experiment("vae", "cpu-omniglot-vae", (STEPS,)),
@@ -82,8 +82,8 @@ EXPERIMENTS = (
     cifar("cifar-vae", "cpu-cifar10-vae"),
     cifar("cifar-dynamic", "cpu-cifar10-dynamic"),
     *(
-        Experiment(f"{name}-lr{rate}", config, (SHORTEST, f"training.learning_rate={rate}"), (0, 1))
-        for rate in RATES
+        Experiment(f"{name}-lr{rate}", config, (SHORTEST, f"training.learning_rate={rate}"), seeds)
+        for rate, seeds in RATES.items()
         for name, config in (("dnc", DNC), ("short-kanerva", "cpu-omniglot-kanerva"))
     ),
 )
@@ -129,8 +129,9 @@ def collect() -> dict:
         runs = {}
         for folder, metric in zip(folders, metrics, strict=True):
             run = metric | {"train": read_csv(folder / "train.csv")[-1]}
-            if (folder / "denoise.json").is_file():
-                run["denoise"] = json.loads((folder / "denoise.json").read_text())
+            for key, path in (("denoise", folder), ("aware", folder / "aware")):
+                if (path / "denoise.json").is_file():
+                    run[key] = json.loads((path / "denoise.json").read_text())
             runs[folder.name] = run
         experiments[experiment.name] = {
             "command": shlex.join(["kanerva", *experiment.commands()[0]]),
@@ -157,13 +158,12 @@ def figures() -> None:
     for name in omniglot:
         for folder in by_name[name]:
             commands[f"denoise {folder}"] = ["denoise", folder]
+            commands[f"aware {folder}"] = ["denoise", folder, "--aware", "--out", f"{folder}/aware"]
         commands[f"reconstruct {name}"] = ["reconstruct", first[name]]
         if name != "vae":
-            for kind in ("occlusion",):
-                target = f"{out}/{kind}-{name}"
-                commands[f"{kind} {name}"] = [
-                    "denoise", first[name], "--corruption", kind, "--out", target
-                ]  # fmt: skip
+            target = f"{out}/occlusion-{name}"
+            words = ["denoise", first[name], "--corruption", "occlusion", "--out", target]
+            commands[f"occlusion {name}"] = words
             commands[f"generate {name}"] = ["generate", first[name]]
             commands[f"interpolate {name}"] = ["interpolate", first[name]]
     colour = [n for n in ("cifar-kanerva", "cifar-dynamic", "cifar-vae") if n in first]
@@ -205,6 +205,7 @@ def copy_pictures(first: dict[str, str]) -> None:
     for name, folder in first.items():
         for picture in ("reconstruct", "denoise", "generate", "interpolate"):
             sources[f"{name}-{picture}"] = ROOT / folder / f"{picture}.png"
+        sources[f"{name}-aware"] = ROOT / folder / "aware" / "denoise.png"
         sources[f"{name}-occlusion"] = RUNS / f"occlusion-{name}" / "denoise.png"
     for name, source in sources.items():
         if source.is_file():

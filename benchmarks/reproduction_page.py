@@ -89,13 +89,18 @@ def _cifar(results: dict) -> str:
 
 def _denoising(results: dict) -> str:
     rows = []
+    ways = {"denoise": "what was read", "aware": "and the noise that it knows of"}
     for name in ("kanerva", "dynamic", "vae"):
         runs = results["experiments"].get(name, {"runs": {}})["runs"]
-        for folder, run in runs.items():
-            if "denoise" in run:
-                errors = [run["denoise"]["corrupted"], *run["denoise"]["after_read"]]
-                rows.append([f"{NAMES[name]}, `{folder}`", *(f"{e:.2%}" for e in errors)])
-    return _markdown(["share of wrong pixels", "corrupted", "read 1", "read 2", "read 3"], rows)
+        for way, title in ways.items():
+            found = [run[way] for run in runs.values() if way in run]
+            if not found:
+                continue
+            columns = [[r["corrupted"], *r["after_read"]] for r in found]
+            cells = [", ".join(f"{e:.1%}" for e in each) for each in zip(*columns, strict=True)]
+            rows.append([NAMES[name], title, *cells])
+    head = ["share of wrong pixels, each seed", "next query", "corrupted", "read 1", "read 2"]
+    return _markdown([*head, "read 3"], rows)
 
 
 def _rates(results: dict) -> str:

@@ -24,7 +24,7 @@ MODELS = {
     "dynamic_kanerva": models.DynamicKanervaMachine,
     "vae": models.MatchedVAE,
 }
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16")  # float16 would need its gradients scaled
 DECAYS = ("cosine", "constant")
 
 
@@ -70,7 +70,7 @@ class TrainingConfig:
         seed: of everything random: the same seed, machine and number of threads repeat a run.
         corrupted: share of an episode's images that are read by corrupted queries.
         noise: share of the pixels of those queries that are replaced by 0 or 1.
-        precision: "float32"; "bfloat16" or "float16" (GPUs): autocast.
+        precision: "float32" or "bfloat16", by autocast.
         compile: `torch.compile` the coders.
         threads: of PyTorch on the CPU; None: as they are.
         log_every: steps between rows of train.csv, the means since the last.

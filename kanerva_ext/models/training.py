@@ -94,7 +94,7 @@ class Trainer:
         schedule: see `Schedule`.
         forward: what is called in the model's place, such as the model wrapped for several
             processes; None: the model.
-        precision: torch.bfloat16 or torch.float16 for autocast; None: the parameters' own.
+        precision: torch.bfloat16 for autocast; None: the parameters' own.
     """
 
     def __init__(
