@@ -193,6 +193,27 @@ def test_two_processes_train_one_model(tmp_path):
     assert 0 < max(differences) < 0.1
 
 
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_step(tmp_path):
+    """A signal reaches them between different steps; one that goes on alone would wait for ever."""
+    folder = tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = arguments(folder, training__steps=100_000, training__evaluate_every=0)
+    command = [*launcher, "--nproc-per-node=2", "-m", "kanerva_ext.cli", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / _checkpoint.FILE).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        _, errors = process.communicate(timeout=25)  # then torchrun would kill them
+    finally:
+        process.kill()
+    assert "--resume goes on" in errors
+    stopped = int(errors.partition("stopped after step ")[2].partition(";")[0])
+    assert _checkpoint.load(folder / _checkpoint.FILE).step == stopped
+
+
 def test_batches_must_fit_the_processes(tmp_path, monkeypatch, capsys):
     from kanerva_ext.cli import _loop
 

@@ -42,6 +42,14 @@ class Process(NamedTuple):
     def is_first(self) -> bool:
         return self.rank == 0
 
+    def agree(self, number: int) -> int:
+        """The largest of all processes' numbers: they must all stop after the same step."""
+        if self.count == 1:
+            return number
+        numbers = torch.tensor(number, device=self.device)
+        distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
+        return int(numbers.item())
+
 
 @contextmanager
 def processes(device: str | None):
@@ -225,8 +233,8 @@ class Run:
                 self._make_step()
                 if first:
                     self._report(bar)
-                if stop.signal is not None:
-                    status = 128 + stop.signal
+                if number := self.process.agree(stop.signal or 0):
+                    status = 128 + number
                 if first and (self._is_due("checkpoint") or status):
                     self._save()
                 bar.update()
