@@ -1,17 +1,13 @@
-"""Runs of a few steps for the tests of the commands, and what their numbers are checked with."""
+"""Runs of a few steps for the tests of the commands, and what their numbers are checked with.
+
+A plugin of conftest.py, so that nothing optional is imported before a fixture is asked for.
+"""
 
 import json
 import sys
 
 import pytest
 import torch
-
-pytest.importorskip("matplotlib")
-pytest.importorskip("safetensors")
-pytest.importorskip("tqdm")
-pytest.importorskip("PIL")
-
-from PIL import Image
 
 from kanerva_ext.cli import _figures, main
 
@@ -77,6 +73,8 @@ def threads():
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """Folders of runs of a few steps, by name; and of the colour images, "jpegs"."""
+    from PIL import Image
+
     folder = tmp_path_factory.mktemp("runs")
     jpegs = folder / "jpegs"
     generator = torch.Generator().manual_seed(0)

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytest.importorskip("safetensors")
+pytest.importorskip("tqdm")
+
 from safetensors import safe_open
 
 from kanerva_ext.cli import _checkpoint, main
@@ -38,6 +42,11 @@ def arguments(out, *more, preset=PRESET, **options):
     settings = SMALL | {key.replace("__", "."): value for key, value in options.items()}
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     return ["train", preset, "--out", str(out), "--quiet", "--device", "cpu", *sets, *more]
+
+
+def elsewhere(folder):
+    """Where a process starts: in the checkout, -m would import the package without its library."""
+    return {"cwd": folder.parent, "stderr": subprocess.PIPE, "text": True}
 
 
 def tensors(folder):
@@ -113,7 +122,7 @@ def test_killed_and_resumed_until_done_gives_the_same_numbers(whole, tmp_path):
     command = [sys.executable, "-m", "kanerva_ext.cli", *arguments(folder, "--resume")]
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, **elsewhere(folder))
         if kills < 6:
             before = progress_of(folder)
             while progress_of(folder) == before and process.poll() is None:
@@ -182,7 +191,7 @@ def test_two_processes_train_one_model(tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "kanerva_ext.cli", *arguments(folder, training__steps=6)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, timeout=240, **elsewhere(folder))
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in read_csv(folder / "train.csv")] == [4, 6]
     assert _checkpoint.load(folder / _checkpoint.FILE).step == 6
@@ -202,7 +211,7 @@ def test_two_processes_stop_after_the_same_step(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     words = arguments(folder, training__steps=100_000, training__evaluate_every=0)
     command = [*launcher, "--nproc-per-node=2", "-m", "kanerva_ext.cli", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, **elsewhere(folder))
     try:
         deadline = time.monotonic() + 120
         while not (folder / _checkpoint.FILE).exists() and time.monotonic() < deadline:
