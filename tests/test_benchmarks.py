@@ -9,6 +9,7 @@ import torch
 import kanerva_ext
 from benchmarks import ceilings, compare, costs, counters, overhead, report, scaling
 from benchmarks.measure import KANERVA, Problem, WrongResult, on_backends, providers
+from benchmarks.reproduction_page import TABLES, write_page
 from benchmarks.rivals import OPERATORS, Rival, Shape
 
 ROOT = Path(__file__).parents[1]
@@ -146,3 +147,45 @@ def test_a_report_has_the_newest_of_each_device(tmp_path, monkeypatch):
     assert "| 0.250 ms | 1.000 ms | 4.00 | `plain` |" in text
     assert "0 of 1 rows are at least as fast" in text and "1 of 1 rows" in text
     assert "kept up to 0.7 cores busy" in text
+
+
+def test_the_page_of_the_reproduction(tmp_path):
+    def run(bound, **more):
+        terms = {"bound": bound, "reconstruction": bound - 20, "kl_z": 20.0}
+        return {"steps": 1000, "seconds": 60.0, "test": terms | more}
+
+    def experiment(*bounds, **more):
+        runs = {f"s{i}": run(bound, **more) for i, bound in enumerate(bounds)}
+        return {"command": "kanerva train x", "runs": runs}
+
+    noise = {"corrupted": 0.08, "after_read": [0.04, 0.03, 0.025]}
+    kanerva = experiment(60.0, 66.0)
+    kanerva["runs"]["s0"]["aware"] = noise
+    results = {
+        "machine": {"cpu": "C", "cores": 2, "torch": "2", "commit": "c" * 40, "date": "2026-01-02"},
+        "experiments": {
+            "kanerva": kanerva,
+            "vae": experiment(90.0),
+            "cifar-vae": experiment(-9000.0, bits_per_dim=5.25),
+            "dnc-lr1e-3": experiment(120.0, 130.0),
+            "short-kanerva-lr1e-3": experiment(95.0),
+        },
+        "capacity": "label,length,bound,clean_error,noisy_error\na,8,60,.01,.02\na,8,70,.03,.04\n",
+    }
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- {n} -->\nold\n<!-- /{n} -->\n" for n in TABLES))
+    for _ in range(2):  # also over its own tables
+        write_page(results, page)
+    text = page.read_text()
+    assert "old" not in text
+    assert (
+        "| Kanerva Machine | 1,000 | 60 s | 60.0, 66.0 | 43.0 | - | 20.0 | - | - | 0.70 |" in text
+    )
+    assert "| VAE, same coders | 1,000 | 60 s | 90.0 | 70.0 | - | 20.0 | - | - | 1.00 |" in text
+    assert "| -9020.0 | - | 20.0 | - | - | 5.25 |" in text
+    assert "and the noise that it knows of | 8.0% | 4.0% | 3.0% | 2.5% |" in text
+    assert "| Differentiable Neural Computer | 120.0, 130.0 |" in text
+    assert "| a | 65 |" in text and "| a | 2.0% |" in text and "| a | 3.0% |" in text
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="no markers of origin"):
+        write_page(results, page)
