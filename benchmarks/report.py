@@ -17,6 +17,7 @@ from .compare import RESULTS
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 PICTURES = ROOT / "docs" / "images" / "performance"
+BY_OPERATOR = ("compare", "scaling")
 DIRECTIONS = {"forward": "forward", "forward_backward": "with gradient"}
 INTRODUCTION = """# Performance
 
@@ -28,15 +29,25 @@ over ours: **below 1 we are slower**.
 """
 
 
-def newest(folder: Path) -> dict[str, dict[str, dict]]:
-    """Device -> benchmark -> the content of its newest file."""
-    found: dict[str, dict[str, dict]] = {}
+def newest(folder: Path) -> dict[str, dict[str, list[dict]]]:
+    """Device -> benchmark -> the newest content for each operator (or one, where it has none)."""
+    found: dict[str, dict[str, dict[str, dict]]] = {}
     for path in sorted(folder.glob("*.json"), key=_stamp):
         content = json.loads(path.read_text())
-        if "benchmark" in content:
-            device = str(content["machine"].get("gpu") or content["machine"]["cpu"])
-            found.setdefault(device, {})[content["benchmark"]] = content
-    return found
+        if "benchmark" not in content:
+            continue
+        device = str(content["machine"].get("gpu") or content["machine"]["cpu"])
+        kept = found.setdefault(device, {}).setdefault(content["benchmark"], {})
+        if content["benchmark"] not in BY_OPERATOR:
+            kept[""] = content
+            continue
+        for operator in dict.fromkeys(row["operator"] for row in content["rows"]):
+            rows = [row for row in content["rows"] if row["operator"] == operator]
+            kept[operator] = content | {"rows": rows}
+    return {
+        device: {name: list(kept.values()) for name, kept in contents.items()}
+        for device, contents in found.items()
+    }
 
 
 def _stamp(path: Path) -> str:
@@ -64,11 +75,12 @@ def origin(content: dict) -> str:
     return f"{text}."
 
 
-def compare_section(content: dict, device: str) -> str:
-    rows = [row for row in content["rows"] if row["against"] == "all"]
-    parts = ["### Operators against the best PyTorch composition", origin(content)]
-    for operator in dict.fromkeys(row["operator"] for row in rows):
-        own = [row for row in rows if row["operator"] == operator]
+def compare_section(contents: list[dict], device: str) -> str:
+    parts = ["### Operators against the best PyTorch composition"]
+    total = slower = 0
+    for content in contents:
+        own = [row for row in content["rows"] if row["against"] == "all"]
+        operator = own[0]["operator"]
         head = [f"`{operator}` at (B, T, K, C)"]
         for title in DIRECTIONS.values():
             head += [f"{title}: ours", "best PyTorch", "ratio", "which", "error"]
@@ -79,9 +91,10 @@ def compare_section(content: dict, device: str) -> str:
                 found = [r for r in own if (r["shape"], r["direction"]) == (shape, direction)]
                 line += _cells(found[0]) if found else ["-"] * 5
             lines.append(line)
-        parts.append(markdown(lines))
-    slower = [row for row in rows if row["ratio"] < 1]
-    parts.append(f"{len(rows) - len(slower)} of {len(rows)} rows are at least as fast as PyTorch.")
+        parts += [f"`{operator}`: {origin(content)}", markdown(lines)]
+        total += len(own)
+        slower += sum(row["ratio"] < 1 for row in own)
+    parts.append(f"{total - slower} of {total} rows are at least as fast as PyTorch.")
     return "\n\n".join(parts)
 
 
@@ -96,11 +109,12 @@ def _cells(row: dict) -> list[str]:
     ]
 
 
-def scaling_section(content: dict, device: str) -> str:
-    rows = [scaling.Row(**row) for row in content["rows"]]
-    parts = ["### How times grow", origin(content)]
+def scaling_section(contents: list[dict], device: str) -> str:
+    parts = ["### How times grow"]
     lines = [["slope at the end", *scaling.AXES]]
-    for operator in dict.fromkeys(row.operator for row in rows):
+    for content in contents:
+        rows = [scaling.Row(**row) for row in content["rows"]]
+        operator = rows[0].operator
         for direction, title in DIRECTIONS.items():
             cells = []
             for axis in scaling.AXES:
@@ -110,8 +124,8 @@ def scaling_section(content: dict, device: str) -> str:
             lines.append([f"`{operator}`, {title}", *cells])
         name = f"{_slug(device)}-{operator}.png"
         _draw(rows, operator, PICTURES / name)
-        parts.append(f"![{operator}](images/performance/{name})")
-    parts.insert(2, markdown(lines))
+        parts.append(f"![{operator}](images/performance/{name})\n\n{origin(content)}")
+    parts.insert(1, markdown(lines))
     return "\n\n".join(parts)
 
 
@@ -145,7 +159,8 @@ def _draw(rows: list[scaling.Row], operator: str, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def overhead_section(content: dict, device: str) -> str:
+def overhead_section(contents: list[dict], device: str) -> str:
+    (content,) = contents
     rows = [overhead.Row(**row) for row in content["rows"]]
     lines = [["a call at (1, 1, 1, 1)", "in all", "beyond the layer inside it"]]
     for row in rows:
@@ -156,14 +171,16 @@ def overhead_section(content: dict, device: str) -> str:
     )
 
 
-def training_section(content: dict, device: str) -> str:
+def training_section(contents: list[dict], device: str) -> str:
+    (content,) = contents
     rows = [training_step.Row(**row) for row in content["rows"]]
     parts = ["### A training step at the papers' Omniglot settings", origin(content)]
     parts.append(markdown(training_step.table(rows)))
     return "\n\n".join(parts)
 
 
-def memory_section(content: dict, device: str) -> str:
+def memory_section(contents: list[dict], device: str) -> str:
+    (content,) = contents
     lines = [
         ["`bayes_write` forward and backward", "MiB beyond the inputs", "to inputs and outputs"]
     ]
@@ -173,7 +190,7 @@ def memory_section(content: dict, device: str) -> str:
     return "\n\n".join(["### Peak memory", origin(content), markdown(lines)])
 
 
-SECTIONS: dict[str, Callable[[dict, str], str]] = {
+SECTIONS: dict[str, Callable[[list[dict], str], str]] = {
     "compare": compare_section,
     "scaling": scaling_section,
     "training_step": training_section,
@@ -186,7 +203,7 @@ def _slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def page(found: dict[str, dict[str, dict]]) -> str:
+def page(found: dict[str, dict[str, list[dict]]]) -> str:
     parts = [INTRODUCTION]
     for device, contents in found.items():
         parts.append(f"## {device}\n")
