@@ -22,12 +22,7 @@ SMALL = {"memory_size": 8, "code_size": 12, "hidden_size": 16, "num_filters": 4,
 SMALL |= {"latent_size": 5, "num_read_heads": 2, "controller_size": 16}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,7 @@ from kanerva_ext.data import load_omniglot, salt_and_pepper, split_episodes
 from kanerva_ext.models import DynamicKanervaMachine, evaluate, train
 from kanerva_ext.models.likelihoods import BernoulliPixels
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def machine(**options):

@@ -22,13 +22,7 @@ from kanerva_ext.models.likelihoods import BernoulliPixels
 SMALL = {"code_size": 12, "hidden_size": 16, "num_filters": 4}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are too small for more, and waiting for a busy core would take longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def kanerva(**options):

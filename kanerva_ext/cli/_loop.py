@@ -169,7 +169,7 @@ class Run:
 
     Raises:
         ConfigError: the folder has a checkpoint and ``resume`` is False, or its configuration is
-            another one in more than the number of steps and how often to report.
+            another one in more than where the data is and how often to report.
     """
 
     def __init__(
@@ -190,8 +190,7 @@ class Run:
         self.step = checkpoint.step if checkpoint else 0
         self.seconds = checkpoint.seconds if checkpoint else 0.0
         self.batches = _Batches(config, process)
-        test = load_images(config.data.name, "test", config.data.root).images
-        self.test = test
+        self.test = load_images(config.data.name, "test", config.data.root).images
         torch.manual_seed(training.seed)
         self.model = config.make_model().to(process.device)
         if checkpoint:

@@ -9,6 +9,7 @@ from ._config import ConfigError
 from ._logs import read_csv
 
 FILE = "curves.png"
+NOT_DRAWN = ("kl_weight", "kl_memory")  # no term; of another scale
 PANELS = ("bound", "reconstruction", "kl_")  # the last: all terms that start with it
 
 
@@ -44,8 +45,7 @@ def _draw(logs: list[tuple[str, list[dict], list[dict]]], axis: str, path: Path)
     for ax, term in zip(panels, PANELS, strict=True):
         lowest, settled = [], []
         for i, (name, train, test) in enumerate(logs):
-            names = [n for n in train[0] if n.startswith(term) and n not in ("kl_weight",)]
-            names = [n for n in names if n != "kl_memory"]  # of another scale
+            names = [n for n in train[0] if n.startswith(term) and n not in NOT_DRAWN]
             for style, full in zip(("-", "--", ":"), names, strict=False):
                 label = name if term != "kl_" else f"{name}: {full}"
                 for rows, width in ((train, 0.8), (test, 1.8)):

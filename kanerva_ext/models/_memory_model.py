@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..memory import MemoryState, WriteOutput
+from ..memory import MemoryState
 from ._common import check_denoising, check_images, check_sizes, next_query
 from .coders import ConvDecoder, ConvEncoder
 from .likelihoods import BernoulliPixels, make_likelihood
@@ -52,10 +53,20 @@ class EpisodeCoders(nn.Module):
         """Mean images (..., C, H, W) in [0, 1] of codes."""
         return self.likelihood.mean(self.decoder(codes))
 
-    def _check_denoising(self, num_steps: int, noise: float) -> None:
+    def _read_again(
+        self, read: Callable[[Tensor], Tensor], images: Tensor, num_steps: int, noise: float
+    ) -> Tensor:
+        """Pictures (num_steps, B, T, C, H, W) of the codes ``read`` makes of one query after the
+        other, the images first; see `MemoryModel.denoise`.
+        """
         check_denoising(num_steps, noise)
         if noise and not isinstance(self.likelihood, BernoulliPixels):
             raise ValueError(f"noise must be 0 without Bernoulli pixels, got {noise}")
+        steps, queries = [], images
+        for _ in range(num_steps):
+            steps.append(self._pictures(read(queries)))
+            queries = next_query(steps[-1], images, noise)
+        return torch.stack(steps)
 
 
 class MemoryModel(EpisodeCoders):
@@ -66,7 +77,6 @@ class MemoryModel(EpisodeCoders):
     * ``_query(images)``: what is kept of images (B, T, C, H, W) to find their addresses by;
     * ``_addresses(query, state)``: mean addresses (B, T, K);
     * ``_codes_read(query, state)``: the codes (B, T, code_size) to decode, by the means;
-    * ``_codes_at(weights, state)``: codes at given addresses (B, N, K);
     * ``_prior_codes(state, num_samples, generator)``: codes at addresses drawn from their prior.
     """
 
@@ -106,13 +116,9 @@ class MemoryModel(EpisodeCoders):
         Raises:
             ValueError: a noise outside [0, 1), or a number of steps that is not positive.
         """
-        self._check_denoising(num_steps, noise)
-        steps, queries = [], images
-        for _ in range(num_steps):
-            codes = self._codes_read(self._query(queries), state)
-            steps.append(self._pictures(codes))
-            queries = next_query(steps[-1], images, noise)
-        return torch.stack(steps)
+        return self._read_again(
+            lambda queries: self._codes_read(self._query(queries), state), images, num_steps, noise
+        )
 
     @torch.no_grad()
     def generate(
@@ -147,10 +153,6 @@ class MemoryModel(EpisodeCoders):
         """Mean images (B, N, C, H, W) at R'w for given addresses w (B, N, K)."""
         return self._pictures(self._codes_at(weights, state))
 
-    def write(
-        self,
-        images: Tensor,
-        state: MemoryState | None = None,
-        generator: torch.Generator | None = None,
-    ) -> WriteOutput:
-        raise NotImplementedError
+    def _codes_at(self, weights: Tensor, state: MemoryState) -> Tensor:
+        """Codes (B, N, code_size) at given addresses."""
+        return weights @ state.mean

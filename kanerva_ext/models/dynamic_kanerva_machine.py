@@ -184,9 +184,6 @@ class DynamicKanervaMachine(MemoryModel):
     def _codes_read(self, query: Tensor, state: MemoryState) -> Tensor:
         return self.memory.attractor(query, state, num_steps=1).values
 
-    def _codes_at(self, weights: Tensor, state: MemoryState) -> Tensor:
-        return weights @ state.mean
-
     def _prior_codes(
         self, state: MemoryState, num_samples: int, generator: torch.Generator | None
     ) -> Tensor:

@@ -224,9 +224,6 @@ class KanervaMachine(MemoryModel):
     def _codes_read(self, query: Tensor, state: MemoryState) -> Tensor:
         return self._code(query, self._read(self.latent(query)[0], state))[0]
 
-    def _codes_at(self, weights: Tensor, state: MemoryState) -> Tensor:
-        return weights @ state.mean
-
     def _prior_codes(
         self, state: MemoryState, num_samples: int, generator: torch.Generator | None
     ) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..memory import standard_normal
-from ._common import Normal, check_sizes, kl_normal, next_query, replace_first, sample_normal
+from ._common import Normal, check_sizes, kl_normal, replace_first, sample_normal
 from ._memory_model import EpisodeCoders
 
 __all__ = ["MatchedVAE", "VAEBound"]
@@ -104,17 +104,12 @@ class MatchedVAE(EpisodeCoders):
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
         """Mean images (B, T, C, H, W), from the mean of q(z|x)."""
-        return self._pictures(self.code(self._features(images))[0])
+        return self._pictures(self._mean_codes(images))
 
     @torch.no_grad()
     def denoise(self, images: Tensor, num_steps: int = 3, noise: float = 0.0) -> Tensor:
         """`KanervaMachine.denoise` without a memory to read: (num_steps, B, T, C, H, W)."""
-        self._check_denoising(num_steps, noise)
-        steps, queries = [], images
-        for _ in range(num_steps):
-            steps.append(self.reconstruct(queries))
-            queries = next_query(steps[-1], images, noise)
-        return torch.stack(steps)
+        return self._read_again(self._mean_codes, images, num_steps, noise)
 
     @torch.no_grad()
     def generate(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -123,3 +118,6 @@ class MatchedVAE(EpisodeCoders):
         weight = self.decoder.linear.weight
         codes = weight.new_empty(num_samples, self.config["code_size"])
         return self._pictures(standard_normal(codes, generator))
+
+    def _mean_codes(self, images: Tensor) -> Tensor:
+        return self.code(self._features(images))[0]
