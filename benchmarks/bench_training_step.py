@@ -10,12 +10,13 @@ from .training_step import BACKENDS, PRESETS, check, make, memory_part, whole_st
 @pytest.mark.parametrize("machine", PRESETS)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("part", ["memory", "step"])
-def test_training_step(benchmark, machine, backend, part):
+def test_training_step(benchmark, request, machine, backend, part):
     torch.set_num_threads(THREADS)
-    parts = {name: memory_part(*make(PRESETS[machine], name)) for name in BACKENDS}
+    device = request.config.getoption("device")
+    parts = {name: memory_part(*make(PRESETS[machine], name, device)) for name in BACKENDS}
     benchmark.extra_info["gradients_differ_by"] = check(parts)
     call = parts[backend]
     if part == "step":
-        call = whole_step(*make(PRESETS[machine], backend))
+        call = whole_step(*make(PRESETS[machine], backend, device))
     benchmark.group = f"{machine}, {part}"
     benchmark.pedantic(call, rounds=20 if part == "memory" else 5, warmup_rounds=1)

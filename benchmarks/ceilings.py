@@ -6,9 +6,8 @@ import functools
 import math
 from typing import NamedTuple
 
-import torch
-
-from .measure import quick_time
+from . import timers
+from .timers import HOST, Timer
 
 
 class Share(NamedTuple):
@@ -27,54 +26,35 @@ class Share(NamedTuple):
     share: float
 
 
-def share(seconds: float, nbytes: float, flops: float, device: str = "cpu") -> Share:
+def share(seconds: float, nbytes: float, flops: float, timer: Timer = HOST) -> Share:
     """Of a call that moves ``nbytes`` and computes ``flops`` in ``seconds``."""
-    copying = nbytes / copy_rate(nbytes, device)
-    computing = flops / product_rate(device)
+    copying = nbytes / copy_rate(nbytes, timer)
+    computing = flops / product_rate(timer)
     binds = "arithmetic" if computing > copying else "bandwidth"
     least = max(computing, copying)
     return Share(nbytes / seconds / 1e9, flops / seconds / 1e9, binds, least / seconds)
 
 
-def copy_rate(nbytes: float, device: str = "cpu") -> float:
+def copy_rate(nbytes: float, timer: Timer = HOST) -> float:
     """Bytes per second, read and written, of a copy that moves about ``nbytes``.
 
-    What fits into a cache is copied at the cache's speed, as an operator of that size may expect.
+    On a CPU what fits into a cache is copied at the cache's speed, as an operator of that size may
+    expect; on a GPU the cache is cleared first, as before every call that is timed there.
     """
-    return _copy_rate(max(14, min(29, round(math.log2(max(nbytes, 1))))), device)
+    return _copy_rate(max(14, min(29, round(math.log2(max(nbytes, 1))))), timer)
 
 
 @functools.cache
-def _copy_rate(log_bytes: int, device: str) -> float:
-    source = torch.ones(2**log_bytes // 8, device=device)  # half of the bytes, of 4 each
-    target = torch.empty_like(source)
-    return 2**log_bytes / _seconds(lambda: target.copy_(source), device)
+def _copy_rate(log_bytes: int, timer: Timer) -> float:
+    return timers.copy_rate(timer, 2**log_bytes)
 
 
-def product_rate(device: str = "cpu") -> float:
-    """Operations per second of a float32 matrix product, the best of a few sizes; no TF32."""
-    return _product_rate(device)
+def product_rate(timer: Timer = HOST, tf32: bool = False) -> float:
+    """Operations per second of a float32 matrix product, the best of a few sizes."""
+    return _product_rate(timer, tf32)
 
 
 @functools.cache
-def _product_rate(device: str) -> float:
-    best = 0.0
-    for size in (256, 512, 1024, 2048) if device == "cpu" else (2048, 4096, 8192):
-        a = torch.ones(size, size, device=device)
-        best = max(best, 2 * size**3 / _seconds(functools.partial(torch.mm, a, a), device))
-    return best
-
-
-def _seconds(call, device: str) -> float:
-    if torch.device(device).type == "cpu":
-        with torch.inference_mode():
-            return quick_time(call, 0.02)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    least = math.inf
-    for _ in range(10):
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        least = min(least, start.elapsed_time(end) * 1e-3)
-    return least
+def _product_rate(timer: Timer, tf32: bool) -> float:
+    sizes = (256, 512, 1024, 2048) if timer.device.type == "cpu" else (2048, 4096, 8192)
+    return max(timers.product_rate(timer, size, tf32) for size in sizes)

@@ -4,23 +4,38 @@ Every provider is verified against float64, then timed briefly; the fastest riva
 recursions the fastest) and ours are timed in turns in this process, in many short rounds. A ratio
 is the rival's median over ours. Forward runs in inference mode; forward+backward is the public
 function on leaves that all require gradients, then torch.autograd.grad with fixed output gradients.
+
+On a GPU (``--device``, the default where there is one) times are those of its events, the L2 cache
+is cleared before every call, and each compiled backend is compared: CUDA C++ and Triton.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from . import machine
-from .measure import KANERVA, Problem, WrongResult, interleaved, mode, providers, quick_time
+from . import ceilings, costs, counters, machine, timers
+from .measure import (
+    KANERVA,
+    Problem,
+    WrongResult,
+    backends_on,
+    interleaved,
+    mode,
+    on_backend,
+    providers,
+)
 from .rivals import DIRECTIONS, OPERATORS, SHAPES, Rival, Shape
+from .timers import HOST, Timer, quick_time
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,6 +45,7 @@ else:
 RESULTS = Path(__file__).parent / "results"
 FLOORS = Path(__file__).parent / "floors.toml"
 SMALL = 3  # shapes of --shapes small
+NAME = 22  # width of an operator and its backend in a line
 QUIET = 0.1  # load of other processes, in cores, above which a row is measured again
 
 
@@ -53,6 +69,12 @@ class Row:
     rounds: int
     other_load: float | None
     screened_ms: dict[str, float]  # every provider's least time in the first brief look
+    backend: str  # of ours; "auto": what a user gets who names none
+    ours_launches: int  # kernels on a GPU, calls of PyTorch operators on a CPU
+    rival_launches: int
+    ours_peak_bytes: int  # of tensors alive at once, beyond those from before
+    rival_peak_bytes: int
+    of_ceiling: float  # least time by the machine's ceilings over ours
 
     @property
     def met(self) -> bool:
@@ -60,16 +82,17 @@ class Row:
 
     def line(self) -> str:
         floor = "" if self.floor is None else f"{self.floor:g} {'ok' if self.met else 'BELOW'}"
+        name = self.operator + ("" if self.backend == "auto" else f"[{self.backend}]")
         spread = f"{self.ratio_low:.2f}-{self.ratio_high:.2f}"
         return (
-            f"{self.operator:15} {self.shape:14} {self.direction:16} {self.ours_ms:9.3f} "
+            f"{name:{NAME}} {self.shape:14} {self.direction:16} {self.ours_ms:9.3f} "
             f"{self.rival_ms:9.3f} {self.ratio:6.2f} {spread:>11} {floor:>9} "
             f"{self.ours_error:8.0e} {self.rival_error:8.0e}  {self.rival}"
         )
 
 
 HEADER = (
-    f"{'operator':15} {'B x T x K x C':14} {'direction':16} {'ours ms':>9} {'rival ms':>9} "
+    f"{'operator':{NAME}} {'B x T x K x C':14} {'direction':16} {'ours ms':>9} {'rival ms':>9} "
     f"{'ratio':>6} {'quartiles':>11} {'floor':>9} {'error':>8} {'its err':>8}  fastest rival"
 )
 
@@ -84,40 +107,50 @@ def compare(
     with_compile: bool,
     floors: dict,
     patience: float,
+    backends: Sequence[str] = ("auto",),
+    timer: Timer = HOST,
 ) -> list[Row]:
     """The rows of one operator, shape and direction: against all rivals, and against recursions."""
     if with_compile:
         torch.compiler.reset()  # dynamo keeps at most eight compilations of a function
-    problem = Problem(operator, shape, direction)
+    problem = Problem(operator, shape, direction, device=timer.device)
     wanted = floors.get(operator, {}).get(str(shape), {})
     calls, errors, screened, rivals = {}, {}, {}, {}
-    for rival in providers(operator, shape, direction):
+    auto, *found = providers(operator, shape, direction)
+    ours = {b: auto if b == "auto" else on_backend(operator, b) for b in backends}
+    for rival in [*ours.values(), *found]:
         if rival.family == "compile" and not with_compile:
             continue
         call = problem.bind(rival)
         try:
             errors[rival.name] = problem.verify(rival, call)
         except WrongResult as error:
-            if rival.name == KANERVA:
+            if rival.family == KANERVA:
                 raise
             print(f"left out: {error}", file=sys.stderr)
             continue
         calls[rival.name], rivals[rival.name] = call, rival
         with mode(direction):
-            screened[rival.name] = quick_time(call)
+            screened[rival.name] = quick_time(call, timer=timer)
     chosen = finalists(rivals, screened, "steps" in wanted)
+    timed = [*(provider.name for provider in ours.values()), *chosen]
     with mode(direction):
-        times, load = quietest({n: calls[n] for n in [KANERVA, *chosen]}, rounds, seconds, patience)
+        times, load = quietest({n: calls[n] for n in timed}, rounds, seconds, patience, timer)
 
     medians = {name: statistics.median(t) for name, t in times.items()}
-    rows = []
-    for against in ("all", "steps"):
+    rows, counts = [], {}
+    for backend, against in itertools.product(ours, ("all", "steps")):
+        own = ours[backend].name
         names = [n for n in chosen if against == "all" or rivals[n].family == against]
         floor = (wanted if against == "all" else wanted.get("steps", {})).get(direction)
         if not names or (against == "steps" and floor is None):
             continue
         best = min(names, key=medians.__getitem__)
-        ratios = sorted(b / a for a, b in zip(times[KANERVA], times[best], strict=True))
+        for name in {own, best} - counts.keys():
+            with mode(direction):
+                counts[name] = counters.count(calls[name], timer)
+        flops = costs.flops(operator, shape, direction)
+        ratios = sorted(b / a for a, b in zip(times[own], times[best], strict=True))
         rows.append(
             Row(
                 operator,
@@ -125,17 +158,23 @@ def compare(
                 direction,
                 against,
                 best,
-                medians[KANERVA] * 1e3,
+                medians[own] * 1e3,
                 medians[best] * 1e3,
-                medians[best] / medians[KANERVA],
+                medians[best] / medians[own],
                 ratios[len(ratios) // 4],
                 ratios[3 * len(ratios) // 4],
-                errors[KANERVA],
+                errors[own],
                 errors[best],
                 floor,
                 len(ratios),
                 load,
                 {name: t * 1e3 for name, t in sorted(screened.items(), key=lambda x: x[1])},
+                backend,
+                counts[own].launches,
+                counts[best].launches,
+                counts[own].peak_bytes,
+                counts[best].peak_bytes,
+                ceilings.share(medians[own], problem.nbytes, flops, timer).share,
             )
         )
     return rows
@@ -143,7 +182,7 @@ def compare(
 
 def finalists(rivals: dict[str, Rival], screened: dict[str, float], steps: bool) -> list[str]:
     """The four fastest rivals of the brief look; with ``steps`` the two fastest recursions too."""
-    order = sorted((n for n in rivals if n != KANERVA), key=screened.__getitem__)
+    order = sorted((n for n, r in rivals.items() if r.family != KANERVA), key=screened.__getitem__)
     chosen = order[:4]
     if steps:
         recursions = [n for n in order if rivals[n].family == "steps"][:2]
@@ -151,7 +190,9 @@ def finalists(rivals: dict[str, Rival], screened: dict[str, float], steps: bool)
     return chosen
 
 
-def quietest(calls, rounds, seconds, patience) -> tuple[dict[str, list[float]], float | None]:
+def quietest(
+    calls, rounds, seconds, patience, timer=HOST
+) -> tuple[dict[str, list[float]], float | None]:
     """Times, taken again for up to ``patience`` seconds while others use the cores; their load.
 
     On a busy machine every parallel region of PyTorch waits for a time slice, which flatters the
@@ -160,13 +201,18 @@ def quietest(calls, rounds, seconds, patience) -> tuple[dict[str, list[float]], 
     deadline, kept, least = time.monotonic() + patience, {}, float("inf")
     while True:
         with machine.OtherLoad() as load:
-            times = interleaved(calls, rounds, seconds)
+            times = interleaved(calls, rounds, seconds, timer=timer)
         if load.cores is None:
             return times, None
         if load.cores < least:
             kept, least = times, load.cores
         if least <= QUIET or time.monotonic() > deadline:
             return kept, least
+
+
+def compiled_backends(timer: Timer) -> list[str]:
+    """Those of the device; "auto" where there are none, which is then the reference."""
+    return [n for n in backends_on(timer.device) if n != "reference"] or ["auto"]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -181,7 +227,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=40, help="rounds at most (default 40)")
     parser.add_argument("--seconds", type=float, default=4.0, help="per comparison (default 4)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="torch.compile rivals too")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=timers.default_device())
+    parser.add_argument(
+        "--backend",
+        action="append",
+        help='default: "auto" on a CPU, every compiled backend that is here on a GPU',
+    )
+    parser.add_argument("--compile", "--full", action="store_true", help="torch.compile rivals too")
     parser.add_argument("--patience", type=float, default=20.0, help="seconds a busy row may take")
     parser.add_argument("--check", action="store_true", help="exit 1 when below a floor")
     parser.add_argument(
@@ -211,7 +263,12 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     floors = tomllib.loads(FLOORS.read_text())
     floors = floors["ci"] if options.floors == "ci" else floors
-    about = machine.describe()
+    timer = timers.of(options.device)
+    backends = options.backend or ["auto"]
+    if timer.cuda is not None:
+        floors = {}  # they are a CPU's
+        backends = options.backend or compiled_backends(timer)
+    about = machine.describe(timer)
     print(machine.headline(about))
     print(HEADER)
     rows: list[Row] = []
@@ -227,6 +284,8 @@ def main(arguments: list[str] | None = None) -> int:
                     with_compile=options.compile,
                     floors=floors,
                     patience=options.patience,
+                    backends=backends,
+                    timer=timer,
                 )
                 rows += found
                 for row in found:

@@ -1,16 +1,16 @@
 """The parts of gpu_check.py that run in an interpreter of their own, on one device.
 
 Each function returns what goes into the report, or raises. With a CPU as the device, what needs
-CUDA graphs is left out: that is how the tests run them.
+CUDA graphs is left out: that is how the tests run them. Times are of `timers`: on a GPU its own
+events, the L2 cache cleared before every call.
 """
 
 from __future__ import annotations
 
 import functools
-import statistics
-import time
 from collections.abc import Callable, Sequence
 
+import timers
 import torch
 from torch import Tensor
 
@@ -86,38 +86,12 @@ def captured(call: Callable) -> tuple[Callable[[], None], Sequence[Tensor]]:
     return graph.replay, results
 
 
-def median_seconds(call: Callable, device: str, seconds: float = 0.5) -> float:
-    """Median over blocks of calls of about 2 ms, one call at least; 5 blocks at least."""
-    cuda = torch.device(device).type == "cuda"
-
-    def block(repeats: int) -> float:
-        if not cuda:
-            start = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            return (time.perf_counter() - start) / repeats
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(repeats):
-            call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e-3 / repeats
-
-    block(2)
-    repeats = max(1, min(1000, int(2e-3 / max(block(3), 1e-7))))
-    times: list[float] = []
-    started = time.perf_counter()
-    while len(times) < 5 or (time.perf_counter() - started < seconds and len(times) < 101):
-        times.append(block(repeats))
-    return statistics.median(times)
-
-
 def measured(call: Callable, device: str, seconds: float) -> dict[str, float]:
-    row = {"eager_us": 1e6 * median_seconds(call, device, seconds)}
-    if torch.device(device).type == "cuda":
+    timer = timers.of(device)
+    row = {"eager_us": 1e6 * timers.median_seconds(call, timer, seconds)}
+    if timer.cuda is not None:
         replay, _ = captured(call)
-        row["graph_us"] = 1e6 * median_seconds(replay, device, seconds)
+        row["graph_us"] = 1e6 * timers.median_seconds(replay, timer, seconds)
     return row
 
 
@@ -192,16 +166,12 @@ def bench_solve(device: str, shapes: Sequence[Shape], seconds: float = 0.3) -> l
 
 
 def ceilings(device: str, size: int = 8192) -> dict[str, float]:
-    """Bandwidth of a copy (bytes read and written) and rate of a float32 matrix product."""
-    source = torch.randn(4 * size, size, device=device)
-    target = torch.empty_like(source)
-    copy = median_seconds(lambda: target.copy_(source), device)
-    a = torch.randn(size, size, device=device)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    product = median_seconds(lambda: torch.mm(a, a), device)
+    """Bandwidth of a copy (bytes read and written) and rates of a float32 matrix product."""
+    timer = timers.of(device)
     return {
-        "copy_gb_per_s": 2 * source.numel() * 4 / copy / 1e9,
-        "float32_tflops": 2 * size**3 / product / 1e12,
+        "copy_gb_per_s": timers.copy_rate(timer, 32 * size * size) / 1e9,
+        "float32_tflops": timers.product_rate(timer, size) / 1e12,
+        "tf32_tflops": timers.product_rate(timer, size, tf32=True) / 1e12,
     }
 
 

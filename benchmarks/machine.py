@@ -13,10 +13,13 @@ import torch
 
 import kanerva_ext
 
+from . import ceilings
+from .timers import HOST, Timer
 
-def describe() -> dict[str, object]:
-    """What a result file states about its origin."""
-    return {
+
+def describe(timer: Timer = HOST) -> dict[str, object]:
+    """What a result file states about its origin; with the rates of the device that was timed."""
+    about = {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -29,16 +32,43 @@ def describe() -> dict[str, object]:
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "gemm_gflops": round(gemm_rate() / 1e9, 1),
+    }
+    if timer.cuda is None:
+        return about | {"gemm_gflops": round(gemm_rate() / 1e9, 1)}
+    return about | _describe_gpu(timer)
+
+
+def _describe_gpu(timer: Timer) -> dict[str, object]:
+    properties = timer.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "torch_cuda": torch.version.cuda or torch.version.hip,
+        "backends": ", ".join(f"{n}: {status}" for n, status in kanerva_ext.backends().items()),
+        "gemm_gflops": round(ceilings.product_rate(timer) / 1e9, 1),
+        "tf32_gflops": round(ceilings.product_rate(timer, tf32=True) / 1e9, 1),
+        "copy_gb_per_s": round(ceilings.copy_rate(2**29, timer) / 1e9, 1),
     }
 
 
 def headline(machine: dict[str, object]) -> str:
+    changes = " + changes" if machine["uncommitted_changes"] else ""
     return (
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['simd']}; torch "
-        f"{machine['torch']} ({machine['torch_blas']}, {machine['gemm_gflops']} GFLOP/s in a "
-        f"float32 matrix product); kanerva_ext {machine['kanerva_ext']} at "
-        f"{str(machine['commit'])[:10]}{' + changes' if machine['uncommitted_changes'] else ''}"
+        f"{machine.get('gpu') or machine['cpu']}, {setting(machine)}; kanerva_ext "
+        f"{machine['kanerva_ext']} at {str(machine['commit'])[:10]}{changes}"
+    )
+
+
+def setting(machine: dict[str, object]) -> str:
+    """The software, and the device's rates as measured in the same run."""
+    product = f"{machine['gemm_gflops']} GFLOP/s in a float32 matrix product"
+    if not machine.get("gpu"):
+        return (
+            f"torch {machine['torch']}, {machine['threads']} threads, {machine['simd']}, {product}"
+        )
+    return (
+        f"torch {machine['torch']} (CUDA {machine['torch_cuda']}), {product}, "
+        f"{machine['tf32_gflops']} in TensorFloat-32, {machine['copy_gb_per_s']} GB/s in a copy"
     )
 
 

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 import kanerva_ext
+from kanerva_ext import _backend
 
 from .rivals import OPERATORS, Rival, Shape
+from .timers import HOST, Timer, quick_time
+from .truths import has_closed_form, reference_gradient
 
 KANERVA = "kanerva"
 MAX_ERROR = 1e-3  # relative, against float64: beyond it a provider computes something else
@@ -29,24 +32,37 @@ class WrongResult(AssertionError):
 
 def providers(operator: str, shape: Shape, direction: str) -> list[Rival]:
     """Ours, then every rival that serves the shape and direction."""
+    rivals = OPERATORS[operator].rivals
+    return [ours(operator), *(r for r in rivals if r.serves(shape, direction))]
+
+
+def ours(operator: str) -> Rival:
+    """What serves a user who names no backend."""
+    return Rival(KANERVA, OPERATORS[operator].kanerva, family=KANERVA)
+
+
+def on_backend(operator: str, backend: str) -> Rival:
+    """Ours on one backend, as a provider of its own."""
     spec = OPERATORS[operator]
-    ours = Rival(KANERVA, spec.kanerva, family=KANERVA)
-    return [ours, *(r for r in spec.rivals if r.serves(shape, direction))]
+
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        with kanerva_ext.use_backend(backend):
+            return spec.kanerva(*inputs)
+
+    return Rival(f"{KANERVA}[{backend}]", function, family=KANERVA)
 
 
-def on_backends(operator: str) -> list[Rival]:
-    """Ours on every backend that is here, as providers of their own."""
-    spec = OPERATORS[operator]
+def on_backends(operator: str, device: str | torch.device = "cpu") -> list[Rival]:
+    """Ours on every backend that is here and serves ``device``, as providers of their own."""
+    return [on_backend(operator, name) for name in backends_on(device)]
 
-    def on(backend: str) -> Rival:
-        def function(*inputs: Tensor) -> tuple[Tensor, ...]:
-            with kanerva_ext.use_backend(backend):
-                return spec.kanerva(*inputs)
 
-        return Rival(f"{KANERVA}[{backend}]", function, family=KANERVA)
-
+def backends_on(device: str | torch.device) -> list[str]:
+    """Names of the backends that are here and serve tensors on ``device``."""
+    kind = torch.device(device).type
     here = [name for name, status in kanerva_ext.backends().items() if status == "available"]
-    return [on(backend) for backend in here]
+    triton = kind == "cuda" or _backend.interpreted
+    return [n for n in here if n in (kind, "reference") or (n == "triton" and triton)]
 
 
 def mode(direction: str) -> AbstractContextManager:
@@ -62,6 +78,7 @@ class Problem:
     shape: Shape
     direction: str
     seed: int = 0
+    device: str | torch.device = "cpu"
     inputs: tuple[Tensor, ...] = field(init=False)
     grads: tuple[Tensor, ...] = field(init=False)
     truth: tuple[Tensor, ...] = field(init=False)
@@ -71,22 +88,30 @@ class Problem:
         generator = torch.Generator().manual_seed(self.seed)
         # Rounded first: truth and providers see the same numbers.
         rounded = tuple(x.float() for x in spec.inputs(self.shape, generator))
-        self.inputs = rounded
         wide = tuple(x.double() for x in rounded)
-        outputs = spec.truth(*wide)
-        if (self.operator, self.shape, self.seed) not in _checked:
+        long = has_closed_form(self.operator, self.shape)
+        with torch.no_grad():
+            outputs = (spec.definition if long else spec.truth)(*wide)
+        if not long and (self.operator, self.shape, self.seed) not in _checked:
             # Batch items are independent; the recursion in float64 takes seconds for each.
             defined = spec.definition(*(x[:1] for x in wide))
             error = relative_error([x[:1] for x in outputs], defined)
             if not error < TRUTH_ERROR:
                 raise WrongResult(f"{self.operator}: truth and reference differ by {error:.1e}")
             _checked.add((self.operator, self.shape, self.seed))
-        self.grads = tuple(torch.randn(x.shape, generator=generator) for x in outputs)
-        self.truth = outputs
+        grads = tuple(torch.randn(x.shape, generator=generator) for x in outputs)
+        truth = outputs
         if self.direction != "forward":
-            leaves = tuple(x.requires_grad_() for x in wide)
-            grads = tuple(g.double() for g in self.grads)
-            self.truth = torch.autograd.grad(spec.truth(*leaves), leaves, grads)
+            fed = tuple(g.double() for g in grads)
+            if long:
+                truth = reference_gradient(self.operator, fed, wide)
+            else:
+                leaves = tuple(x.requires_grad_() for x in wide)
+                truth = torch.autograd.grad(spec.truth(*leaves), leaves, fed)
+        # The truth is the CPU's for every device; what is timed happens on the device alone.
+        self.inputs, self.grads, self.truth = (
+            tuple(x.to(self.device) for x in tensors) for tensors in (rounded, grads, truth)
+        )
 
     @property
     def nbytes(self) -> int:
@@ -134,29 +159,22 @@ def relative_error(results: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     return worst
 
 
-def quick_time(call: Callable, budget: float = 0.05, calls: int = 10) -> float:
-    """Least of a few calls, in seconds: for choosing, not for reporting.
-
-    At least two calls; then until both ``budget`` seconds and ``calls`` or 10 budgets are spent.
-    """
-    least, spent, count = float("inf"), 0.0, 0
-    while count < 2 or spent < budget or (count < calls and spent < 10 * budget):
-        start = time.perf_counter()
-        call()
-        elapsed = time.perf_counter() - start
-        least, spent, count = min(least, elapsed), spent + elapsed, count + 1
-    return least
-
-
 def interleaved(
-    calls: dict[str, Callable], rounds: int, seconds: float, block: float = 4e-3
+    calls: dict[str, Callable],
+    rounds: int,
+    seconds: float,
+    block: float = 4e-3,
+    timer: Timer = HOST,
+    least: int = 7,
 ) -> dict[str, list[float]]:
     """Medians of short blocks of calls, the providers taking turns: name -> seconds per round.
 
     Each block starts with an untimed call, which takes the caches back from the provider before.
-    There are at most ``rounds`` rounds, fewer (but 7) when ``seconds`` are spent.
+    There are at most ``rounds`` rounds, fewer (but ``least``) when ``seconds`` are spent.
     """
-    repeats = {n: max(1, min(40, int(block / quick_time(c, 0.01)))) for n, c in calls.items()}
+    repeats = {
+        n: max(1, min(40, int(block / quick_time(c, 0.01, timer=timer)))) for n, c in calls.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     enabled = gc.isenabled()
@@ -164,17 +182,10 @@ def interleaved(
     started = time.perf_counter()
     try:
         for index in range(rounds):
-            if index >= 7 and time.perf_counter() - started > seconds:
+            if index >= least and time.perf_counter() - started > seconds:
                 break
             for name in order if index % 2 == 0 else reversed(order):
-                call = calls[name]
-                call()
-                samples = []
-                for _ in range(repeats[name]):
-                    start = time.perf_counter_ns()
-                    call()
-                    samples.append(time.perf_counter_ns() - start)
-                times[name].append(statistics.median(samples) * 1e-9)
+                times[name].append(statistics.median(timer.samples(calls[name], repeats[name])))
     finally:
         if enabled:
             gc.enable()

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import overhead, scaling, training_step
+from . import machine, overhead, scaling, training_step
 from .compare import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -65,11 +65,7 @@ def origin(content: dict) -> str:
     about = content["machine"]
     loads = [row.get("other_load") for row in content["rows"]] + [about.get("other_load")]
     busy = max((load for load in loads if load is not None), default=0)
-    text = (
-        f"{about['date'][:10]}, commit {str(about['commit'])[:10]}, torch {about['torch']}, "
-        f"{about['threads']} threads, {about['simd']}, {about['gemm_gflops']} GFLOP/s in a float32 "
-        "matrix product"
-    )
+    text = f"{about['date'][:10]}, commit {str(about['commit'])[:10]}, {machine.setting(about)}"
     if busy > 0.1:
         text += f"; other programs kept up to {busy:.1f} cores busy, take the times as rough"
     return f"{text}."
@@ -79,23 +75,30 @@ def compare_section(contents: list[dict], device: str) -> str:
     parts = ["### Operators against the best PyTorch composition"]
     total = slower = 0
     for content in contents:
-        own = [row for row in content["rows"] if row["against"] == "all"]
-        operator = own[0]["operator"]
-        head = [f"`{operator}` at (B, T, K, C)"]
-        for title in DIRECTIONS.values():
-            head += [f"{title}: ours", "best PyTorch", "ratio", "which", "error"]
-        lines = [head]
-        for shape in dict.fromkeys(row["shape"] for row in own):
-            line = [f"({shape.replace('x', ', ')})"]
-            for direction in DIRECTIONS:
-                found = [r for r in own if (r["shape"], r["direction"]) == (shape, direction)]
-                line += _cells(found[0]) if found else ["-"] * 5
-            lines.append(line)
-        parts += [f"`{operator}`: {origin(content)}", markdown(lines)]
-        total += len(own)
-        slower += sum(row["ratio"] < 1 for row in own)
+        everything = [row for row in content["rows"] if row["against"] == "all"]
+        for backend in dict.fromkeys(row.get("backend", "auto") for row in everything):
+            own = [row for row in everything if row.get("backend", "auto") == backend]
+            parts += _compared(own, backend, content)
+        total += len(everything)
+        slower += sum(row["ratio"] < 1 for row in everything)
     parts.append(f"{total - slower} of {total} rows are at least as fast as PyTorch.")
     return "\n\n".join(parts)
+
+
+def _compared(own: list[dict], backend: str, content: dict) -> list[str]:
+    operator = own[0]["operator"]
+    head = [f"`{operator}` at (B, T, K, C)"]
+    for title in DIRECTIONS.values():
+        head += [f"{title}: ours", "best PyTorch", "ratio", "which", "error"]
+    lines = [head]
+    for shape in dict.fromkeys(row["shape"] for row in own):
+        line = [f"({shape.replace('x', ', ')})"]
+        for direction in DIRECTIONS:
+            found = [r for r in own if (r["shape"], r["direction"]) == (shape, direction)]
+            line += _cells(found[0]) if found else ["-"] * 5
+        lines.append(line)
+    title = f"`{operator}`" + ("" if backend == "auto" else f", backend {backend}")
+    return [f"{title}: {origin(content)}", markdown(lines)]
 
 
 def _cells(row: dict) -> list[str]:
@@ -111,7 +114,7 @@ def _cells(row: dict) -> list[str]:
 
 def scaling_section(contents: list[dict], device: str) -> str:
     parts = ["### How times grow"]
-    lines = [["slope at the end", *scaling.AXES]]
+    lines = [["slope at the end, ours (best PyTorch's)", *scaling.AXES]]
     for content in contents:
         rows = [scaling.Row(**row) for row in content["rows"]]
         operator = rows[0].operator
@@ -119,14 +122,82 @@ def scaling_section(contents: list[dict], device: str) -> str:
             cells = []
             for axis in scaling.AXES:
                 curve = _curve(rows, operator, direction, axis)
-                sizes, times = [r.size for r in curve], [r.ours_ms for r in curve]
-                cells.append(f"{scaling.slope(sizes, times):.2f}" if len(curve) > 1 else "-")
+                timed = [r for r in curve if r.rival_ms is not None]
+                own = _slope([(r.size, r.ours_ms) for r in curve])
+                best = _slope([(r.size, r.rival_ms) for r in timed])
+                cells.append(f"{own} ({best})" if curve else "-")
             lines.append([f"`{operator}`, {title}", *cells])
         name = f"{_slug(device)}-{operator}.png"
         _draw(rows, operator, PICTURES / name)
-        parts.append(f"![{operator}](images/performance/{name})\n\n{origin(content)}")
+        parts += [
+            f"![{operator}](images/performance/{name})",
+            f"`{operator}`: {origin(content)}",
+            *curve_table(rows, operator),
+        ]
     parts.insert(1, markdown(lines))
     return "\n\n".join(parts)
+
+
+def _slope(points: list[tuple[int, float]]) -> str:
+    return f"{scaling.slope(*zip(*points, strict=True)):.2f}" if len(points) > 1 else "-"
+
+
+def curve_table(rows: list[scaling.Row], operator: str) -> list[str]:
+    """Every point, and beneath the table which compositions were not timed there, and why."""
+    head, lines, notes = [f"`{operator}` at (B, T, K, C)"], [], []
+    for title in DIRECTIONS.values():
+        head += [f"{title}: ours", "best PyTorch", "ratio", "which"]
+    for axis in scaling.AXES:
+        curves = [_curve(rows, operator, direction, axis) for direction in DIRECTIONS]
+        marks = []
+        for curve, title in zip(curves, DIRECTIONS.values(), strict=True):
+            note = left_out(curve)
+            if note:
+                notes.append(f"{axis}, {title}: {note}")
+            marks.append(f"<sup>{len(notes)}</sup>")
+        for shape in dict.fromkeys(row.shape for curve in curves for row in curve):
+            line = [f"({shape.replace('x', ', ')})"]
+            for curve, mark in zip(curves, marks, strict=True):
+                found = [row for row in curve if row.shape == shape]
+                line += _point(found[0], mark) if found else ["-"] * 4
+            lines.append(line)
+    table = markdown([head, *lines])
+    text = "\n".join(f"{i}. {note}" for i, note in enumerate(notes, 1))
+    return [table, f"Left out of a point:\n\n{text}"] if notes else [table]
+
+
+def _point(row: scaling.Row, mark: str) -> list[str]:
+    mark = mark if row.left_out else ""
+    if row.rival_ms is None:
+        return [f"{row.ours_ms:.3f} ms", f"-{mark}", "-", "-"]
+    ratio = row.rival_ms / row.ours_ms
+    return [
+        f"{row.ours_ms:.3f} ms",
+        f"{row.rival_ms:.3f} ms{mark}",
+        f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}",
+        f"`{row.rival}`",
+    ]
+
+
+def left_out(curve: list[scaling.Row]) -> str:
+    """Reasons, each with the compositions that it kept out and the sizes."""
+    sizes: dict[str, dict[str, list[int]]] = {}
+    for row in curve:
+        for reason, names in row.left_out.items():
+            for name in names:
+                sizes.setdefault(reason, {}).setdefault(name, []).append(row.size)
+    texts = []
+    for reason, found in sizes.items():
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name, at in found.items():
+            groups.setdefault(tuple(at), []).append(f"`{name}`")
+        kept_out = (f"{', '.join(names)} at {_span(at)}" for at, names in groups.items())
+        texts.append(f"{reason} ({'; '.join(kept_out)})")
+    return "; ".join(texts)
+
+
+def _span(sizes: tuple[int, ...]) -> str:
+    return f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
 
 
 def _curve(rows: list[scaling.Row], operator: str, direction: str, axis: str):

@@ -42,23 +42,24 @@ class Row:
     gradients_differ_by: float
 
 
-def make(preset: str, backend: str):
+def make(preset: str, backend: str, device: str | torch.device = "cpu"):
     """A model of a preset; the same parameters for every backend."""
     config = load_config(preset)
     torch.manual_seed(0)
     model = config.make_model()
     model.memory.backend = backend
-    return model, config
+    return model.to(device), config
 
 
 def memory_part(model, config) -> Callable[[], tuple[Tensor, ...]]:
     """Write and read of one step, with the gradients of all that goes in."""
     memory, data = model.memory, config.data
-    generator = torch.Generator().manual_seed(0)
+    device = memory.prior_mean.device
+    generator = torch.Generator(device).manual_seed(0)
 
     def normal(size: int) -> Tensor:
         shape = (data.batch_size, data.episode_length, size)
-        return torch.randn(shape, generator=generator).requires_grad_()
+        return torch.randn(shape, generator=generator, device=device).requires_grad_()
 
     codes, grad = normal(memory.code_size), normal(memory.code_size).detach()
     inputs = [codes, memory.prior_mean, memory.log_prior_var]
@@ -81,8 +82,10 @@ def memory_part(model, config) -> Callable[[], tuple[Tensor, ...]]:
 def coder_part(model, config) -> Callable[[], object]:
     """Encoder and decoder of one step's images, with their gradients."""
     data = config.data
-    images = torch.rand(data.batch_size, data.episode_length, *model.image_shape)
-    codes = torch.randn(data.batch_size, data.episode_length, model.config["code_size"])
+    device = model.memory.prior_mean.device
+    batch = (data.batch_size, data.episode_length)
+    images = torch.rand(*batch, *model.image_shape, device=device)
+    codes = torch.randn(*batch, model.config["code_size"], device=device)
     codes.requires_grad_()
     parameters = [codes, *model.encoder.parameters(), *model.decoder.parameters()]
     calls = 2 if hasattr(model, "code") else 1  # the Dynamic Kanerva Machine decodes codes too
@@ -102,7 +105,7 @@ def whole_step(model, config) -> Callable[[], object]:
     trainer = Trainer(model, config.training.schedule()._replace(learning_rate=1e-6))
     shape = (data.batch_size, data.episode_length, *model.image_shape)
     images = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.1).float()
-    generator = torch.Generator()
+    images, generator = images.to(trainer.device), torch.Generator(trainer.device)
 
     def call():
         return trainer.step(images, None, 0, 0.5, generator.manual_seed(0))

@@ -1,19 +1,195 @@
 """What the benchmarks count and report, and that their checks can fail."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import kanerva_ext
-from benchmarks import ceilings, compare, costs, counters, overhead, report, scaling
-from benchmarks.measure import KANERVA, Problem, WrongResult, on_backends, providers
+from benchmarks import (
+    ceilings,
+    compare,
+    costs,
+    counters,
+    overhead,
+    report,
+    scaling,
+    timers,
+    truths,
+)
+from benchmarks.measure import KANERVA, Problem, WrongResult, interleaved, on_backends, providers
 from benchmarks.reproduction_page import TABLES, write_page
 from benchmarks.rivals import OPERATORS, Rival, Shape
 
 ROOT = Path(__file__).parents[1]
 SHAPE = Shape(2, 4, 3, 5)
+
+
+class FakeCuda:
+    """Stands in for torch.cuda: events at fixed distances, and a log of what was done."""
+
+    L2 = 4096
+    TAKES = 0.25  # ms from a start to its end
+
+    def __init__(self):
+        self.log = []
+
+    def Event(self, enable_timing):
+        assert enable_timing
+        return FakeEvent(self.log)
+
+    def synchronize(self):
+        self.log.append("wait")
+
+    def get_device_properties(self, index):
+        return SimpleNamespace(name="Fake GPU", major=9, minor=0, L2_cache_size=self.L2)
+
+    def memory_allocated(self):
+        return 1000
+
+    def reset_peak_memory_stats(self):
+        self.log.append("reset")
+
+    def max_memory_allocated(self):
+        return 1500
+
+
+class FakeEvent:
+    def __init__(self, log):
+        self.log = log
+
+    def record(self):
+        self.log.append(self)
+
+    def synchronize(self):
+        self.log.append("wait")
+
+    def elapsed_time(self, end):
+        assert self.log.index(self) < self.log.index(end)
+        assert "wait" in self.log[self.log.index(end) :]
+        return FakeCuda.TAKES
+
+
+class FakeDevice(timers.DeviceEvents):
+    """Tensors on the CPU, times of a stand-in for torch.cuda."""
+
+    def __init__(self):
+        super().__init__("cpu", FakeCuda())
+
+    def flush(self):
+        super().flush()
+        self.cuda.log.append("flush")
+
+
+def test_device_times_are_of_events_with_the_cache_cleared():
+    timer = FakeDevice()
+    assert timer._scratch.nbytes > FakeCuda.L2
+    log = timer.cuda.log
+    assert timer.samples(lambda: log.append("call"), 2) == [0.25e-3] * 2
+    kinds = [x if isinstance(x, str) else "event" for x in log]
+    assert kinds == ["call", *["flush", "event", "call", "event"] * 2, "wait"]
+    assert len({id(x) for x in log if not isinstance(x, str)}) == 4
+    log.clear()
+    watch = timer.stopwatch()
+    for _ in range(2):
+        start = watch()
+        log.append("call")
+        assert watch() - start == 0.25e-3
+    kinds = [x if isinstance(x, str) else "event" for x in log]
+    assert kinds == ["flush", "event", "call", "event", "wait"] * 2
+
+
+def test_both_sources_of_times_have_one_interface():
+    for timer in (timers.HOST, FakeDevice()):
+        assert all(t > 0 for t in timer.samples(lambda: None, 3))
+        assert timers.quick_time(lambda: None, 1e-3, timer=timer) > 0
+        assert timers.median_seconds(lambda: None, timer, 1e-3) > 0
+        times = interleaved({"a": lambda: None, "b": lambda: None}, 3, 0.01, timer=timer)
+        assert {name: len(t) for name, t in times.items()} == {"a": 3, "b": 3}
+        assert timers.copy_rate(timer, 2**14) > 0 and timers.product_rate(timer, 64) > 0
+    assert times["a"] == [0.25e-3] * 3
+    assert timers.copy_rate(timer, 2**14) == pytest.approx(2**14 / 0.25e-3)
+    assert timers.product_rate(timer, 64, tf32=True) == pytest.approx(2 * 64**3 / 0.25e-3)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert timers.of("cpu") is timers.HOST and timers.default_device() in ("cpu", "cuda")
+
+
+def test_counts_on_a_gpu():
+    timer = FakeDevice()
+    counts = counters.count(lambda: None, timer)
+    assert counts == (0, 500) and counters.peak_bytes(lambda: None, timer) == 500
+    assert "reset" in timer.cuda.log
+
+    def event(device, kind):
+        return SimpleNamespace(device_type=lambda: device, activity_type=lambda: kind)
+
+    gpu, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    events = [event(gpu, "kernel"), event(gpu, "gpu_memcpy"), event(gpu, "gpu_memset")]
+    events += [event(cpu, "cpu_op"), event(gpu, "gpu_user_annotation"), event(gpu, "kernel")]
+    assert counters.kernels(events) == 2
+
+
+def test_backends_of_a_device():
+    assert "cpu" not in [p.name for p in on_backends("read", "cuda")]
+    assert f"{KANERVA}[cuda]" not in [p.name for p in on_backends("read", "cpu")]
+
+
+def test_compare_on_a_device(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(timers, "of", lambda device: FakeDevice())
+    monkeypatch.setattr(compare, "compiled_backends", lambda timer: ["auto", "reference"])
+    arguments = ["--op", "read", "--shapes", "2x4x3x5", "--device", "cuda", "--seconds", "0.05"]
+    arguments += ["--patience", "0", "--threads", "1", "--json", str(tmp_path / "compare-x.json")]
+    monkeypatch.setattr(ceilings, "product_rate", lambda timer, tf32=False: 1e12)
+    assert compare.main(arguments) == 0
+    assert "read[reference]" in capsys.readouterr().out
+    content = json.loads((tmp_path / "compare-x.json").read_text())
+    assert content["machine"]["gpu"] == "Fake GPU"
+    rows = content["rows"]
+    assert [(r["direction"], r["backend"]) for r in rows] == [
+        (direction, backend)
+        for direction in ("forward", "forward_backward")
+        for backend in ("auto", "reference")
+    ]
+    assert all(r["ours_ms"] == r["rival_ms"] == 0.25 and r["ratio"] == 1 for r in rows)
+    assert all(r["ours_peak_bytes"] == r["rival_peak_bytes"] == 500 for r in rows)
+    page = report.page(report.newest(tmp_path))
+    assert "## Fake GPU" in page and "`read`, backend reference: " in page
+    assert "GB/s in a copy" in page and "in TensorFloat-32" in page
+
+
+PLUGIN = """
+from benchmarks import ceilings, timers
+from test_benchmarks import FakeDevice
+device = FakeDevice()
+timers.of = lambda name: device
+ceilings._product_rate = lambda timer, tf32: 1e12
+"""
+
+
+def test_pytest_benchmarks_on_a_device(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    (tmp_path / "stand_in.py").write_text(PLUGIN)
+    path = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests")))
+    saved = tmp_path / "saved.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_read.py", "-p", "stand_in"]
+    command += ["--device", "cuda", "-k", "64x16x16x64-forward-", f"--benchmark-json={saved}"]
+    # A worker of pytest-xdist would be taken for one of its own, which times nothing.
+    outside = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_")}
+    done = subprocess.run(
+        command, cwd=ROOT, env=outside | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "copy of 512 MiB" in done.stdout
+    found = json.loads(saved.read_text())["benchmarks"]
+    names = {case["extra_info"]["provider"] for case in found}
+    assert {KANERVA, "inner", f"{KANERVA}[reference]"} <= names
+    assert all(case["stats"]["median"] == pytest.approx(0.25e-3) for case in found)
+    assert all(case["extra_info"]["peak_bytes"] == 500 for case in found)
 
 
 def test_counts_of_a_known_call():
@@ -69,9 +245,14 @@ def test_a_wrong_provider_is_not_timed():
         problem.verify(wrong, problem.bind(wrong))
 
 
+def _interpreted():
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def test_every_backend_that_is_here_is_a_provider():
     names = [provider.name for provider in on_backends("read")]
     here = [name for name, status in kanerva_ext.backends().items() if status == "available"]
+    here = [n for n in here if n in ("cpu", "reference") or (n == "triton" and _interpreted())]
     assert names == [f"{KANERVA}[{name}]" for name in here] and "reference" in here
     problem = Problem("read", SHAPE, "forward")
     for provider in on_backends("read"):
@@ -117,6 +298,77 @@ def test_a_point_of_a_curve():
     assert (row.axis, row.size, row.shape) == ("K", 8, "1x4x8x5")
     assert row.ours_ms > 0 and row.rival_ms > 0 and row.error < 1e-5
     assert row.rival in [p.name for p in providers("recall", Shape(1, 4, 8, 5), "forward")]
+
+
+def test_the_truth_of_a_long_episode_is_that_of_a_short_one(monkeypatch):
+    shape = Shape(2, 40, 6, 5)
+    for direction in ("forward", "forward_backward"):
+        by_autograd = Problem("bayes_write", shape, direction)
+        with monkeypatch.context() as patch:
+            patch.setattr(truths, "LONGEST", 39)
+            assert truths.has_closed_form("bayes_write", shape)
+            closed = Problem("bayes_write", shape, direction)
+        assert closed.error([x.double() for x in by_autograd.truth]) < 1e-11
+    assert not truths.has_closed_form("recall", Shape(1, 65_536, 32, 100))
+
+
+def test_axes_of_the_curves():
+    sizes = {axis: [s["BTKC".index(axis)] for s in shapes] for axis, shapes in scaling.AXES.items()}
+    assert (sizes["T"][0], sizes["T"][-1], sizes["K"][0], sizes["K"][-1]) == (32, 65_536, 8, 1024)
+    for axis, shapes in scaling.AXES.items():
+        i = "BTKC".index(axis)
+        assert len({s[:i] + s[i + 1 :] for s in shapes}) == 1 and sizes[axis] == sorted(sizes[axis])
+
+
+def test_who_is_left_out_of_a_point():
+    history = scaling.History()
+    history.add(10, {"fast": (0.1, 10), "large": (0.1, 10**8), "slow": (1.5, 10)})
+    assert all(history.why_not(name, 20) is None for name in ("fast", "large", "slow", "new"))
+    assert history.why_not("large", 100) == scaling.TOO_LARGE  # by the square
+    history.add(20, {"fast": (0.2, 20), "large": (0.2, 2 * 10**8), "slow": (3.0, 20)})
+    assert history.why_not("large", 100) is None  # linear, as it turns out
+    assert history.why_not("large", 401) == scaling.TOO_LARGE
+    assert history.why_not("fast", 1900) is None
+    assert history.why_not("fast", 2100) == scaling.TOO_LONG
+    assert history.why_not("slow", 40) == scaling.TOO_SLOW  # at two points in a row
+    history.add(40, {"fast": (2.4, 20)})  # 12 times as long: a hiccup, not a power above the cube
+    assert history.why_not("fast", 80) is None and history.why_not("fast", 84) == scaling.TOO_LONG
+
+
+def test_a_busy_point_is_measured_again(monkeypatch):
+    loads = iter([0.8, 1.5, 0.05, 0.7])
+
+    def measure(operator, direction, axis, shape, seconds, history, timer):
+        load = next(loads)
+        history.add(4, {"rival": (load, 1)})
+        return scaling.Row(
+            operator, direction, axis, str(shape), 4, load, None, None, 0.0, {}, load
+        )
+
+    monkeypatch.setattr(scaling, "measure", measure)
+    point = ("read", "forward", "K", SHAPE)
+    row, history = scaling.quietest(point, 0.0, scaling.History(), timers.HOST, float("inf"))
+    assert row.ours_ms == 0.05  # the first quiet one; it alone counts for the next points
+    assert history.why_not("rival", 4 * 20) is None
+    assert history.why_not("rival", 4 * 21) == scaling.TOO_LONG  # 0.05 s times 21 squared
+    row, _ = scaling.quietest(point, 0.0, scaling.History(), timers.HOST, 0.0)
+    assert row.ours_ms == 0.7  # no time is left
+
+
+def test_a_point_says_who_was_left_out_and_the_page_too():
+    shape = Shape(1, 300, 4, 3)  # longer than what one factor is made for
+    row = scaling.measure("bayes_write", "forward", "T", shape, 0.02)
+    (reason,) = [r for r in row.left_out if "T^3" in r]
+    assert "solve" in row.left_out[reason] and row.rival not in row.left_out[reason]
+    alone = scaling.Row("read", "forward", "T", "1x64x2x3", 64, 1.0, None, None, 1e-7)
+    alone.left_out = {scaling.TOO_LARGE: ["a", "b"], scaling.TOO_LONG: ["c"]}
+    earlier = scaling.Row("read", "forward", "T", "1x32x2x3", 32, 1.0, 3.0, "a", 1e-7)
+    earlier.left_out = {scaling.TOO_LONG: ["c"]}
+    table, notes = report.curve_table([earlier, alone], "read")
+    assert "| (1, 32, 2, 3) | 1.000 ms | 3.000 ms<sup>1</sup> | 3.00 | `a` |" in table
+    assert "| (1, 64, 2, 3) | 1.000 ms | -<sup>1</sup> | - | - | - |" in table
+    assert "1. T, forward: would need more than 20 s (`c` at 32 to 64); " in notes
+    assert "would need more than 4 GB (`a`, `b` at 64)" in notes
 
 
 def test_the_layers_of_a_call_add_up():

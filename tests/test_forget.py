@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import LD, Case, assert_as_accurate, problem
+from helpers import LD, Case, assert_as_accurate, problem, relative_error
 from operator_checks import DATA, MASK, NOISE, STATE, OperatorChecks
 
 from kanerva_ext import ops, reference
@@ -120,6 +120,28 @@ def test_gradients(case, dtype):
         assert_as_accurate(
             x, y.detach().numpy(force=True).astype(LD), z, floor=floor, name=f"gradient {i}"
         )
+
+
+@pytest.mark.parametrize("noise", [1.0, 1e-2], ids=lambda v: f"T60-K65-v{v:g}")
+def test_gradients_are_float64_where_little_was_left(noise):
+    """On both sides of the growth ``w'Uw / v`` from which a float32 state is served in float64."""
+    p = episode(60, 65, 70, noise)
+    _, (b, _) = split(p, 20)
+    args = [x.float() for x in (*ops.bayes_write(*p[:5])[:2], *b)]
+
+    def grads(function, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in args]
+        results = function(*leaves)
+        generator = torch.Generator().manual_seed(1)
+        cotangents = [torch.randn(r.shape, generator=generator).to(r) for r in results]
+        return torch.autograd.grad(results, leaves, cotangents)
+
+    got, want = grads(ops.forget, torch.float32), grads(reference.forget, torch.float64)
+    rival = grads(reference.forget, torch.float32)
+    for i, (x, y, z) in enumerate(zip(got, want, rival, strict=True)):
+        assert_as_accurate(x, y, z, name=f"gradient {i}")
+        if noise < 0.1:
+            assert relative_error(x, y) < 2 * torch.finfo(torch.float32).eps, f"gradient {i}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -74,3 +74,37 @@ def test_positive_and_zero_for_equal_beliefs(dtype):
         for m, u in ((mean, cov), (prior_mean, prior_cov)):
             kl = ops.memory_kl(m, u, m, u)
             assert (kl.abs() <= rounding).all(), (case, kl)
+
+
+@pytest.mark.parametrize("jitter", [0.1, 1e-2, 1e-6], ids=lambda j: f"K257-jitter{j:g}")
+@pytest.mark.parametrize("which", ["belief", "prior", "both"])
+def test_many_slots(which, jitter):
+    """On both sides of the condition from which float32 states are served in float64."""
+    slots, code, rank = 257, 40, 230
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    eye = torch.eye(slots, dtype=torch.float64)
+    root = randn(1, slots, rank) / rank**0.5
+    hard, easy = root @ root.mT + jitter * eye, (1 + 0.1 * randn(1, slots, 1).abs()) * eye
+    cov, prior_cov = (hard if which in (side, "both") else easy for side in ("belief", "prior"))
+    if which == "both":
+        cov = cov + 0.1 * jitter * eye
+    prior_mean = randn(1, slots, code)
+    beliefs = [prior_mean + prior_cov @ randn(1, slots, code), cov, prior_mean, prior_cov]
+
+    def run(function, dtype):
+        args = [x.float().to(dtype).requires_grad_() for x in beliefs]
+        result = function(*args)
+        return result.detach(), *torch.autograd.grad(result.sum(), args)
+
+    got, want, rival = (
+        run(ops.memory_kl, torch.float32),
+        run(reference.memory_kl, torch.float64),
+        run(reference.memory_kl, torch.float32),
+    )
+    names = ("kl", "d mean", "d cov", "d prior_mean", "d prior_cov")
+    for name, x, y, z in zip(names, got, want, rival, strict=True):
+        assert_as_accurate(x, y, None if jitter < 0.1 else z, name=name)

@@ -74,6 +74,21 @@ def test_float32(k, c, jitter):
         assert_as_accurate(got, want, rival, name=name)
 
 
+@pytest.mark.parametrize("jitter", [0.1, 1e-2, 1e-6], ids=lambda j: f"K257-jitter{j:g}")
+def test_many_slots(jitter):
+    """On both sides of the condition from which a float32 state is served in float64."""
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(1, 257, 230, generator=generator, dtype=torch.float64) / 230**0.5
+    cov = root @ root.mT + jitter * torch.eye(257, dtype=torch.float64)
+    mean = cov @ torch.randn(1, 257, 40, generator=generator, dtype=torch.float64)
+    state = [mean.float(), cov.float()]
+    got = ops.to_statistics(*state)
+    want = reference.statistics(*(x.double() for x in state))[::-1]
+    rival = reference.statistics(*state)[::-1]
+    for name, x, y, z in zip(("precision", "shift"), got, want, rival, strict=True):
+        assert_as_accurate(x, y, None if jitter < 0.1 else z, name=name)
+
+
 def test_takes_a_state():
     state = MemoryState(*belief(4, 3, torch.float32))
     for got, want in zip(ops.to_statistics(state), ops.to_statistics(*state), strict=True):

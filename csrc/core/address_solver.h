@@ -37,33 +37,21 @@ struct AddressSystem {
     Workspace::Scope scope(Workspace::of_thread());
     ridge = load_scalar<double>(ridge_view, b);
     if (!(ridge > 0.0 && ridge < HUGE_VAL)) return false;
-    load(mean, b, Rows{}, K, R);
-    transpose(R, Rt);
+    load(executor, mean, b, Rows{}, K, R);
+    transpose(executor, R, Rt);
     const int64_t n = V.rows;
     Matrix<F> system(scope, n, n);
     const Matrix<F>&a = wide ? R : Rt, &bt = wide ? Rt : R;
     gemm<false>(executor, n, n, a.columns, a.data, a.ld, bt.data, bt.ld, system.data, system.ld,
                 Store::set, Structure::full, Part::upper);
     for (int64_t i = 0; i < n; ++i) system[i][i] += F(ridge);
-    facts = invert_factor(system, V);
-    if (facts.ok) transpose(V, Vt);
+    facts = invert_factor(executor, system, V);
+    if (facts.ok) transpose(executor, V, Vt);
     return facts.ok;
   }
 
   bool well_conditioned() const { return facts.condition <= kWellConditioned; }
 };
-
-// Matrix x in arithmetic A: x itself, or a converted copy.
-template <class A, class F>
-Matrix<A> in_arithmetic(Workspace::Scope& scope, const Matrix<F>& x) {
-  if constexpr (std::is_same_v<A, F>) {
-    return x;
-  } else {
-    Matrix<A> copy(scope, x.rows, x.columns);
-    convert(x.rows, x.columns, x.data, x.ld, copy.data, copy.ld);
-    return copy;
-  }
-}
 
 // The system in arithmetic A, and what is done with it for a tile of m queries.
 template <class A, class F>
@@ -77,17 +65,17 @@ struct AddressTile {
               const Executor& ex)
       : s(system),
         executor(ex),
-        R(in_arithmetic<A>(scope, s.R)),
-        Rt(in_arithmetic<A>(scope, s.Rt)),
-        V(in_arithmetic<A>(scope, s.V)),
-        Vt(in_arithmetic<A>(scope, s.Vt)),
+        R(in_arithmetic<A>(ex, scope, s.R)),
+        Rt(in_arithmetic<A>(ex, scope, s.Rt)),
+        V(in_arithmetic<A>(ex, scope, s.V)),
+        Vt(in_arithmetic<A>(ex, scope, s.Vt)),
         Z(scope, m, s.C),
         W(scope, m, s.K),
         narrow(scope, m, s.V.rows),
         half(scope, m, s.V.rows) {}
 
   // Y = X V V', m rows
-  void apply_inverse(int64_t m, const Matrix<A>& X, const Matrix<A>& Y) {
+  void apply_inverse(int64_t m, const Matrix<A>& X, const Matrix<A>& Y) const {
     product(executor, m, X, V, half, Store::set, Structure::upper);
     product(executor, m, half, Vt, Y, Store::set, Structure::lower);
   }
@@ -109,7 +97,7 @@ struct AddressTile {
   // system is well-conditioned.
   void solve_again(int64_t m, const View& weights, int64_t b, Rows rows) {
     if (std::is_same_v<A, float> && s.wide) {
-      load(weights, b, rows, m, W);
+      load(executor, weights, b, rows, m, W);
     } else {
       solve(m);
     }
@@ -128,31 +116,66 @@ struct AddressTile {
     for (int64_t t = 0; t < m; ++t)
       for (int64_t k = 0; k < s.K; ++k) W[t][k] += correction[t][k];
   }
+};
 
-  // Adjoint of solve for m queries: gW in, gZ out, dR accumulated; returns d lambda.
-  double adjoint(int64_t m, const Matrix<A>& gW, const Matrix<A>& gZ, const Matrix<A>& dR) {
-    Workspace::Scope scope(Workspace::of_thread());
-    Matrix<A> Y(scope, m, s.K);
-    double d_ridge;
-    if (s.wide) {  // y = A^-1 gw, gz = R'y, dR = y (z - R'w)' - w gz'
-      apply_inverse(m, gW, Y);
-      product(executor, m, Y, R, gZ);
-      product(executor, m, W, R, Z, Store::sub);  // Z becomes the residual
-      product_transposed(executor, m, Y, Z, dR, Store::add);
-      d_ridge = -dot(m, Y, W);
+// Adjoint of the solve, tile by tile; dR is accumulated, and complete after finish().
+template <class A, class F>
+class AddressAdjoint {
+ public:
+  double d_ridge = 0.0;
+
+  AddressAdjoint(Workspace::Scope& scope, const AddressTile<A, F>& solver, int64_t T,
+                 const Matrix<A>& dR)
+      : t_(solver),
+        dR_(dR),
+        by_slots_(solver.s.wide && solver.s.facts.condition <= kEasy &&
+                  T * dR.rows + dR.rows * dR.columns < 2 * T * dR.columns),
+        Y_(scope, solver.W.rows, dR.rows),
+        gWR_(scope, solver.s.wide ? 0 : solver.W.rows, dR.columns),
+        outer_(scope, by_slots_ ? dR.rows : 0, dR.rows) {
+    outer_.zero();
+  }
+
+  // m queries: gW in, gZ out. What `t_` holds of their solution may be overwritten.
+  void add(int64_t m, const Matrix<A>& gW, const Matrix<A>& gZ) {
+    const Executor& executor = t_.executor;
+    if (by_slots_) {  // y = A^-1 gw, gz = R'y, dR = y z' - (y w' + w y') R
+      t_.apply_inverse(m, gW, Y_);
+      product(executor, m, Y_, t_.R, gZ);
+      product_transposed(executor, m, Y_, t_.Z, dR_, Store::add);
+      product_transposed(executor, m, Y_, t_.W, outer_, Store::add);
+      d_ridge -= padded_dot(m, Y_, t_.W);
+      return;
+    }
+    if (t_.s.wide) {  // the same as y (z - R'w)' - w gz'
+      t_.apply_inverse(m, gW, Y_);
+      product(executor, m, Y_, t_.R, gZ);
+      product(executor, m, t_.W, t_.R, t_.Z, Store::sub);  // Z becomes the residual
+      product_transposed(executor, m, Y_, t_.Z, dR_, Store::add);
+      d_ridge -= padded_dot(m, Y_, t_.W);
     } else {  // with u = (R'R + lambda I)^-1 z, so that the residual is lambda u: y lambda = gw - R
               // gz
-      Matrix<A> gWR(scope, m, s.C);
-      product(executor, m, gW, R, gWR);
-      apply_inverse(m, gWR, gZ);
-      for (int64_t t = 0; t < m; ++t) std::memcpy(Y[t], gW[t], size_t(s.K) * sizeof(A));
-      product(executor, m, gZ, Rt, Y, Store::sub);
-      product_transposed(executor, m, Y, narrow, dR, Store::add);
-      d_ridge = -dot(m, gZ, narrow);
+      product(executor, m, gW, t_.R, gWR_);
+      t_.apply_inverse(m, gWR_, gZ);
+      for (int64_t i = 0; i < m; ++i) std::memcpy(Y_[i], gW[i], size_t(gW.columns) * sizeof(A));
+      product(executor, m, gZ, t_.Rt, Y_, Store::sub);
+      product_transposed(executor, m, Y_, t_.narrow, dR_, Store::add);
+      d_ridge -= padded_dot(m, gZ, t_.narrow);
     }
-    product_transposed(executor, m, W, gZ, dR, Store::sub);
-    return d_ridge;
+    product_transposed(executor, m, t_.W, gZ, dR_, Store::sub);
   }
+
+  void finish() {
+    if (!by_slots_) return;
+    add_transposed(outer_);
+    product(t_.executor, outer_.rows, outer_, t_.R, dR_, Store::sub);
+  }
+
+ private:
+  const AddressTile<A, F>& t_;
+  const Matrix<A>& dR_;
+  const bool by_slots_;  // fewer operations for many queries; cancels more, so easy systems alone
+  Matrix<A> Y_, gWR_, outer_;
 };
 
 // Calls run(system, A()) with the system of item b and the arithmetic A of what is as wide as the

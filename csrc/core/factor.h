@@ -67,29 +67,60 @@ bool cholesky(int64_t n, T* s, int64_t lds, T* inverse_diagonal) {
   return true;
 }
 
-// v = U^-1, upper, with zeros below the diagonal.
+// Columns [c0, c1) of v = U^-1; c0 and, unless it is n, c1 are multiples of kBlock.
 template <class T>
-void invert_upper(int64_t n, const T* u, int64_t ldu, const T* inverse_diagonal, T* v,
-                  int64_t ldv) {
-  const int64_t blocks = (n + kBlock<T> - 1) / kBlock<T>;
-  const int64_t width = padded<T>(n);
+void invert_upper(int64_t n, int64_t c0, int64_t c1, const T* u, int64_t ldu,
+                  const T* inverse_diagonal, T* v, int64_t ldv) {
+  const int64_t blocks = (c1 + kBlock<T> - 1) / kBlock<T>;
+  const size_t bytes = size_t(padded<T>(c1) - c0) * sizeof(T);
+  for (int64_t i = c1; i < n; ++i) std::memset(v + i * ldv + c0, 0, bytes);
   for (int64_t k = blocks - 1; k >= 0; --k) {
-    const int64_t i0 = k * kBlock<T>, i1 = std::min(n, i0 + kBlock<T>);
+    const int64_t i0 = k * kBlock<T>, i1 = std::min(c1, i0 + kBlock<T>);
     for (int64_t i = i0; i < i1; ++i) {
-      std::memset(v + i * ldv, 0, size_t(width) * sizeof(T));
-      v[i * ldv + i] = T(1);
+      std::memset(v + i * ldv + c0, 0, bytes);
+      if (i >= c0) v[i * ldv + i] = T(1);
     }
-    if (i1 < n) {
-      gemm<false>(i1 - i0, n - i1, n - i1, u + i0 * ldu + i1, ldu, v + i1 * ldv + i1, ldv,
-                  v + i0 * ldv + i1, ldv, Store::sub);
+    const int64_t from = std::max(i1, c0);
+    if (i1 < c0) {
+      gemm<false>(i1 - i0, c1 - c0, c0 - i1, u + i0 * ldu + i1, ldu, v + i1 * ldv + c0, ldv,
+                  v + i0 * ldv + c0, ldv, Store::sub);
+    }
+    if (from < c1) {
+      gemm<false>(i1 - i0, c1 - from, c1 - from, u + i0 * ldu + from, ldu, v + from * ldv + from,
+                  ldv, v + i0 * ldv + from, ldv, Store::sub, Structure::full, Part::all,
+                  Structure::upper);
     }
     for (int64_t i = i1 - 1; i >= i0; --i) {
       T* row = v + i * ldv;
       // The row computed last comes last: the others need not wait for it.
-      eliminate(i0, n, i1 - 1 - i, u + i * ldu + i1 - 1, -1, v + (i1 - 1) * ldv, -ldv, row);
-      scale(i0, n, inverse_diagonal[i], row);
+      eliminate(std::max(i0, c0), c1, i1 - 1 - i, u + i * ldu + i1 - 1, -1, v + (i1 - 1) * ldv,
+                -ldv, row);
+      scale(std::max(i0, c0), c1, inverse_diagonal[i], row);
     }
   }
+}
+
+// v = U^-1, upper, with zeros below the diagonal.
+template <class T>
+void invert_upper(int64_t n, const T* u, int64_t ldu, const T* inverse_diagonal, T* v,
+                  int64_t ldv) {
+  invert_upper(n, 0, n, u, ldu, inverse_diagonal, v, ldv);
+}
+
+// The same over the threads of an executor: no column needs another.
+template <class T>
+void invert_upper(const Executor& executor, int64_t n, const T* u, int64_t ldu,
+                  const T* inverse_diagonal, T* v, int64_t ldv) {
+  constexpr int64_t worth_a_fork = 256;
+  const int64_t tasks = n < worth_a_fork ? 1 : executor.threads();
+  // A column takes as many operations as its number squared.
+  const auto start = [&](int64_t task) {
+    const double share = std::cbrt(double(task) / double(tasks));
+    return task == tasks ? n : int64_t(share * double(n)) / kBlock<T> * kBlock<T>;
+  };
+  executor.for_each(tasks, [&](int64_t task) {
+    invert_upper(n, start(task), start(task + 1), u, ldu, inverse_diagonal, v, ldv);
+  });
 }
 
 // sum ln x_i of positive numbers, with few logarithms.

@@ -88,11 +88,13 @@ inline void forget(const ForgetArgs& args, const Executor& executor) {
   });
 }
 
-// The adjoint from what remains, (R, U), in float64. With the gradients gR and gU (symmetrised),
+// The adjoint from what remains, (R, U), in arithmetic A. With the gradients gR and gU
+// (symmetrised),
 //   A = -(Z - W R) / v,  G = -W U / v,
 //   dZ = G gR,  dW = (A gR' - 2 G gU) U - dZ R',  dv = rowsum(dZ * A - G gU * G),
 //   J' = I - W'G,  dR0 = J' gR,  dU0 = J' gU J + sym(J' gR A'W).
 // No step waits for another, and nothing cancels: forgetting only adds.
+template <class A>
 class ForgetAdjoint {
  public:
   ForgetAdjoint(const ForgetBackwardArgs& args, int64_t b, const Episode& e,
@@ -111,71 +113,76 @@ class ForgetAdjoint {
         keep_(scope_, K_, K_),
         AW_(scope_, C_, K_) {}
 
-  // False when the item came out NaN.
-  bool run() {
+  // `limit`: the growth max w'Uw / v beyond which A is given up.
+  Outcome run(double limit) {
     load(executor_, args_.rest_mean, b_, Rows{}, K_, R_);
     load(executor_, args_.rest_cov, b_, Rows{}, K_, U_);
-    if (not_finite(K_, R_) || not_finite(K_, U_)) return false;
+    if (not_finite(K_, R_) || not_finite(K_, U_)) return Outcome::failed;
     load_or_zero(executor_, args_.grad_mean, b_, gR_);
     load_or_zero(executor_, args_.grad_cov, b_, gU_);
     symmetrise(gU_);
     keep_.zero();
     for (int64_t k = 0; k < K_; ++k) keep_[k][k] = 1.0;
     AW_.zero();
-    steps();
-    state();
-    return true;
+    if (!steps(limit)) return Outcome::harder;
+    return state() ? Outcome::done : Outcome::harder;
   }
 
  private:
   // dZ, dW and dv, in tiles; keep_ becomes J' and AW_ A'W.
-  void steps() const {
+  bool steps(double limit) const {
     const int64_t tile = std::min(kTile, e_.steps);
     Workspace::Scope scope(Workspace::of_thread());
-    Matrix<double> W(scope, tile, K_), A(scope, tile, C_), G(scope, tile, K_), GU(scope, tile, K_);
-    Matrix<double> dZ(scope, tile, C_), dW(scope, tile, K_), mixed(scope, tile, K_);
-    Matrix<double> gRt(scope, C_, K_), Rt(scope, C_, K_);
+    Matrix<A> W(scope, tile, K_), D(scope, tile, C_), G(scope, tile, K_), GU(scope, tile, K_);
+    Matrix<A> dZ(scope, tile, C_), dW(scope, tile, K_), mixed(scope, tile, K_);
+    Matrix<A> gRt(scope, C_, K_), Rt(scope, C_, K_);
     transpose(executor_, gR_, gRt);
     transpose(executor_, R_, Rt);
     for (int64_t first = 0; first < e_.steps; first += tile) {
       const int64_t m = std::min(tile, e_.steps - first);
       const Rows rows{e_.index, first};
       load(executor_, args_.weights, b_, rows, m, W);
-      load(executor_, args_.values, b_, rows, m, A);
-      product(executor_, m, W, R_, A, Store::sub);
+      load(executor_, args_.values, b_, rows, m, D);
+      product(executor_, m, W, R_, D, Store::sub);
       product(executor_, m, W, U_, G);
       for (int64_t t = 0; t < m; ++t) {
         const double inverse = -1.0 / e_.noise[first + t];
-        scale(0, C_, inverse, A[t]);
+        scale(0, C_, inverse, D[t]);  // D becomes A of above
         scale(0, K_, inverse, G[t]);
+        if (!(-row_dot(K_, G[t], W[t]) <= limit)) return false;
       }
       product(executor_, m, G, gR_, dZ);
       product(executor_, m, G, gU_, GU);
       store(executor_, args_.d_values, b_, rows, m, dZ);
       for (int64_t t = 0; t < m; ++t)
         store_scalar(args_.d_noise_var, b_, rows[t],
-                     row_dot(C_, dZ[t], A[t]) - row_dot(K_, GU[t], G[t]));
-      product(executor_, m, A, gRt, mixed);
+                     row_dot(C_, dZ[t], D[t]) - row_dot(K_, GU[t], G[t]));
+      product(executor_, m, D, gRt, mixed);
       for (int64_t t = 0; t < m; ++t) axpy(0, K_, -2.0, GU[t], mixed[t]);
       product(executor_, m, mixed, U_, dW);
       product(executor_, m, dZ, Rt, dW, Store::sub);
       store(executor_, args_.d_weights, b_, rows, m, dW);
       product_transposed(executor_, m, W, G, keep_, Store::sub);
-      product_transposed(executor_, m, A, W, AW_, Store::add);
+      product_transposed(executor_, m, D, W, AW_, Store::add);
     }
+    return true;
   }
 
-  void state() const {
+  // False where products overflowed A.
+  bool state() const {
     Workspace::Scope scope(Workspace::of_thread());
-    Matrix<double> dR(scope, K_, C_), dU(scope, K_, K_), left(scope, K_, K_), J(scope, K_, K_);
+    Matrix<A> dR(scope, K_, C_), dU(scope, K_, K_), left(scope, K_, K_), J(scope, K_, K_);
     product(executor_, K_, keep_, gR_, dR);
     store(executor_, args_.d_mean, b_, Rows{}, K_, dR);
     product(executor_, K_, keep_, gU_, left);
     transpose(executor_, keep_, J);
-    product(executor_, K_, left, J, dU);
-    product(executor_, K_, dR, AW_, dU, Store::add);
+    product(executor_, K_, dR, AW_, dU);
     symmetrise(dU);
+    gemm<false>(executor_, K_, K_, K_, left.data, left.ld, J.data, J.ld, dU.data, dU.ld, Store::add,
+                Structure::full, Part::upper);
+    mirror(K_, dU.data, dU.ld);
     store(executor_, args_.d_cov, b_, Rows{}, K_, dU);
+    return std::is_same_v<A, double> || !not_finite(K_, dU);
   }
 
   const ForgetBackwardArgs& args_;
@@ -184,7 +191,7 @@ class ForgetAdjoint {
   const Executor& executor_;
   Workspace::Scope scope_;
   const int64_t K_, C_;
-  const Matrix<double> R_, U_, gR_, gU_, keep_, AW_;
+  const Matrix<A> R_, U_, gR_, gU_, keep_, AW_;
 };
 
 inline void forget_backward(const ForgetBackwardArgs& args, const Executor& executor) {
@@ -199,7 +206,15 @@ inline void forget_backward(const ForgetBackwardArgs& args, const Executor& exec
       fill(args.d_noise_var, b, T, 1, x);
     };
     if (e.index) fill_steps(0.0);  // masked steps have no gradient
-    if (e.valid && ForgetAdjoint(args, b, e, inner).run()) return;
+    Outcome outcome = Outcome::failed;
+    if (e.valid) {
+      outcome = Outcome::harder;
+      if (args.mean.dtype == Dtype::float32 && !is_small(args.n, e))
+        outcome = ForgetAdjoint<float>(args, b, e, inner).run(kHardForFloat32Factors);
+      if (outcome == Outcome::harder)
+        outcome = ForgetAdjoint<double>(args, b, e, inner).run(kNoLimit);
+    }
+    if (outcome == Outcome::done) return;
     fill_steps(NAN);
     fill(args.d_mean, b, K, C, NAN);
     fill(args.d_cov, b, K, K, NAN);

@@ -112,25 +112,28 @@ inline void packed_rows(int64_t m, int64_t p0, int64_t depth, const T* packed, c
 
 constexpr int64_t kDepth = 256;  // steps of k whose panel of B stays in the first-level cache
 
-// Column panels of at most kVectors vectors, as even as possible: 2 + 2 beats 3 + 1.
+// Column panels of at most kVectors vectors, as even as possible: 2 + 2 beats 3 + 1. Every task has
+// as many, where there are enough vectors.
 struct Panels {
   int64_t vectors, count;
   template <class T>
-  static Panels of(int64_t n) {
+  static Panels of(int64_t n, int64_t tasks = 1) {
     const int64_t v = padded<T>(n) / Simd<T>::width;
-    return {v, (v + kVectors - 1) / kVectors};
+    const int64_t rounds = (v + kVectors * tasks - 1) / (kVectors * tasks);
+    return {v, std::min(v, rounds * tasks)};
   }
   int64_t start(int64_t panel) const { return panel * vectors / count; }
 };
 
-// The panels first, first + stride, ... of C (m x n) = A (m x k) B (k x n). `panel` and `packed`,
-// where not null, take copies of the operands; see gemm.
+// The panels of one task of C (m x n) = A (m x k) B (k x n). They are dealt out to and fro, for in
+// a triangle each is dearer than the one before. `panel` and `packed`, where not null, take copies
+// of the operands; see gemm.
 template <bool Transposed, class T>
-void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k, const T* a,
+void gemm_panels(int64_t task, int64_t tasks, int64_t m, int64_t n, int64_t k, const T* a,
                  int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc, Store store,
                  Structure structure, Part part, Structure right, T* panel, T* packed) {
   constexpr int W = Simd<T>::width;
-  const Panels panels = Panels::of<T>(n);
+  const Panels panels = Panels::of<T>(n, tasks);
   const int64_t whole = m / kRows * kRows;
   for (int64_t p0 = 0; p0 == 0 || p0 < k; p0 += kDepth) {
     const int64_t depth = std::min(kDepth, k - p0);
@@ -142,7 +145,9 @@ void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k,
           for (int64_t p = q; p < std::min(depth, q + few); ++p)
             std::memcpy(packed + i * depth + p * kRows, a + (p0 + p) * lda + i, kRows * sizeof(T));
     }
-    for (int64_t i = first; i < panels.count; i += stride) {
+    for (int64_t dealt = 0; dealt < panels.count; dealt += tasks) {
+      const int64_t i = dealt + (dealt / tasks % 2 == 0 ? task : tasks - 1 - task);
+      if (i >= panels.count) break;
       const int64_t j = panels.start(i) * W, vectors = panels.start(i + 1) - panels.start(i);
       int64_t lo = p0, hi = p0 + depth;  // where these columns of B are not zero
       if (right == Structure::lower) lo = std::max(lo, j);
@@ -182,12 +187,11 @@ void gemm_panels(int64_t first, int64_t stride, int64_t m, int64_t n, int64_t k,
   }
 }
 
-// C (m x n) = A (m x k) B (k x n). Transposed: A is stored k x m, and B is full. The panels first,
-// first + stride, ...
+// C (m x n) = A (m x k) B (k x n). Transposed: A is stored k x m, and B is full. One task's panels.
 template <bool Transposed, class T>
 void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
           int64_t ldc, Store store, Structure structure = Structure::full, Part part = Part::all,
-          Structure right = Structure::full, int64_t first = 0, int64_t stride = 1) {
+          Structure right = Structure::full, int64_t task = 0, int64_t tasks = 1) {
   constexpr int64_t width = kVectors * Simd<T>::width;
   constexpr int64_t page = 4096 / sizeof(T);
   if (m <= 0 || n <= 0) return;
@@ -199,15 +203,15 @@ void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, 
     Workspace::Scope scope(Workspace::of_thread());
     T* panel = pack_b ? scope.take<T>(kDepth * width) : nullptr;
     T* packed = pack_a ? scope.take<T>(kDepth * m) : nullptr;
-    gemm_panels<Transposed>(first, stride, m, n, k, a, lda, b, ldb, c, ldc, store, structure, part,
+    gemm_panels<Transposed>(task, tasks, m, n, k, a, lda, b, ldb, c, ldc, store, structure, part,
                             right, panel, packed);
   } else {
-    gemm_panels<Transposed>(first, stride, m, n, k, a, lda, b, ldb, c, ldc, store, structure, part,
+    gemm_panels<Transposed>(task, tasks, m, n, k, a, lda, b, ldb, c, ldc, store, structure, part,
                             right, static_cast<T*>(nullptr), static_cast<T*>(nullptr));
   }
 }
 
-// The same over the threads of an executor: column panels are dealt out in turn.
+// The same over the threads of an executor.
 template <bool Transposed, class T>
 void gemm(const Executor& executor, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda,
           const T* b, int64_t ldb, T* c, int64_t ldc, Store store,

@@ -24,7 +24,8 @@ constexpr double kEasyInformation = 64.0;
 constexpr int64_t kManySlots = 256;
 constexpr int64_t kLongEpisode = 64;
 
-// Condition of a system of addresses, from its pivots.
+// Condition of a system of addresses, from its pivots. Up to the first, and with kManySlots, the
+// products of memory_kl and statistics are float32 too, beside float64 factors.
 constexpr double kEasy = 16.0;
 constexpr double kWellConditioned = 1e3;
 // Adaptive writes in float32: condition of a system that is kept up to date, from its diagonal and

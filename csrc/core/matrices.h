@@ -62,11 +62,25 @@ void store(const Executor& executor, const View& v, int64_t b, Rows at, int64_t 
   });
 }
 
-template <class A>
-void transpose(const Executor& executor, const Matrix<A>& from, const Matrix<A>& to) {
+template <class D, class S>
+void transpose(const Executor& executor, const Matrix<S>& from, const Matrix<D>& to) {
   for_rows(executor, from.rows, from.columns, [&](int64_t first, int64_t count) {
     transpose(count, from.columns, from[first], from.ld, to.data + first, to.ld);
   });
+}
+
+// x in arithmetic A: x itself, or a converted copy.
+template <class A, class F>
+Matrix<A> in_arithmetic(const Executor& executor, Workspace::Scope& scope, const Matrix<F>& x) {
+  if constexpr (std::is_same_v<A, F>) {
+    return x;
+  } else {
+    Matrix<A> copy(scope, x.rows, x.columns);
+    for_rows(executor, x.rows, x.columns, [&](int64_t first, int64_t count) {
+      convert(count, x.columns, x[first], x.ld, copy[first], copy.ld);
+    });
+    return copy;
+  }
 }
 
 // An item of an optional view: zero where it is absent.
@@ -100,10 +114,57 @@ void product_transposed(const Executor& executor, int64_t m, const Matrix<A>& a,
   gemm<true>(executor, c.rows, c.columns, m, a.data, a.ld, b.data, b.ld, c.data, c.ld, how);
 }
 
+// The upper part of the symmetric matrix c (=, +=, -=) a' b, over m rows of a and b.
+template <class A>
+void product_transposed_upper(const Executor& executor, int64_t m, const Matrix<A>& a,
+                              const Matrix<A>& b, const Matrix<A>& c, Store how = Store::set) {
+  gemm<true>(executor, c.rows, c.columns, m, a.data, a.ld, b.data, b.ld, c.data, c.ld, how,
+             Structure::full, Part::upper);
+}
+
+template <class A>
+void mirror(const Matrix<A>& x) {
+  mirror(x.rows, x.data, x.ld);
+}
+
 // x = (x + x') / 2
 template <class A>
 void symmetrise(const Matrix<A>& x) {
   symmetrise(x.rows, x.data, x.ld);
+}
+
+// x += x'
+template <class A>
+void add_transposed(const Matrix<A>& x) {
+  symmetrise(x);
+  for (int64_t i = 0; i < x.rows; ++i) scale(0, x.columns, 2.0, x[i]);
+}
+
+// The quadratic form of x as an upper triangle: w'x w is unchanged, and a product with x costs
+// half.
+template <class A>
+void fold_upper(const Matrix<A>& x) {
+  using V = Simd<A>;
+  constexpr int64_t W = V::width;
+  A turned[W * W];
+  const int64_t n = x.rows;
+  for (int64_t i = 0; i < n; i += W)
+    for (int64_t j = i; j < n; j += W) {
+      const int64_t rows = std::min(W, n - i), columns = std::min(W, n - j);
+      transpose(columns, rows, x[j] + i, x.ld, turned, W);
+      if (j == i) {
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t c = 0; c < rows; ++c)
+            x[i + r][i + c] =
+                c > r ? x[i + r][i + c] + turned[r * W + c] : (c == r ? x[i + r][i + c] : A(0));
+        continue;
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        A* row = x[i + r] + j;
+        V::store(row, V::load(row) + V::load(turned + r * W));
+      }
+      for (int64_t c = 0; c < columns; ++c) V::store(x[j + c] + i, typename V::Vector{});
+    }
 }
 
 // x . y over n elements, in their own arithmetic; what pads a row is zero.
@@ -142,11 +203,35 @@ double dot(int64_t m, const Matrix<A>& x, const Matrix<A>& y) {
   return total;
 }
 
+// The same in vectors; what pads a row is zero.
+template <class A>
+double padded_dot(int64_t m, const Matrix<A>& x, const Matrix<A>& y) {
+  using V = Simd<double>;
+  typename V::Vector sum{};
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < x.columns; j += V::width)
+      sum += V::load_as(x[i] + j) * V::load_as(y[i] + j);
+  return V::sum(sum);
+}
+
 struct SpdFacts {
   bool ok = false;
   double log_det = 0.0;
   double condition = 1.0;  // a lower estimate, from the pivots
 };
+
+// Facts of s = U'U from the inverse v of its factor.
+template <class A>
+SpdFacts facts_of(const Matrix<A>& v, double log_det) {
+  SpdFacts facts{true, log_det, 1.0};
+  double smallest = HUGE_VAL, largest = 0.0;
+  for (int64_t i = 0; i < v.rows; ++i) {
+    smallest = std::min(smallest, double(v[i][i]));
+    largest = std::max(largest, double(v[i][i]));
+  }
+  if (v.rows > 0) facts.condition = (largest / smallest) * (largest / smallest);
+  return facts;
+}
 
 // s = U'U (its upper part) is replaced by U; v = U^-1, upper, so that s^-1 = v v'.
 template <class A>
@@ -168,6 +253,40 @@ SpdFacts invert_factor(const Matrix<A>& s, const Matrix<A>& v) {
   invert_upper(n, s.data, s.ld, inverse_diagonal, v.data, v.ld);
   facts.ok = true;
   return facts;
+}
+
+template <class A>
+Matrix<A> diagonal_block(const Matrix<A>& x, int64_t first, int64_t n) {
+  Matrix<A> block = x;
+  block.data = x[first] + first;
+  block.rows = block.columns = n;
+  return block;
+}
+
+// The same by halves of the matrix: most of the work is in products, which threads share.
+template <class A>
+SpdFacts invert_factor(const Executor& executor, const Matrix<A>& s, const Matrix<A>& v) {
+  constexpr int64_t small = 128;
+  const int64_t n = s.rows, h = n / 2 / kBlock<A> * kBlock<A>, rest = n - h;
+  if (n <= small) return invert_factor(s, v);
+  Workspace::Scope scope(Workspace::of_thread());
+  const Matrix<A> s22 = diagonal_block(s, h, rest), v22 = diagonal_block(v, h, rest);
+  const SpdFacts upper = invert_factor(executor, diagonal_block(s, 0, h), diagonal_block(v, 0, h));
+  if (!upper.ok) return upper;
+  Matrix<A> u12(scope, h, rest), u12_v22(scope, h, rest);
+  gemm<true>(executor, h, rest, h, v.data, v.ld, s.data + h, s.ld, u12.data, u12.ld, Store::set,
+             Structure::lower);
+  gemm<true>(executor, rest, rest, h, u12.data, u12.ld, u12.data, u12.ld, s22.data, s22.ld,
+             Store::sub, Structure::full, Part::upper);
+  const SpdFacts lower = invert_factor(executor, s22, v22);
+  if (!lower.ok) return lower;
+  product(executor, h, u12, v22, u12_v22, Store::set, Structure::upper);
+  const size_t bytes = size_t(padded<A>(rest)) * sizeof(A);
+  for (int64_t i = 0; i < h; ++i) std::memset(v[i] + h, 0, bytes);
+  for (int64_t i = h; i < n; ++i) std::memset(v[i], 0, size_t(h) * sizeof(A));
+  gemm<false>(executor, h, rest, h, v.data, v.ld, u12_v22.data, u12_v22.ld, v.data + h, v.ld,
+              Store::sub, Structure::upper);
+  return facts_of(v, upper.log_det + lower.log_det);
 }
 
 // s (upper part) is replaced by its factor; inverse = s^-1, exactly symmetric.
@@ -200,6 +319,10 @@ bool not_finite(int64_t m, const Matrix<A>& x) {
 }
 
 constexpr int64_t kTile = 128;  // queries at a time
+// Where threads share an item they meet less often.
+inline int64_t tile_rows(const Executor& executor, int64_t T) {
+  return std::min(executor.threads() > 1 ? 4 * kTile : kTile, T);
+}
 
 }  // namespace KANERVA_ISA
 }  // namespace kanerva

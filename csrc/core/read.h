@@ -6,21 +6,32 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-// var of m addresses; WU is left as the product W U.
+// How U enters the variances: as an upper triangle, which halves the product unless a single panel
+// of columns holds it.
+template <class A>
+Structure form_of(const Matrix<A>& U) {
+  return U.columns > kVectors * Simd<A>::width ? Structure::upper : Structure::full;
+}
+
+template <class A>
+void prepare_form(const Matrix<A>& U) {
+  if (form_of(U) == Structure::upper) fold_upper(U);
+}
+
+// var of m addresses, after prepare_form(U); WU is left as the product W U.
 template <class A>
 void read_variance(const Executor& executor, int64_t m, const Matrix<A>& W, const Matrix<A>& U,
                    const Matrix<A>& WU, const View& var_out, int64_t b, int64_t first) {
-  product(executor, m, W, U, WU);
+  product(executor, m, W, U, WU, Store::set, form_of(U));
   for (int64_t t = 0; t < m; ++t) {
-    double var = 0.0;
-    for (int64_t k = 0; k < W.columns; ++k) var += double(W[t][k]) * double(WU[t][k]);
+    const double var = row_dot(W.columns, W[t], WU[t]);
     // Rounding must not make the variance of a positive semi-definite covariance negative.
     store_scalar(var_out, b, first + t, var < 0.0 ? 0.0 : var);
   }
 }
 
-// Adjoint of a read of m addresses: gW accumulated, dR and dU accumulated. Absent gradients are
-// null.
+// Adjoint of a read of m addresses: gW accumulated, dR and the upper part of dU accumulated. Absent
+// gradients are null.
 template <class A>
 void read_adjoint(const Executor& executor, int64_t m, const Matrix<A>& W, const Matrix<A>& Rt,
                   const Matrix<A>& U, const View& grad_values, const View& grad_var, int64_t b,
@@ -28,19 +39,22 @@ void read_adjoint(const Executor& executor, int64_t m, const Matrix<A>& W, const
   Workspace::Scope scope(Workspace::of_thread());
   if (grad_values) {
     Matrix<A> gV(scope, m, Rt.rows);
-    load(grad_values, b, Rows{nullptr, first}, m, gV);
+    load(executor, grad_values, b, Rows{nullptr, first}, m, gV);
     product(executor, m, gV, Rt, gW, Store::add);
     product_transposed(executor, m, W, gV, dR, Store::add);
   }
   if (grad_var) {
     Matrix<A> scaled(scope, m, W.columns);
-    for (int64_t t = 0; t < m; ++t) {
-      const A g = load_scalar<A>(grad_var, b, first + t);
-      for (int64_t k = 0; k < scaled.ld; ++k) scaled[t][k] = k < W.columns ? g * W[t][k] : A(0);
-    }
-    product_transposed(executor, m, W, scaled, dU, Store::add);
-    for (int64_t t = 0; t < m; ++t)
-      for (int64_t k = 0; k < W.columns; ++k) scaled[t][k] += scaled[t][k];
+    for_rows(executor, m, W.columns, [&](int64_t from, int64_t count) {
+      for (int64_t t = from; t < from + count; ++t) {
+        std::memcpy(scaled[t], W[t], size_t(padded<A>(W.columns)) * sizeof(A));
+        scale(0, W.columns, load_scalar<A>(grad_var, b, first + t), scaled[t]);
+      }
+    });
+    product_transposed_upper(executor, m, W, scaled, dU, Store::add);
+    for_rows(executor, m, W.columns, [&](int64_t from, int64_t count) {
+      for (int64_t t = from; t < from + count; ++t) scale(0, W.columns, 2.0, scaled[t]);
+    });
     product(executor, m, scaled, U, gW, Store::add);
   }
 }
@@ -48,20 +62,21 @@ void read_adjoint(const Executor& executor, int64_t m, const Matrix<A>& W, const
 template <class A>
 void read_item(const ReadArgs& args, int64_t b, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
-  const int64_t tile = std::min(kTile, T);
+  const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<A> R(scope, K, C), U(scope, K, K), W(scope, tile, K), WU(scope, tile, K),
       V(scope, tile, C);
-  load(args.mean, b, Rows{}, K, R);
-  load(args.cov, b, Rows{}, K, U);
+  load(executor, args.mean, b, Rows{}, K, R);
+  load(executor, args.cov, b, Rows{}, K, U);
   bool bad = not_finite(K, R) || not_finite(K, U);
+  prepare_form(U);
   for (int64_t first = 0; first < T && !bad; first += tile) {
     const int64_t m = std::min(tile, T - first);
     const Rows rows{nullptr, first};
-    load(args.weights, b, rows, m, W);
+    load(executor, args.weights, b, rows, m, W);
     bad = not_finite(m, W);
     product(executor, m, W, R, V);
-    store(args.values_out, b, rows, m, V);
+    store(executor, args.values_out, b, rows, m, V);
     read_variance(executor, m, W, U, WU, args.var_out, b, first);
   }
   if (bad) {
@@ -73,25 +88,26 @@ void read_item(const ReadArgs& args, int64_t b, const Executor& executor) {
 template <class A>
 void read_backward_item(const ReadBackwardArgs& args, int64_t b, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
-  const int64_t tile = std::min(kTile, T);
+  const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<A> R(scope, K, C), Rt(scope, C, K), U(scope, K, K), dR(scope, K, C), dU(scope, K, K);
   Matrix<A> W(scope, tile, K), gW(scope, tile, K);
-  load(args.mean, b, Rows{}, K, R);
-  transpose(R, Rt);
-  load(args.cov, b, Rows{}, K, U);
+  load(executor, args.mean, b, Rows{}, K, R);
+  transpose(executor, R, Rt);
+  load(executor, args.cov, b, Rows{}, K, U);
   dR.zero();
   dU.zero();
   for (int64_t first = 0; first < T; first += tile) {
     const int64_t m = std::min(tile, T - first);
     const Rows rows{nullptr, first};
-    load(args.weights, b, rows, m, W);
+    load(executor, args.weights, b, rows, m, W);
     gW.zero();
     read_adjoint(executor, m, W, Rt, U, args.grad_values, args.grad_var, b, first, gW, dR, dU);
-    store(args.d_weights, b, rows, m, gW);
+    store(executor, args.d_weights, b, rows, m, gW);
   }
-  store(args.d_mean, b, Rows{}, K, dR);
-  store(args.d_cov, b, Rows{}, K, dU);
+  mirror(dU);
+  store(executor, args.d_mean, b, Rows{}, K, dR);
+  store(executor, args.d_cov, b, Rows{}, K, dU);
 }
 
 inline void read(const ReadArgs& args, const Executor& executor) {

@@ -12,21 +12,22 @@ template <class A, class F>
 void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem<F>& system,
                   const Executor& executor) {
   const auto [B, T, K, C] = args.n;
-  const int64_t tile = std::min(kTile, T);
+  const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
   AddressTile<A, F> solver(scope, system, tile, executor);
   Matrix<A> U(scope, K, K), WU(scope, tile, K), V(scope, tile, C);
-  load(args.cov, b, Rows{}, K, U);
+  load(executor, args.cov, b, Rows{}, K, U);
   bool bad = not_finite(K, U);
+  prepare_form(U);
   for (int64_t first = 0; first < T && !bad; first += tile) {
     const int64_t m = std::min(tile, T - first);
     const Rows rows{nullptr, first};
-    load(args.queries, b, rows, m, solver.Z);
+    load(executor, args.queries, b, rows, m, solver.Z);
     bad = not_finite(m, solver.Z);
     solver.solve(m);
-    store(args.weights_out, b, rows, m, solver.W);
+    store(executor, args.weights_out, b, rows, m, solver.W);
     product(executor, m, solver.W, solver.R, V);
-    store(args.values_out, b, rows, m, V);
+    store(executor, args.values_out, b, rows, m, V);
     read_variance(executor, m, solver.W, U, WU, args.var_out, b, first);
   }
   if (bad) {
@@ -40,33 +41,35 @@ template <class A, class F>
 void recall_adjoint_tiles(const RecallBackwardArgs& args, int64_t b, const AddressSystem<F>& system,
                           const Executor& executor) {
   const auto [B, T, K, C] = args.n;
-  const int64_t tile = std::min(kTile, T);
+  const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
   AddressTile<A, F> solver(scope, system, tile, executor);
   Matrix<A> U(scope, K, K), gW(scope, tile, K), gZ(scope, tile, C), dR(scope, K, C),
       dU(scope, K, K);
-  load(args.cov, b, Rows{}, K, U);
+  load(executor, args.cov, b, Rows{}, K, U);
   dR.zero();
   dU.zero();
-  double d_ridge = 0.0;
+  AddressAdjoint<A, F> adjoint(scope, solver, T, dR);
   for (int64_t first = 0; first < T; first += tile) {
     const int64_t m = std::min(tile, T - first);
     const Rows rows{nullptr, first};
-    load(args.queries, b, rows, m, solver.Z);
+    load(executor, args.queries, b, rows, m, solver.Z);
     solver.solve_again(m, args.weights, b, rows);
     if (args.grad_weights) {
-      load(args.grad_weights, b, rows, m, gW);
+      load(executor, args.grad_weights, b, rows, m, gW);
     } else {
       gW.zero();
     }
     read_adjoint(executor, m, solver.W, solver.Rt, U, args.grad_values, args.grad_var, b, first, gW,
                  dR, dU);
-    d_ridge += solver.adjoint(m, gW, gZ, dR);
-    store(args.d_queries, b, rows, m, gZ);
+    adjoint.add(m, gW, gZ);
+    store(executor, args.d_queries, b, rows, m, gZ);
   }
-  store(args.d_mean, b, Rows{}, K, dR);
-  store(args.d_cov, b, Rows{}, K, dU);
-  store_scalar(args.d_ridge, b, 0, d_ridge);
+  adjoint.finish();
+  mirror(dU);
+  store(executor, args.d_mean, b, Rows{}, K, dR);
+  store(executor, args.d_cov, b, Rows{}, K, dU);
+  store_scalar(args.d_ridge, b, 0, adjoint.d_ridge);
 }
 
 inline double recall_operations(const Sizes& n) {

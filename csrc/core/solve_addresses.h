@@ -10,17 +10,17 @@ namespace KANERVA_ISA {
 template <class A, class F>
 void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem<F>& system,
                  const Executor& executor) {
-  const int64_t T = args.n.T, tile = std::min(kTile, T);
+  const int64_t T = args.n.T, tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
   AddressTile<A, F> solver(scope, system, tile, executor);
   bool bad = false;
   for (int64_t first = 0; first < T && !bad; first += tile) {
     const int64_t m = std::min(tile, T - first);
     const Rows rows{nullptr, first};
-    load(args.queries, b, rows, m, solver.Z);
+    load(executor, args.queries, b, rows, m, solver.Z);
     bad = not_finite(m, solver.Z);
     solver.solve(m);
-    store(args.weights_out, b, rows, m, solver.W);
+    store(executor, args.weights_out, b, rows, m, solver.W);
   }
   if (bad) fill(args.weights_out, b, T, args.n.K, NAN);
 }
@@ -29,23 +29,24 @@ template <class A, class F>
 void solve_adjoint_tiles(const SolveAddressesBackwardArgs& args, int64_t b,
                          const AddressSystem<F>& system, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
-  const int64_t tile = std::min(kTile, T);
+  const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
   AddressTile<A, F> solver(scope, system, tile, executor);
   Matrix<A> gW(scope, tile, K), gZ(scope, tile, C), dR(scope, K, C);
   dR.zero();
-  double d_ridge = 0.0;
+  AddressAdjoint<A, F> adjoint(scope, solver, T, dR);
   for (int64_t first = 0; first < T; first += tile) {
     const int64_t m = std::min(tile, T - first);
     const Rows rows{nullptr, first};
-    load(args.queries, b, rows, m, solver.Z);
+    load(executor, args.queries, b, rows, m, solver.Z);
     solver.solve_again(m, args.weights, b, rows);
-    load(args.grad_weights, b, rows, m, gW);
-    d_ridge += solver.adjoint(m, gW, gZ, dR);
-    store(args.d_queries, b, rows, m, gZ);
+    load(executor, args.grad_weights, b, rows, m, gW);
+    adjoint.add(m, gW, gZ);
+    store(executor, args.d_queries, b, rows, m, gZ);
   }
-  store(args.d_mean, b, Rows{}, K, dR);
-  store_scalar(args.d_ridge, b, 0, d_ridge);
+  adjoint.finish();
+  store(executor, args.d_mean, b, Rows{}, K, dR);
+  store_scalar(args.d_ridge, b, 0, adjoint.d_ridge);
 }
 
 inline double solve_operations(const Sizes& n) {

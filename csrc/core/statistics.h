@@ -1,4 +1,5 @@
 // Additive sufficient statistics: (R, U) -> (U^-1 R, U^-1). The map is its own inverse.
+// Arithmetic as in memory_kl.h: float64 factors, and for many slots float32 products.
 #pragma once
 
 #include "matrices.h"
@@ -7,49 +8,89 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
+template <class A>
+void statistics_products(const StatisticsArgs& args, int64_t b, const Matrix<A>& R,
+                         const Matrix<double>& V, const Executor& executor) {
+  const int64_t K = args.n.K, C = args.n.C;
+  Workspace::Scope scope(Workspace::of_thread());
+  Matrix<A> Vt(scope, K, K), P(scope, K, K), shift(scope, K, C);
+  transpose(executor, V, Vt);
+  const Matrix<A> factor = in_arithmetic<A>(executor, scope, V);
+  upper_square(executor, factor, Vt, P, Store::set);
+  mirror(K, P.data, P.ld);
+  store(executor, args.precision_out, b, Rows{}, K, P);
+  solve(executor, factor, P, R, shift);
+  store(executor, args.shift_out, b, Rows{}, K, shift);
+}
+
 inline void statistics_item(const StatisticsArgs& args, int64_t b, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   Workspace::Scope scope(Workspace::of_thread());
-  Matrix<double> factor(scope, K, K), inverse(scope, K, K), R(scope, K, C), shift(scope, K, C);
-  load(args.cov, b, Rows{}, K, factor);
-  load(args.mean, b, Rows{}, K, R);
-  if (not_finite(K, R) || !invert_spd(executor, factor, inverse).ok) {
+  Factor factor(scope, K);
+  Matrix<double> V(scope, K, K);
+  factor.build(args.cov, b, executor);
+  bool done = factor.facts.ok;
+  const auto run = [&](const auto& R) {
+    load(executor, args.mean, b, Rows{}, K, R);
+    done = !not_finite(K, R);
+    if (done) statistics_products(args, b, R, V, executor);
+  };
+  if (done) {
+    factor.invert(executor, V);
+    if (products_in_float32(args.mean.dtype, K, factor.facts.condition)) {
+      run(Matrix<float>(scope, K, C));
+    } else {
+      run(Matrix<double>(scope, K, C));
+    }
+  }
+  if (!done) {
     fill(args.shift_out, b, K, C, NAN);
     fill(args.precision_out, b, K, K, NAN);
-    return;
   }
-  product(executor, K, inverse, R, shift);
-  store(args.shift_out, b, Rows{}, K, shift);
-  store(args.precision_out, b, Rows{}, K, inverse);
 }
 
 // With P = U^-1 and S = P R: dR = P gS,  dU = -sym(P gP P + dR S').
-inline void statistics_backward_item(const StatisticsBackwardArgs& args, int64_t b,
-                                     const Executor& executor) {
+template <class A>
+void statistics_adjoint(const StatisticsBackwardArgs& args, int64_t b, const Executor& executor) {
   const auto [B, T, K, C] = args.n;
   Workspace::Scope scope(Workspace::of_thread());
-  Matrix<double> P(scope, K, K), dU(scope, K, K), dR(scope, K, C);
-  load(args.precision, b, Rows{}, K, P);
+  Matrix<A> P(scope, K, K), dU(scope, K, K), dR(scope, K, C);
+  load(executor, args.precision, b, Rows{}, K, P);
   dU.zero();
-  dR.zero();
   if (args.grad_shift) {
-    Matrix<double> gS(scope, K, C), S(scope, K, C), St(scope, C, K);
-    load(args.grad_shift, b, Rows{}, K, gS);
-    load(args.shift, b, Rows{}, K, S);
-    transpose(S, St);
+    Workspace::Scope inner(Workspace::of_thread());
+    Matrix<A> gS(inner, K, C), S(inner, K, C), St(inner, C, K);
+    load(executor, args.grad_shift, b, Rows{}, K, gS);
+    load(executor, args.shift, b, Rows{}, K, S);
+    transpose(executor, S, St);
     product(executor, K, P, gS, dR);
     product(executor, K, dR, St, dU, Store::sub);
+    symmetrise(dU);
+  } else {
+    dR.zero();
   }
   if (args.grad_precision) {
-    Matrix<double> gP(scope, K, K), PgP(scope, K, K);
-    load(args.grad_precision, b, Rows{}, K, gP);
+    Workspace::Scope inner(Workspace::of_thread());
+    Matrix<A> gP(inner, K, K), PgP(inner, K, K);
+    load(executor, args.grad_precision, b, Rows{}, K, gP);
     symmetrise(gP);
     product(executor, K, P, gP, PgP);
-    product(executor, K, PgP, P, dU, Store::sub);
+    gemm<false>(executor, K, K, K, PgP.data, PgP.ld, P.data, P.ld, dU.data, dU.ld, Store::sub,
+                Structure::full, Part::upper);
+    mirror(K, dU.data, dU.ld);
   }
-  symmetrise(dU);
-  store(args.d_mean, b, Rows{}, K, dR);
-  store(args.d_cov, b, Rows{}, K, dU);
+  store(executor, args.d_mean, b, Rows{}, K, dR);
+  store(executor, args.d_cov, b, Rows{}, K, dU);
+}
+
+inline void statistics_backward_item(const StatisticsBackwardArgs& args, int64_t b,
+                                     const Executor& executor) {
+  // P came rounded, which the products amplify as much as their own rounding: no condition helps.
+  if (products_in_float32(args.shift.dtype, args.n.K, 1.0)) {
+    statistics_adjoint<float>(args, b, executor);
+  } else {
+    statistics_adjoint<double>(args, b, executor);
+  }
 }
 
 inline void statistics(const StatisticsArgs& args, const Executor& executor) {
