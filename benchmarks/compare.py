@@ -34,7 +34,7 @@ from .measure import (
     on_backend,
     providers,
 )
-from .rivals import DIRECTIONS, OPERATORS, SHAPES, Rival, Shape
+from .rivals import DIRECTIONS, OPERATORS, Rival, Shape
 from .timers import HOST, Timer, quick_time
 
 if sys.version_info >= (3, 11):
@@ -215,6 +215,14 @@ def compiled_backends(timer: Timer) -> list[str]:
     return [n for n in backends_on(timer.device) if n != "reference"] or ["auto"]
 
 
+def shapes_of(operator: str, wanted: str | list[Shape]) -> Sequence[Shape]:
+    """Those asked for, of which "small" and "all" are the operator's own."""
+    if isinstance(wanted, list):
+        return wanted
+    own = OPERATORS[operator].shapes
+    return own[:SMALL] if wanted == "small" else own
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("--op", action="append", choices=list(OPERATORS), help="default: all")
@@ -246,9 +254,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--json", type=Path, nargs="?", const=RESULTS, help="file, or directory to name it in"
     )
     options = parser.parse_args(arguments)
-    if options.shapes in ("small", "all"):
-        options.shapes = SHAPES[:SMALL] if options.shapes == "small" else SHAPES
-    else:
+    if options.shapes not in ("small", "all"):
         try:
             options.shapes = [
                 Shape(*map(int, name.split("x"))) for name in options.shapes.split(",")
@@ -273,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(HEADER)
     rows: list[Row] = []
     for operator in options.op or OPERATORS:
-        for shape in options.shapes:
+        for shape in shapes_of(operator, options.shapes):
             for direction in [options.direction] if options.direction else DIRECTIONS:
                 found = compare(
                     operator,

@@ -18,7 +18,7 @@ import torch
 
 from . import ceilings, costs, counters, machine, timers
 from .measure import KANERVA, Problem, mode, on_backends, providers
-from .rivals import DIRECTIONS, SHAPES
+from .rivals import DIRECTIONS, OPERATORS
 from .timers import Timer, quick_time
 
 THREADS = 2
@@ -52,7 +52,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     operator, full = metafunc.module.OPERATOR, metafunc.config.getoption("full")
     cases = [
         pytest.param((operator, shape, direction, rival), id=f"{shape}-{direction}-{rival.name}")
-        for shape in (SHAPES if full else SHAPES[:3])
+        for shape in OPERATORS[operator].shapes[: None if full else 3]
         for direction in DIRECTIONS
         for rival in [*providers(operator, shape, direction), *on_backends(operator, device)]
         if full or rival.family != "compile"

@@ -57,6 +57,14 @@ def adaptive_flops(s: Shape) -> float:
     return s.batch * (t * step + k * k * c + 2 * k**3 / 3)
 
 
+def scan_flops(s: Shape) -> float:
+    """Chunks of 16, with the products of the queries: Q R, half of Q U, Q P' and its product with
+    E."""
+    k, c, t, chunk = s.slots, s.code, s.steps, min(16, s.steps)
+    write = t * (2 * k * k + 4 * k * c + k * k + chunk * (3 * k + c))
+    return s.batch * (write + t * (2 * k * c + k * k + chunk * (k + c)))
+
+
 #: operator -> forward operations
 FLOPS: dict[str, Callable[[Shape], float]] = {
     "bayes_write": write_flops,
@@ -67,6 +75,7 @@ FLOPS: dict[str, Callable[[Shape], float]] = {
     "statistics": statistics_flops,
     "adaptive_write": adaptive_flops,
     "forget": write_flops,
+    "causal_scan": scan_flops,
 }
 
 

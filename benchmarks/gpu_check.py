@@ -35,6 +35,8 @@ TESTS = (
     "statistics",
     "adaptive_write",
     "forget",
+    "causal_scan",
+    "causal_scan_packed",
 )
 TOTAL = 470.0  # seconds for everything
 TRITON = {"KANERVA_BACKEND": "triton"}
@@ -76,11 +78,13 @@ def parts(quick: bool, sanitizer: str | None, arch_list: str | None) -> list[Par
         own("ceilings", 30, quick),
         own("write", 40 if quick else 90, quick),
         own("solve", 30 if quick else 60, quick),
+        own("scan", 30 if quick else 60, quick),
         own("adaptive", 20 if quick else 30, quick),
         own("graphs", 60, quick, "graphs_triton", env=TRITON),
         own("determinism", 60, quick, "determinism_triton", env=TRITON),
         own("write", 40 if quick else 90, quick, "write_triton", env=TRITON),
         own("solve", 30 if quick else 60, quick, "solve_triton", env=TRITON),
+        own("scan", 40 if quick else 60, quick, "scan_triton", env=TRITON),
         own("adaptive", 40 if quick else 60, quick, "adaptive_triton", env=TRITON),
         Part(
             "tests_triton",

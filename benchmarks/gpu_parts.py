@@ -26,6 +26,7 @@ WRITES = (
     (1, 65_536, 512, 768),
 )
 SOLVES = tuple((batch, 32, slots, 100) for slots in (32, 64, 128) for batch in (16, 256, 4096))
+SCANS = ((128, 4096, 128, 128), (32, 2048, 64, 64), (1, 65_536, 64, 64))
 ADAPTIVE = ((16, 32, 32, 100), (32, 64, 64, 200))
 MAX_ERROR = 1e-3  # relative, against float64: no time is reported beyond it
 Shape = tuple[int, int, int, int]
@@ -127,6 +128,15 @@ def bench_write(device: str, shapes: Sequence[Shape], seconds: float = 0.5) -> l
     return rows
 
 
+def bench_scan(device: str, shapes: Sequence[Shape], seconds: float = 0.5) -> list[dict]:
+    rows = []
+    for shape in shapes:
+        mean, cov, weights, values, noise = write_inputs(shape, device)
+        inputs = (mean, cov, weights, values, weights.flip(1), noise)
+        rows += bench("causal_scan", ops.causal_scan, shape, inputs, device, seconds)
+    return rows
+
+
 def bench_adaptive(device: str, shapes: Sequence[Shape], seconds: float = 0.5) -> list[dict]:
     rows = []
     for shape in shapes:
@@ -188,8 +198,12 @@ def every_operator(device: str, shape: Shape = (3, 20, 17, 33)) -> dict[str, Cal
         "to_statistics": (ops.to_statistics, (mean, cov)),
         "adaptive_write": (ops.adaptive_write, (mean, cov, values, noise, ridge)),
         "forget": (ops.forget, (mean, cov, 0.01 * weights, values, noise)),
+        "causal_scan": (ops.causal_scan, (mean, cov, weights, values, weights.flip(1), noise)),
     }
-    calls = {}
+    step = [x[:, 0] for x in (weights, values, weights, noise)]
+    calls: dict[str, Callable] = {
+        "causal_step": lambda: ops.causal_step(mean.clone(), cov.clone(), *step)
+    }
     for name, (function, inputs) in problems.items():
         calls[name] = functools.partial(function, *inputs)
         calls[f"{name} backward"] = gradients(function, inputs)
@@ -239,6 +253,7 @@ def run(name: str, device: str, quick: bool) -> object:
         "determinism": lambda: determinism(device),
         "sanitized": lambda: sanitized(device),
         "write": lambda: bench_write(device, WRITES[:-1] if quick else WRITES, seconds),
+        "scan": lambda: bench_scan(device, SCANS[:-1] if quick else SCANS, seconds),
         "adaptive": lambda: bench_adaptive(device, ADAPTIVE[:1] if quick else ADAPTIVE, seconds),
         "solve": lambda: bench_solve(device, SOLVES[::2] if quick else SOLVES, seconds),
     }

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import machine, overhead, scaling, training_step
+from . import iterative, machine, overhead, scaling, training_step
 from .compare import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -261,8 +261,30 @@ def memory_section(contents: list[dict], device: str) -> str:
     return "\n\n".join(["### Peak memory", origin(content), markdown(lines)])
 
 
+def iterative_section(contents: list[dict], device: str) -> str:
+    (content,) = contents
+    rows = [iterative.Row(**row) for row in content["rows"]]
+    head = ["(B, T, K, C)", "`causal_scan`", f"{iterative.ITERATIONS} iterations", "ratio"]
+    lines = [[*head, "error, independent keys", "error, correlated keys"]]
+    for r in rows:
+        errors = (
+            f"{r.exact_error_independent:.0e}, {r.conjugate_gradients_error_independent:.0e}",
+            f"{r.exact_error_correlated:.0e}, {r.conjugate_gradients_error_correlated:.0e}",
+        )
+        shape = f"({r.shape.replace('x', ', ')})"
+        times = f"{r.exact_ms:.1f} ms", f"{r.conjugate_gradients_ms:.1f} ms", f"{r.ratio:.1f}"
+        lines.append([shape, *times, *errors])
+    text = (
+        "The reads of `causal_scan` against conjugate gradients on the precision of every step, "
+        "chunk by chunk in PyTorch (the arithmetic of MesaNet); errors against float64, ours first."
+    )
+    parts = ["### The exact read against iterations", text, origin(content), markdown(lines)]
+    return "\n\n".join(parts)
+
+
 SECTIONS: dict[str, Callable[[list[dict], str], str]] = {
     "compare": compare_section,
+    "iterative": iterative_section,
     "scaling": scaling_section,
     "training_step": training_section,
     "overhead": overhead_section,

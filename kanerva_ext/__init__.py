@@ -3,6 +3,7 @@
 from . import ops
 from ._backend import backends, from_environment, load, use_backend
 from ._version import __version__
+from .layer import KanervaCache, KanervaLayer, KanervaOutput
 from .memory import AttractorOutput, FusedKanervaMemory, MemoryState, ReadOutput, WriteOutput
 
 load()
@@ -11,6 +12,9 @@ from_environment()
 __all__ = [
     "AttractorOutput",
     "FusedKanervaMemory",
+    "KanervaCache",
+    "KanervaLayer",
+    "KanervaOutput",
     "MemoryState",
     "ReadOutput",
     "WriteOutput",

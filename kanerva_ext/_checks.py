@@ -22,7 +22,7 @@ RAW_PAIRS = frozenset((s, d) for s in STATE_DTYPES for d in (torch.float16, torc
 RAW_TRIPLES = frozenset((s, d, e) for s, d in RAW_PAIRS for t, e in RAW_PAIRS if t == s)
 
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
-_SIZES = {"K": "slots", "C": "code size", "T": "steps"}
+_SIZES = {"K": "slots", "C": "code size", "T": "steps", "N": "sequences"}
 
 
 class Arg(NamedTuple):
@@ -236,6 +236,9 @@ def _raise_on_nan(op, specs, args, batch, results, failure) -> None:
             causes.append((f"{spec.name} is not in (0, 1]", ((value <= 0) | (value > 1)).any(1)))
         if spec.dims == "KK":
             causes.append((f"{spec.name} is not positive definite", _indefinite(named[spec.name])))
+        if spec.dims == "NKK":
+            bad = _indefinite(named[spec.name]).any(1)
+            causes.append((f"{spec.name} is not positive definite", bad))
     unexplained = torch.stack(
         [
             r.detach().flatten(1).isnan().any(1) if r.dim() > 1 else r.detach().isnan()

@@ -4,13 +4,14 @@ Records every launch of every operator at sizes that reach each configuration, c
 as it would be launched, and writes docs/triton_kernels.md: registers, stack, shared memory. With
 --check it writes nothing; both fail when a kernel does not compile or takes more shared memory than
 a consumer GPU has. --quick leaves out the variants by dtype, and on all but one GPU of each maker
-the configurations for small memories.
+the configurations for small memories. --only prints what the kernels of one operator take.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import re
 import subprocess
@@ -47,6 +48,7 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.int32: "*i32",
+    torch.int64: "*i64",
     torch.uint8: "*u8",
 }
 
@@ -86,6 +88,9 @@ class Variant:
             for k in ("SAVE", "LAST", "FORM", "WIDE", "SOLVE", "ITERATE")
             if constants.get(k)
         ]
+        kinds = dict(self.signature)
+        if "bounds" in kinds and kinds["queries"] != "constexpr":
+            words.append("reads")  # a write that reads as well
         return ", ".join(words)
 
 
@@ -166,6 +171,16 @@ def calls(slots: int, state: torch.dtype, data: torch.dtype, optional: bool) -> 
     removal = (mean, cov, weights, values, noise, mask)
     yield kernels.forget, *removal
     yield kernels.forget_backward, mean, cov, *removal, mean, cov
+    # Packed sequences, which take more than single ones.
+    items, bounds = batch, None
+    if not optional:
+        items, bounds = 2 * batch, torch.empty(3, dtype=torch.int64, device="meta")
+    states = empty(items, slots, code), empty(items, slots, slots)
+    scan = (*states, weights, values, weights, noise, mask, decay, bounds, 0)
+    yield kernels.causal_scan, *scan
+    yield kernels.causal_scan_backward, out, var, *states, empty(items), *scan
+    step = (x if x is None else x[:, 0] for x in (weights, values, weights, noise, mask, decay))
+    yield kernels.causal_step, mean, cov, *step
     yield kernels.read, mean, cov, weights
     yield kernels.read_backward, out, var, mean, cov, weights
     for address_mean in (mean, empty(batch, slots, 13)):  # both systems
@@ -182,8 +197,9 @@ def calls(slots: int, state: torch.dtype, data: torch.dtype, optional: bool) -> 
     yield kernels.statistics_backward, mean, cov, mean, cov, mean, cov
 
 
-def variants(quick: bool) -> list[Variant]:
-    """Every kernel in every configuration; unless ``quick``, for every kind of argument too."""
+def variants(quick: bool, only: str | None = None) -> list[Variant]:
+    """Every kernel in every configuration; unless ``quick``, for every kind of argument too.
+    ``only``: those of this operator and its gradient."""
     single, double = torch.float32, torch.float64
     cases = [(slots, single, single, False) for slots in (16, 32, 65)]
     if not quick:
@@ -191,6 +207,8 @@ def variants(quick: bool) -> list[Variant]:
     found = {}
     for case in cases:
         for function, *args in calls(*case):
+            if only not in (None, function.__name__.removesuffix("_backward")):
+                continue
             for launch in launches(function, *args):
                 one = variant(*launch)
                 found[(one.name, one.file, one.config, one.signature, one.constants)] = one
@@ -206,10 +224,10 @@ def _largest() -> list[Variant]:
     ]
 
 
-def compile_one(quick: bool, index: int, target: str) -> Usage | str:
+def compile_one(quick: bool, index: int, target: str, only: str | None = None) -> Usage | str:
     """In a process of a pool: compiled kernels cannot be sent there."""
     torch.set_num_threads(1)
-    one = _variants(quick)[index]
+    one = _variants(quick, only)[index]
     try:
         compiled = triton.compile(
             one.source(TARGETS[target]),
@@ -222,13 +240,7 @@ def compile_one(quick: bool, index: int, target: str) -> Usage | str:
     return Usage(registers, stack, compiled.metadata.shared)
 
 
-_cache: dict[bool, list[Variant]] = {}
-
-
-def _variants(quick: bool) -> list[Variant]:
-    if quick not in _cache:
-        _cache[quick] = variants(quick)
-    return _cache[quick]
+_variants = functools.cache(variants)
 
 
 def _resources(asm: dict) -> tuple[int, int]:
@@ -246,8 +258,10 @@ def _resources(asm: dict) -> tuple[int, int]:
     return int(re.search(r"REG:(\d+)", text)[1]), int(re.search(r"STACK:(\d+)", text)[1])
 
 
-def collect(quick: bool, targets: list[str]) -> list[tuple[Variant, dict[str, Usage | str]]]:
-    found = _variants(quick)
+def collect(
+    quick: bool, targets: list[str], only: str | None = None
+) -> list[tuple[Variant, dict[str, Usage | str]]]:
+    found = _variants(quick, only)
     everywhere = {one.config for one in _largest()}
     jobs = [
         (i, target)
@@ -256,7 +270,9 @@ def collect(quick: bool, targets: list[str]) -> list[tuple[Variant, dict[str, Us
         if not quick or target in ("sm_80", "gfx942") or one.config in everywhere
     ]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        usages = list(pool.map(compile_one, *zip(*((quick, *job) for job in jobs), strict=True)))
+        usages = list(
+            pool.map(compile_one, *zip(*((quick, *job, only) for job in jobs), strict=True))
+        )
     rows: list[dict[str, Usage | str]] = [{} for _ in found]
     for (i, target), usage in zip(jobs, usages, strict=True):
         rows[i][target] = usage
@@ -306,9 +322,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument("--quick", action="store_true", help="one variant of each configuration")
     parser.add_argument("--target", action="append", choices=TARGETS, help="only this one")
+    parser.add_argument("--only", metavar="OPERATOR", help="print its kernels, write nothing")
     options = parser.parse_args(arguments)
-    whole = not (options.check or options.quick or options.target)
-    table = collect(options.quick, options.target or list(TARGETS))
+    whole = not (options.check or options.quick or options.target or options.only)
+    table = collect(options.quick, options.target or list(TARGETS), options.only)
+    if options.only:
+        for one, row in table:
+            usages = (f"{t}: {u if isinstance(u, str) else u.text()}" for t, u in row.items())
+            print(f"{one.file} {one.name} ({one.label}):", "; ".join(usages))
     with contextlib.suppress(BrokenPipeError):
         print(f"{len(table)} variants of kernels on {', '.join(options.target or TARGETS)}")
     if whole:

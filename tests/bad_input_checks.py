@@ -24,7 +24,7 @@ class BadInputChecks(OperatorBase):
             kind, number = self.kinds[n], self.kinds[n] in (NOISE, RIDGE)
             yield n, a.tolist(), TypeError
             yield n, "text", TypeError
-            if n not in self.optional:
+            if n not in (*self.optional, *self.with_default):
                 yield n, None, TypeError
             yield n, a.to(torch.int64), TypeError
             yield n, a.to(torch.complex64), TypeError

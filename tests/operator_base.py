@@ -24,6 +24,8 @@ class OperatorBase:
     #: (argument, kind, trailing dimensions) in the public order; the first sets the state dtype
     signature: tuple[tuple[str, str, str], ...]
     optional: tuple[str, ...] = ()
+    #: arguments that None stands for as well
+    with_default: tuple[str, ...] = ()
     raw_order: tuple[str, ...] = ()
     raw_tail: tuple = ()
     #: indices of the outputs that the gradient takes after the inputs

@@ -53,6 +53,12 @@ def worst_errors(dtype=np.float64):
     for method in ("auto", "chunk", "information", "sqrt"):
         actual = core.bayes_write(mean, cov, weights, values, noise_var, method=method)
         errors[f"bayes_write {method}"] = max(map(error, actual, expected))
+    decay = (0.9 + 0.1 * rng.random((batch, steps))).astype(dtype)
+    mask = rng.random((batch, steps)) < 0.7
+    actual = core.causal_scan(
+        mean, cov, weights, values, weights[:, ::-1], noise_var, mask=mask, decay=decay
+    )
+    errors["causal_scan"] = max(map(error, actual, scan(wide, decay, mask)))
     m, c, w, z, _ = wide
     mt = m.transpose(0, 2, 1)
     system = m @ mt + ridge * np.eye(slots)
@@ -80,6 +86,27 @@ def worst_errors(dtype=np.float64):
     )
     errors["forget"] = max(map(error, rest, (m, c)))
     return errors
+
+
+def scan(problem, decays, masks):
+    """A read at the addresses, last first, after every step that counts: reads, variances, state
+    and evidence."""
+    results = []
+    for mean, cov, weights, values, noise_var, decay, mask in zip(
+        *problem, decays.astype(np.float64), masks, strict=True
+    ):
+        reads, variances, evidence = [], [], 0.0
+        for t, q in enumerate(weights[::-1]):
+            if mask[t]:
+                step = slice(t, t + 1)
+                mean, cov, more = write(
+                    mean, cov / decay[t], weights[step], values[step], noise_var[step]
+                )
+                evidence += more
+            reads.append(q @ mean)
+            variances.append(q @ cov @ q)
+        results.append((np.array(reads), np.array(variances), mean, cov, evidence))
+    return [np.stack(x) for x in zip(*results, strict=True)]
 
 
 def write_each(*batches):

@@ -25,7 +25,7 @@ def test_every_example_is_tested():
     if not EXAMPLES.is_dir():
         pytest.skip("the checkout's examples are not here")
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"episodic_classifier", "streaming", "variable_length"}
+    assert names == {"episodic_classifier", "sequence_layer", "streaming", "variable_length"}
 
 
 def test_the_classifier_learns(capsys):
@@ -41,3 +41,18 @@ def test_padding_changes_nothing(capsys):
 def test_a_stream_equals_one_write(capsys):
     assert example("streaming").main() < 1e-4
     assert capsys.readouterr().out.count("after") == 5
+
+
+def test_layers_are_compared(capsys, tmp_path):
+    """A few steps: that they learn is what the example itself shows, in minutes."""
+    picture = tmp_path / "sequence_layer.png"
+    results = example("sequence_layer").main(["--steps", "3", "--picture", str(picture)])
+    assert picture.stat().st_size > 10_000
+    assert set(results) == {
+        (task, mixer)
+        for task in ("recall", "regression")
+        for mixer in ("Kanerva", "attention", "delta rule")
+    } | {("regression", "exact")}
+    # The exact posterior of 6 numbers after 0 to 23 pairs with noise of a tenth.
+    assert 0.13 < results["regression", "exact"] < 0.19
+    assert "the exact posterior's error is" in capsys.readouterr().out

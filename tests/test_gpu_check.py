@@ -67,12 +67,13 @@ def test_result_of_a_part():
 
 def test_parts_on_the_cpu():
     """The device's share, with tiny shapes; CUDA graphs excepted."""
-    assert len(gpu_parts.determinism("cpu")) == 32
-    assert len(gpu_parts.sanitized("cpu")) == 16
+    assert len(gpu_parts.determinism("cpu")) == 38
+    assert len(gpu_parts.sanitized("cpu")) == 19
     rows = gpu_parts.bench_write("cpu", [(2, 4, 3, 5)], 0.01)
     rows += gpu_parts.bench_solve("cpu", [(2, 4, 3, 5)], 0.01)
     rows += gpu_parts.bench_adaptive("cpu", [(2, 4, 3, 5)], 0.01)
-    assert len(rows) == 6
+    rows += gpu_parts.bench_scan("cpu", [(2, 4, 3, 5)], 0.01)
+    assert len(rows) == 8
     assert all(r["error"] < 1e-4 and r["eager_us"] > 0 for r in rows)
     limits = gpu_parts.ceilings("cpu", 64)
     assert all(x > 0 for x in limits.values())

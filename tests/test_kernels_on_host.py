@@ -190,7 +190,14 @@ def test_no_races_and_results_do_not_depend_on_the_order(tool, thread_program):
 
 
 @pytest.mark.parametrize(
-    ("operator", "barrier"), [("bayes_write", 5), ("bayes_write_backward", 6), ("recall", 3)]
+    ("operator", "barrier"),
+    [
+        ("bayes_write", 5),
+        ("bayes_write_backward", 6),
+        ("recall", 3),
+        ("causal_scan", 30),
+        ("causal_scan_backward", 84),
+    ],
 )
 def test_a_barrier_left_out_is_noticed(tool, thread_program, operator, barrier):
     done = tool.run_program(thread_program, operator, KANERVA_HOST_SKIP_BARRIER=str(barrier))

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 NAMES = (
     "bayes_write",
+    "causal_scan",
     "adaptive_write",
     "forget",
     "solve_addresses",
@@ -45,6 +46,7 @@ def arguments(name: str, shape, dtype):
     few = slice(None), slice(6)  # the interpreter takes a second for a step
     return {
         "bayes_write": (mean, cov, weights, values, noise, None, None, "auto"),
+        "causal_scan": (mean, cov, weights, values, 0.5 * weights, noise, None, None, None, 0),
         "adaptive_write": (mean, cov, values[few], noise[few], ridge, None, 2),
         "forget": (mean, cov, 0.05 * weights, values, noise, None),
         "solve_addresses": (mean, values, ridge),
@@ -125,13 +127,30 @@ def test_table_ends_with_a_row_for_every_size():
             assert config.precision in ("ieee", "tf32x3")
 
 
+@pytest.mark.parametrize("name", ["bayes_write", "causal_scan"])
 @pytest.mark.parametrize("blocks", [1, 2, 4])
-def test_columns_shared_by_several_programs(monkeypatch, blocks):
+def test_columns_shared_by_several_programs(monkeypatch, blocks, name):
     module = importlib.import_module("kanerva_ext.triton.bayes_write")
     monkeypatch.setattr(module, "processors", lambda device: blocks)
     assert module.blocks_of_columns(torch.empty(1, 20, 130))[0] == min(blocks, 3)
-    assert_right("bayes_write", (1, 37, 20, 130), torch.float32, 2e-6)
-    assert_right("bayes_write", (1, 37, 20, 130), torch.float64, 1e-11)
+    assert_right(name, (1, 37, 20, 130), torch.float32, 2e-6)
+    assert_right(name, (1, 37, 20, 130), torch.float64, 1e-11)
+
+
+def test_columns_of_packed_sequences_shared_by_several_programs(monkeypatch):
+    """The workspace holds every step once for each block of columns."""
+    module = importlib.import_module("kanerva_ext.triton.bayes_write")
+    monkeypatch.setattr(module, "processors", lambda device: 8)
+    assert module.blocks_of_columns(torch.empty(4, 5, 40))[0] == 2
+    case = Case("iid", 1.0, 40, 5, 40)
+    mean, cov = (x.repeat(2, 1, 1) for x in problem(case)[:2])
+    weights, values, noise = problem(case)[2:5]
+    bounds = torch.tensor([0, 33, 40])
+    args = (mean, cov, weights, values, 0.5 * weights, noise, None, None, bounds, 0)
+    for got, want in zip(
+        run(kernels(), "causal_scan", args), run(reference, "causal_scan", args), strict=True
+    ):
+        assert relative_error(got, want.cpu().numpy()) < 1e-11
 
 
 def test_items_of_one_batch_take_different_arithmetic():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     adaptive_write,
     bayes_write,
+    causal_scan,
     forget,
     memory_kl,
     read,
@@ -25,6 +26,7 @@ OPERATORS: dict[str, Operator] = {
         statistics,
         adaptive_write,
         forget,
+        causal_scan,
     )
 }
 

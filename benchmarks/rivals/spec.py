@@ -73,6 +73,7 @@ class Operator:
         definition: the package's reference, which ``truth`` must equal in float64.
         symmetric: positions among the inputs of covariances: only the symmetric part of their
             gradient is defined.
+        shapes: where it is compared unless others are asked for.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Operator:
     definition: Callable[..., tuple[Tensor, ...]]
     rivals: tuple[Rival, ...]
     symmetric: tuple[int, ...] = (1,)
+    shapes: tuple[Shape, ...] = SHAPES
 
 
 def compiled(rival: Rival, max_steps: int = 64) -> Rival:

@@ -299,6 +299,46 @@ py::tuple forget(const py::array& mean, const py::object& cov, const py::array& 
   return py::make_tuple(out[0].array, out[1].array);
 }
 
+py::tuple causal_scan(const py::array& mean, const py::object& cov, const py::array& weights,
+                      const py::object& values, const py::object& queries,
+                      const py::object& noise_var, const py::object& mask, const py::object& decay,
+                      int64_t chunk_size) {
+  if (chunk_size < 0) throw py::value_error("chunk_size must not be negative");
+  CausalScanArgs args;
+  args.n = sizes(mean, &weights, "weights");
+  args.chunk_size = chunk_size;
+  const auto [B, T, K, C] = args.n;
+  const Dtype s = dtype_of(mean, "mean");
+  const Input in[] = {
+      input(mean, "mean", {B, K, C}, s),       input(cov, "cov", {B, K, K}, s),
+      input(weights, "weights", {B, T, K}, s), input(values, "values", {B, T, C}, s),
+      input(queries, "queries", {B, T, K}, s), input(noise_var, "noise_var", {B, T}, s)};
+  args.mean = in[0].view;
+  args.cov = in[1].view;
+  args.weights = in[2].view;
+  args.values = in[3].view;
+  args.queries = in[4].view;
+  args.noise_var = in[5].view;
+  const py::array_t<bool> kept = mask_input(mask, args.mask, B, T);
+  Input forgetting;
+  if (!decay.is_none()) {
+    forgetting = input(decay, "decay", {B, T}, s);
+    args.decay = forgetting.view;
+  }
+  const Output out[] = {output({B, T, C}, s), output({B, T}, s), output({B, K, C}, s),
+                        output({B, K, K}, s), output({B}, s)};
+  args.reads_out = out[0].view;
+  args.read_var_out = out[1].view;
+  args.mean_out = out[2].view;
+  args.cov_out = out[3].view;
+  args.log_evidence = out[4].view;
+  {
+    py::gil_scoped_release release;
+    kernels().causal_scan(args, serial_executor());
+  }
+  return py::make_tuple(out[0].array, out[1].array, out[2].array, out[3].array, out[4].array);
+}
+
 }  // namespace
 }  // namespace kanerva
 
@@ -331,6 +371,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("forget", &kanerva::forget, py::arg("mean"), py::arg("cov"), py::arg("weights"),
         py::arg("values"), py::arg("noise_var"), py::kw_only(), py::arg("mask") = py::none(),
         "Exact removal of written items: (mean, cov).");
+  m.def("causal_scan", &kanerva::causal_scan, py::arg("mean"), py::arg("cov"), py::arg("weights"),
+        py::arg("values"), py::arg("queries"), py::arg("noise_var"), py::kw_only(),
+        py::arg("mask") = py::none(), py::arg("decay") = py::none(), py::arg("chunk_size") = 0,
+        "A write with a read after every step: (reads, read_var, mean, cov, log_evidence).");
   m.def("statistics", &kanerva::statistics, py::arg("mean"), py::arg("cov"),
         "(cov^-1 mean, cov^-1), its own inverse.");
 }

@@ -137,6 +137,30 @@ struct ForgetBackwardArgs {
   View d_mean, d_cov, d_weights, d_values, d_noise_var;
 };
 
+// Sequences packed one after another along the steps: the n-th is bounds[n] .. bounds[n + 1].
+struct Packing {
+  const int64_t* bounds = nullptr;  // count + 1 of them; null: every row is one sequence
+  int64_t stride = 1, count = 1;
+};
+
+// Each of the n.B states belongs to a sequence, state b N + i to the i-th of the N of row b.
+struct CausalScanArgs {
+  Sizes n;
+  Packing packing;
+  int64_t chunk_size = 0;  // steps conditioned on at once, at most; 0: chosen
+  View mean, cov, weights, values, queries, noise_var, mask, decay;
+  View reads_out, read_var_out, mean_out, cov_out, log_evidence;  // mean_out may be mean: one step
+};
+
+struct CausalScanBackwardArgs {
+  Sizes n;
+  Packing packing;
+  int64_t chunk_size = 0;
+  View grad_reads, grad_read_var, grad_mean, grad_cov, grad_log_evidence;
+  View mean, cov, weights, values, queries, noise_var, mask, decay;
+  View d_mean, d_cov, d_weights, d_values, d_queries, d_noise_var, d_decay;
+};
+
 // X(name, type of its arguments) for every operator that a backend has.
 #define KANERVA_OPERATORS(X)                              \
   X(bayes_write, BayesWriteArgs)                          \
@@ -154,7 +178,9 @@ struct ForgetBackwardArgs {
   X(adaptive_write, AdaptiveWriteArgs)                    \
   X(adaptive_write_backward, AdaptiveWriteBackwardArgs)   \
   X(forget, ForgetArgs)                                   \
-  X(forget_backward, ForgetBackwardArgs)
+  X(forget_backward, ForgetBackwardArgs)                  \
+  X(causal_scan, CausalScanArgs)                          \
+  X(causal_scan_backward, CausalScanBackwardArgs)
 
 // One table per instruction set; kernels() picks the best the processor has.
 struct Kernels {

@@ -77,8 +77,8 @@ struct MeanEnds {
 // Writes the chunk into the mean R (blocks of K x width); returns sum_t b_t |E_t|^2.
 template <class A, class F>
 double write_columns(const Chunk<F>& c, const ChunkFactors<A>& f, const Columns& columns,
-                     const View& values, int64_t b, Rows rows, const MeanEnds& mean, A* R,
-                     double* partial, const Executor& executor) {
+                     const View& values, int64_t b, const Episode& e, int64_t first,
+                     const MeanEnds& mean, A* R, double* partial, const Executor& executor) {
   executor.for_each(columns.count, [&](int64_t block) {
     Workspace::Scope scope(Workspace::of_thread());
     const int64_t ld = columns.width, n = columns.of(block), c0 = columns.at(block);
@@ -86,7 +86,8 @@ double write_columns(const Chunk<F>& c, const ChunkFactors<A>& f, const Columns&
     A* E = scope.take<A>(c.L * ld);
     A* Rb = R + block * c.K * ld;
     if (mean.from) load(mean.from, b, Rows{}, c.K, c0, n, Rb, ld);
-    load(values, b, rows, c.L, c0, n, D, ld);
+    load(values, b, Rows{e.index, first}, c.L, c0, n, D, ld);
+    clear_neutral(e, first, c.L, D, ld);
     innovations(f, c.L, c.K, n, D, Rb, ld, E);
     gemm<true>(c.K, n, c.L, f.P, f.ldk, E, ld, Rb, ld, Store::add);
     partial[block] = weighted_square(c.L, n, E, ld, c.decay);
@@ -141,7 +142,7 @@ double chunk_log_evidence(const Chunk<F>& c, int64_t C, double quadratic) {
     decay.multiply(c.decay[t]);
   }
   return -0.5 * (quadratic - double(C) * (2.0 * inverse.value() + decay.value()) +
-                 double(c.L) * double(C) * kLog2Pi);
+                 double(c.counted) * double(C) * kLog2Pi);
 }
 
 // One episode with the columns in arithmetic A and the factors in F. `limit`: the hardness
@@ -176,8 +177,8 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
     factors.take(chunk);
     const MeanEnds ends = {first == 0 ? args.mean : View{},
                            first + steps == e.steps ? args.mean_out : View{}};
-    const double quadratic = write_columns(chunk, factors, columns, args.values, b,
-                                           Rows{e.index, first}, ends, R, partial, executor);
+    const double quadratic = write_columns(chunk, factors, columns, args.values, b, e, first, ends,
+                                           R, partial, executor);
     log_evidence += chunk_log_evidence(chunk, C, quadratic);
     if (!use_sqrt) downdate(chunk, U, executor);
   }

@@ -23,6 +23,8 @@ void run_adaptive_write(const AdaptiveWriteArgs&, const Executor&);
 void run_adaptive_write_backward(const AdaptiveWriteBackwardArgs&, const Executor&);
 void run_forget(const ForgetArgs&, const Executor&);
 void run_forget_backward(const ForgetBackwardArgs&, const Executor&);
+void run_causal_scan(const CausalScanArgs&, const Executor&);
+void run_causal_scan_backward(const CausalScanBackwardArgs&, const Executor&);
 
 }  // namespace KANERVA_ISA
 }  // namespace kanerva

@@ -22,6 +22,8 @@ const Kernels& table() {
       run_adaptive_write_backward,
       run_forget,
       run_forget_backward,
+      run_causal_scan,
+      run_causal_scan_backward,
   };
   return t;
 }

@@ -20,6 +20,9 @@ struct Episode {
   const double* noise = nullptr;
   const double* decay = nullptr;  // null: none
   bool valid = true;              // noise positive and finite, decay in (0, 1]
+  // Where every step stays, those that the mask keeps; the others are neutral: address and value
+  // zero, noise and decay one. Null: all count.
+  const bool* counts = nullptr;
 };
 
 inline Episode gather_episode(Workspace::Scope& scope, int64_t T, int64_t b, const View& noise_var,
@@ -50,8 +53,39 @@ inline Episode gather_episode(Workspace::Scope& scope, int64_t T, int64_t b, con
   return e;
 }
 
+// All the steps, those that the mask drops as neutral ones.
+inline Episode gather_all_steps(Workspace::Scope& scope, int64_t T, int64_t b,
+                                const View& noise_var, const View& mask, const View& decay) {
+  if (!mask) return gather_episode(scope, T, b, noise_var, mask, decay);
+  bool* counts = scope.take<bool>(T);
+  double* noise = scope.take<double>(T);
+  double* shrink = decay ? scope.take<double>(T) : nullptr;
+  for (int64_t t = 0; t < T; ++t) {
+    counts[t] = false;
+    noise[t] = 1.0;
+    if (decay) shrink[t] = 1.0;
+  }
+  Workspace::Scope kept(Workspace::of_thread());
+  Episode e = gather_episode(kept, T, b, noise_var, mask, decay);
+  for (int64_t i = 0; i < e.steps; ++i) {
+    counts[e.index[i]] = true;
+    noise[e.index[i]] = e.noise[i];
+    if (decay) shrink[e.index[i]] = e.decay[i];
+  }
+  return {T, nullptr, noise, shrink, e.valid, counts};
+}
+
+// Zeroes the neutral ones of the rows of steps [first, first + steps), whole rows.
+template <class A>
+void clear_neutral(const Episode& e, int64_t first, int64_t steps, A* rows, int64_t ld) {
+  if (e.counts == nullptr) return;
+  for (int64_t t = 0; t < steps; ++t)
+    if (!e.counts[first + t]) std::memset(rows + t * ld, 0, size_t(ld) * sizeof(A));
+}
+
 template <class F>
 struct Chunk {
+  int64_t counted = 0;  // steps that are not neutral
   int64_t L = 0, K = 0, ldl = 0, ldk = 0;
   F* W;                   // L x K addresses
   F* Wt;                  // K x L; P takes its place
@@ -90,11 +124,14 @@ void load_chunk(Chunk<F>& c, const View& weights, int64_t b, const Episode& e, i
                 int64_t steps) {
   c.L = steps;
   load(weights, b, Rows{e.index, first}, steps, 0, c.K, c.W, c.ldk);
+  clear_neutral(e, first, steps, c.W, c.ldk);
+  c.counted = steps;
   double product = 1.0;
   for (int64_t t = 0; t < steps; ++t) {
     if (e.decay) product *= e.decay[first + t];
     c.decay[t] = product;
     c.noise[t] = e.noise[first + t] * product;
+    if (e.counts && !e.counts[first + t]) --c.counted;
   }
 }
 
@@ -135,8 +172,9 @@ void downdate(const Chunk<F>& c, F* U, const Executor& executor) {
 // The same factors from a square root of the covariance, U = root' root, by Potter's update step by
 // step, which also updates the root. Nothing is squared and nothing is subtracted from U: it holds
 // where Cholesky of S loses all digits (Grewal and Andrews, Kalman Filtering, ch. 7).
-template <class F>
-bool factor_chunk_sqrt(Chunk<F>& c, F* root, Workspace& workspace) {
+// after_step(t) is called when step t is in the root, which lacks the decays of the chunk.
+template <class F, class AfterStep>
+bool factor_chunk_sqrt(Chunk<F>& c, F* root, Workspace& workspace, AfterStep&& after_step) {
   const int64_t L = c.L, K = c.K, wide = padded<F>(K);
   using V = Simd<F>;
   Workspace::Scope scope(workspace);
@@ -174,12 +212,18 @@ bool factor_chunk_sqrt(Chunk<F>& c, F* root, Workspace& workspace) {
       column[q * c.ldl] = F(V::sum(sum));
     }
     column[t * c.ldl] = F(std::sqrt(s));
+    after_step(t);
   }
   invert_upper(L, c.S, c.ldl, c.inverse_diagonal, c.V, c.ldl);
   const double b = c.final_decay();
   if (b != 1.0)
     for (int64_t k = 0; k < K; ++k) scale(0, K, F(1.0 / std::sqrt(b)), root + k * c.ldk);
   return true;
+}
+
+template <class F>
+bool factor_chunk_sqrt(Chunk<F>& c, F* root, Workspace& workspace) {
+  return factor_chunk_sqrt(c, root, workspace, [](int64_t) {});
 }
 
 // Column blocks: as wide as a cache-resident update allows, of even width.
@@ -196,6 +240,25 @@ Columns split_columns(int64_t C) {
   const int64_t width = padded<A>(std::max<int64_t>(1, (C + count - 1) / count));
   return {C, width, C > 0 ? (C + width - 1) / width : 0};
 }
+
+// Beliefs at the starts of consecutive chunks. U is the covariance, or its root in sqrt form.
+template <class A, class F>
+struct States {
+  int64_t U_size, R_size;
+  F* U;
+  A* R;
+  States(Workspace::Scope& scope, int64_t count, int64_t U_elements, int64_t R_elements)
+      : U_size(U_elements), R_size(R_elements) {
+    U = scope.take<F>(count * U_elements);
+    R = scope.take<A>(count * R_elements);
+  }
+  F* cov(int64_t i) const { return U + i * U_size; }
+  A* mean(int64_t i) const { return R + i * R_size; }
+  void copy(int64_t to, const States& source, int64_t from) const {
+    std::memcpy(cov(to), source.cov(from), size_t(U_size) * sizeof(F));
+    std::memcpy(mean(to), source.mean(from), size_t(R_size) * sizeof(A));
+  }
+};
 
 }  // namespace KANERVA_ISA
 }  // namespace kanerva

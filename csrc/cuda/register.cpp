@@ -6,6 +6,8 @@
 
 #include "../torch/adaptive_write.h"
 #include "../torch/bayes_write.h"
+#include "../torch/causal_scan.h"
+#include "../torch/causal_step.h"
 #include "../torch/forget.h"
 #include "../torch/memory_kl.h"
 #include "../torch/read.h"
@@ -139,6 +141,7 @@ STABLE_TORCH_LIBRARY_IMPL(kanerva, CUDA, m) {
 #define KANERVA_REGISTER(op, Args) m.impl(#op, TORCH_BOX(&ops::op<Backend>));
   KANERVA_OPERATORS(KANERVA_REGISTER)
 #undef KANERVA_REGISTER
+  m.impl("causal_step", TORCH_BOX(&ops::causal_step<Backend>));
 }
 
 }  // namespace kanerva::cuda

@@ -96,12 +96,14 @@ __device__ inline bool factor_chunk(int L, int K, const Chunk<F>& c, double limi
   return true;
 }
 
-// U <- (U - P'P) / b, exactly symmetric. Not synchronised.
+// U <- (U - P'P) / b. Its lower part is that above the diagonal, mirrored: products in tiles are
+// not symmetric to the last bit. Not synchronised.
 template <class F>
 __device__ inline void downdate(int L, int K, const Chunk<F>& c) {
   const F scale = F(1.0 / c.decay[L - 1]);
-  product<true, false>(K, K, L, c.P, c.P,
-                       [&](int i, int j, F x) { c.U(i, j) = (c.U(i, j) - x) * scale; });
+  product<true, false>(K, K, L, c.P, c.P, [&](int i, int j, F x) {
+    if (j >= i) c.U(i, j) = c.U(j, i) = (c.U(i, j) - x) * scale;
+  });
 }
 
 // U, an item's covariance, becomes its upper factor: U = root' root. A covariance that the rounding
@@ -132,10 +134,12 @@ __device__ __noinline__ bool load_root(const View& cov, int64_t b, int K, Mat<F>
 
 // The same factors from a root of the covariance, U = root' root, by Potter's update step by step,
 // which also updates the root: nothing is squared and nothing subtracted from U. Decay enters as
-// noise scaled by b_t; the root is divided by sqrt(b) at the end of the chunk. False, in every
-// thread, when a pivot is not positive and finite. Leaves the team synchronised.
-template <class F>
-__device__ __noinline__ bool factor_chunk_sqrt(int L, int K, const Chunk<F>& c, double& hardness) {
+// noise scaled by b_t; the root is divided by sqrt(b) at the end of the chunk. after(t) is called,
+// synchronised, when the root is that after step t, up to the decay. False, in every thread, when a
+// pivot is not positive and finite. Leaves the team synchronised.
+template <class F, class After>
+__device__ __noinline__ bool factor_chunk_sqrt(int L, int K, const Chunk<F>& c, double& hardness,
+                                               After after) {
   hardness = 0.0;
   for (int t = 0; t < L; ++t) {
     double energy = 0.0;
@@ -173,6 +177,7 @@ __device__ __noinline__ bool factor_chunk_sqrt(int L, int K, const Chunk<F>& c, 
       if (lane() == 0) c.S(t, q) = sum;
     }
     sync();
+    after(t);
   }
   for (int j = thread(); j < L; j += threads()) {  // a column of F^-1
     for (int i = 0; i < L; ++i) {

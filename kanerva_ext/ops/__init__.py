@@ -3,6 +3,8 @@
 from . import _library  # noqa: F401 - defines torch.ops.kanerva
 from .adaptive_write import adaptive_write
 from .bayes_write import bayes_write
+from .causal_scan import causal_scan
+from .causal_step import causal_step
 from .forget import forget
 from .memory_kl import memory_kl
 from .read import read
@@ -13,6 +15,8 @@ from .statistics import from_statistics, to_statistics
 __all__ = [
     "adaptive_write",
     "bayes_write",
+    "causal_scan",
+    "causal_step",
     "forget",
     "from_statistics",
     "memory_kl",

@@ -25,6 +25,8 @@ from torch.autograd import forward_ad
 from .. import _backend, reference
 from . import _library
 
+_OFFSETS = (torch.int32, torch.int64)  # the dtypes of cu_seqlens
+
 
 class Operator:
     """Calls one operator on raw arguments by the cheapest route that is right.
@@ -198,17 +200,19 @@ def _make_function(
 
 def _fold_vmap(call: Callable, size: int, in_dims: tuple, args: tuple):
     """Serve ``torch.vmap`` by making the mapped dimension part of the batch dimension."""
-    folded, batch = [], None
+    folded = []
     for arg, dim in zip(args, in_dims, strict=True):
-        if isinstance(arg, Tensor):
+        if isinstance(arg, Tensor) and arg.dtype in _OFFSETS:
+            if dim is not None:
+                raise NotImplementedError("cu_seqlens cannot be mapped over by torch.vmap")
+        elif isinstance(arg, Tensor):
             arg = arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-            batch = arg.shape[1]
-            arg = arg.reshape(size * batch, *arg.shape[2:])
+            arg = arg.reshape(size * arg.shape[1], *arg.shape[2:])
         folded.append(arg)
     result = call(*folded)
     if isinstance(result, Tensor):
-        return result.view(size, batch, *result.shape[1:]), 0
-    split = tuple(r.view(size, batch, *r.shape[1:]) for r in result)
+        return result.unflatten(0, (size, result.shape[0] // size)), 0
+    split = tuple(r.unflatten(0, (size, r.shape[0] // size)) for r in result)
     return split, (0,) * len(split)
 
 

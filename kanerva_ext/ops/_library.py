@@ -2,6 +2,9 @@
 
 Raw arguments have exactly one batch dimension B, equal everywhere: mean (B, K, C), cov (B, K, K),
 weights (B, T, K), values and queries (B, T, C), noise_var, mask and decay (B, T), ridge (B,).
+``causal_scan`` has queries (B, T, K) and, with N + 1 ``cu_seqlens``, N sequences in every row of
+weights and a state for each: item b N + n of mean and cov is that of sequence n of row b.
+``causal_step`` takes one step, without the dimension T, and changes the state in place.
 Compiled libraries register kernels for their device when they are loaded; GPUs without one run the
 Triton kernels, and every other device runs the reference. ``torch.ops.kanerva_triton.*`` are the
 same operators by Triton, whatever else serves the device. Gradients are attached in `._autograd`.
@@ -49,6 +52,16 @@ forget(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var,
 forget_backward(Tensor? grad_mean, Tensor? grad_cov, Tensor mean, Tensor cov, Tensor weights,
     Tensor values, Tensor noise_var, Tensor? mask, Tensor rest_mean, Tensor rest_cov)
     -> (Tensor, Tensor, Tensor, Tensor, Tensor)
+causal_scan(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor queries,
+    Tensor noise_var, Tensor? mask, Tensor? decay, Tensor? cu_seqlens, int chunk_size)
+    -> (Tensor, Tensor, Tensor, Tensor, Tensor)
+causal_scan_backward(Tensor? grad_reads, Tensor? grad_read_var, Tensor? grad_mean,
+    Tensor? grad_cov, Tensor? grad_log_evidence, Tensor mean, Tensor cov, Tensor weights,
+    Tensor values, Tensor queries, Tensor noise_var, Tensor? mask, Tensor? decay,
+    Tensor? cu_seqlens, int chunk_size)
+    -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)
+causal_step(Tensor(a!) mean, Tensor(b!) cov, Tensor weights, Tensor values, Tensor queries,
+    Tensor noise_var, Tensor? mask, Tensor? decay) -> (Tensor, Tensor, Tensor)
 statistics_backward(Tensor? grad_shift, Tensor? grad_precision, Tensor mean, Tensor cov,
     Tensor shift, Tensor precision) -> (Tensor, Tensor)
 """
@@ -194,6 +207,51 @@ def _fake_forget(mean, cov, weights, values, noise_var, mask):
     return _fake_bayes_write(mean, cov, weights, values, noise_var, mask, None, "auto")[:2]
 
 
+def _fake_causal_scan(
+    mean, cov, weights, values, queries, noise_var, mask, decay, cu_seqlens, chunk_size
+):
+    batch, slots, code = _state_shape(mean, cov)
+    steps, rows = weights.shape[1], batch
+    if cu_seqlens is not None:
+        torch._check(cu_seqlens.dim() == 1, lambda: "cu_seqlens must have one dimension")
+        rows = weights.shape[0]
+        torch._check(
+            batch == rows * (cu_seqlens.shape[0] - 1),
+            lambda: f"mean must hold {rows} x {cu_seqlens.shape[0] - 1} states, got {batch}",
+        )
+    for name, tensor, wide in (
+        ("weights", weights, slots),
+        ("values", values, code),
+        ("queries", queries, slots),
+    ):
+        _check_shape(name, tensor, rows, steps, wide)
+    for name, tensor in (("noise_var", noise_var), ("mask", mask), ("decay", decay)):
+        if tensor is not None:
+            _check_shape(name, tensor, rows, steps)
+    reads, read_var = _like(mean, rows, steps, code), _like(mean, rows, steps)
+    return reads, read_var, *_same(mean, cov), _like(mean, batch)
+
+
+def _fake_causal_scan_backward(g_reads, g_var, g_mean, g_cov, g_log, *args):
+    mean, decay = args[0], args[7]
+    return *_same(*args[:6]), _like(mean, 0) if decay is None else _same(decay)[0]
+
+
+def _fake_causal_step(mean, cov, weights, values, queries, noise_var, mask, decay):
+    batch, slots, code = _state_shape(mean, cov)
+    for name, tensor, shape in (
+        ("weights", weights, (batch, slots)),
+        ("values", values, (batch, code)),
+        ("queries", queries, (batch, slots)),
+        ("noise_var", noise_var, (batch,)),
+        ("mask", mask, (batch,)),
+        ("decay", decay, (batch,)),
+    ):
+        if tensor is not None:
+            _check_shape(name, tensor, *shape)
+    return _like(mean, batch, code), _like(mean, batch), _like(mean, batch)
+
+
 FAKES: dict[str, Callable] = {
     "bayes_write": _fake_bayes_write,
     "bayes_write_backward": _fake_bayes_write_backward,
@@ -209,6 +267,9 @@ FAKES: dict[str, Callable] = {
     "adaptive_write_backward": _fake_adaptive_write_backward,
     "forget": _fake_forget,
     "forget_backward": lambda g, h, *args: _same(*args[:5]),
+    "causal_scan": _fake_causal_scan,
+    "causal_scan_backward": _fake_causal_scan_backward,
+    "causal_step": _fake_causal_step,
     "statistics": _fake_statistics,
     "statistics_backward": lambda g, h, mean, cov, shift, precision: _same(mean, cov),
 }

@@ -8,6 +8,8 @@ autograd, in forward mode too. ``<operator>_backward`` are the closed-form gradi
 
 from .adaptive_write import adaptive_write, adaptive_write_backward
 from .bayes_write import bayes_write, bayes_write_backward
+from .causal_scan import causal_scan, causal_scan_backward
+from .causal_step import causal_step
 from .forget import forget, forget_backward
 from .memory_kl import memory_kl, memory_kl_backward
 from .read import read, read_backward
@@ -20,6 +22,9 @@ __all__ = [
     "adaptive_write_backward",
     "bayes_write",
     "bayes_write_backward",
+    "causal_scan",
+    "causal_scan_backward",
+    "causal_step",
     "forget",
     "forget_backward",
     "memory_kl",

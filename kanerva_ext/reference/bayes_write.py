@@ -28,8 +28,8 @@ def bayes_write(
     Each step is ``c = U w; s = w'c + v; d = z - R'w``, then ``R += g e'`` and ``U -= g g'`` with
     ``g = c / sqrt(s)`` and ``e = d / sqrt(s)``. The form ``g g'`` keeps U exactly symmetric.
     """
-    bad = _bad_items(noise_var, mask, decay)
-    weights, values, noise_var, decay = _skip_masked(
+    bad = bad_items(noise_var, mask, decay)
+    weights, values, noise_var, decay = skip_masked(
         weights.to(mean.dtype), values.to(mean.dtype), noise_var, mask, decay
     )
     code = mean.shape[-1]
@@ -72,22 +72,22 @@ def bayes_write_backward(
     """Gradients of mean, cov (symmetrised), weights, values, noise_var and decay.
 
     The episode is cut into chunks; the states at their starts come from the chunked forward pass
-    (exact conditioning by a Cholesky factor), the adjoints from `_chunk_adjoint` in reverse.
+    (exact conditioning by a Cholesky factor), the adjoints from `Chunk.adjoint` in reverse.
     Without ``decay`` the last gradient is an empty tensor. The posterior, which compiled kernels
     use, is not needed here.
     """
     dtype = wide(mean)
     inputs = (mean, cov, weights, values, noise_var, decay)
-    bad = _bad_items(noise_var, mask, decay)
+    bad = bad_items(noise_var, mask, decay)
     mean, cov, weights, values = (x.to(dtype) for x in (mean, cov, weights, values))
     noise_var, decay = noise_var.to(dtype), None if decay is None else decay.to(dtype)
-    weights, values, noise_var, decay = _skip_masked(weights, values, noise_var, mask, decay)
+    weights, values, noise_var, decay = skip_masked(weights, values, noise_var, mask, decay)
 
     chunks, states = [], []
     mean, cov = mean, symmetric(cov)
     for start in range(0, weights.shape[1], CHUNK):
         span = slice(start, start + CHUNK)
-        chunk = _Chunk(
+        chunk = Chunk(
             mean,
             cov,
             weights[:, span],
@@ -121,7 +121,7 @@ def bayes_write_backward(
     return tuple(g.to(t) for g, t in zip(grads, dtypes, strict=True))
 
 
-class _Chunk:
+class Chunk:
     """Conditioning on L steps at once: with S = W U0 W' + V = F F', P = F^-1 W U0 and
     E = F^-1 (Z - W R0), the posterior is (R0 + P'E, U0 - P'P). Decay is folded into the noise:
     ``b`` is its running product, V = diag(v b), and the posterior covariance is divided by b_L.
@@ -204,7 +204,7 @@ def _per_step(mask: Tensor, tensor: Tensor) -> Tensor:
     return mask if tensor.dim() == 2 else mask[..., None]
 
 
-def _skip_masked(weights, values, noise_var, mask, decay):
+def skip_masked(weights, values, noise_var, mask, decay):
     """Make masked steps neutral: zero address and value, unit noise, no decay."""
     if mask is None:
         return weights, values, noise_var, decay
@@ -216,7 +216,7 @@ def _skip_masked(weights, values, noise_var, mask, decay):
     )
 
 
-def _bad_items(noise_var: Tensor, mask: Tensor | None, decay: Tensor | None) -> Tensor:
+def bad_items(noise_var: Tensor, mask: Tensor | None, decay: Tensor | None) -> Tensor:
     """(B,) bool: a step that counts has a noise variance or a decay that is not positive."""
     bad = ~(noise_var > 0)
     if decay is not None:

@@ -19,7 +19,7 @@ from torch import Tensor
 INTERPRETED = triton.knobs.runtime.interpret
 
 #: Arguments for whose value no kernel is compiled anew: a compilation takes seconds.
-VARYING = ("T", "splits", "blocks", "width", "steps")
+VARYING = ("T", "splits", "blocks", "width", "steps", "sequences")
 
 
 class Config(NamedTuple):

@@ -74,11 +74,9 @@ def load_vector(ptr, start, n, N: tl.constexpr, WORK: tl.constexpr):
 
 
 @triton.jit
-def step(root, weights, slots, gain, noise, K, N: tl.constexpr, WORK: tl.constexpr):
-    """One step with noise n: ``phi = S'w, s = |phi|^2 + n``, ``gain = S phi / sqrt(s)`` and
-    ``S -= gain phi' / (sqrt(s) + sqrt(n))``; returns s. ``slots`` is K, or 0 where w counts as
-    zero. Synchronised before and after."""
-    phi = root + K * K
+def project(root, weights, slots, K, N: tl.constexpr, WORK: tl.constexpr):
+    """``phi = S'w``, behind S; returns ``|phi|^2 = w'U w``. ``slots`` is K, or 0 where w counts as
+    zero."""
     at = tl.arange(0, N)
     energy = tl.zeros((), WORK)
     for j in range(0, K, N):
@@ -86,9 +84,19 @@ def step(root, weights, slots, gain, noise, K, N: tl.constexpr, WORK: tl.constex
         for i in range(0, K, N):
             w = load_vector(weights, i, slots, N, WORK)
             x += tl.sum(load_tile(root, K, 1, i, j, K, K, N, N, WORK) * w[:, None], axis=0)
-        tl.store(phi + j + at, x, mask=j + at < K)
+        tl.store(root + K * K + j + at, x, mask=j + at < K)
         energy += tl.sum(x * x, axis=0)
-    s = energy + noise
+    return energy
+
+
+@triton.jit
+def step(root, weights, slots, gain, noise, K, N: tl.constexpr, WORK: tl.constexpr):
+    """One step with noise n: ``phi = S'w, s = |phi|^2 + n``, ``gain = S phi / sqrt(s)`` and
+    ``S -= gain phi' / (sqrt(s) + sqrt(n))``; returns s. ``slots`` as in `project`. Synchronised
+    before and after."""
+    phi = root + K * K
+    at = tl.arange(0, N)
+    s = project(root, weights, slots, K, N, WORK) + noise
     tl.debug_barrier()
     for i in range(0, K, N):
         g = tl.zeros((N,), WORK)
@@ -126,12 +134,14 @@ def invert_lower(f, n, N: tl.constexpr, WORK: tl.constexpr):
 @triton.jit
 def write_chunk_sqrt(
     root, weights, gains, kept, noise, scale, count, K,
-    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr, queries=None,
 ):  # fmt: skip
     """As `write_chunk`, from the root and with the root updated. ``noise`` is scaled by the decay
-    inside the chunk, of which the covariance gets ``scale`` = 1 / b at its end. Returns F^-1 and
-    the squared diagonal of F. Synchronised before and after."""
+    inside the chunk, of which the covariance gets ``scale`` = 1 / b at its end. Returns F^-1, the
+    squared diagonal of F and, of every query q, ``q'U q`` times b after its step. Synchronised
+    before and after."""
     at = tl.arange(0, L)
+    spread = tl.zeros((L,), WORK)
     pivots = tl.full((L,), 1.0, WORK)
     for t in range(0, count):
         here = at == t
@@ -139,6 +149,8 @@ def write_chunk_sqrt(
         n = tl.sum(tl.where(here, noise, 0.0), axis=0).to(WORK)
         s = step(root, weights + t * K, slots, gains + t * K, n, K, N, WORK)
         pivots = tl.where(here, s, pivots)
+        if queries is not None:
+            spread = tl.where(here, project(root, queries + t * K, K, K, N, WORK), spread)
     f = tl.zeros((L, L), WORK)
     for j in range(0, K, N):
         w = load_rows(weights, K, kept, j, K, L, N, WORK)
@@ -151,4 +163,4 @@ def write_chunk_sqrt(
                 x = load_tile(root, K, 1, i, j, K, K, N, N, WORK) * tl.sqrt(scale)
                 store_tile(root, K, 1, x, i, j, K, K, N, N)
         tl.debug_barrier()
-    return invert_lower(f, count, L, WORK), pivots
+    return invert_lower(f, count, L, WORK), pivots, spread

@@ -16,8 +16,11 @@ from torch import Tensor
 
 from ._finish import finish, no_partials
 from ._launch import VARYING, Config, as_bytes, choose, empty, launch, plain, processors
+from ._reads import read_weights, store_variances
+from ._sequences import are_bounds_wrong, locate
 from ._square_root import load_root, square, write_chunk_sqrt
 from ._tiles import (
+    add_product,
     copy_matrix,
     copy_symmetric,
     count_not_positive,
@@ -92,9 +95,10 @@ def write_chunk(
 def factor_chunk(
     cov, root, weights, gains, kept, noise, scale, count, limit, attempt, K,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
-    ROBUST: tl.constexpr,
+    ROBUST: tl.constexpr, queries=None,
 ):  # fmt: skip
     """`write_chunk` or, in the second attempt, `write_chunk_sqrt`."""
+    spread = tl.zeros((L,), WORK)
     if not ROBUST:
         inverse, pivots, outcome = write_chunk(
             cov, weights, gains, kept, noise, count, limit, K, L, N, WORK, PRECISION
@@ -104,13 +108,14 @@ def factor_chunk(
             cov, weights, gains, kept, noise, count, limit, K, L, N, WORK, PRECISION
         )
     else:
-        inverse, pivots = write_chunk_sqrt(
-            root, weights, gains, kept, noise, scale.to(WORK), count, K, L, N, WORK, PRECISION
-        )
+        inverse, pivots, spread = write_chunk_sqrt(
+            root, weights, gains, kept, noise, scale.to(WORK), count, K, L, N, WORK, PRECISION,
+            queries,
+        )  # fmt: skip
         outcome = TO_DO
         if count_not_positive(pivots) > 0:
             outcome = FAILED
-    return inverse, pivots, outcome
+    return inverse, pivots, outcome, spread
 
 
 @triton.jit
@@ -118,10 +123,13 @@ def write_columns(
     mean, weights, values, errors, gains, inverse, kept, product, first_column, last_column, count,
     K, C,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
-    SAVE: tl.constexpr,
+    SAVE: tl.constexpr, queries=None, reads=None,
 ):  # fmt: skip
-    """``E = F^-1 (Z - W R); R += P'E`` for a block of columns; returns ``sum b |E|^2``."""
+    """``E = F^-1 (Z - W R); R += P'E`` for a block of columns; returns ``sum b |E|^2``. With
+    ``queries``, the reads ``Q R + A E`` are stored."""
     squares = tl.zeros((), tl.float64)
+    if queries is not None:
+        inside = read_weights(queries, gains, count, K, L, N, WORK, PRECISION)
     for c in range(first_column, last_column, N):
         d = load_rows(values, C, kept, c, last_column, L, N, WORK)
         for q in range(0, K, N):
@@ -133,6 +141,12 @@ def write_columns(
             store_tile(errors, C, 1, e, 0, c, count, last_column, L, N)
         wide = e.to(tl.float64)
         squares += tl.sum(tl.sum(wide * wide, axis=1) * product, axis=0)
+        if queries is not None:
+            x = multiply(inside, e, WORK, PRECISION)
+            x = add_product(
+                x, queries, K, 1, mean, C, 1, 0, c, count, last_column, K, L, N, N, WORK, PRECISION
+            )  # fmt: skip
+            store_tile(reads, C, 1, x, 0, c, count, last_column, L, N)
         tl.debug_barrier()
         for q in range(0, K, N):
             p = load_tile(gains, 1, K, q, 0, K, count, N, L, WORK)
@@ -179,9 +193,9 @@ def is_wanted(before, item, blocks):
 
 @triton.jit(do_not_specialize=VARYING)
 def write_kernel(
-    mean, cov, weights, values, noise_var, mask, decay, mean_work, cov_work, mean_out, cov_out,
-    root, gains, inverses, errors, before, status, evidence, T, K, C, blocks, width, steps, limit,
-    epsilon,
+    mean, cov, weights, values, noise_var, mask, decay, queries, bounds, mean_work, cov_work,
+    mean_out, cov_out, reads, variances, root, gains, inverses, errors, before, status, evidence,
+    T, K, C, blocks, width, steps, sequences, limit, epsilon,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
     SAVE: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
@@ -191,6 +205,7 @@ def write_kernel(
     With SAVE, the gains P (T x K), F^-1 (T x L) and E (T x C) are kept for the gradient, and the
     final state stays in ``mean_work`` and ``cov_work``. LAST: nothing is left for a later launch;
     what is too hard starts again from a square root, as everything does with a negative limit.
+    With ``queries``, the reads after every step and their ``variances`` are stored.
     """
     program = tl.program_id(0).to(tl.int64)
     item, block = program // blocks, program % blocks
@@ -202,12 +217,15 @@ def write_kernel(
         cov_work += program * K * K
         mean += item * K * C
         cov += item * K * K
-        weights += item * T * K
-        values += item * T * C
+        row, begins, length = locate(bounds, item, sequences, T)
+        base = row * T + begins
+        weights += base * K
+        values += base * C
         if SAVE:
-            gains += program * T * K
-            inverses += program * T * L
-            errors += item * T * C
+            room = (row * blocks + block) * T + begins
+            gains += room * K
+            inverses += room * L
+            errors += base * C
         else:
             gains += program * L * K
         begin, attempts = 0, 1
@@ -217,6 +235,8 @@ def write_kernel(
             if limit < 0.0:
                 begin = 1
         outcome = HARDER
+        if are_bounds_wrong(bounds, sequences):
+            outcome = FAILED
         squares = tl.zeros((), tl.float64)
         logs = tl.zeros((), tl.float64)
         for attempt in range(begin, attempts):
@@ -232,23 +252,26 @@ def write_kernel(
                 copy_matrix(mean, mean_work, K, first_column, last_column, C, N, N, WORK)
                 tl.debug_barrier()
                 first = tl.zeros((), tl.int32)
-                while (first < T) & (outcome == TO_DO):
-                    count = tl.minimum(steps, T - first)
+                while (first < length) & (outcome == TO_DO):
+                    count = tl.minimum(steps, length - first)
                     kept, v, _g, product, bad = load_steps(
-                        noise_var, mask, decay, item * T + first, count, L
+                        noise_var, mask, decay, base + first, count, L
                     )
                     noise = tl.where(kept, v * product, 1.0)
                     w = weights + first.to(tl.int64) * K
                     z = values + first.to(tl.int64) * C
-                    p, e = gains, errors
+                    p, e, q, r = gains, errors, queries, reads
+                    if queries is not None:
+                        q = queries + (base + first) * K
+                        r = reads + (base + first) * C
                     if SAVE:
                         p = gains + first.to(tl.int64) * K
                         e = errors + first.to(tl.int64) * C
                     at = tl.arange(0, L)
                     scale = 1.0 / tl.sum(tl.where(at == count - 1, product, 0.0), axis=0)
-                    inverse, pivots, outcome = factor_chunk(
+                    inverse, pivots, outcome, spread = factor_chunk(
                         cov_work, root, w, p, kept, noise, scale, count, limit, attempt, K,
-                        L, N, WORK, PRECISION, LAST,
+                        L, N, WORK, PRECISION, LAST, q,
                     )  # fmt: skip
                     if bad > 0:
                         outcome = FAILED
@@ -258,8 +281,14 @@ def write_kernel(
                             store_tile(start, L, 1, inverse, 0, 0, count, L, L, L)
                         squares += write_columns(
                             mean_work, w, z, e, p, inverse, kept, product, first_column,
-                            last_column, count, K, C, L, N, WORK, PRECISION, SAVE,
+                            last_column, count, K, C, L, N, WORK, PRECISION, SAVE, q, r,
                         )  # fmt: skip
+                        if queries is not None:
+                            if block == 0:
+                                store_variances(
+                                    cov_work, q, p, spread, product, variances + base + first,
+                                    count, attempt, K, L, N, WORK, PRECISION,
+                                )  # fmt: skip
                         terms = tl.log(pivots.to(tl.float64)) - tl.log(product)
                         logs += tl.sum(tl.where(kept, terms + 1.8378770664093453, 0.0), axis=0)
                         if attempt == 0:
@@ -310,6 +339,44 @@ def blocks_of_columns(mean: Tensor, most: int = 2**31) -> tuple[int, int]:
     return triton.cdiv(tiles, share), share * size
 
 
+def write(
+    inputs: list[Tensor],
+    mask: Tensor | None,
+    decay: Tensor | None,
+    plans: list[tuple],
+    mean_out: Tensor,
+    cov_out: Tensor,
+    reads: tuple[Tensor | None, ...] = (None, None, None),
+    bounds: Tensor | None = None,
+    sequences: int = 1,
+) -> Tensor:
+    """Launch each of the `passes`; returns the partials of log_evidence. ``reads`` are queries and
+    where their values and variances go."""
+    mean, cov, weights = inputs[:3]
+    queries, values_out, variances = reads
+    (batch, slots, code), episode = mean.shape, weights.shape[1]
+    blocks, width = blocks_of_columns(mean)
+    partials = no_partials(mean, blocks)
+    before = None
+    for work, steps, limit in plans:
+        config = choose(slots, work)
+        direct = work == mean.dtype and blocks == 1
+        means = mean_out if direct else empty(mean, *mean.shape, dtype=work)
+        covs = cov_out if direct else empty(mean, batch, blocks, slots, slots, dtype=work)
+        status = empty(mean, batch, blocks, dtype=torch.int32)
+        last = (work, steps, limit) == plans[-1]
+        launch(
+            write_kernel, batch * blocks, config, *inputs, as_bytes(mask), plain(decay), queries,
+            bounds, means, covs, None if direct else mean_out, None if direct else cov_out,
+            values_out, variances, room_for_root(mean, blocks, config) if last else None,
+            empty(mean, batch, blocks, config.steps, slots, dtype=work), None, None, before,
+            status, partials, episode, slots, code, blocks, width, steps, sequences, limit,
+            torch.finfo(cov.dtype).eps, SAVE=False, LAST=last, **config.constants(work, "L"),
+        )  # fmt: skip
+        before = status
+    return partials
+
+
 def room_for_root(mean: Tensor, blocks: int, config: Config) -> Tensor:
     batch, slots, _ = mean.shape
     return empty(mean, batch, blocks, slots, slots + config.size)
@@ -331,26 +398,8 @@ def bayes_write(
     (batch, slots, code), episode = mean.shape, weights.shape[1]
     mean_out, cov_out = torch.empty_like(inputs[0]), torch.empty_like(inputs[1])
     evidence = empty(mean, batch, dtype=mean.dtype)
-    blocks, width = blocks_of_columns(mean)
-    partials = no_partials(mean, blocks)
-    before = None
     small = episode * slots * code <= SMALL_ITEM
     plans = passes(mean, slots, small=small, method=method)
-    for work, steps, limit in plans:
-        config = choose(slots, work)
-        direct = work == mean.dtype and blocks == 1
-        means = mean_out if direct else empty(mean, *mean.shape, dtype=work)
-        covs = cov_out if direct else empty(mean, batch, blocks, slots, slots, dtype=work)
-        status = empty(mean, batch, blocks, dtype=torch.int32)
-        last = (work, steps, limit) == plans[-1]
-        launch(
-            write_kernel, batch * blocks, config, *inputs, as_bytes(mask), plain(decay),
-            means, covs, None if direct else mean_out, None if direct else cov_out,
-            room_for_root(mean, blocks, config) if last else None,
-            empty(mean, batch, blocks, config.steps, slots, dtype=work), None, None, before,
-            status, partials, episode, slots, code, blocks, width, steps, limit,
-            torch.finfo(cov.dtype).eps, SAVE=False, LAST=last, **config.constants(work, "L"),
-        )  # fmt: skip
-        before = status
+    partials = write(inputs, mask, decay, plans, mean_out, cov_out)
     finish(partials, mean_out, cov_out, total=evidence)
     return mean_out, cov_out, evidence

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ._finish import finish, no_partials
 from ._launch import VARYING, as_bytes, choose, empty, launch, plain
+from ._reads import outer, read_weights, reverse_reads
+from ._sequences import locate
 from ._tiles import (
     copy_matrix,
     copy_symmetric,
@@ -43,17 +45,25 @@ WORKSPACE = 2**28
 @triton.jit
 def reverse_columns(
     mean, grad_mean, weights, gains, inverse, errors, d_values, cross, shares, kept, product, scale,
-    first_column, last_column, count, K, C,
+    first_column, last_column, count, K, C, queries, grad_reads, asked,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of a chunk for a block of columns: R and gR become those before the chunk, dZ is
-    stored, ``cross = E gR'``, ``shares = dZ R'``; returns ``E E'``. ``scale`` is gl."""
+    stored, ``cross = E gR'``, ``shares = dZ R'`` and, with the gradient gO of reads, ``asked =
+    gO R'``; returns ``E E'`` and ``gO E'``. ``scale`` is gl."""
     squares = tl.zeros((L, L), WORK)
+    response = tl.zeros((L, L), WORK)
+    if grad_reads is not None:
+        inside = read_weights(queries, gains, count, K, L, N, WORK, PRECISION)
     weight = (scale * product).to(WORK)
     for c in range(first_column, last_column, N):
         e = load_tile(errors, C, 1, 0, c, count, last_column, L, N, WORK)
         squares += multiply(e, tl.trans(e), WORK, PRECISION)
         slope = -weight[:, None] * e
+        if grad_reads is not None:
+            o = load_tile(grad_reads, C, 1, 0, c, count, last_column, L, N, WORK)
+            response += multiply(o, tl.trans(e), WORK, PRECISION)
+            slope += multiply(tl.trans(inside), o, WORK, PRECISION)
         for q in range(0, K, N):
             p = load_tile(gains, K, 1, 0, q, count, K, L, N, WORK)
             g = load_tile(grad_mean, 1, C, c, q, last_column, K, N, N, WORK)
@@ -79,9 +89,16 @@ def reverse_columns(
             white = multiply(inverse, w, WORK, PRECISION)
             g = load_tile(grad_mean, C, 1, q, c, K, last_column, N, N, WORK)
             g -= multiply(tl.trans(white), slope, WORK, PRECISION)
+            if grad_reads is not None:
+                x = multiply(o, tl.trans(r), WORK, PRECISION)
+                if c > first_column:
+                    x += load_tile(asked, K, 1, 0, q, count, K, L, N, WORK)
+                store_tile(asked, K, 1, x, 0, q, count, K, L, N)
+                x = load_tile(queries, 1, K, q, 0, K, count, N, L, WORK)
+                g += multiply(x, o, WORK, PRECISION)
             store_tile(grad_mean, C, 1, g, q, c, K, last_column, N, N)
         tl.debug_barrier()
-    return squares
+    return squares, response
 
 
 @triton.jit
@@ -97,8 +114,9 @@ def chunk_length(before, status, item, blocks):
 
 @triton.jit(do_not_specialize=VARYING)
 def columns_kernel(
-    grad_mean_in, grad_evidence, weights, noise_var, mask, decay, mean, grad_mean, gains, inverses,
-    errors, cross, shares, squares, d_values, d_mean, before, status, T, K, C, blocks, width,
+    grad_mean_in, grad_evidence, grad_reads, weights, queries, noise_var, mask, decay, bounds, mean,
+    grad_mean, gains, inverses, errors, cross, shares, squares, asked, responses, d_values, d_mean,
+    before, status, T, K, C, blocks, width, sequences,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
@@ -112,34 +130,47 @@ def columns_kernel(
             scale = tl.load(grad_evidence + item).to(tl.float64)
         mean += item * K * C
         grad_mean += item * K * C
-        weights += item * T * K
-        errors += item * T * C
-        d_values += item * T * C
-        gains += program * T * K
-        inverses += program * T * L
-        cross += program * T * K
-        shares += program * T * K
-        squares += program * T * L
+        row, begins, length = locate(bounds, item, sequences, T)
+        base = row * T + begins
+        weights += base * K
+        errors += base * C
+        d_values += base * C
+        room = (row * blocks + block) * T + begins
+        gains += room * K
+        inverses += room * L
+        cross += room * K
+        shares += room * K
+        squares += room * L
+        if grad_reads is not None:
+            grad_reads += base * C
+            queries += base * K
+            asked += room * K
+            responses += room * L
         if grad_mean_in is not None:
             grad_mean_in += item * K * C
         copy_matrix(grad_mean_in, grad_mean, K, first_column, last_column, C, N, N, WORK)
         tl.debug_barrier()
-        chunks = (T + steps - 1) // steps
+        chunks = (length + steps - 1) // steps
         for chunk in range(0, chunks):
             first = (chunks - 1 - chunk) * steps
-            count = tl.minimum(steps, T - first)
-            kept, _v, _g, product, _bad = load_steps(
-                noise_var, mask, decay, item * T + first, count, L
-            )
+            count = tl.minimum(steps, length - first)
+            kept, _v, _g, product, _bad = load_steps(noise_var, mask, decay, base + first, count, L)
             start = first.to(tl.int64)
+            q, o, a = queries, grad_reads, asked
+            if grad_reads is not None:
+                q = queries + start * K
+                o = grad_reads + start * C
+                a = asked + start * K
             inverse = load_tile(inverses + start * L, L, 1, 0, 0, count, L, L, L, WORK)
-            x = reverse_columns(
+            x, response = reverse_columns(
                 mean, grad_mean, weights + start * K, gains + start * K, inverse,
                 errors + start * C, d_values + start * C, cross + start * K, shares + start * K,
-                kept, product, scale, first_column, last_column, count, K, C, L, N, WORK,
-                PRECISION,
+                kept, product, scale, first_column, last_column, count, K, C, q, o, a,
+                L, N, WORK, PRECISION,
             )  # fmt: skip
             store_tile(squares + start * L, L, 1, x, 0, 0, count, L, L, L)
+            if grad_reads is not None:
+                store_tile(responses + start * L, L, 1, response, 0, 0, count, L, L, L)
         if d_mean is not None:
             d_mean += item * K * C
             copy_matrix(grad_mean, d_mean, K, first_column, last_column, C, N, N, WORK)
@@ -158,16 +189,9 @@ def load_sum(
 
 @triton.jit
 def add_back(
-    cov,
-    gains,
-    scale,
-    count,
-    K,
-    L: tl.constexpr,
-    N: tl.constexpr,
-    WORK: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    cov, gains, scale, count, K,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """``U <- U scale + P'P``: the covariance before a chunk."""
     for i in range(0, K, N):
         left = load_tile(gains, 1, K, i, 0, K, count, N, L, WORK)
@@ -193,16 +217,33 @@ def undecay(cov, grad_cov, scale, K, N: tl.constexpr, WORK: tl.constexpr):
 @triton.jit
 def reverse_covariance(
     cov, grad_cov, weights, gains, inverse, cross, shares, squares, slopes, room, d_weights, kept,
-    product, scale, blocks, stride, count, K, C,
+    product, scale, blocks, stride, count, K, C, queries, grad_var, asked, responses, rest,
+    moved, mixed, d_queries,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of a chunk for the covariance before it: gU becomes that before the chunk, dW is
-    stored; returns the gradient of the noise n and the diagonal of ``E E'``."""
+    stored; returns the gradient of the noise n, the diagonal of ``E E'`` and, with ``queries``,
+    the gradient of the logarithms of b that divide the variances of the reads."""
     at = tl.arange(0, L)
     diagonal = at[:, None] == at[None, :]
+    later = at[:, None] >= at[None, :]
+    d_logs = tl.zeros((L,), tl.float64)
+    d_noise = tl.zeros((L,), tl.float64)
+    if queries is not None:
+        response = tl.zeros((L, L), WORK)
+        if responses is not None:
+            response = load_sum(responses, stride // K * L, blocks, L, 0, count, L, L, L, WORK)
+            response = tl.where(later, response, 0.0)
+        if grad_var is not None:
+            d_logs = tl.load(grad_var + at, mask=at < count, other=0.0).to(tl.float64) / product
+        spread, d_noise = reverse_reads(
+            cov, weights, queries, gains, inverse, asked, response, d_logs.to(WORK), rest, moved,
+            mixed, d_queries, kept, blocks, stride, count, K, L, N, WORK, PRECISION,
+        )  # fmt: skip
+        d_logs *= -spread
     # J' gU J with J' = I - Y'P, a side at a time: both at once would cancel twice.
     inner = tl.zeros((L, L), WORK)  # P gU P'
-    mixed = tl.zeros((L, L), WORK)  # P N'
+    gained = tl.zeros((L, L), WORK)  # P N'
     for j in range(0, K, N):
         x = tl.zeros((L, N), WORK)
         for q in range(0, K, N):
@@ -212,14 +253,17 @@ def reverse_covariance(
         p = load_tile(gains, 1, K, j, 0, K, count, N, L, WORK)
         inner += multiply(x, p, WORK, PRECISION)
         n = load_sum(cross, stride, blocks, K, j, count, K, L, N, WORK)
-        mixed += multiply(tl.trans(p), tl.trans(n), WORK, PRECISION)
+        gained += multiply(tl.trans(p), tl.trans(n), WORK, PRECISION)
     e = load_sum(squares, stride // K * L, blocks, L, 0, count, L, L, L, WORK)
-    later = at[:, None] >= at[None, :]
     inside = (at < count)[:, None] & (at < count)[None, :]
     b = tl.where(later, product[:, None], product[None, :]).to(WORK)
     evidence = (0.5 * scale).to(WORK) * (b * e - tl.where(diagonal, C, 0.0).to(WORK))
     evidence = tl.where(inside, evidence, 0.0)
-    system = inner - (mixed + tl.trans(mixed)) * 0.5 + evidence  # the adjoint of S, whitened
+    system = inner - (gained + tl.trans(gained)) * 0.5 + evidence  # the adjoint of S, whitened
+    back = tl.trans(inverse)
+    left = multiply(back, system, WORK, PRECISION)
+    d_noise += tl.sum((left * back).to(tl.float64), axis=1)
+    left *= 2
     tl.debug_barrier()
     for i in range(0, K, N):
         white = multiply(inverse, load_rows(weights, K, kept, i, K, L, N, WORK), WORK, PRECISION)
@@ -232,19 +276,15 @@ def reverse_covariance(
             h += multiply(x, load_tile(gains, 1, K, j, 0, K, count, N, L, WORK), WORK, PRECISION)
         tl.debug_barrier()
         for j in range(0, K, N):
-            right = multiply(
-                inverse, load_rows(weights, K, kept, j, K, L, N, WORK), WORK, PRECISION
-            )
-            x = load_tile(grad_cov, K, 1, i, j, K, K, N, N, WORK) - multiply(
-                h, right, WORK, PRECISION
-            )
+            w = load_rows(weights, K, kept, j, K, L, N, WORK)
+            x = load_tile(grad_cov, K, 1, i, j, K, K, N, N, WORK)
+            x -= multiply(h, multiply(inverse, w, WORK, PRECISION), WORK, PRECISION)
             store_tile(grad_cov, K, 1, x, i, j, K, K, N, N)
         n = load_sum(cross, stride, blocks, K, i, count, K, L, N, WORK)
         slope = load_tile(slopes, K, 1, 0, i, count, K, L, N, WORK)
-        x = n - 2 * slope + 2 * multiply(system, white, WORK, PRECISION)
-        x = multiply(tl.trans(inverse), x, WORK, PRECISION)
+        x = multiply(tl.trans(inverse), n - 2 * slope, WORK, PRECISION)
         store_tile(room, K, 1, x, 0, i, count, K, L, N)
-        n += multiply(evidence - tl.trans(mixed), white, WORK, PRECISION)
+        n += multiply(evidence - tl.trans(gained), white, WORK, PRECISION)
         store_tile(cross, K, 1, n, 0, i, count, K, L, N)
     tl.debug_barrier()
     for i in range(0, K, N):
@@ -259,24 +299,32 @@ def reverse_covariance(
             y = load_tile(grad_cov, K, 1, j, i, K, K, N, N, WORK)
             x += multiply(tl.trans(white_i), m_j, WORK, PRECISION)
             y += multiply(tl.trans(white_j), m_i, WORK, PRECISION)
+            if queries is not None:
+                x += outer(rest, mixed, i, j, count, K, L, N, WORK, PRECISION)
+                y += outer(rest, mixed, j, i, count, K, L, N, WORK, PRECISION)
             store_symmetric(grad_cov, K, (x + tl.trans(y)) * 0.5, i, j, N)
         d = -load_sum(shares, stride, blocks, K, i, count, K, L, N, WORK)
+        # P, not Y U: the latter loses digits where little is left of w'U w.
+        p = load_tile(gains, K, 1, 0, i, count, K, L, N, WORK)
+        d += multiply(left, p, WORK, PRECISION)
+        if queries is not None:
+            d += load_tile(moved, K, 1, 0, i, count, K, L, N, WORK)
         for q in range(0, K, N):
-            left = load_tile(room, K, 1, 0, q, count, K, L, N, WORK)
-            d += multiply(left, load_tile(cov, K, 1, q, i, K, K, N, N, WORK), WORK, PRECISION)
+            x = load_tile(room, K, 1, 0, q, count, K, L, N, WORK)
+            d += multiply(x, load_tile(cov, K, 1, q, i, K, K, N, N, WORK), WORK, PRECISION)
         d = tl.where(kept[:, None], d, 0.0)
         store_tile(d_weights, K, 1, d, 0, i, count, K, L, N)
     tl.debug_barrier()
-    left = multiply(tl.trans(inverse), system, WORK, PRECISION)
-    d_noise = tl.sum((left * tl.trans(inverse)).to(tl.float64), axis=1)
-    return d_noise, tl.sum(tl.where(diagonal, e, 0.0).to(tl.float64), axis=1)
+    return d_noise, tl.sum(tl.where(diagonal, e, 0.0).to(tl.float64), axis=1), d_logs
 
 
 @triton.jit(do_not_specialize=VARYING)
 def covariance_kernel(
-    grad_cov_in, grad_evidence, weights, noise_var, mask, decay, cov, grad_cov, gains, inverses,
-    cross, shares, squares, slopes, room, d_weights, d_noise, d_decay, d_cov, before, status,
-    T, K, C, blocks, L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+    grad_cov_in, grad_evidence, grad_var, weights, queries, noise_var, mask, decay, bounds, cov,
+    grad_cov, gains, inverses, cross, shares, squares, asked, responses, slopes, room, rest, moved,
+    mixed, d_weights, d_queries, d_noise, d_decay, d_cov, before, status, T, K, C, blocks,
+    sequences,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0).to(tl.int64)
     first_block = item * blocks
@@ -286,15 +334,22 @@ def covariance_kernel(
         if grad_evidence is not None:
             scale = tl.load(grad_evidence + item).to(tl.float64)
         stride = (T * K).to(tl.int64)
+        row, begins, length = locate(bounds, item, sequences, T)
+        step_0 = row * T + begins
+        start_0 = row * blocks * T + begins
         cov += first_block * K * K
-        gains += first_block * stride
-        inverses += first_block * T * L
-        cross += first_block * stride
-        shares += first_block * stride
-        squares += first_block * T * L
+        gains += start_0 * K
+        inverses += start_0 * L
+        cross += start_0 * K
+        shares += start_0 * K
+        squares += start_0 * L
         grad_cov += item * K * K
-        weights += item * T * K
-        d_weights += item * T * K
+        weights += step_0 * K
+        d_weights += step_0 * K
+        if queries is not None:
+            rest += item * L * K
+            moved += item * L * K
+            mixed += item * L * K
         slopes += item * L * K
         room += item * L * K
         if grad_cov_in is not None:
@@ -303,11 +358,11 @@ def covariance_kernel(
             copy_matrix(None, grad_cov, K, 0, K, K, N, N, WORK)
         tl.debug_barrier()
         at = tl.arange(0, L)
-        chunks = (T + steps - 1) // steps
+        chunks = (length + steps - 1) // steps
         for chunk in range(0, chunks):
             first = (chunks - 1 - chunk) * steps
-            count = tl.minimum(steps, T - first)
-            base = item * T + first
+            count = tl.minimum(steps, length - first)
+            base = step_0 + first
             kept, v, g, product, _bad = load_steps(noise_var, mask, decay, base, count, L)
             start = first.to(tl.int64)
             p = gains + start * K
@@ -318,22 +373,103 @@ def covariance_kernel(
             add_back(cov, p, last.to(WORK), count, K, L, N, WORK, PRECISION)
             tl.debug_barrier()
             inverse = load_tile(inverses + start * L, L, 1, 0, 0, count, L, L, L, WORK)
-            d_n, energy = reverse_covariance(
+            q, h, a, s, d = queries, grad_var, asked, responses, d_queries
+            if queries is not None:
+                q = queries + base * K
+                d = d_queries + base * K
+            if grad_var is not None:
+                h = grad_var + base
+            if responses is not None:
+                a = asked + (start_0 + start) * K
+                s = responses + (start_0 + start) * L
+            d_n, energy, d_logs = reverse_covariance(
                 cov, grad_cov, weights + start * K, p, inverse, cross + start * K,
                 shares + start * K, squares + start * L, slopes, room, d_weights + start * K, kept,
-                product, scale, blocks, stride, count, K, C, L, N, WORK, PRECISION,
+                product, scale, blocks, stride, count, K, C, q, h, a, s, rest, moved, mixed, d,
+                L, N, WORK, PRECISION,
             )  # fmt: skip
             inside = at < count
             tl.store(d_noise + base + at, tl.where(kept, product * d_n, 0.0), mask=inside)
             if decay is not None:
                 # A decay enters every product from its step on; the last one divides U.
                 d_product = d_n * v - 0.5 * scale * (energy - C / product)
-                d_product = tl.where(kept, d_product * product, 0.0)
+                # Where nothing is written, the variance of the read is still divided.
+                d_product = tl.where(kept, d_product * product, 0.0) + d_logs
                 since = tl.where(at[:, None] <= at[None, :], d_product[None, :], 0.0)
                 d_g = (tl.sum(since, axis=1) - dot) / g
                 tl.store(d_decay + base + at, tl.where(kept, d_g, 0.0), mask=inside)
         if d_cov is not None:
             copy_matrix(grad_cov, d_cov + item * K * K, K, 0, K, K, N, N, WORK)
+
+
+def reverse(
+    grads: tuple[Tensor | None, ...],
+    inputs: list[Tensor],
+    mask: Tensor | None,
+    decay: Tensor | None,
+    plans: list[tuple],
+    reads: tuple[Tensor | None, ...] = (None, None, None),
+    bounds: Tensor | None = None,
+    sequences: int = 1,
+) -> tuple[list[Tensor], Tensor | None, Tensor | None, Tensor]:
+    """Gradients of ``inputs``, of decay and of queries, and partials that are NaN where an item
+    failed. ``grads`` are those of mean, cov and log_evidence, ``reads`` queries and the gradients
+    of their values and variances."""
+    mean, cov, weights, _, noise_var = inputs
+    grad_mean, grad_cov, grad_evidence = (plain(g) for g in grads)
+    queries, grad_reads, grad_var = (plain(x) for x in reads)
+    mask, decay = as_bytes(mask), plain(decay)
+    (batch, slots, code), (rows, episode, _) = mean.shape, weights.shape
+    # Four arrays of all steps and slots for each block of columns.
+    most = WORKSPACE // max(1, 4 * 8 * rows * episode * slots)
+    blocks, width = blocks_of_columns(mean, most)
+    out = [torch.empty_like(x) for x in inputs]
+    d_queries = None if queries is None else torch.empty_like(queries)
+    d_decay = None if decay is None else torch.empty_like(decay)
+    partials = no_partials(mean, blocks)
+    before = None
+    for work, steps, limit in plans:
+        config = choose(slots, work)
+        L, constants = config.steps, config.constants(work, "L")
+        # The adjoint of reads holds more tiles: twice the warps spill less than half as much.
+        adjoint = config if queries is None else config._replace(warps=8)
+
+        def room(*shape, work=work):
+            return empty(mean, *shape, dtype=work)
+
+        means, covs = room(batch, slots, code), room(batch, blocks, slots, slots)
+        gains, cross, shares = (room(rows, blocks, episode, slots) for _ in range(3))
+        inverses, squares = (room(rows, blocks, episode, L) for _ in range(2))
+        errors = room(rows, episode, code)
+        asked = responses = None
+        of_reads = [None if queries is None else room(batch, L, slots) for _ in range(3)]
+        if grad_reads is not None:
+            asked, responses = room(*gains.shape), room(*squares.shape)
+        status = empty(mean, batch, blocks, dtype=torch.int32)
+        direct, last = work == mean.dtype, (work, steps, limit) == plans[-1]
+        states = out[:2] if direct else [room(*x.shape) for x in out[:2]]
+        copies = (None, None) if direct else out[:2]
+        launch(
+            write_kernel, batch * blocks, config, *inputs, mask, decay, None, bounds, means, covs,
+            None, None, None, None, room_for_root(mean, blocks, config) if last else None, gains,
+            inverses, errors, before, status, partials, episode, slots, code, blocks, width, steps,
+            sequences, limit, torch.finfo(cov.dtype).eps, SAVE=True, LAST=last, **constants,
+        )  # fmt: skip
+        launch(
+            columns_kernel, batch * blocks, adjoint, grad_mean, grad_evidence, grad_reads, weights,
+            queries, noise_var, mask, decay, bounds, means, states[0], gains, inverses, errors,
+            cross, shares, squares, asked, responses, out[3], copies[0], before, status, episode,
+            slots, code, blocks, width, sequences, **constants,
+        )  # fmt: skip
+        launch(
+            covariance_kernel, batch, adjoint, grad_cov, grad_evidence, grad_var, weights, queries,
+            noise_var, mask, decay, bounds, covs, states[1], gains, inverses, cross, shares,
+            squares, asked, responses, room(batch, L, slots), room(batch, L, slots), *of_reads,
+            out[2], d_queries, out[4], d_decay, copies[1], before, status, episode, slots, code,
+            blocks, sequences, **constants,
+        )  # fmt: skip
+        before = status
+    return out, d_decay, d_queries, partials
 
 
 def bayes_write_backward(
@@ -353,51 +489,12 @@ def bayes_write_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``kanerva::bayes_write_backward``. Gradients of decays cancel, and are never done in
     float32."""
+    (_, slots, code), episode = mean.shape, weights.shape[1]
     inputs = [plain(x) for x in (mean, cov, weights, values, noise_var)]
-    mask, decay = as_bytes(mask), plain(decay)
-    grad_mean, grad_cov, grad_evidence = (plain(g) for g in (grad_mean, grad_cov, grad_evidence))
-    (batch, slots, code), episode = mean.shape, weights.shape[1]
-    # Three arrays of all steps and slots for each block of columns.
-    most = WORKSPACE // max(1, 3 * 8 * batch * episode * slots)
-    blocks, width = blocks_of_columns(mean, most)
-    out = [torch.empty_like(x) for x in inputs]
-    d_decay = torch.empty_like(decay) if decay is not None else mean.new_empty(0)
-    partials = no_partials(mean, blocks)
-    before = None
     small = decay is not None or episode * slots * code <= SMALL_ITEM
     plans = passes(mean, slots, small=small, method=method)
-    for work, steps, limit in plans:
-        config = choose(slots, work)
-        L, constants = config.steps, config.constants(work, "L")
-
-        def room(*shape, work=work):
-            return empty(mean, *shape, dtype=work)
-
-        means, covs = room(batch, slots, code), room(batch, blocks, slots, slots)
-        gains, cross, shares = (room(batch, blocks, episode, slots) for _ in range(3))
-        inverses, squares = (room(batch, blocks, episode, L) for _ in range(2))
-        errors = room(batch, episode, code)
-        status = empty(mean, batch, blocks, dtype=torch.int32)
-        direct, last = work == mean.dtype, (work, steps, limit) == plans[-1]
-        grads = out[:2] if direct else [room(*x.shape) for x in out[:2]]
-        copies = (None, None) if direct else out[:2]
-        launch(
-            write_kernel, batch * blocks, config, *inputs, mask, decay, means, covs, None, None,
-            room_for_root(mean, blocks, config) if last else None, gains, inverses, errors, before,
-            status, partials, episode, slots, code, blocks, width, steps, limit,
-            torch.finfo(cov.dtype).eps, SAVE=True, LAST=last, **constants,
-        )  # fmt: skip
-        launch(
-            columns_kernel, batch * blocks, config, grad_mean, grad_evidence, inputs[2], inputs[4],
-            mask, decay, means, grads[0], gains, inverses, errors, cross, shares, squares, out[3],
-            copies[0], before, status, episode, slots, code, blocks, width, **constants,
-        )  # fmt: skip
-        launch(
-            covariance_kernel, batch, config, grad_cov, grad_evidence, inputs[2], inputs[4], mask,
-            decay, covs, grads[1], gains, inverses, cross, shares, squares, room(batch, L, slots),
-            room(batch, L, slots), out[2], out[4], d_decay, copies[1], before, status, episode,
-            slots, code, blocks, **constants,
-        )  # fmt: skip
-        before = status
-    finish(partials, *out, d_decay if decay is not None else None)
-    return *out, d_decay
+    out, d_decay, _, partials = reverse(
+        (grad_mean, grad_cov, grad_evidence), inputs, mask, decay, plans
+    )
+    finish(partials, *out, d_decay)
+    return *out, mean.new_empty(0) if d_decay is None else d_decay

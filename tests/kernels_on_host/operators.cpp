@@ -31,6 +31,7 @@ struct Problem {
   Sizes n;
   std::vector<std::unique_ptr<char[]>> buffers;
   std::vector<std::pair<char*, size_t>> results;
+  std::vector<std::pair<char*, std::vector<char>>> states = {};  // results in place of an input
 
   View make(int64_t rows, int64_t columns, bool is_result, double shift = 0.0, double scale = 1.0) {
     const bool wide = dtype == Dtype::float64;
@@ -59,6 +60,26 @@ struct Problem {
     return make(rows, columns, false, shift, scale);
   }
   View result(int64_t rows, int64_t columns) { return make(rows, columns, true); }
+
+  // Makes an input a result as well, which starts as it is now.
+  void in_place(const View& v, int64_t rows, int64_t columns) {
+    char* data = static_cast<char*>(v.data);
+    const size_t bytes = size_t(n.B * rows * columns) * (dtype == Dtype::float64 ? 8 : 4);
+    states.emplace_back(data, std::vector<char>(data, data + bytes));
+    results.emplace_back(data, bytes);
+  }
+
+  // Puts all results to where they start: NaN, or the input that they replace.
+  void restart() {
+    for (auto& [data, bytes] : results) std::memset(data, 0xff, bytes);
+    for (auto& [data, bytes] : states) std::copy(bytes.begin(), bytes.end(), data);
+  }
+
+  std::vector<std::vector<char>> copies() const {
+    std::vector<std::vector<char>> all;
+    for (const auto& [data, bytes] : results) all.emplace_back(data, data + bytes);
+    return all;
+  }
 
   // I + scale * something symmetric, positive definite.
   View covariance() {
@@ -113,7 +134,7 @@ void run(Problem& p, const char* name, size_t (*workspace)(const Args&, const cu
   std::vector<std::vector<char>> first;
   for (const char* seed : {"1", "2"}) {
     setenv("KANERVA_HOST_SEED", seed, 1);
-    for (auto& [data, bytes] : p.results) std::memset(data, 0xff, bytes);
+    p.restart();
     cuda::Launch to;
     to.device = cuda::current_device();
     std::vector<double> room((workspace(args, to.device) + 7) / 8 + 2);
@@ -128,8 +149,7 @@ void run(Problem& p, const char* name, size_t (*workspace)(const Args&, const cu
       std::exit(1);
     };
     if (!p.finite()) fail("a result is not finite");
-    std::vector<std::vector<char>> results;
-    for (const auto& [data, bytes] : p.results) results.emplace_back(data, data + bytes);
+    std::vector<std::vector<char>> results = p.copies();
     if (!first.empty() && first != results) fail("results depend on the order of the threads");
     first = std::move(results);
   }
@@ -171,6 +191,87 @@ void write(Dtype dtype, Sizes n, double noise, bool decays, bool masks, WriteMet
   d.d_noise_var = p.result(n.T, 1);
   if (decays) d.d_decay = p.result(n.T, 1);
   RUN(bayes_write_backward, d);
+}
+
+// Without `count` each of the n.B states has steps of its own; else the rows hold `count`
+// sequences.
+void scan(Dtype dtype, Sizes n, double noise, bool decays, bool masks, int64_t count,
+          int64_t chunk_size) {
+  Problem p{dtype, n, {}, {}};
+  std::vector<int64_t> bounds;  // one of the sequences is empty
+  CausalScanArgs a;
+  a.n = n;
+  a.chunk_size = chunk_size;
+  a.mean = p.input(n.K, n.C);
+  a.cov = p.covariance();
+  CausalScanBackwardArgs d;
+  d.n = n;
+  d.chunk_size = chunk_size;
+  d.grad_mean = p.input(n.K, n.C);
+  d.grad_cov = p.input(n.K, n.K);
+  d.grad_log_evidence = p.input(1, 1);
+  View mean_out = p.result(n.K, n.C), cov_out = p.result(n.K, n.K), evidence = p.result(1, 1);
+  const auto of_states = p.results;
+  if (count > 0) {
+    for (int64_t i = 0; i <= count; ++i) bounds.push_back(i == 1 ? 0 : i * n.T / count);
+    a.packing = d.packing = {bounds.data(), 1, count};
+    p.n.B = n.B / count;
+  }
+  a.weights = p.input(n.T, n.K);
+  a.values = p.input(n.T, n.C);
+  a.queries = p.input(n.T, n.K);
+  a.noise_var = p.input(n.T, 1, noise, noise / 2);
+  if (decays) a.decay = p.input(n.T, 1, 0.9, 0.05);
+  if (masks) a.mask = p.mask();
+  d.mean = a.mean, d.cov = a.cov, d.weights = a.weights, d.values = a.values;
+  d.queries = a.queries, d.noise_var = a.noise_var, d.mask = a.mask, d.decay = a.decay;
+  d.grad_reads = p.input(n.T, n.C);
+  d.grad_read_var = p.input(n.T, 1);
+  a.mean_out = mean_out, a.cov_out = cov_out, a.log_evidence = evidence;
+  a.reads_out = p.result(n.T, n.C);
+  a.read_var_out = p.result(n.T, 1);
+  RUN(causal_scan, a);
+  p.results.assign(of_states.begin(), of_states.end() - 1);
+  d.d_mean = mean_out, d.d_cov = cov_out;
+  d.d_weights = p.result(n.T, n.K);
+  d.d_values = p.result(n.T, n.C);
+  d.d_queries = p.result(n.T, n.K);
+  d.d_noise_var = p.result(n.T, 1);
+  if (decays) d.d_decay = p.result(n.T, 1);
+  RUN(causal_scan_backward, d);
+}
+
+// One step, also with its results in place of the state.
+void step(Dtype dtype, Sizes n, bool decays) {
+  if (!only.empty() && only != "causal_scan") return;
+  Problem p{dtype, n, {}, {}};
+  CausalScanArgs a;
+  a.n = n;
+  a.mean = p.input(n.K, n.C);
+  a.cov = p.covariance();
+  a.weights = p.input(1, n.K);
+  a.values = p.input(1, n.C);
+  a.queries = p.input(1, n.K);
+  a.noise_var = p.input(1, 1, 1.0, 0.5);
+  if (decays) a.decay = p.input(1, 1, 0.9, 0.05);
+  a.mean_out = p.result(n.K, n.C);
+  a.cov_out = p.result(n.K, n.K);
+  a.reads_out = p.result(1, n.C);
+  a.read_var_out = p.result(1, 1);
+  a.log_evidence = p.result(1, 1);
+  RUN(causal_scan, a);
+  const auto apart = p.copies();
+  p.in_place(a.mean, n.K, n.C);
+  p.in_place(a.cov, n.K, n.K);
+  p.results.erase(p.results.begin(), p.results.begin() + 2);
+  a.mean_out = a.mean, a.cov_out = a.cov;
+  RUN(causal_scan, a);
+  auto together = p.copies();
+  std::rotate(together.begin(), together.end() - 2, together.end());
+  if (together != apart) {
+    std::printf("causal_scan in place gives something else\n");
+    std::exit(1);
+  }
 }
 
 void recall(Dtype dtype, Sizes n, double ridge) {
@@ -344,6 +445,15 @@ int main(int count, char** arguments) {
     write(Dtype::float32, {1, 1, 1, 1}, 1.0, false, false, M::sqrt);
     write(Dtype::float32, {2, 70, 17, 23}, 1.0, false, true, M::information);
     write(Dtype::float64, {1, 101, 6, 130}, 1.0, false, false, M::automatic);
+    scan(Dtype::float32, {2, 37, 19, 23}, 1.0, false, true, 0, 0);
+    scan(Dtype::float32, {1, 20, 33, 70}, 1e-3, true, true, 0, 7);
+    scan(Dtype::float32, {8, 90, 9, 11}, 1.0, false, true, 4, 0);
+    scan(Dtype::float32, {1, 5, 9, 200}, 1.0, false, false, 0, 0);
+    scan(Dtype::float64, {6, 40, 6, 5}, 1.0, true, false, 3, 0);
+    scan(Dtype::float64, {1, 9, 11, 13}, 1e-6, true, true, 0, 0);
+    step(Dtype::float32, {2, 1, 19, 23}, true);
+    step(Dtype::float32, {1, 1, 66, 80}, false);  // of several blocks or tiles if not in place
+    step(Dtype::float64, {1, 1, 5, 70}, true);
     recall(Dtype::float32, {2, 37, 11, 21}, 1.0);
     recall(Dtype::float64, {1, 9, 21, 6}, 1e-3);
     recall(Dtype::float32, {1, 3, 35, 40}, 1e-6);

@@ -1,0 +1,53 @@
+// One step of causal_scan whose results take the place of the state.
+#pragma once
+
+#include <tuple>
+
+#include "tensors.h"
+
+namespace kanerva::ops {
+
+// A view of a tensor without the dimension of steps.
+inline View one_step(View v) {
+  v.stride[2] = v.stride[1];
+  v.stride[1] = 0;
+  return v;
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor> causal_step(Tensor mean, Tensor cov, Tensor weights,
+                                               Tensor values, Tensor queries, Tensor noise_var,
+                                               OptionalTensor mask, OptionalTensor decay) {
+  const Backend on(mean);
+  STD_TORCH_CHECK(mean.dim() == 3, "mean must have three dimensions");
+  STD_TORCH_CHECK(mean.is_contiguous() && cov.is_contiguous(),
+                  "mean and cov must be contiguous: they are changed in place");
+  const int64_t B = mean.size(0), K = mean.size(1), C = mean.size(2);
+  const Dtype state = state_dtype(mean);
+  CausalScanArgs args;
+  args.n = {B, 1, K, C};
+  args.mean_out = args.mean = view(on, mean, "mean", {B, K, C});
+  args.cov_out = args.cov = state_view(on, cov, "cov", {B, K, K}, state);
+  args.weights = one_step(view(on, weights, "weights", {B, K}));
+  args.values = one_step(view(on, values, "values", {B, C}));
+  args.queries = one_step(view(on, queries, "queries", {B, K}));
+  args.noise_var = state_view(on, noise_var, "noise_var", {B}, state);
+  if (mask.has_value()) {
+    on.check_device(*mask, "mask");
+    STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, "mask must be bool");
+    check_shape(*mask, "mask", {B});
+    args.mask.data = mask->data_ptr();
+    args.mask.stride[0] = mask->stride(0);
+  }
+  args.decay = state_view(on, decay, "decay", {B}, state);
+  Output reads = output(on, mean, {B, C});
+  Output read_var = output(on, mean, {B});
+  Output log_evidence = output(on, mean, {B});
+  args.reads_out = one_step(reads.view);
+  args.read_var_out = read_var.view;
+  args.log_evidence = log_evidence.view;
+  on.causal_scan(args);
+  return {reads.tensor, read_var.tensor, log_evidence.tensor};
+}
+
+}  // namespace kanerva::ops

@@ -1,0 +1,207 @@
+"""The exact write of an episode with a read after every step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from .._checks import Arg
+from ._autograd import Operator
+from .bayes_write import is_raw
+
+_STATE = (Arg("mean", "KC", "state"), Arg("cov", "KK", "state"))
+_STATES = (Arg("mean", "NKC", "state"), Arg("cov", "NKK", "state"))  # of packed sequences
+_STEPS = (
+    Arg("weights", "TK", "data"),
+    Arg("values", "TC", "data"),
+    Arg("queries", "TK", "data"),
+    Arg("noise_var", "T", "noise"),
+    Arg("mask", "T", "mask", optional=True),
+    Arg("decay", "T", "decay", optional=True),
+)
+_operator = Operator("causal_scan", receivers=(0, 1, 2, 3, 4, 5, 7))
+
+
+def causal_scan(
+    mean: Tensor | None,
+    cov: Tensor | None,
+    weights: Tensor,
+    values: Tensor,
+    queries: Tensor,
+    noise_var: float | Tensor,
+    *,
+    mask: Tensor | None = None,
+    decay: float | Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+    check: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Write an episode in order and read at every step from the memory as it stands after it.
+
+    The belief is ``M ~ MN(mean, cov, I)``; step t observes ``values[t] = M' weights[t] + noise``
+    (recursive least squares; Wu et al., The Kanerva Machine, ICLR 2018, section 3.3) and is then
+    asked for ``M' queries[t]``: the exact causal least-squares layer that DeltaNet (Yang et al.,
+    2024), MesaNet (von Oswald et al., 2025) and Gated KalmaNet (2025) approximate or iterate
+    towards, with its uncertainty. Chunks of steps are conditioned on at once; memory grows as
+    T (K + C), for the gradient as well.
+
+    Args:
+        mean: (B, K, C), float32 or float64: the belief before the first step; B stands for any
+            leading dimensions, and those of all arguments broadcast. None: zero.
+        cov: (B, K, K), same dtype, symmetric positive definite. None: the identity.
+        weights: (B, T, K) addresses, or keys; float16, bfloat16, float32 or float64.
+        values: (B, T, C) codes; same choice of dtypes.
+        queries: (B, T, K) addresses to read at; same choice of dtypes.
+        noise_var: observation noise variance, > 0: a float, 0-d, or (B, T).
+        mask: (B, T) bool; at a False step nothing is written and nothing decays, as if it were not
+            in the episode; its query reads the unchanged memory.
+        decay: in (0, 1]: cov is divided by it before the step (exponential forgetting); a float,
+            0-d, or (B, T). Directions that are never written at grow without bound.
+        cu_seqlens: (N + 1,) int32 or int64, 0 first, never falling, T last: the T steps are N
+            sequences one after another, ``cu_seqlens[n] .. cu_seqlens[n + 1]``, that know nothing
+            of each other. Each has its own state: mean is (B, N, K, C), cov (B, N, K, K).
+        chunk_size: steps conditioned on at once; None chooses by shape. A backend may use fewer;
+            results differ by rounding alone.
+        backend, check: see `bayes_write`. ``check`` also looks at ``cu_seqlens`` on a GPU, which
+            costs a synchronisation; on the CPU they are always looked at.
+
+    Returns:
+        reads (B, T, C) = queries[t]' R_t, read_var (B, T) = queries[t]' U_t queries[t], the
+        predictive variance of every component without observation noise, mean and cov after the
+        last step, with cov exactly symmetric, and log_evidence (B,) = ln p(values | weights) in
+        nats, (B, N) for packed sequences; all in the state's dtype. A batch item, or sequence,
+        whose noise is not positive, whose factorisation fails or which holds a NaN in a step that
+        counts is NaN throughout, without effect on others; a NaN in a query makes that read NaN.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `bayes_write`.
+
+    Differentiable in every floating-point tensor.
+
+    >>> import torch
+    >>> from kanerva_ext import ops
+    >>> keys = torch.eye(2)[[0, 1, 0]][None]
+    >>> values = torch.tensor([[[4.0], [2.0], [4.0]]])
+    >>> queries = keys[:, [0, 0, 0]]
+    >>> reads, var, *_ = ops.causal_scan(None, None, keys, values, queries, 1.0)
+    >>> reads[0, :, 0].round(decimals=3), var[0].round(decimals=3)
+    (tensor([2.0000, 2.0000, 2.6670]), tensor([0.5000, 0.5000, 0.3330]))
+    """
+    if chunk_size is not None:
+        _check_chunk_size(chunk_size)
+    chunk = chunk_size or 0
+    if mean is None or cov is None:
+        mean, cov = _default_state(mean, cov, weights, values, cu_seqlens)
+    args = (mean, cov, weights, values, queries, noise_var, mask, decay)
+    if cu_seqlens is not None:
+        return _packed(args, cu_seqlens, chunk, backend, check)
+    batch = None
+    if torch.compiler.is_compiling() or not _is_raw(*args):
+        args, batch = _checks.prepare("causal_scan", _STATE + _STEPS, args)
+    elif type(noise_var) is float:
+        args = (*args[:5], mean.new_full(weights.shape[:2], noise_var), mask, decay)
+    elif noise_var.dim() == 0:
+        args = (*args[:5], noise_var.expand(weights.shape[:2]), mask, decay)
+    results = _operator(backend, *args, None, chunk)
+    if batch is None and not check:
+        return results
+    return _checks.finish("causal_scan", _STATE + _STEPS, args, batch, check, results)
+
+
+def _packed(args, cu_seqlens, chunk, backend, check):
+    _check_cu_seqlens(cu_seqlens, args[2], check)
+    args, batch = _checks.prepare("causal_scan", _STATES + _STEPS, args)
+    count = cu_seqlens.shape[0] - 1
+    if args[0].shape[1] != count:
+        raise ValueError(
+            f"causal_scan: mean must have shape (..., N, K, C) with N (sequences) = {count} as in "
+            f"cu_seqlens, got N = {args[0].shape[1]}"
+        )
+    states = [x.flatten(0, 1) for x in args[:2]]
+    results = _operator(backend, *states, *args[2:], cu_seqlens.to(torch.int64), chunk)
+    results = (*results[:2], *(r.unflatten(0, (-1, count)) for r in results[2:]))
+    return _checks.finish("causal_scan", _STATES + _STEPS, args, batch, check, results)
+
+
+def _default_state(mean, cov, weights, values, cu_seqlens):
+    """What stands for an absent mean or covariance: leading dimensions come by broadcasting."""
+    for name, value in (("weights", weights), ("values", values)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"causal_scan: {name} must be a torch.Tensor, got {type(value).__name__}"
+            )
+        if value.dim() < 2:
+            raise ValueError(
+                f"causal_scan: {name} must have shape (..., T, {'K' if name == 'weights' else 'C'})"
+                f", got {tuple(value.shape)}"
+            )
+    given = cov if mean is None else mean
+    dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
+    if isinstance(given, Tensor):
+        dtype = given.dtype
+    slots, code = weights.shape[-1], values.shape[-1]
+    if mean is None:
+        mean = torch.zeros(slots, code, dtype=dtype, device=weights.device)
+    if cov is None:
+        cov = torch.eye(slots, dtype=dtype, device=weights.device)
+    if isinstance(cu_seqlens, Tensor) and cu_seqlens.dim() == 1:
+        count = max(cu_seqlens.shape[0] - 1, 0)
+        mean = mean.expand(count, slots, code) if mean.dim() == 2 else mean
+        cov = cov.expand(count, slots, slots) if cov.dim() == 2 else cov
+    return mean, cov
+
+
+def _check_chunk_size(chunk_size: int) -> None:
+    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
+        raise TypeError(
+            f"causal_scan: chunk_size must be an int or None, got {type(chunk_size).__name__}"
+        )
+    if chunk_size < 1:
+        raise ValueError(f"causal_scan: chunk_size must be at least 1, got {chunk_size}")
+
+
+def _check_cu_seqlens(cu_seqlens: Tensor, weights: Tensor, check: bool) -> None:
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(
+            f"causal_scan: cu_seqlens must be a torch.Tensor, got {type(cu_seqlens).__name__}"
+        )
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            f"causal_scan: cu_seqlens must be torch.int32 or torch.int64, got {cu_seqlens.dtype}"
+        )
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+        raise ValueError(
+            "causal_scan: cu_seqlens must have shape (N + 1,) with N (sequences) at least 1, got "
+            f"{tuple(cu_seqlens.shape)}"
+        )
+    if not isinstance(weights, Tensor) or weights.dim() < 2:
+        return  # which prepare() says
+    if cu_seqlens.device != weights.device:
+        raise ValueError(
+            f"causal_scan: cu_seqlens must be on {weights.device} like weights, got "
+            f"{cu_seqlens.device}"
+        )
+    if torch.compiler.is_compiling() or not (check or cu_seqlens.device.type == "cpu"):
+        return
+    bounds = cu_seqlens.tolist()
+    steps = weights.shape[-2]
+    if bounds[0] != 0 or bounds[-1] != steps or bounds != sorted(bounds):
+        shown = str(bounds) if len(bounds) < 9 else f"{bounds[:6]} ... {bounds[-1]}"
+        raise ValueError(
+            f"causal_scan: cu_seqlens must rise from 0 to T = {steps} (steps), got {shown}"
+        )
+
+
+def _is_raw(mean, cov, weights, values, queries, noise_var, mask, decay) -> bool:
+    try:
+        return (
+            queries.shape == weights.shape
+            and (mean.dtype, queries.dtype) in _checks.RAW_PAIRS
+            and queries.device == mean.device
+            and type(noise_var) in (float, Tensor)
+            and is_raw(mean, cov, weights, values, noise_var, mask, decay)
+        )
+    except (AttributeError, TypeError):
+        return False

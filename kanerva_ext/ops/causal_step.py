@@ -1,0 +1,104 @@
+"""One step of `causal_scan`, in place: for decoding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _backend, _checks, reference
+from .._checks import Arg
+from . import _library
+
+_ARGS = (
+    Arg("mean", "KC", "state"),
+    Arg("cov", "KK", "state"),
+    Arg("weights", "K", "data"),
+    Arg("values", "C", "data"),
+    Arg("queries", "K", "data"),
+    Arg("noise_var", "", "noise"),
+    Arg("mask", "", "mask", optional=True),
+    Arg("decay", "", "decay", optional=True),
+)
+_native = _library.raw(_library.NATIVE, "causal_step")
+_triton = _library.raw(_library.TRITON, "causal_step")
+
+
+def causal_step(
+    mean: Tensor,
+    cov: Tensor,
+    weights: Tensor,
+    values: Tensor,
+    queries: Tensor,
+    noise_var: float | Tensor,
+    *,
+    mask: Tensor | None = None,
+    decay: float | Tensor | None = None,
+    backend: str = "auto",
+    check: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of `causal_scan`, which it equals: decay, write, read. **Changes mean and cov.**
+
+    Nothing is allocated but the results, and nothing waits for the device, so that it can be part
+    of a CUDA graph.
+
+    Args:
+        mean: (B, K, C), float32 or float64, contiguous; becomes the mean after the step. B stands
+            for any leading dimensions; the other arguments broadcast to those of mean.
+        cov: (B, K, K), same dtype, contiguous, symmetric positive definite; likewise.
+        weights: (B, K), the address, or key; float16, bfloat16, float32 or float64.
+        values: (B, C); same choice of dtypes.
+        queries: (B, K), the address to read at; same choice of dtypes.
+        noise_var: observation noise variance, > 0: a float, 0-d, or (B,).
+        mask: (B,) bool; where False nothing is written and nothing decays.
+        decay: in (0, 1]; a float, 0-d, or (B,).
+        backend, check: see `bayes_write`.
+
+    Returns:
+        reads (B, C), read_var (B,) and log_evidence (B,) of this step, in nats, in the state's
+        dtype. An item whose noise is not positive, whose factorisation fails or which holds a NaN
+        becomes NaN, its state too.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `bayes_write`; RuntimeError where a gradient would
+            be needed, which a state that is overwritten cannot give: use `causal_scan`.
+
+    >>> import torch
+    >>> from kanerva_ext import ops
+    >>> mean, cov, key = torch.zeros(1, 2, 1), torch.eye(2)[None], torch.tensor([[1.0, 0.0]])
+    >>> reads, var, _ = ops.causal_step(mean, cov, key, torch.tensor([[4.0]]), key, 1.0)
+    >>> reads, var, mean[0, :, 0]
+    (tensor([[2.]]), tensor([0.5000]), tensor([2., 0.]))
+    """
+    args = (mean, cov, weights, values, queries, noise_var, mask, decay)
+    for name, state in (("mean", mean), ("cov", cov)):
+        if isinstance(state, Tensor) and not state.is_contiguous():
+            raise ValueError(
+                f"causal_step: {name} must be contiguous, because it is changed in place, got "
+                f"strides {state.stride()}"
+            )
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        raise RuntimeError(
+            "causal_step: the state is changed in place, so there is no gradient, and an argument "
+            "requires one; use causal_scan, or call it under torch.no_grad()"
+        )
+    raw, batch = _checks.prepare("causal_step", _ARGS, args)
+    for name, state in (("mean", mean), ("cov", cov)):
+        if state.shape[:-2] != batch:
+            raise ValueError(
+                f"causal_step: {name} must have the leading dimensions {tuple(batch)} of all "
+                f"arguments together, because it is changed in place, got {tuple(state.shape[:-2])}"
+            )
+    before = [x.clone() for x in raw[:2]] if check else raw[:2]
+    results = _choose(backend, mean)(*raw)
+    raw = [*before, *raw[2:]]
+    return _checks.finish("causal_step", _ARGS, raw, batch, check, results)
+
+
+def _choose(backend: str, mean: Tensor):
+    if backend != "auto" or _backend.routed:
+        choice = _backend.choose(backend, "causal_step", mean.device, mean.shape)
+        if choice == "reference":
+            return reference.causal_step
+        if choice == "triton":
+            return _triton
+    return _native

@@ -1,0 +1,49 @@
+"""causal_scan in Triton, backward: the kernels of `bayes_write_backward`, which add what the reads
+of a chunk contribute (`_reads`)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._finish import finish
+from ._launch import plain
+from ._sequences import checked
+from .bayes_write_backward import reverse
+from .causal_scan import scan_passes
+
+
+def causal_scan_backward(
+    grad_reads: Tensor | None,
+    grad_read_var: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_cov: Tensor | None,
+    grad_evidence: Tensor | None,
+    mean: Tensor,
+    cov: Tensor,
+    weights: Tensor,
+    values: Tensor,
+    queries: Tensor,
+    noise_var: Tensor,
+    mask: Tensor | None = None,
+    decay: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``kanerva::causal_scan_backward``, in float64 whatever the state is."""
+    inputs = [plain(x) for x in (mean, cov, weights, values, noise_var)]
+    steps = weights.shape[1]
+    bounds, sequences = checked(cu_seqlens, steps)
+    out, d_decay, d_queries, partials = reverse(
+        (grad_mean, grad_cov, grad_evidence), inputs, mask, decay,
+        scan_passes(mean, steps, chunk_size, small=True),
+        (queries, grad_reads, grad_read_var), bounds, sequences,
+    )  # fmt: skip
+    d_mean, d_cov, d_weights, d_values, d_noise = out
+    finish(partials, d_mean, d_cov)
+    finish(
+        partials, d_weights, d_values, d_queries, d_noise, d_decay, bounds=bounds,
+        sequences=sequences,
+    )  # fmt: skip
+    if d_decay is None:
+        d_decay = mean.new_empty(0)
+    return d_mean, d_cov, d_weights, d_values, d_queries, d_noise, d_decay

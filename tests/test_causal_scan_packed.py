@@ -1,0 +1,287 @@
+"""causal_scan of sequences packed one after another, and causal_step."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import Case
+from scan_truth import scan_problem
+
+from kanerva_ext import ops
+
+BOUNDS = (0, 7, 7, 20, 21, 60)
+
+
+def packed(dtype=torch.float64, grad=False, rows=2):
+    """Arguments with a state for each of the sequences, and their bounds."""
+    p, queries = scan_problem(Case("iid", 0.1, BOUNDS[-1], 6, 4, "some", True, rows), dtype)
+    count = len(BOUNDS) - 1
+    mean = torch.randn(rows, count, 6, 4, dtype=dtype)
+    root = torch.randn(rows, count, 6, 6, dtype=dtype)
+    cov = root @ root.mT / 6 + 0.5 * torch.eye(6, dtype=dtype)
+    args = [mean, cov, *p[2:4], queries, p.noise_var, p.decay]
+    return [x.requires_grad_(grad) for x in args], p.mask, torch.tensor(BOUNDS)
+
+
+def call(args, mask, bounds, **options):
+    return ops.causal_scan(*args[:6], mask=mask, decay=args[6], cu_seqlens=bounds, **options)
+
+
+def one_by_one(args, mask):
+    results = []
+    for n, (a, b) in enumerate(itertools.pairwise(BOUNDS)):
+        steps = [x[:, a:b] for x in args[2:]]
+        results.append(
+            ops.causal_scan(
+                args[0][:, n], args[1][:, n], *steps[:4], mask=mask[:, a:b], decay=steps[4]
+            )
+        )
+    columns = list(zip(*results, strict=True))
+    return [*(torch.cat(c, 1) for c in columns[:2]), *(torch.stack(c, 1) for c in columns[2:])]
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_packed_sequences_know_nothing_of_each_other(dtype, index):
+    args, mask, bounds = packed(dtype, grad=True)
+    results = call(args, mask, bounds.to(index))
+    expected = one_by_one(args, mask)
+    weight = [torch.randn_like(r) for r in results]
+    close = {} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    for got, want in zip(results, expected, strict=True):
+        torch.testing.assert_close(got, want, **close)
+    for got, want in zip(
+        torch.autograd.grad(results, args, weight),
+        torch.autograd.grad(expected, args, weight),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, **close)
+
+
+def test_packed_leading_dimensions_and_default_state():
+    args, mask, bounds = packed()
+    want = call(args, mask, bounds)
+    lifted = [x[None] for x in args]
+    for got, expected in zip(call(lifted, mask[None], bounds), want, strict=True):
+        assert got.shape == (1, *expected.shape)
+        torch.testing.assert_close(got[0], expected)
+    zero = [torch.zeros_like(args[0]), torch.eye(6, dtype=torch.float64).expand_as(args[1])]
+    for got, expected in zip(
+        call([None, None, *args[2:]], mask, bounds),
+        call([*zero, *args[2:]], mask, bounds),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+def test_packed_gradcheck():
+    args, mask, bounds = packed(rows=1)
+    args = [x[:, :4] if i < 2 else x[:, :20] for i, x in enumerate(args)]
+    args = [x.detach().clone().requires_grad_() for x in args]
+
+    def function(mean, cov, *steps):
+        return call([mean, (cov + cov.mT) / 2, *steps], mask[:, :20], bounds[[0, 1, 2, 3, 3]])
+
+    assert torch.autograd.gradcheck(function, args)
+    assert torch.autograd.gradgradcheck(function, args, fast_mode=True)
+
+
+def test_packed_vmap_and_compile():
+    args, mask, bounds = packed()
+    several = [torch.stack([x, x.flip(0)]) for x in args]
+    mapped = torch.vmap(lambda *a: call(a, mask, bounds))(*several)
+    for i in range(2):
+        for got, want in zip(mapped, call([x[i] for x in several], mask, bounds), strict=True):
+            torch.testing.assert_close(got[i], want)
+    with pytest.raises(NotImplementedError, match="cu_seqlens"):
+        torch.vmap(
+            lambda b: torch.ops.kanerva.causal_scan(
+                *(x.flatten(0, 1) for x in args[:2]), *args[2:6], mask, args[6], b, 0
+            )
+        )(torch.stack([bounds, bounds]))
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for got, want in zip(compiled(args, mask, bounds), call(args, mask, bounds), strict=True):
+        torch.testing.assert_close(got, want)
+    torch._dynamo.reset()
+
+
+def test_opcheck_packed():
+    args, mask, bounds = packed(grad=True)
+    raw = (*(x.detach().flatten(0, 1).requires_grad_() for x in args[:2]), *args[2:6])
+    torch.library.opcheck(torch.ops.kanerva.causal_scan.default, (*raw, mask, args[6], bounds, 0))
+
+
+def test_a_bad_sequence_is_nan_alone():
+    args, mask, bounds = packed()
+    mask = torch.ones_like(mask)
+    expected = call(args, mask, bounds)
+    args[5][1, 25] = -1.0  # in the last sequence of row 1
+    results = call(args, mask, bounds)
+    for got, want in zip(results, expected, strict=True):
+        assert torch.equal(got[0], want[0])
+        last = slice(21, 60) if got.shape[1] == 60 else slice(4, 5)
+        first = slice(0, last.start)
+        assert torch.equal(got[1, first], want[1, first])
+        assert got[1, last].isnan().all()
+    with pytest.raises(ValueError, match=r"noise_var is not positive in batch item\(s\) 1$"):
+        call(args, mask, bounds, check=True)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "error", "message"),
+    [
+        ([0, 60], TypeError, "must be a torch.Tensor, got list"),
+        (torch.tensor([0.0, 60.0]), TypeError, "must be torch.int32 or torch.int64"),
+        (torch.tensor([[0, 60]]), ValueError, r"must have shape \(N \+ 1,\)"),
+        (torch.tensor([0]), ValueError, r"must have shape \(N \+ 1,\)"),
+        (torch.tensor([0, 7, 7, 20, 21, 59]), ValueError, "must rise from 0 to T = 60"),
+        (torch.tensor([1, 7, 7, 20, 21, 60]), ValueError, "must rise from 0 to T = 60"),
+        (torch.tensor([0, 7, 6, 20, 21, 60]), ValueError, "must rise from 0 to T = 60"),
+        (torch.tensor([0, 7, 60]), ValueError, r"N \(sequences\) = 2 as in cu_seqlens, got N = 5"),
+    ],
+    ids=str,
+)
+def test_bad_cu_seqlens(bounds, error, message):
+    args, mask, _ = packed()
+    with pytest.raises(error, match=f"causal_scan: .*{message}"):
+        call(args, mask, bounds)
+
+
+@pytest.mark.parametrize(
+    "bounds", [(0, 7, 90, 20, 21, 60), (-5, 7, 7, 20, 21, 60), (3, 7, 7, 9, 9, 30)]
+)
+def test_raw_operator_with_bad_bounds_is_nan(bounds):
+    """Who calls torch.ops is not checked."""
+    args, _, _ = packed()
+    raw = (*(x.flatten(0, 1) for x in args[:2]), *args[2:6], None, args[6])
+    results = torch.ops.kanerva.causal_scan(*raw, torch.tensor(bounds), 0)
+    assert all(r.isnan().all() for r in results)
+    assert not any(
+        r.isnan().any() for r in torch.ops.kanerva.causal_scan(*raw, torch.tensor(BOUNDS), 0)
+    )
+
+
+# ---------------------------------------------------------------------------- causal_step
+
+
+def steps_problem(dtype, mask="some"):
+    p, queries = scan_problem(Case("iid", 0.1, 50, 7, 5, mask, True), dtype)
+    return p, queries
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_steps_are_one_scan(dtype):
+    p, queries = steps_problem(dtype)
+    want = ops.causal_scan(*p[:4], queries, p.noise_var, mask=p.mask, decay=p.decay)
+    mean, cov = p.mean.clone(), p.cov.clone()
+    places = mean.data_ptr(), cov.data_ptr()
+    evidence = 0
+    close = (
+        {"rtol": 1e-9, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-5}
+    )
+    for t in range(50):
+        reads, read_var, more = ops.causal_step(
+            mean,
+            cov,
+            p.weights[:, t],
+            p.values[:, t],
+            queries[:, t],
+            p.noise_var[:, t],
+            mask=p.mask[:, t],
+            decay=p.decay[:, t],
+        )
+        evidence = evidence + more
+        torch.testing.assert_close(reads, want[0][:, t], **close)
+        torch.testing.assert_close(read_var, want[1][:, t], **close)
+    assert (mean.data_ptr(), cov.data_ptr()) == places
+    for got, expected in zip((mean, cov, evidence), want[2:], strict=True):
+        torch.testing.assert_close(got, expected, **close)
+
+
+def one_step(**changes):
+    p, queries = steps_problem(torch.float32, "none")
+    args = {
+        "mean": p.mean.clone(),
+        "cov": p.cov.clone(),
+        "weights": p.weights[:, 0],
+        "values": p.values[:, 0],
+        "queries": queries[:, 0],
+        "noise_var": 0.3,
+    }
+    return {**args, **changes}
+
+
+def test_step_leading_dimensions_and_numbers():
+    args = one_step()
+    want = ops.causal_step(**args)
+    lifted = {n: x[:, None] if isinstance(x, torch.Tensor) else x for n, x in one_step().items()}
+    for got, expected in zip(ops.causal_step(**lifted), want, strict=True):
+        torch.testing.assert_close(got[:, 0], expected)
+    torch.testing.assert_close(lifted["mean"][:, 0], args["mean"])
+    half = one_step(weights=args["weights"].bfloat16(), queries=args["queries"].half(), decay=0.9)
+    assert all(r.dtype == torch.float32 and r.isfinite().all() for r in ops.causal_step(**half))
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_step_of_the_backends(backend):
+    args, other = one_step(), one_step()
+    for got, want in zip(
+        ops.causal_step(**args, backend=backend), ops.causal_step(**other), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(args["cov"], other["cov"], rtol=1e-5, atol=1e-6)
+
+
+def test_step_says_what_is_wrong():
+    cases = (
+        ({"mean": one_step()["mean"].mT.contiguous().mT}, ValueError, "mean must be contiguous"),
+        (
+            {"cov": one_step()["cov"][:1]},
+            ValueError,
+            r"cov must have the leading dimensions \(2,\)",
+        ),
+        ({"weights": torch.ones(2, 6)}, ValueError, r"weights must have shape \(..., K\)"),
+        ({"noise_var": -1.0}, ValueError, "noise_var must be positive"),
+        ({"mean": None}, TypeError, "mean must be a torch.Tensor, got None"),
+        ({"values": torch.ones(2, 5).requires_grad_()}, RuntimeError, "use causal_scan"),
+    )
+    for change, error, message in cases:
+        args = one_step(**change)
+        before = {n: x.detach().clone() for n, x in args.items() if isinstance(x, torch.Tensor)}
+        with pytest.raises(error, match=f"causal_step: .*{message}"):
+            ops.causal_step(**args)
+        for name, x in before.items():
+            assert torch.equal(args[name], x)
+    leaf = one_step(values=torch.ones(2, 5).requires_grad_())
+    with torch.no_grad():
+        ops.causal_step(**leaf)
+
+
+def test_a_bad_step_is_nan_alone():
+    noise = torch.tensor([0.3, -1.0])
+    args = one_step(noise_var=noise)
+    results = ops.causal_step(**args)
+    good = one_step()
+    want = ops.causal_step(**good)
+    for got, expected in zip(
+        (*results, args["mean"], args["cov"]), (*want, good["mean"], good["cov"]), strict=True
+    ):
+        assert torch.equal(got[0], expected[0]) and got[1].isnan().all()
+    with pytest.raises(ValueError, match=r"noise_var is not positive in batch item\(s\) 1$"):
+        ops.causal_step(**one_step(noise_var=noise), check=True)
+
+
+def test_opcheck_step():
+    args = one_step(noise_var=torch.full((2,), 0.3))
+    torch.library.opcheck(torch.ops.kanerva.causal_step.default, (*args.values(), None, None))
+
+
+def test_compiled_step():
+    torch._dynamo.reset()
+    compiled = torch.compile(ops.causal_step, fullgraph=True, backend="aot_eager")
+    args, other = one_step(), one_step()
+    for got, want in zip(compiled(**args), ops.causal_step(**other), strict=True):
+        torch.testing.assert_close(got, want)
+    torch.testing.assert_close(args["mean"], other["mean"])
+    torch._dynamo.reset()

@@ -1,0 +1,257 @@
+"""KanervaLayer: exact, causal, with padding, packing and a cache that change nothing."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+from kanerva_ext import KanervaCache, KanervaLayer, ops
+
+WIDTH, HEADS = 12, 2
+OPTIONS = (
+    {},
+    {"conv_size": 0, "use_decay": False, "use_gate": False},
+    {"head_dim": 4, "value_dim": 7, "conv_size": 3},
+)
+
+
+def make(dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    layer = KanervaLayer(WIDTH, HEADS, **options).to(dtype)
+    if layer.decay_proj is not None:  # strong enough to matter in a few tokens
+        with torch.no_grad():
+            layer.decay_proj.bias += 6
+    return layer
+
+
+def tokens(batch, steps, dtype=torch.float64, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, steps, WIDTH, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_token_sees_itself_and_what_was_before(options):
+    layer, x = make(**options), tokens(2, 9)
+    changed = x.clone()
+    changed[:, 5] += 1
+    a, b = layer(x), layer(changed)
+    for got, want in zip((a.hidden_states, a.read_var), (b.hidden_states, b.read_var), strict=True):
+        assert torch.equal(got[:, :5], want[:, :5])
+        assert (got[:, 5:] != want[:, 5:]).any(-1).all()
+
+
+def test_it_is_a_memory_written_and_read_token_by_token():
+    layer, x = make(conv_size=0, use_gate=False), tokens(2, 7)
+    out = layer(x)
+    q, k, v = layer.qkv_proj(x).unflatten(-1, (3, HEADS, -1)).unbind(2)
+    q, k = (y / y.norm(dim=-1, keepdim=True) for y in (q, k))
+    noise = torch.nn.functional.softplus(layer.noise_proj(x)) + layer.noise_floor
+    decay = torch.exp(-torch.nn.functional.softplus(layer.decay_proj(x)))
+    mean = torch.zeros(2, HEADS, 6, 6, dtype=torch.float64)
+    cov = torch.eye(6, dtype=torch.float64).expand_as(mean)
+    evidence = 0
+    for t in range(7):
+        steps = (k[:, t, :, None], v[:, t, :, None], noise[:, t, :, None])
+        mean, cov, more = ops.bayes_write(mean, cov, *steps, decay=decay[:, t, :, None])
+        reads, var = ops.read(mean, cov, q[:, t, :, None])
+        want = layer.out_proj(layer.norm(reads[:, :, 0]).flatten(1))
+        torch.testing.assert_close(out.hidden_states[:, t], want)
+        torch.testing.assert_close(out.read_var[:, t], var[..., 0])
+        evidence = evidence + more
+    torch.testing.assert_close(out.log_evidence, evidence)
+    assert out.cache is None
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("side", ["left", "right", "middle", "alternate"])
+def test_padding_is_as_if_it_were_not_there(side, options):
+    layer, x = make(**options), tokens(1, 8)
+    places = {
+        "left": range(3, 11),
+        "right": range(8),
+        "middle": (0, 1, 5, 6, 7, 8, 9, 10),
+        "alternate": (0, 2, 3, 5, 6, 7, 9, 10),
+    }[side]
+    padded = torch.full((1, 11, WIDTH), torch.nan, dtype=torch.float64)
+    padded[:, list(places)] = x
+    mask = torch.zeros(1, 11, dtype=torch.bool)
+    mask[:, list(places)] = True
+    padded = torch.cat([padded, tokens(1, 11, seed=2)])  # another row, without padding
+    mask = torch.cat([mask, torch.ones_like(mask)])
+    want = layer(x, use_cache=True)
+    for attention_mask in (mask, mask.long()):
+        out = layer(padded, attention_mask, use_cache=True)
+        got = out.hidden_states[:1, list(places)]
+        torch.testing.assert_close(got, want.hidden_states)
+        torch.testing.assert_close(out.read_var[:1, list(places)], want.read_var)
+        torch.testing.assert_close(out.log_evidence[:1], want.log_evidence)
+        assert (out.hidden_states[~mask] == 0).all()
+        for a, b in zip(_leaves(out.cache), _leaves(want.cache), strict=True):
+            torch.testing.assert_close(a[:1], b)
+    loss = [y.hidden_states[:1].square().sum() for y in (out, want)]
+    grads = [torch.autograd.grad(y, list(layer.parameters()), allow_unused=True) for y in loss]
+    for a, b in zip(*grads, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+
+
+def _leaves(cache):
+    return [x for x in (*cache.state, cache.history, cache.forgotten) if x is not None]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+def test_pieces_with_a_cache_are_the_whole(grad, options):
+    layer, x = make(**options), tokens(3, 12)
+    mask = torch.ones(3, 12, dtype=torch.bool)
+    mask[0, :3] = mask[1, :5] = mask[1, 8] = False  # prompts of different length, padded in front
+    with torch.set_grad_enabled(grad):
+        whole = layer(x, mask, use_cache=True)
+        cache, parts, evidence = None, [], 0
+        for piece in (slice(0, 6), slice(6, 8), slice(8, 9), slice(9, 10), slice(10, 12)):
+            out = layer(x[:, piece], mask[:, piece], cache=cache, use_cache=True)
+            cache, evidence = out.cache, evidence + out.log_evidence
+            parts.append(out.hidden_states)
+        torch.testing.assert_close(torch.cat(parts, 1), whole.hidden_states)
+        torch.testing.assert_close(evidence, whole.log_evidence)
+        for a, b in zip(_leaves(cache), _leaves(whole.cache), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@torch.no_grad()
+def test_one_token_changes_the_cache_in_place():
+    layer = make(torch.float32)
+    cache = layer(tokens(2, 5, torch.float32), use_cache=True).cache
+    before = cache.state.mean.clone()
+    out = layer(tokens(2, 1, torch.float32, seed=3), cache=cache, use_cache=True)
+    assert out.cache.state.mean.data_ptr() == cache.state.mean.data_ptr()
+    assert not torch.equal(cache.state.mean, before)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_packed_sequences_are_separate(options):
+    layer, x = make(**options), tokens(1, 15)
+    bounds = (0, 4, 5, 5, 15)
+    packed = layer(x, cu_seqlens=torch.tensor(bounds, dtype=torch.int32))
+    assert packed.log_evidence.shape == (1, 4, HEADS)
+    for n, (a, b) in enumerate(itertools.pairwise(bounds)):
+        alone = layer(x[:, a:b])
+        torch.testing.assert_close(packed.hidden_states[:, a:b], alone.hidden_states)
+        torch.testing.assert_close(packed.read_var[:, a:b], alone.read_var)
+        torch.testing.assert_close(packed.log_evidence[:, n], alone.log_evidence)
+
+
+def test_every_parameter_learns():
+    layer = make()
+    layer(tokens(2, 9)).hidden_states.square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.isfinite().all() and (parameter.grad != 0).any(), name
+
+
+def test_it_forgets_no_further_than_the_limit():
+    """Thousands of equal tokens with strong decay: what is never written at must not overflow."""
+    layer = make(torch.float32, conv_size=0)
+    with torch.no_grad():
+        layer.decay_proj.bias.fill_(1.0)
+    x = tokens(1, 1, torch.float32).expand(1, 400, WIDTH)
+    out = layer(x, use_cache=True)
+    assert out.hidden_states.isfinite().all() and out.cache.state.cov.isfinite().all()
+    torch.testing.assert_close(out.cache.forgotten, torch.full((1, HEADS), 6.907755))
+    assert out.cache.state.cov.amax() > 500
+    again = layer(x, cache=out.cache, use_cache=True)
+    assert again.hidden_states.isfinite().all()
+    assert again.cache.state.cov.amax() <= out.cache.state.cov.amax()
+    # Before the limit the decays are those of the gate.
+    short = layer(x[:, :3], use_cache=True).cache.forgotten
+    torch.testing.assert_close(
+        short, 3 * torch.nn.functional.softplus(layer.decay_proj(x[:, 0])), rtol=1e-5, atol=0
+    )
+
+
+def test_half_precision_keeps_the_memory_in_float32():
+    layer, x = make(torch.float32), tokens(2, 20, torch.float32)
+    want = layer(x).hidden_states
+    half = copy.deepcopy(layer).bfloat16()
+    out = half(x.bfloat16(), use_cache=True)
+    assert out.hidden_states.dtype == torch.bfloat16
+    assert out.cache.state.mean.dtype == out.read_var.dtype == torch.float32
+    assert (out.hidden_states.float() - want).norm() < 0.1 * want.norm()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x)
+        out.hidden_states.float().sum().backward()
+    assert (out.hidden_states.float() - want).norm() < 0.1 * want.norm()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_compiled_saved_and_copied():
+    torch._dynamo.reset()
+    layer, x = make(), tokens(2, 9)
+    want = layer(x).hidden_states
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x).hidden_states, want)
+    other = KanervaLayer(WIDTH, HEADS).double()
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x).hidden_states, want)
+    torch._dynamo.reset()
+
+
+def test_sizes_of_zero():
+    layer = make()
+    for batch, steps in ((0, 4), (2, 0)):
+        out = layer(tokens(batch, steps), use_cache=True)
+        assert out.hidden_states.shape == (batch, steps, WIDTH)
+        assert out.cache.state.mean.shape[0] == batch
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_heads": 5}, ValueError, "d_model must be a multiple of num_heads = 5"),
+        ({"num_heads": 0}, ValueError, "num_heads must be at least 1, got 0"),
+        ({"head_dim": 2.0}, TypeError, "head_dim must be an int, got float"),
+        ({"conv_size": -1}, ValueError, "conv_size must be at least 0"),
+        ({"noise_floor": 0.0}, ValueError, "noise_floor, which must be positive"),
+        ({"noise_var": 1e-4}, ValueError, "above noise_floor"),
+        ({"backend": "tpu"}, ValueError, "backend must be one of"),
+    ],
+    ids=str,
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        KanervaLayer(**{"d_model": WIDTH, "num_heads": HEADS, **options})
+
+
+def test_bad_input():
+    layer, x = make(), tokens(2, 4)
+    cache = layer(x, use_cache=True).cache
+    bounds = torch.tensor([0, 4])
+    for args, options, error, message in (
+        ((None,), {}, TypeError, "hidden_states must be a torch.Tensor, got None"),
+        ((x[..., 1:],), {}, ValueError, r"hidden_states must have shape \(B, T, d_model = 12\)"),
+        ((x, x[..., 0]), {}, TypeError, "attention_mask must be bool or integer, got torch.float"),
+        (
+            (x, torch.ones(2, 9).bool()),
+            {},
+            ValueError,
+            r"attention_mask must have shape .*\(2, 4\)",
+        ),
+        ((x,), {"cache": 3}, TypeError, "cache must be a KanervaCache or None, got int"),
+        (
+            (x[:1],),
+            {"cache": cache},
+            ValueError,
+            r"cache must hold a mean of shape .*\(1, 2, 6, 6\)",
+        ),
+        ((x,), {"cu_seqlens": bounds}, ValueError, r"hidden_states must have one row"),
+        (
+            (x[:1],),
+            {"cu_seqlens": bounds, "use_cache": True},
+            ValueError,
+            "cu_seqlens must be None",
+        ),
+    ):
+        with pytest.raises(error, match=f"KanervaLayer: {message}"):
+            layer(*args, **options)
+    assert isinstance(cache, KanervaCache)
