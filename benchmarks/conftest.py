@@ -18,7 +18,7 @@ import torch
 
 from . import ceilings, costs, counters, machine, timers
 from .measure import KANERVA, Problem, mode, on_backends, providers
-from .rivals import DIRECTIONS, OPERATORS
+from .rivals import DIRECTIONS, OPERATORS, Rival, Shape
 from .timers import Timer, quick_time
 
 THREADS = 2
@@ -44,6 +44,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.benchmark(timer=_timer(config).stopwatch()))
 
 
+def _takes_long(rival: Rival, shape: Shape) -> bool:
+    """torch.compile takes seconds to compile, thousands of steps in Python seconds a call."""
+    in_python = rival.family == "steps" or rival.name == f"{KANERVA}[reference]"
+    return rival.family == "compile" or (in_python and shape.steps > 1024)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """``measure`` is run for every shape, direction and provider of the module's OPERATOR."""
     if "measure" not in metafunc.fixturenames:
@@ -55,7 +61,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for shape in OPERATORS[operator].shapes[: None if full else 3]
         for direction in DIRECTIONS
         for rival in [*providers(operator, shape, direction), *on_backends(operator, device)]
-        if full or rival.family != "compile"
+        if full or not _takes_long(rival, shape)
     ]
     metafunc.parametrize("measure", cases, indirect=True)
 
