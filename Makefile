@@ -55,7 +55,7 @@ test-triton: $(VENV)/.installed
 	TRITON_INTERPRET=1 KANERVA_BACKEND=triton $(BIN)/pytest $(PYTEST_ARGS) $(if $(TRITON_TESTS),-k '$(TRITON_TESTS)') \
 	  tests/test_bayes_write.py tests/test_solve_addresses.py tests/test_read.py tests/test_recall.py \
 	  tests/test_memory_kl.py tests/test_statistics.py tests/test_adaptive_write.py tests/test_forget.py \
-	  tests/test_causal_scan.py tests/test_causal_scan_packed.py tests/test_triton.py
+	  tests/test_causal_scan.py tests/test_causal_scan_packed.py tests/test_causal_step.py tests/test_triton.py
 
 info: $(VENV)/.installed
 	$(BIN)/python -m kanerva_ext.info

@@ -37,6 +37,7 @@ TESTS = (
     "forget",
     "causal_scan",
     "causal_scan_packed",
+    "causal_step",
 )
 TOTAL = 470.0  # seconds for everything
 TRITON = {"KANERVA_BACKEND": "triton"}
