@@ -9,12 +9,14 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+def test_the_examples_run():
     names = {}
-    exec(code, names)
+    for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        exec(code, names)
     assert names["reconstruction"].shape == (16, 32, 784)
     assert torch.isfinite(names["kl"])
+    assert names["out"].read_var.shape == (2, 100, 4)
+    assert names["following"].hidden_states.shape == (2, 1, 256)
 
 
 def test_links_exist():
