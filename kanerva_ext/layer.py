@@ -212,17 +212,15 @@ class KanervaLayer(nn.Module):
         rate = functional.softplus(self.decay_proj(x).mT.to(dtype))
         if kept is not None:
             rate = rate * kept[:, None]
-        total = rate.detach().cumsum(-1)
+        asked = rate.detach()
+        total, forgotten = asked.cumsum(-1), asked.sum(-1)
         if cu_seqlens is not None:
-            total = _since_start(total, rate.detach(), cu_seqlens)
+            total = _since_start(total, asked, cu_seqlens)
         if before is not None:
-            total = total + before[..., None]
-        room = FORGETTING_LIMIT - (total - rate.detach())
+            total, forgotten = total + before[..., None], forgotten + before
+        room = FORGETTING_LIMIT - (total - asked)
         rate = torch.minimum(rate, room.clamp(min=0))
-        forgotten = total[..., -1:].clamp(max=FORGETTING_LIMIT).sum(-1)
-        if before is not None and x.shape[1] == 0:
-            forgotten = before
-        return torch.exp(-rate), forgotten
+        return torch.exp(-rate), forgotten.clamp(max=FORGETTING_LIMIT)
 
     def _scan(self, keys, values, queries, noise, mask, decay, cache, cu_seqlens):
         if cache is not None and keys.shape[2] == 1 and not torch.is_grad_enabled():

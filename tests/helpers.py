@@ -182,19 +182,28 @@ def _recursion_item(p: Problem, grads: list[np.ndarray] | None):
     g_w, g_z = np.zeros_like(weights), np.zeros_like(values)
     g_v, g_decay = np.zeros_like(noise), np.zeros_like(decay)
     for t, cov, mean, c, s, d in reversed(tape):
-        w = weights[t]
-        g_d = g_mean.T @ c / s - g_log * d / s
-        g_c = g_mean @ d / s - 2 * g_cov @ c / s
-        g_s = -(c @ g_mean @ d) / s**2 + c @ g_cov @ c / s**2
-        g_s = g_s - g_log / 2 * (code / s - d @ d / s**2)
-        g_c = g_c + g_s * w
-        g_w[t] = g_s * c + cov @ g_c - mean @ g_d
-        g_z[t], g_v[t] = g_d, g_s
-        g_mean = g_mean - np.outer(w, g_d)
-        g_cov = g_cov + (np.outer(g_c, w) + np.outer(w, g_c)) / 2
-        g_decay[t] = -(g_cov * cov).sum() / decay[t]
-        g_cov = g_cov / decay[t]
+        g_mean, g_cov, g_w[t], g_z[t], g_v[t], g_decay[t] = step_back(
+            (cov, mean, c, s, d), weights[t], decay[t], g_mean, g_cov, g_log
+        )
     return out, [g_mean, g_cov, g_w, g_z, g_v, g_decay]
+
+
+def step_back(step, w, decay, g_mean, g_cov, g_log):
+    """Gradients of the mean and covariance before a step, of its address, value, noise and decay.
+
+    ``step``: the covariance (divided by the decay) and mean before it, U w, w'U w + v, and
+    z - R'w."""
+    cov, mean, c, s, d = step
+    g_d = g_mean.T @ c / s - g_log * d / s
+    g_c = g_mean @ d / s - 2 * g_cov @ c / s
+    g_s = -(c @ g_mean @ d) / s**2 + c @ g_cov @ c / s**2
+    g_s = g_s - g_log / 2 * (len(d) / s - d @ d / s**2)
+    g_c = g_c + g_s * w
+    g_w = g_s * c + cov @ g_c - mean @ g_d
+    g_mean = g_mean - np.outer(w, g_d)
+    g_cov = g_cov + (np.outer(g_c, w) + np.outer(w, g_c)) / 2
+    g_decay = -(g_cov * cov).sum() / decay
+    return g_mean, g_cov / decay, g_w, g_d, g_s, g_decay
 
 
 # --------------------------------------------------------------------------------- the rule

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-from helpers import LD, Case, Problem, extended, problem
+from helpers import LD, Case, Problem, extended, problem, step_back
 from torch import Tensor
 
 
@@ -74,7 +74,7 @@ def _backward(p: Problem, queries: Tensor, grads: list[np.ndarray]):
     g_reads, g_var, g_mean, g_cov, g_log = grads
     g_cov = (g_cov + g_cov.T) / 2
     g_w, g_z, g_q = (np.zeros_like(x) for x in (weights, values, queries))
-    g_v, g_decay, code = np.zeros_like(noise), np.zeros_like(decay), values.shape[1]
+    g_v, g_decay = np.zeros_like(noise), np.zeros_like(decay)
     for t in reversed(range(len(weights))):
         step, mean, cov = tape[t]
         q = queries[t]
@@ -83,17 +83,7 @@ def _backward(p: Problem, queries: Tensor, grads: list[np.ndarray]):
         g_cov = g_cov + g_var[t] * np.outer(q, q)
         if step is None:
             continue
-        cov, mean, c, s, d = step
-        w = weights[t]
-        g_d = g_mean.T @ c / s - g_log * d / s
-        g_c = g_mean @ d / s - 2 * g_cov @ c / s
-        g_s = -(c @ g_mean @ d) / s**2 + c @ g_cov @ c / s**2
-        g_s = g_s - g_log / 2 * (code / s - d @ d / s**2)
-        g_c = g_c + g_s * w
-        g_w[t] = g_s * c + cov @ g_c - mean @ g_d
-        g_z[t], g_v[t] = g_d, g_s
-        g_mean = g_mean - np.outer(w, g_d)
-        g_cov = g_cov + (np.outer(g_c, w) + np.outer(w, g_c)) / 2
-        g_decay[t] = -(g_cov * cov).sum() / decay[t]
-        g_cov = g_cov / decay[t]
+        g_mean, g_cov, g_w[t], g_z[t], g_v[t], g_decay[t] = step_back(
+            step, weights[t], decay[t], g_mean, g_cov, g_log
+        )
     return g_mean, g_cov, g_w, g_z, g_q, g_v, g_decay

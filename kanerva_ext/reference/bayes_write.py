@@ -32,25 +32,30 @@ def bayes_write(
     weights, values, noise_var, decay = skip_masked(
         weights.to(mean.dtype), values.to(mean.dtype), noise_var, mask, decay
     )
-    code = mean.shape[-1]
     mean, cov = mean.clone(), symmetric(cov)
     log_evidence = mean.new_zeros(mean.shape[0])
     for t in range(weights.shape[1]):
-        if decay is not None:
-            cov = cov / decay[:, t, None, None]
-        w, v = weights[:, t], noise_var[:, t]
-        c = (cov @ w[..., None])[..., 0]
-        s = (w * c).sum(-1) + v
-        scale = s.sqrt()[:, None]
-        g = c / scale
-        e = (values[:, t] - (w[:, None] @ mean)[:, 0]) / scale
-        mean = mean + g[:, :, None] * e[:, None, :]
-        cov = cov - g[:, :, None] * g[:, None, :]
-        term = (e * e).sum(-1) + code * (2 * math.pi * s).log()
-        if mask is not None:
-            term = torch.where(mask[:, t], term, 0)
-        log_evidence = log_evidence - term / 2
+        mean, cov, term = write_step(mean, cov, weights, values, noise_var, mask, decay, t)
+        log_evidence = log_evidence + term
     return poison(bad | has_nan(mean, cov, log_evidence[:, None]), mean, cov, log_evidence)
+
+
+def write_step(mean, cov, weights, values, noise_var, mask, decay, t: int):
+    """mean and cov after step t, and its term of the log evidence; masked steps are neutral."""
+    if decay is not None:
+        cov = cov / decay[:, t, None, None]
+    w, v = weights[:, t], noise_var[:, t]
+    c = (cov @ w[..., None])[..., 0]
+    s = (w * c).sum(-1) + v
+    scale = s.sqrt()[:, None]
+    g = c / scale
+    e = (values[:, t] - (w[:, None] @ mean)[:, 0]) / scale
+    mean = mean + g[:, :, None] * e[:, None, :]
+    cov = cov - g[:, :, None] * g[:, None, :]
+    term = (e * e).sum(-1) + mean.shape[-1] * (2 * math.pi * s).log()
+    if mask is not None:
+        term = torch.where(mask[:, t], term, 0)
+    return mean, cov, -term / 2
 
 
 @full_precision

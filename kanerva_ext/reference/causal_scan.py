@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ._common import full_precision, has_nan, poison, symmetric, wide
-from .bayes_write import CHUNK, Chunk, bad_items, skip_masked
+from .bayes_write import CHUNK, Chunk, bad_items, skip_masked, write_step
 
 
 @full_precision
@@ -40,22 +39,11 @@ def causal_scan(
     log_evidence = mean.new_zeros(mean.shape[0])
     reads, read_var = [], []
     for t in range(weights.shape[1]):
-        if decay is not None:
-            cov = cov / decay[:, t, None, None]
-        w, v, q = weights[:, t], noise_var[:, t], queries[:, t]
-        c = (cov @ w[..., None])[..., 0]
-        s = (w * c).sum(-1) + v
-        scale = s.sqrt()[:, None]
-        g = c / scale
-        e = (values[:, t] - (w[:, None] @ mean)[:, 0]) / scale
-        mean = mean + g[:, :, None] * e[:, None, :]
-        cov = cov - g[:, :, None] * g[:, None, :]
+        mean, cov, term = write_step(mean, cov, weights, values, noise_var, mask, decay, t)
+        log_evidence = log_evidence + term
+        q = queries[:, t]
         reads.append((q[:, None] @ mean)[:, 0])
         read_var.append(((cov @ q[..., None])[..., 0] * q).sum(-1))
-        term = (e * e).sum(-1) + code * (2 * math.pi * s).log()
-        if mask is not None:
-            term = torch.where(mask[:, t], term, 0)
-        log_evidence = log_evidence - term / 2
     read_var = torch.stack(read_var, 1) if reads else mean.new_zeros(len(mean), 0)
     reads = torch.stack(reads, 1) if reads else mean.new_zeros(len(mean), 0, code)
     bad = bad | has_nan(mean, cov, log_evidence[:, None])
