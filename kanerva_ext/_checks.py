@@ -8,6 +8,7 @@ look first whether their arguments are raw already, which is cheaper than prepar
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -86,6 +87,23 @@ def check_choice(op: str, name: str, value: object, choices: tuple[str, ...]) ->
         raise TypeError(f"{op}: {name} must be a str, one of {choices}, got {_kind(value)}")
     if value not in choices:
         raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")
+
+
+def check_int(
+    op: str, name: str, value: object, least: int = 1, optional: bool = False
+) -> int | None:
+    """``value`` as an int of at least ``least``; NumPy's integers are taken too."""
+    if value is None and optional:
+        return None
+    if isinstance(value, torch.SymInt):
+        return value
+    where = f"{op}: {name}" if op else name
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        more = " or None" if optional else ""
+        raise TypeError(f"{where} must be an int{more}, got {_kind(value)}")
+    if value < least:
+        raise ValueError(f"{where} must be at least {least}, got {value}")
+    return int(value)
 
 
 def _kind(value: object) -> str:
@@ -209,7 +227,8 @@ def _raw(op, spec, value, dtype, sizes, batch, first):
     elif spec.kind != "mask" and value.dtype != dtype:
         value = value.to(dtype)
     shape = (*batch, *trailing)
-    if value.shape != shape:
+    # Lengths first: comparing sizes would tie a dynamic batch to a size of the arguments.
+    if value.dim() != len(shape) or value.shape != shape:
         value = value.expand(shape)
     if len(batch) != 1:
         value = value.reshape(math.prod(batch), *trailing)
