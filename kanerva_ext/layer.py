@@ -257,11 +257,22 @@ class KanervaLayer(nn.Module):
         one = cache is not None and bounds is None and keys.shape[2] == 1
         if one and (inplace or not _needs_scan()):
             state = cache.state if inplace else cache.state.clone()
-            step = [None if x is None else x.select(2, 0) for x in (mask, decay)]
-            fields = [x.select(2, 0) for x in (keys, values, queries, noise)]
-            reads, read_var, log_evidence = ops.causal_step(
-                *state, *fields, mask=step[0], decay=step[1], backend=self.backend
+            if not (state.mean.is_contiguous() and state.cov.is_contiguous()):
+                raise ValueError(
+                    "KanervaLayer: cache must be contiguous with inplace=True: clone() it"
+                )
+            step = [
+                None if x is None else x.select(2, 0).flatten(0, 1)  # a memory is an item
+                for x in (keys, values, queries, noise, mask, decay)
+            ]
+            results = ops.causal_step(
+                *(y.flatten(0, 1) for y in state),
+                *step[:4],
+                mask=step[4],
+                decay=step[5],
+                backend=self.backend,
             )
+            reads, read_var, log_evidence = (y.unflatten(0, state.mean.shape[:2]) for y in results)
             return reads[:, :, None], read_var[..., None], state, log_evidence
         mean, cov = (None, None) if cache is None else cache.state
         if bounds is not None and cache is not None:  # a head is an item, with N sequences
