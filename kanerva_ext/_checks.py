@@ -22,7 +22,7 @@ METHODS = ("auto", "chunk", "information", "sqrt")
 RAW_PAIRS = frozenset((s, d) for s in STATE_DTYPES for d in (torch.float16, torch.bfloat16, s))
 RAW_TRIPLES = frozenset((s, d, e) for s, d in RAW_PAIRS for t, e in RAW_PAIRS if t == s)
 
-_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+_NUMBERS = (numbers.Real, torch.SymInt, torch.SymFloat)  # NumPy's are Real
 _SIZES = {"K": "slots", "C": "code size", "T": "steps", "N": "sequences"}
 
 
@@ -219,6 +219,8 @@ def _raw(op, spec, value, dtype, sizes, batch, first):
         return None
     trailing = tuple(sizes[letter][0] for letter in spec.dims)
     if not isinstance(value, Tensor):
+        if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+            value = float(value)
         # A product, because torch.compile keeps a float that varies symbolic only in arithmetic.
         value = first.new_ones((), dtype=dtype) * value
     if spec.kind == "data":
@@ -249,6 +251,7 @@ def _raise_on_nan(op, specs, args, batch, results, failure) -> None:
             value = torch.where(mask if value.dim() == 2 else mask[..., None], value, 1)
         value = value.detach().flatten(1) if value.dim() > 1 else value.detach()[:, None]
         causes.append((f"{spec.name} holds NaN", value.isnan().any(1)))
+        causes.append((f"{spec.name} holds Inf", value.isinf().any(1)))
         if spec.kind in ("noise", "ridge"):
             causes.append((f"{spec.name} is not positive", (value <= 0).any(1)))
         if spec.kind == "decay":

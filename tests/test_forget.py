@@ -172,14 +172,16 @@ def test_items_that_were_not_written(dtype):
         torch.testing.assert_close(got[:1], one)
     for now, before in zip(both, copies, strict=True):
         assert torch.equal(now, before)
-    with pytest.raises(ValueError, match=r"forget: it was not written in batch item\(s\) 1"):
+    with pytest.raises(
+        ValueError, match=r"forget: what is to be forgotten was not written in batch item\(s\) 1"
+    ):
         ops.forget(*both, strange, *p[3:5], check=True)
 
 
 def test_twice_is_once_too_often():
     p = episode(4, 6, 3, 1e-2)
     once = ops.forget(*ops.bayes_write(*p[:5])[:2], *p[2:5])
-    with pytest.raises(ValueError, match="it was not written"):
+    with pytest.raises(ValueError, match="what is to be forgotten was not written"):
         ops.forget(*once, *p[2:5], check=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,51 @@ INITIAL_STD = 0.2  # of a code's posterior: small, so that coders learn to recon
 MAX_LOG_STD = 7.0
 
 
+def start(module: Starting) -> None:
+    """Give a module its start at the end of a constructor, and from then on with each reset."""
+    module.started = True
+    module.start()
+
+
+class Starting:
+    """A base of modules whose parameters start in another way than PyTorch's.
+
+    The start is a module's own, so that ``reset_parameters`` of every module, in any order, makes
+    a whole model new, as after ``to_empty``. It is not yet made in PyTorch's constructor, which
+    resets parameters too: `start` makes it, at the place in the stream of random numbers where it
+    has always been.
+    """
+
+    started = False
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.started:
+            self.start()
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+
+class HeLinear(Starting, nn.Linear):
+    """Starts with weights that keep the scale through a ReLU; biases as PyTorch has them."""
+
+    def start(self) -> None:
+        nn.init.normal_(self.weight, std=math.sqrt(2 / self.in_features))
+
+
+class _NormalLinear(Starting, nn.Linear):
+    """To means and log-standard-deviations, of which the second start small and alike."""
+
+    def start(self) -> None:
+        size, scale = self.out_features // 2, math.sqrt(1 / self.in_features)
+        with torch.no_grad():
+            nn.init.normal_(self.weight[:size], std=scale)
+            nn.init.normal_(self.weight[size:], std=0.1 * scale)
+            nn.init.constant_(self.bias[size:], math.log(INITIAL_STD))
+            nn.init.zeros_(self.bias[:size])
+
+
 class Normal(nn.Module):
     """Two-layer ReLU network to a diagonal normal: (..., inputs) to mean and log-std (..., size).
 
@@ -23,14 +69,10 @@ class Normal(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, size: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(inputs, hidden)
-        self.out = nn.Linear(hidden, 2 * size)
-        with torch.no_grad():
-            nn.init.normal_(self.hidden.weight, std=math.sqrt(2 / inputs))
-            nn.init.normal_(self.out.weight[:size], std=math.sqrt(1 / hidden))
-            nn.init.normal_(self.out.weight[size:], std=0.1 * math.sqrt(1 / hidden))
-            nn.init.constant_(self.out.bias[size:], math.log(INITIAL_STD))
-            nn.init.zeros_(self.out.bias[:size])
+        self.hidden = HeLinear(inputs, hidden)
+        self.out = _NormalLinear(hidden, 2 * size)
+        for layer in (self.hidden, self.out):
+            start(layer)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = self.out(F.relu(self.hidden(inputs))).chunk(2, dim=-1)
@@ -99,5 +141,5 @@ def check_denoising(num_steps: int, noise: float) -> None:
 def check_sizes(**sizes: int) -> None:
     """Raises unless every size is a positive int."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name} must be a positive int, got {size!r}")

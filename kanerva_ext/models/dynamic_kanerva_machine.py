@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .._state import register_for_loading
 from ..memory import FusedKanervaMemory, MemoryState, WriteOutput
 from ._common import replace_first
 from ._memory_model import MemoryModel
-from .coders import he_init
+from .coders import CodeLinear, he_init
 
 __all__ = ["DynamicKanervaBound", "DynamicKanervaMachine"]
 
@@ -34,6 +35,9 @@ class DynamicKanervaBound(NamedTuple):
     kl_weights: Tensor
     kl_memory: Tensor | None
     autoencoding: Tensor
+
+
+register_for_loading(DynamicKanervaBound)
 
 
 class DynamicKanervaMachine(MemoryModel):
@@ -113,7 +117,7 @@ class DynamicKanervaMachine(MemoryModel):
             "sample_weights": sample_weights,
         }
         # Features are positive; codes must not be, or all of them would share a direction.
-        self.code = nn.Linear(2 * code_size, code_size).apply(he_init)
+        self.code = CodeLinear(2 * code_size, code_size).apply(he_init)
         self.memory = FusedKanervaMemory(
             memory_size,
             code_size,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._state import register_for_loading
 from ..memory import standard_normal
 from ._common import Normal, check_sizes, kl_normal, replace_first, sample_normal
 from ._memory_model import EpisodeCoders
@@ -26,6 +27,9 @@ class VAEBound(NamedTuple):
     bound: Tensor
     reconstruction: Tensor
     kl_z: Tensor
+
+
+register_for_loading(VAEBound)
 
 
 class MatchedVAE(EpisodeCoders):

@@ -90,9 +90,7 @@ def causal_scan(
     >>> reads[0, :, 0].round(decimals=3), var[0].round(decimals=3)
     (tensor([2.0000, 2.0000, 2.6670]), tensor([0.5000, 0.5000, 0.3330]))
     """
-    if chunk_size is not None:
-        _check_chunk_size(chunk_size)
-    chunk = chunk_size or 0
+    chunk = _checks.check_int("causal_scan", "chunk_size", chunk_size, optional=True) or 0
     if mean is None or cov is None:
         mean, cov = _default_state(mean, cov, weights, values, cu_seqlens)
     args = (mean, cov, weights, values, queries, noise_var, mask, decay)
@@ -156,15 +154,6 @@ def _default_state(mean, cov, weights, values, cu_seqlens):
         mean = mean.expand(count, slots, code) if mean.dim() == 2 else mean
         cov = cov.expand(count, slots, slots) if cov.dim() == 2 else cov
     return mean, cov
-
-
-def _check_chunk_size(chunk_size: int) -> None:
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
-        raise TypeError(
-            f"causal_scan: chunk_size must be an int or None, got {type(chunk_size).__name__}"
-        )
-    if chunk_size < 1:
-        raise ValueError(f"causal_scan: chunk_size must be at least 1, got {chunk_size}")
 
 
 def _is_raw(mean, cov, weights, values, queries, noise_var, mask, decay) -> bool:
