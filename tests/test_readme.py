@@ -13,10 +13,19 @@ def test_the_examples_run():
     names = {}
     for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         exec(code, names)
-    assert names["reconstruction"].shape == (16, 32, 784)
-    assert torch.isfinite(names["kl"])
+    assert names["logits"].shape == (16, 32, 784)
+    assert torch.isfinite(names["loss"]) and names["model"].memory.log_prior_var.grad is not None
     assert names["out"].read_var.shape == (2, 100, 4)
     assert names["following"].hidden_states.shape == (2, 1, 256)
+
+
+def test_the_examples_of_use_run():
+    text = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+    codes = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(codes) == 3
+    names = {}
+    for code in codes:
+        exec(code, names)
 
 
 def test_links_exist():
