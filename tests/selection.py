@@ -59,7 +59,8 @@ MANY_CALLS = not_on(INTERPRETER, reason="hundreds of calls, or compilation, arou
 def covering(rows: Sequence[tuple]) -> list[int]:
     """Indices of rows in which every two values that share a row somewhere share one.
 
-    Each row has one value for each parameter. Greedy, so nearly as few as can be.
+    Each row has one value for each parameter. Greedy, so nearly as few as can be. Rows without
+    a pair of values are all alike: the first stands for them.
     """
 
     def pairs(row: tuple) -> set:
@@ -67,7 +68,7 @@ def covering(rows: Sequence[tuple]) -> list[int]:
 
     left = [(index, pairs(row)) for index, row in enumerate(rows)]
     open_pairs = set().union(*(found for _, found in left)) if left else set()
-    chosen = []
+    chosen = [] if open_pairs else [index for index, _ in left[:1]]
     while open_pairs:
         index, found = max(left, key=lambda each: len(each[1] & open_pairs))
         chosen.append(index)
