@@ -116,6 +116,7 @@ def test_a_bad_step_is_nan_alone():
         ops.causal_step(**one_step(noise_var=noise), check=True)
 
 
+@MANY_CALLS
 @pytest.mark.parametrize("route", ["auto", "reference", "raw", "compiled"])
 def test_autograd_knows_that_a_step_changed_the_state(route):
     """A gradient through a state that was stepped afterwards must not come out wrong."""
@@ -139,6 +140,7 @@ def test_autograd_knows_that_a_step_changed_the_state(route):
     torch._dynamo.reset()
 
 
+@MANY_CALLS
 def test_step_under_vmap():
     """Ensembles decode: the states of all members change in their places."""
     several = [one_step(noise_var=torch.full((2,), 0.3 + i)) for i in range(3)]

@@ -40,7 +40,8 @@ def causal_step(
     """One step of `causal_scan`, which it equals: decay, write, read. **Changes mean and cov.**
 
     Nothing is allocated but the results, and nothing waits for the device, so that it can be part
-    of a CUDA graph.
+    of a CUDA graph. Autograd knows of the change: a gradient that needs the state as it was raises.
+    Under `torch.vmap` mean and cov must be mapped over, and every item's change in its place.
 
     Args:
         mean: (B, K, C), float32 or float64, contiguous; becomes the mean after the step. B stands
