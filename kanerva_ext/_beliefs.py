@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from ._checks import check_number
 from ._state import MemoryState
 
 DECAYED_STEPS = 16  # whose decays are multiplied up, and must not underflow
@@ -95,6 +96,19 @@ def log_memoryless(queries: Tensor, noise_var: float | Tensor) -> Tensor:
     return log_normal(queries, var)
 
 
+def _per_step(name: str, value, mean: Tensor, values: Tensor) -> Tensor:
+    """A number, or a tensor, for each step: (..., T) in the state's dtype."""
+    check_number("write", name, value, decay=name == "decay")
+    try:
+        value = torch.as_tensor(value, dtype=mean.dtype, device=mean.device)
+        return value.expand(*values.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"write: {name} must have shape (..., T) = {tuple(values.shape[:-1])}, a number or "
+            f"0-d, got {tuple(value.shape)}"
+        ) from None
+
+
 def write_decaying(
     state: MemoryState, values: Tensor, noise_var, ridge, decay, mask, num_iters: int, backend: str
 ):
@@ -106,12 +120,10 @@ def write_decaying(
     """
     mean, cov = state
     steps = values.shape[-2]
-    factors = torch.as_tensor(decay, dtype=mean.dtype, device=mean.device)
-    factors = factors.expand(*values.shape[:-1])
+    factors = _per_step("decay", decay, mean, values)
     if mask is not None:
         factors = torch.where(mask, factors, 1)
-    noise = torch.as_tensor(noise_var, dtype=mean.dtype, device=mean.device)
-    noise = noise.expand(*values.shape[:-1])
+    noise = _per_step("noise_var", noise_var, mean, values)
     evidence: Tensor | float = 0.0
     weights = []
     for start in range(0, max(steps, 1), DECAYED_STEPS):

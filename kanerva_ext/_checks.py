@@ -106,6 +106,11 @@ def check_int(
     return int(value)
 
 
+def check_number(op: str, name: str, value: object, decay: bool = False) -> None:
+    """Raise unless ``value`` is a tensor, or a number > 0 (in (0, 1] of a ``decay``)."""
+    _check_type(op, Arg(name, "T", "decay" if decay else "noise"), value)
+
+
 def _kind(value: object) -> str:
     return "None" if value is None else type(value).__name__
 

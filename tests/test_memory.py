@@ -605,6 +605,13 @@ def test_wrong_calls():
         (lambda: module.merge(state), TypeError, "states must be a sequence"),
         (lambda: module.merge([state, 3]), TypeError, r"states\[1\] must be a MemoryState"),
         (lambda: module.write(values, noise_var=-1.0), ValueError, "noise_var must be positive"),
+        (
+            lambda: module.write(values, decay=torch.ones(B, T + 1)),
+            ValueError,
+            r"decay must have shape \(..., T\) = \(3, 6\)",
+        ),
+        (lambda: module.write(values, decay=[0.5]), TypeError, "decay must be a float or a torch"),
+        (lambda: module.write(values, decay=0.5, noise_var=0), ValueError, "noise_var must be pos"),
         (lambda: module.write(values, decay=1.5), ValueError, r"decay must be in \(0, 1\]"),
         (lambda: module.prior(-1), ValueError, "batch_size"),
     ):
