@@ -127,7 +127,15 @@ def compile_only(environment: Environment) -> None:
     (site,) = environment.folder.glob("lib/python*/site-packages")
     torch = plan.require_torch(probe.read_torch(site / "torch"))
     compiler = probe.find_compiler(os.environ).command
-    command = [*compiler, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic"]
+    command = [
+        *compiler,
+        "-std=c++17",
+        "-fsyntax-only",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Wpedantic",
+    ]
     command += [f"-DTORCH_TARGET_VERSION={plan.TORCH_TARGET}", f"-I{ROOT / 'csrc'}"]
     for folder in (torch.include, torch.include / "torch/csrc/api/include"):
         command += ["-isystem", str(folder)]
