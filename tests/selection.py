@@ -33,7 +33,7 @@ def engine() -> str | None:
 
 
 def is_left_out(item: pytest.Item) -> bool:
-    """Whether the engine cannot afford this test. On most a grid is its covering part.
+    """Whether the engine cannot afford this test. There a grid is its covering part.
 
     ``pytest --whole`` leaves nothing out, for hours.
     """
@@ -42,7 +42,7 @@ def is_left_out(item: pytest.Item) -> bool:
         return False
     if any(now in mark.args for mark in item.iter_markers("not_on")):
         return True
-    return now != ON_HOST and item.get_closest_marker("exhaustive") is not None
+    return item.get_closest_marker("exhaustive") is not None
 
 
 def not_on(*engines: str, reason: str) -> pytest.MarkDecorator:
@@ -56,7 +56,9 @@ def not_on(*engines: str, reason: str) -> pytest.MarkDecorator:
 #: For tests of the reference's own formulas.
 REFERENCE_ALONE = not_on(*ENGINES, reason="no kernel runs")
 #: For tests of autograd, dispatch and compilation, which are the same for all kernels.
-MANY_CALLS = not_on(INTERPRETER, reason="hundreds of calls, or compilation, around few kernels")
+MANY_CALLS = not_on(
+    INTERPRETER, TEAMS, reason="hundreds of calls, or compilation, around few kernels"
+)
 
 
 def covering(rows: Sequence[tuple]) -> list[int]:
