@@ -18,6 +18,11 @@
 
 #include "../core/arguments.h"
 
+// PyTorch 2.11 has it by another name.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace kanerva::ops {
 
 using torch::headeronly::ScalarType;
