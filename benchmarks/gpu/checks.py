@@ -27,7 +27,7 @@ class Mismatch(RuntimeError):
 
 def ready(operator: str, shape: Sequence[int], backend: str, device: str, seed: int = 0) -> Problem:
     """A problem in float32 on the device."""
-    require_installed("cpu" if device == "cpu" else backend)
+    require_installed(backend, device)
     found = problem(operator, tuple(shape), seed).to(device, torch.float32)
     return found.on("auto" if device == "cpu" else backend)
 
@@ -53,7 +53,7 @@ def require_equal(got: Sequence[Tensor], want: Sequence[Tensor], what: str) -> N
 
 def smoke(operator: str, shape: Sequence[int], backend: str = "cuda", device: str = "cuda") -> dict:
     """Results and gradients in float32 and float64 against the reference in float64."""
-    require_installed("cpu" if device == "cpu" else backend)
+    require_installed(backend, device)
     truth = problem(operator, tuple(shape)).on("reference")
     want = {"forward": truth.forward()}
     if operator not in problems.WITHOUT_GRADIENT:

@@ -179,7 +179,8 @@ class Plan:
     # ------------------------------------------------------------------------------- benchmarks
 
     def _timing(self, key: str, limit: float, kind: str, env=None, **question) -> Task:
-        env = {LOCK_VARIABLE: str(self.lock), **(env or {})}
+        threads = str(max(1, 2 * visit.cores() // self.at_once))
+        env = {LOCK_VARIABLE: str(self.lock), "OMP_NUM_THREADS": threads, **(env or {})}
         return self._task(key, limit, kind, env, **question)
 
     def _benchmarks(self) -> list[Stage]:
@@ -198,7 +199,7 @@ class Plan:
 
     def _compare(self, index: int) -> list[Task]:
         return [
-            self._timing(f"compare/{op}/{shape}/{direction}", 60, "compare", operator=op,
+            self._timing(f"compare/{op}/{shape}/{direction}", 90, "compare", operator=op,
                          shape=shape, direction=direction)
             for op in TIMED
             for shape in [(TIMED_SCANS if op == "causal_scan" else TIMED_SHAPES)[index]]

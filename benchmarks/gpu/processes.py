@@ -25,6 +25,7 @@ TAIL = 3000  # characters of the output that are kept
 MOST_OUTPUT = 64 * 2**20  # bytes, after which a child is stopped
 GRACE = 20.0  # seconds that a killed process may take to go
 POLL = 0.05
+LITTLE = 8192  # bytes of disk with which nothing can be said
 
 RESULT_VARIABLE = "KANERVA_RESULT"
 
@@ -146,6 +147,9 @@ def _run_in(task, folder, deadline, on_line, stop) -> Outcome:
         outcome.note = f"stopped: it printed more than {MOST_OUTPUT >> 20} MiB"
     else:
         _judge(process.returncode, outcome)
+        if outcome.state == rows.FAILED and outcome.result is None and is_full(folder):
+            # What it had to say did not go to the disk either.
+            outcome.state, outcome.note = rows.DISK_FULL, "No space left on device"
     return outcome
 
 
@@ -195,6 +199,10 @@ def _judge(status: int, outcome: Outcome) -> None:
         outcome.state = rows.OK
     else:
         outcome.note = f"exit status {status}: {last_line(outcome.output)}"
+
+
+def is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < LITTLE
 
 
 def last_line(text: str) -> str:

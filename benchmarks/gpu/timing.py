@@ -31,7 +31,7 @@ def shape_of(text: str) -> Shape:
 
 def rates(device: str = "cuda") -> dict:
     """The machine with its copy and product rates, and copies by size."""
-    require_installed("cpu" if device == "cpu" else "cuda")
+    require_installed("cuda", device)
     with turn():
         timer = timers.of(device)
         about = machine.describe(timer)
@@ -45,7 +45,7 @@ def compare(
     operator: str, shape: str, direction: str, device: str = "cuda", backend: str = "cuda"
 ) -> dict:
     """Our kernels against the fastest of PyTorch's compositions; and by a CUDA graph."""
-    require_installed("cpu" if device == "cpu" else backend)
+    require_installed(backend, device)
     problem = measure.Problem(operator, shape_of(shape), direction, by_operator=True)
     with turn():
         problem.move(device)
@@ -87,7 +87,7 @@ def compiled(
     backend: str = "cuda",
 ) -> dict:
     """torch.compile of one composition (by name; "": the first), and our kernels, in turns."""
-    require_installed("cpu" if device == "cpu" else backend)
+    require_installed(backend, device)
     problem = measure.Problem(operator, shape_of(shape), direction, by_operator=True)
     serving = (r for r in OPERATORS[operator].rivals if r.serves(problem.shape, direction))
     plain = next(r for r in serving if rival in ("", r.name))
@@ -139,7 +139,7 @@ def duel(
     """The CUDA C++ and the Triton kernels in turns, forward and with the gradient."""
     found = {}
     for backend in backends:
-        require_installed(backend)
+        require_installed(backend, device)
     made = {d: measure.Problem(operator, shape_of(shape), d, by_operator=True) for d in DIRECTIONS}
     first, second = (on_backend(operator, backend) for backend in backends)
     with turn():
