@@ -126,6 +126,7 @@ def test_a_result_and_an_exit_status():
     assert run("pass").state == rows.OK
     outcome = run("print('the cause'); raise SystemExit(3)")
     assert outcome.state == rows.FAILED and outcome.note == "exit status 3: the cause"
+    assert run("pass", answers=True).state == rows.FAILED
     outcome = processes.run(Task("t", ("/nonexistent/program",), 5), time.monotonic() + 5)
     assert outcome.state == rows.FAILED and "/nonexistent/program" in outcome.note
 
@@ -307,6 +308,14 @@ def test_a_stage_that_must_succeed_ends_the_phase(tmp_path):
     with pytest.raises(Stopped, match="build: failed"):
         scheduled(tmp_path, stages)
     assert count_rows(tmp_path) == 1
+
+
+def test_what_every_visit_needs_is_done_at_every_visit(tmp_path):
+    """A build of another visit may be of another machine."""
+    stage = Stage("build", [task("build", "pass")], must=True, anew=True)
+    scheduled(tmp_path, [stage])
+    scheduled(tmp_path, [stage])
+    assert count_rows(tmp_path) == 2
 
 
 def test_a_device_whose_processes_cannot_be_killed_is_given_up(tmp_path, monkeypatch):

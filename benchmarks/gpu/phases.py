@@ -94,16 +94,17 @@ class Plan:
 
     def _task(self, key: str, limit: float, kind: str, env=None, **question) -> Task:
         env = {"OMP_NUM_THREADS": str(max(1, visit.cores() // self.at_once)), **(env or {})}
-        return Task(key, tuple(child_command(kind, **question)), limit, env)
+        return Task(key, tuple(child_command(kind, **question)), limit, env, answers=True)
 
     def _beginning(self) -> list[Stage]:
         built = visit.is_built(self.source, self.arch)
+        device = self._task("device", 60, "device")
         build = self._task("build", 300, "build", arch=self.arch, source=self.source)
         installed = self._task("installed", 60, "installed", backend="cuda")
         return [
-            Stage("device", [self._task("device", 60, "device")], must=not self.rehearsal),
-            Stage("build", [] if built else [build], must=True),
-            Stage("the installed package", [installed], must=True),
+            Stage("device", [device], must=not self.rehearsal, anew=True),
+            Stage("build", [] if built else [build], must=True, anew=True),
+            Stage("the installed package", [installed], must=True, anew=True),
         ]
 
     # ---------------------------------------------------------------------------- first contact
@@ -160,6 +161,7 @@ class Plan:
 
     def _suites(self, backend: str, chosen: str, env: dict[str, str], prefix="test") -> list[Suite]:
         found = []
+        silence = 60 if backend == "cuda" else 150  # Triton compiles meanwhile
         env = {
             "KANERVA_TEST_DEVICE": "cuda",
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -172,8 +174,7 @@ class Plan:
                 command = child_command("tests", file=f"tests/test_{name}.py", part=part,
                                         parts=parts, chosen=chosen, backend=backend)  # fmt: skip
                 key = f"{prefix}/{name}/{part + 1} of {parts}"
-                # A minute without the end of a test.
-                found.append(Suite(key, tuple(command), 60, env, silence=True))
+                found.append(Suite(key, tuple(command), silence, env, silence=True))
         return found
 
     # ------------------------------------------------------------------------------- benchmarks

@@ -36,6 +36,7 @@ class Task:
 
     Attributes:
         limit: seconds; with ``silence``, without a line of result.
+        answers: whether it has failed where there is no result.
     """
 
     key: str
@@ -44,6 +45,7 @@ class Task:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: Path | None = None
     silence: bool = False
+    answers: bool = False
 
 
 @dataclass
@@ -71,15 +73,15 @@ class _Lines:
         self.found: list[dict] = []
         self.waiting = False
 
-    def poll(self) -> bool:
-        """Whether there was a new line."""
+    def poll(self, ended: bool = False) -> bool:
+        """Whether there was a new line; of a child that has ended, the last need not be whole."""
         try:
             with open(self._path, "rb") as file:
                 file.seek(self._read)
                 data = file.read()
         except OSError:
             return False
-        end = data.rfind(b"\n") + 1
+        end = len(data) if ended else data.rfind(b"\n") + 1
         self._read += end
         fresh = rows.parse(data[:end].decode(errors="replace"))
         for line in fresh:
@@ -134,7 +136,7 @@ def _run_in(task, folder, deadline, on_line, stop) -> Outcome:
         )
     ended = _wait(task, process, lines, printed, deadline, stop)
     gone = _kill(process)
-    lines.poll()
+    lines.poll(ended=True)
     outcome = Outcome(rows.FAILED, output=_tail(printed), lines=lines.found)
     if not gone:
         outcome.state, outcome.note = rows.STUCK, f"{ended}; it did not go when it was killed"
@@ -146,7 +148,7 @@ def _run_in(task, folder, deadline, on_line, stop) -> Outcome:
     elif ended == "output":
         outcome.note = f"stopped: it printed more than {MOST_OUTPUT >> 20} MiB"
     else:
-        _judge(process.returncode, outcome)
+        _judge(task, process.returncode, outcome)
         if outcome.state == rows.FAILED and outcome.result is None and is_full(folder):
             # What it had to say did not go to the disk either.
             outcome.state, outcome.note = rows.DISK_FULL, "No space left on device"
@@ -183,7 +185,7 @@ def _kill(process: subprocess.Popen) -> bool:
     return True
 
 
-def _judge(status: int, outcome: Outcome) -> None:
+def _judge(task: Task, status: int, outcome: Outcome) -> None:
     """State and note of a child that ended by itself."""
     result = outcome.result
     if status < 0:
@@ -195,7 +197,7 @@ def _judge(status: int, outcome: Outcome) -> None:
         outcome.state, outcome.note = str(result["state"]), str(result.get("note", ""))
     elif "No space left on device" in outcome.output:
         outcome.state, outcome.note = rows.DISK_FULL, "No space left on device"
-    elif status == 0:
+    elif status == 0 and not task.answers:
         outcome.state = rows.OK
     else:
         outcome.note = f"exit status {status}: {last_line(outcome.output)}"

@@ -37,12 +37,14 @@ class Stage:
     Attributes:
         tasks: or a function of all rows so far that gives them.
         must: whether the phase ends where one of them fails.
+        anew: whether they are run at every visit.
     """
 
     name: str
     tasks: Sequence[Task] | Callable[[list[dict]], Sequence[Task]]
     workers: int = 1
     must: bool = False
+    anew: bool = False
 
 
 class Stopped(Exception):
@@ -96,7 +98,7 @@ class Schedule:
         """Raises `Stopped`; whatever happened before is in the file."""
         for stage in stages:
             tasks = stage.tasks(self.file.read()) if callable(stage.tasks) else stage.tasks
-            todo = [task for task in tasks if not self.is_done(task.key)]
+            todo = [task for task in tasks if stage.anew or not self.is_done(task.key)]
             before = f", {len(tasks) - len(todo)} done before" if len(todo) < len(tasks) else ""
             if tasks:
                 self.say(f"== {stage.name}: {len(todo)} to do{before}, {self._left():.0f} s left")
