@@ -49,6 +49,7 @@ PARTS = {"bayes_write": 6, "adaptive_write": 6, "causal_scan": 6, "causal_scan_p
          "forget": 2, "read": 2, "recall": 2}  # fmt: skip
 #: Compiling graphs takes minutes and tells nothing of the kernels.
 CHOSEN = "not compile and not opcheck and not inductor"
+FIRST, MORE = "not slow and not exhaustive", "slow or exhaustive"
 CHOSEN_TRITON = f"{CHOSEN} and not gradcheck and not torch_func and not vmap_over_one"
 MODES = {"plain": {}, "teams": {"KANERVA_TEAM_WORK": "0"}}
 
@@ -157,22 +158,27 @@ class Plan:
     # ------------------------------------------------------------------------------------ tests
 
     def _tests(self) -> list[Stage]:
-        return [Stage("tests", self._suites("cuda", CHOSEN, {}), self.at_once)]
+        return [
+            Stage("tests", self._suites("cuda", "test"), self.at_once),
+            Stage("more tests", self._suites("cuda", "more tests", MORE), self.at_once),
+        ]
 
-    def _suites(self, backend: str, chosen: str, env: dict[str, str], prefix="test") -> list[Suite]:
+    def _suites(self, backend: str, prefix: str, marks: str = FIRST) -> list[Suite]:
         found = []
+        chosen = CHOSEN if backend == "cuda" else CHOSEN_TRITON
         silence = 60 if backend == "cuda" else 150  # Triton compiles meanwhile
         env = {
             "KANERVA_TEST_DEVICE": "cuda",
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
             "OMP_NUM_THREADS": "2",
-            **env,
+            **({"KANERVA_BACKEND": "triton"} if backend == "triton" else {}),
         }
         for name in TESTS:
             parts = PARTS.get(name, 1)
             for part in range(parts):
                 command = child_command("tests", file=f"tests/test_{name}.py", part=part,
-                                        parts=parts, chosen=chosen, backend=backend)  # fmt: skip
+                                        parts=parts, chosen=chosen, marks=marks,
+                                        backend=backend)  # fmt: skip
                 key = f"{prefix}/{name}/{part + 1} of {parts}"
                 found.append(Suite(key, tuple(command), silence, env, silence=True))
         return found
@@ -245,7 +251,6 @@ class Plan:
     # ----------------------------------------------------------------------------------- Triton
 
     def _triton(self) -> list[Stage]:
-        env = {"KANERVA_BACKEND": "triton"}
         precompile = [
             self._task(f"precompile/{op}/{name}/{dtype}", 200, "precompile", operator=op,
                        shape=shape, dtype=dtype)
@@ -272,11 +277,7 @@ class Plan:
             Stage("CUDA C++ against Triton", duels[: len(TIMED)], few),
             Stage("graphs, determinism", repeated, self.at_once),
             Stage("CUDA C++ against Triton, more", duels[len(TIMED) :], few),
-            Stage(
-                "tests",
-                self._suites("triton", CHOSEN_TRITON, env, "test by triton"),
-                self.at_once,
-            ),
+            Stage("tests", self._suites("triton", "test by triton"), self.at_once),
         ]
 
 

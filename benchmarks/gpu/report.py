@@ -46,7 +46,7 @@ def write_junit(folder: Path, found: list[dict]) -> None:
     by_name: dict[str, dict[str, dict]] = {}
     for key, row in states(found).items():
         if TEST in key:
-            name = key.split("/")[0].replace(" ", "_").replace("test", "tests", 1)
+            name = "tests_by_triton" if "triton" in key.split("/")[0] else "tests"
             by_name.setdefault(name, {})[key] = row
     for name, tests in by_name.items():
         xml.ElementTree(junit(name, tests)).write(

@@ -96,7 +96,13 @@ def is_lost() -> bool:
 
 
 def tests(
-    file: str, part: int, parts: int, chosen: str, backend: str = "cuda", device: str = "cuda"
+    file: str,
+    part: int,
+    parts: int,
+    chosen: str,
+    marks: str = "",
+    backend: str = "cuda",
+    device: str = "cuda",
 ) -> dict:
     """Runs one part of a test file on the device."""
     torch.zeros(1, device=device)
@@ -105,7 +111,18 @@ def tests(
     skip = set(Path(listed).read_text().splitlines()) if listed else set()
     plugin = Plugin(part, parts, skip)
     settings = ["-c", str(visit.ROOT / "pyproject.toml"), "--rootdir", str(visit.ROOT)]
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", "-k", chosen]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--tb=short",
+        "-k",
+        chosen,
+        "-m",
+        marks,
+    ]
     try:
         status = pytest.main([*settings, *options, str(visit.ROOT / file)], plugins=[plugin])
     except SystemExit as error:
