@@ -352,8 +352,8 @@ file = rows.RowFile(Path({path!r}))
 about = {visit!r}
 file.append(about)
 run = Schedule(file, about, 60)
-stop_on_signals(run)
-run.run([Stage("s", [quick, slow])])
+with stop_on_signals(run):
+    run.run([Stage("s", [quick, slow])])
 print("ended in good order")
 """
 

@@ -16,6 +16,7 @@ from . import phases, report, rows, schedule, visit
 from .schedule import Schedule, Stage, Stopped
 
 TOTAL = 460.0  # seconds of a phase
+INTERRUPTED = 130  # exit status after SIGINT or SIGTERM
 #: Rows that a machine without a GPU can answer.
 ANSWERED = ("build", "installed")
 
@@ -92,10 +93,10 @@ def run_phase(phase: str, options: argparse.Namespace, rehearsal: bool = False) 
             return 0
         file.append(about)
         run = Schedule(file, about, options.seconds, options.again, say=say)
-        schedule.stop_on_signals(run)
         say(f"{phase}: {headline(about)}, {plan.at_once} processes at once")
         try:
-            run.run(stages)
+            with schedule.stop_on_signals(run):
+                run.run(stages)
         except Stopped as stopped:
             say(f"the phase ends here: {stopped}")
             show_error(file, about["visit"])
@@ -106,6 +107,8 @@ def run_phase(phase: str, options: argparse.Namespace, rehearsal: bool = False) 
     say("\n" + report.summary(phase, file.read(), run.missing))
     if file.pending:
         say(f"the disk is full: {len(file.pending)} rows are printed above but not saved")
+    if run.stopped:
+        return INTERRUPTED
     own = [r for r in file.read() if r.get("visit") == about["visit"] and "state" in r]
     good = all(row["state"] in (rows.OK, rows.SKIPPED) for row in own)
     return 0 if good and not run.missing and not file.pending else 1
@@ -176,7 +179,8 @@ def rehearse(options: argparse.Namespace) -> int:
     wrong = []
     with stand_in_tools():
         for phase in phases.PHASES:
-            run_phase(phase, options, rehearsal=True)
+            if run_phase(phase, options, rehearsal=True) == INTERRUPTED:
+                return INTERRUPTED
             found = rows.latest(rows.RowFile(phases.files_of(options.out, phase)).read())
             missing = (found.get("end") or {}).get("missing", ["the end"])
             wrong += [f"{phase}: {key}: not asked" for key in missing]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,6 +94,10 @@ class Schedule:
     def stop(self) -> None:
         """Kill what runs and start nothing more."""
         self._stop.set()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Raises `Stopped`; whatever happened before is in the file."""
@@ -223,7 +228,13 @@ class Schedule:
             self.say(f"  the disk is full: {rows.dumps({k: row[k] for k in row if k != 'output'})}")
 
 
-def stop_on_signals(schedule: Schedule) -> None:
+@contextlib.contextmanager
+def stop_on_signals(schedule: Schedule) -> Iterator[None]:
     """SIGINT and SIGTERM end the phase in good order."""
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: schedule.stop())
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(name, lambda *_: schedule.stop()) for name in names]
+    try:
+        yield
+    finally:
+        for name, handler in zip(names, before, strict=True):
+            signal.signal(name, handler)
