@@ -39,6 +39,7 @@ class Environment:
 
     version: str
     folder: Path
+    interpreter: str = sys.executable
 
     @property
     def python(self) -> str:
@@ -66,10 +67,12 @@ class Environment:
     def pip(self, *words: str, **variables: str) -> str:
         return self.run("-m", "pip", *words, **variables)
 
-    def create(self) -> None:
-        subprocess.run([sys.executable, "-m", "venv", str(self.folder)], check=True)
-        self.pip("install", "--quiet", f"torch=={self.version}", "numpy", *TEST_PACKAGES)
-        self.pip("install", "--quiet", *_build_requirements())
+    def create(self, *options: str) -> None:
+        subprocess.run([self.interpreter, "-m", "venv", str(self.folder)], check=True)
+        self.pip("install", "--quiet", *options, f"torch=={self.version}")
+
+    def add_packages(self) -> None:
+        self.pip("install", "--quiet", "numpy", *TEST_PACKAGES, *_build_requirements())
 
     def build(self, arch: str, cuda: bool) -> Path:
         """The wheel of a copy of this tree, built against this PyTorch, and installed."""
@@ -146,6 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("versions", nargs="+", metavar="VERSION", help="of PyTorch, such as 2.11.0")
     add("--headers", nargs="*", default=[], metavar="VERSION", help="only compiled against")
+    add("--python", default=sys.executable, help="of the environments (default: this one)")
     add("--arch", default="9.0a", help="of the CUDA kernels (default 9.0a)")
     add("--keep", type=Path, metavar="FOLDER", help="environments are made, and stay, there")
     args = parser.parse_args(argv)
@@ -165,8 +169,9 @@ def main(argv: list[str] | None = None) -> int:
         ends: dict[str, tuple[Environment, Path]] = {}
         for version in versions:
             started = time.monotonic()
-            environment = Environment(version, folder / version)
+            environment = Environment(version, folder / version, args.python)
             environment.create()
+            environment.add_packages()
             print(f"PyTorch {version}: installed ({time.monotonic() - started:.0f} s)", flush=True)
             wheel = environment.build(args.arch, nvcc is not None)
             environment.try_out(nvcc is not None)
@@ -179,9 +184,8 @@ def main(argv: list[str] | None = None) -> int:
                 environment.install(wheel)
                 environment.try_out(nvcc is not None)
         for version in headers:
-            environment = Environment(version, folder / f"headers-{version}")
-            subprocess.run([sys.executable, "-m", "venv", str(environment.folder)], check=True)
-            environment.pip("install", "--quiet", "--no-deps", f"torch=={version}")
+            environment = Environment(version, folder / f"headers-{version}", args.python)
+            environment.create("--no-deps")
             compile_only(environment)
     return 0
 

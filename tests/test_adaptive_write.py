@@ -186,6 +186,7 @@ def test_gradients(case, dtype):
             assert_same_direction(a, b, name=label)
 
 
+@pytest.mark.slow
 @not_on(*ENGINES, reason="8,192 steps, each alone")
 @pytest.mark.parametrize("shape", [(16, 24), (24, 16)], ids=str)
 def test_8192_steps_without_drift(shape):
@@ -264,6 +265,7 @@ def test_a_mean_of_zero_has_addresses_of_zero():
     torch.testing.assert_close(cov_after, cov)
 
 
+@pytest.mark.slow
 @not_on(INTERPRETER, reason="256 steps")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_more_slots_than_columns_with_tiny_noise(dtype):

@@ -194,6 +194,7 @@ def test_a_model_without_addresses_has_no_bars(own_run, tmp_path, monkeypatch):
     assert torch.equal(pictures[0], pictures[1])  # both are the mean image
 
 
+@pytest.mark.slow
 def test_the_seed_is_all_that_is_random(runs, tmp_path):
     commands = {"reconstruct": [], "denoise": [], "interpolate": []}
     commands |= {"generate": ["--classes", 2, "--reads", 0, 1]}

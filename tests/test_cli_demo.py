@@ -97,6 +97,7 @@ def test_showing_a_checkpoint_trains_nothing(trained, tmp_path, capsys):
     assert torch.equal(kanerva.decoder.linear.weight, first.decoder.linear.weight)
 
 
+@pytest.mark.slow
 def test_going_on_with_a_checkpoint(trained, tmp_path, capsys):
     checkpoint = str(trained / "checkpoint.safetensors")
     options = ["--steps", "2", "--checkpoint", checkpoint, "--threads", "1"]
@@ -107,6 +108,7 @@ def test_going_on_with_a_checkpoint(trained, tmp_path, capsys):
     assert not torch.equal(kanerva.decoder.linear.weight, first.decoder.linear.weight)
 
 
+@pytest.mark.slow
 def test_minutes_hold(tmp_path, capsys):
     options = ["--minutes", "0.05", "--out", str(tmp_path), *SIZES]
     assert main(["demo", *options]) == 0

@@ -420,11 +420,13 @@ def check_jpegs(image, split, count):
     assert (means - torch.tensor([0.4914, 0.4822, 0.4465])).abs().max() < 0.01
 
 
+@pytest.mark.slow
 @needs_jpeg
 def test_the_test_split_of_the_jpegs(image):
     check_jpegs(image, "test", 500)
 
 
+@pytest.mark.slow
 @needs_jpeg
 @pytest.mark.slow
 def test_the_train_split_of_the_jpegs(image):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import Case, assert_as_accurate, problem
 from operator_checks import STATE, OperatorChecks
-from selection import INTERPRETER, not_on
+from selection import INTERPRETER, grid, not_on
 
 from kanerva_ext import ops, reference
 
@@ -79,8 +79,10 @@ def test_positive_and_zero_for_equal_beliefs(dtype):
 
 
 @not_on(INTERPRETER, reason="many tiles")
-@pytest.mark.parametrize("jitter", [0.1, 1e-2, 1e-6], ids=lambda j: f"K257-jitter{j:g}")
-@pytest.mark.parametrize("which", ["belief", "prior", "both"])
+@pytest.mark.parametrize(
+    ("which", "jitter"),
+    grid(("belief", "prior", "both"), (0.1, 1e-2, 1e-6), values=lambda w, j: (w, j < 0.1)),
+)
 def test_many_slots(which, jitter):
     """On both sides of the condition from which float32 states are served in float64."""
     slots, code, rank = 257, 40, 230
