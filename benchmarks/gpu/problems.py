@@ -54,10 +54,10 @@ def as_tuple(results) -> tuple[Tensor, ...]:
     return tuple(results) if isinstance(results, tuple) else (results,)
 
 
-def step_of_copies(mean: Tensor, cov: Tensor, *step: Tensor, backend: str = "auto"):
+def step_of_copies(mean: Tensor, cov: Tensor, *step: Tensor, **options):
     """causal_step, which changes its state in place: on copies, which are results too."""
     mean, cov = mean.clone(), cov.clone()
-    return (*as_tuple(ops.causal_step(mean, cov, *step, backend=backend)), mean, cov)
+    return (*as_tuple(ops.causal_step(mean, cov, *step, **options)), mean, cov)
 
 
 OPERATORS = (
