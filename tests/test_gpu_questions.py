@@ -72,7 +72,7 @@ def test_wrong_results_are_found(monkeypatch):
     monkeypatch.setattr(checks, "problem", lambda *args: broken._replace(function=wrong))
     result = checks.smoke("read", SMALL, device="cpu")
     assert result["state"] == rows.FAILED
-    assert "float32 forward: error 1.0e-02, at most 1e-03" in result["note"]
+    assert "float32 forward: error 1.0e-02, at most 1e-04" in result["note"]
     assert "float64 backward" in result["note"]
 
 

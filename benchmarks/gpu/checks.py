@@ -16,7 +16,9 @@ from .child import require_installed
 from .problems import Problem, problem, relative_error
 
 #: Relative to the truth in float64, in the Frobenius norm; the operators' tests ask for more.
-MOST_ERROR = {torch.float32: 1e-3, torch.float64: 1e-9}
+MOST_ERROR = {torch.float32: 1e-4, torch.float64: 1e-9}
+#: Steps up to which the truth is the reference's recursion; it takes minutes for hundreds.
+MOST_STEPS = 20
 SANITIZED = ((2, 5, 3, 2), (2, 37, 33, 65))  # shapes that leave partial tiles
 ROUNDS = 20
 
@@ -52,9 +54,10 @@ def require_equal(got: Sequence[Tensor], want: Sequence[Tensor], what: str) -> N
 
 
 def smoke(operator: str, shape: Sequence[int], backend: str = "cuda", device: str = "cuda") -> dict:
-    """Results and gradients in float32 and float64 against the reference in float64."""
+    """Results and gradients in float32 and float64 against float64: of the reference or, of many
+    steps, of the C++ operators, which the tests hold against it."""
     require_installed(backend, device)
-    truth = problem(operator, tuple(shape)).on("reference")
+    truth = problem(operator, tuple(shape)).on("reference" if shape[1] <= MOST_STEPS else "cpu")
     want = {"forward": truth.forward()}
     if operator not in problems.WITHOUT_GRADIENT:
         cotangents = truth.cotangents()

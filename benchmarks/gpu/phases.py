@@ -73,6 +73,8 @@ TIMED_MORE = {"bayes_write": ("1x65536x512x768",), "causal_scan": ("1x65536x64x6
 DIRECTIONS = ("forward", "forward_backward")
 COUNTED = ("bayes_write", "causal_scan", "recall", "adaptive_write", "memory_kl", "forget")
 
+PATIENCE = 5  # times the limits, in a rehearsal: its machine may have two busy cores
+
 PHASES = ("contact", "tests", "benchmarks", "triton")
 
 
@@ -96,6 +98,7 @@ class Plan:
 
     def _task(self, key: str, limit: float, kind: str, env=None, **question) -> Task:
         env = {"OMP_NUM_THREADS": str(max(1, visit.cores() // self.at_once)), **(env or {})}
+        limit *= PATIENCE if self.rehearsal else 1
         return Task(key, tuple(child_command(kind, **question)), limit, env, answers=True)
 
     def _beginning(self) -> list[Stage]:
@@ -181,7 +184,8 @@ class Plan:
                                         parts=parts, chosen=chosen, marks=marks,
                                         backend=backend)  # fmt: skip
                 key = f"{prefix}/{name}/{part + 1} of {parts}"
-                found.append(Suite(key, tuple(command), silence, env, silence=True))
+                limit = silence * (PATIENCE if self.rehearsal else 1)
+                found.append(Suite(key, tuple(command), limit, env, silence=True))
         return found
 
     # ------------------------------------------------------------------------------- benchmarks
