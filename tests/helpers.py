@@ -52,6 +52,10 @@ class Case(NamedTuple):
     decay: bool = False
     batch: int = 2
 
+    def traits(self) -> tuple:
+        """What decides which formula or arithmetic serves the problem."""
+        return self.kind, self.noise >= 1, self.steps > 32, self.mask, self.decay
+
     @property
     def marks(self) -> tuple[pytest.MarkDecorator, ...]:
         """Of a test of this problem. The interpreter pays for steps times tiles."""

@@ -164,7 +164,7 @@ def test_gradients(case, method, dtype):
 
 
 @REFERENCE_ALONE
-@pytest.mark.parametrize("case", GRAD_CASES, ids=str)
+@pytest.mark.parametrize("case", grid(GRAD_CASES, values=Case.traits))
 def test_closed_form_of_the_reference(case):
     """The adjoint in chunks, which serves devices without kernels."""
     p = problem(case)

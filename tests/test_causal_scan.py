@@ -115,7 +115,7 @@ def test_any_chunk_length_gives_the_same(case, chunk_size, dtype):
 
 
 @not_on(INTERPRETER, TEAMS, reason="65,536 steps")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", grid(DTYPES, values=lambda dtype: ()))
 def test_65536_steps(dtype):
     assert_true(LONG, dtype, call(*scan_problem(LONG, dtype)))
 
@@ -184,7 +184,7 @@ def test_gradients(case, dtype):
 
 
 @REFERENCE_ALONE
-@pytest.mark.parametrize("case", GRAD_CASES, ids=str)
+@pytest.mark.parametrize("case", grid(GRAD_CASES, values=Case.traits))
 def test_closed_form_of_the_reference(case):
     p, queries = scan_problem(case)
     got = reference.causal_scan_backward(
