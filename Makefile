@@ -166,3 +166,16 @@ clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find kanerva_ext -name '*.so' -delete
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+# All phases of benchmarks/gpu_check.py on a machine without a GPU, with a PyTorch for CUDA in an
+# environment of its own (4.7 GB). Needs nvcc; takes most of an hour on two cores.
+REHEARSAL_VENV ?= .venv-cuda
+REHEARSAL_OUT  ?= build/rehearsal
+.PHONY: rehearse-gpu
+rehearse-gpu: $(REHEARSAL_VENV)/.installed
+	$(REHEARSAL_VENV)/bin/python benchmarks/gpu_check.py rehearse --out $(REHEARSAL_OUT) --seconds 7200
+
+$(REHEARSAL_VENV)/.installed:
+	$(PYTHON) -m venv $(REHEARSAL_VENV)
+	$(REHEARSAL_VENV)/bin/python -m pip install torch==2.11.0 numpy pytest hypothesis pybind11 ninja 'setuptools>=77,<82'
+	@touch $@

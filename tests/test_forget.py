@@ -146,7 +146,8 @@ def test_gradients_are_float64_where_little_was_left(noise):
         leaves = [x.to(dtype).requires_grad_() for x in args]
         results = function(*leaves)
         generator = torch.Generator().manual_seed(1)
-        cotangents = [torch.randn(r.shape, generator=generator).to(r) for r in results]
+        draws = [torch.randn(r.shape, generator=generator, device="cpu") for r in results]
+        cotangents = [x.to(r) for x, r in zip(draws, results, strict=True)]
         return torch.autograd.grad(results, leaves, cotangents)
 
     got, want = grads(ops.forget, torch.float32), grads(reference.forget, torch.float64)

@@ -211,3 +211,12 @@ def test_a_barrier_left_out_is_noticed(tool, thread_program, operator, barrier):
 def test_no_access_outside_a_buffer(tool, sanitizers):
     done = tool.run_program(tool.build_program(sanitizers("address")))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("sanitizer", [None, "thread"])
+@pytest.mark.parametrize("case", ["once", "retried", "forced", "counted", "environment"])
+def test_what_launchers_decide(tool, sanitizers, case, sanitizer):
+    """Shared memory is raised once per kernel and device; forced teams fit the processors."""
+    program = tool.build_program(sanitizer and sanitizers(sanitizer), "launching")
+    done = tool.run_program(program, case)
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stdout + done.stderr
