@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(1, str(ROOT / "tools/ptx"))
 
 import build_interpreter as interpreter  # noqa: E402
+
 from build_backend import plan, probe, targets  # noqa: E402
 
 BUILD = ROOT / "build/ptx"
@@ -79,10 +80,8 @@ def nvcc_all(sources: list[Path], arch: str, objects: bool) -> list[Path]:
             code = f"-gencode=arch=compute_{number},code=compute_{number}"
             kept = folder / source.stem
             kept.mkdir(exist_ok=True)
-            commands = [
-                [*common, code, "--keep", "--keep-dir", str(kept), "-c", str(source)]
-                + ["-o", str(output)]
-            ]
+            command = [*common, code, "--keep", "--keep-dir", str(kept), "-c", str(source)]
+            commands = [[*command, "-o", str(output)]]
         for command in commands:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:

@@ -36,11 +36,11 @@ REGISTERS = """
 
 #: Type -> NumPy's, prefix of its registers.
 TYPES = {
-    **{t: (np.uint16, "h") for t in ("b16", "u16", "f16", "bf16")},
+    **dict.fromkeys(("b16", "u16", "f16", "bf16"), (np.uint16, "h")),
     "s16": (np.int16, "h"),
-    **{t: (np.uint32, "r") for t in ("b32", "u32", "tf32")},
+    **dict.fromkeys(("b32", "u32", "tf32"), (np.uint32, "r")),
     "s32": (np.int32, "r"),
-    **{t: (np.uint64, "d") for t in ("b64", "u64")},
+    **dict.fromkeys(("b64", "u64"), (np.uint64, "d")),
     "s64": (np.int64, "d"),
     "f32": (np.float32, "f"),
     "f64": (np.float64, "g"),

@@ -104,8 +104,12 @@ bool are_strong(const Record& r, uint32_t block, Strength now) {
   return r.block == block || (r.strong_device && now.device);
 }
 
-bool conflicts(const Warp& warp, int lane, const Record& r, unsigned mask, Strength strength) {
-  return (r.bytes & mask) != 0 && !are_strong(r, warp.block->order.id, strength) &&
+inline bool conflicts(const Warp& warp, int lane, const Record& r, unsigned mask,
+                      Strength strength) {
+  if ((r.bytes & mask) == 0) return false;
+  const BlockOrder& order = warp.block->order;
+  if (r.block == order.id && r.time < order.barrier_time) return false;  // most often
+  return !are_strong(r, warp.block->order.id, strength) &&
          !is_ordered(warp, lane, r);
 }
 
@@ -229,14 +233,11 @@ Race SharedShadow::access(Warp& warp, int lane, uint64_t offset, unsigned bytes,
   return race;
 }
 
-GlobalShadow::Cell* GlobalShadow::page(uint64_t number) {
-  if (number != last_number_) {
-    auto& found = pages_[number];
-    if (!found) found = std::make_unique<Cell[]>(kCells);
-    last_number_ = number;
-    last_page_ = found.get();
-  }
-  return last_page_;
+GlobalShadow::Cell* GlobalShadow::find(uint64_t number) {
+  auto& found = pages_[number];
+  if (!found) found = std::make_unique<Cell[]>(kCells);
+  known_[number % kKnown] = {number, found.get()};
+  return found.get();
 }
 
 Race GlobalShadow::access(Warp& warp, int lane, uint64_t address, unsigned bytes, bool reads,

@@ -8,6 +8,7 @@
 // has both threads. (PTX ISA, "Memory Consistency Model": causality order.)
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
@@ -116,10 +117,18 @@ class GlobalShadow {
               Strength strength);
 
  private:
-  Cell* page(uint64_t number);
+  Cell* page(uint64_t number) {
+    Known& known = known_[number % kKnown];
+    return known.page && known.number == number ? known.page : find(number);
+  }
+  Cell* find(uint64_t number);
+  struct Known {
+    uint64_t number = 0;
+    Cell* page = nullptr;
+  };
+  static constexpr size_t kKnown = 256;
+  std::array<Known, kKnown> known_{};  // pages that were used lately
   std::unordered_map<uint64_t, std::unique_ptr<Cell[]>> pages_;
-  uint64_t last_number_ = ~uint64_t(0);
-  Cell* last_page_ = nullptr;
 };
 
 }  // namespace ptx
