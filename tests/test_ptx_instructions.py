@@ -504,6 +504,7 @@ def test_special_registers():
         ("cvt.f32.f64 %f1, %g1;", "cvt without .rn"),
         ("wgmma.fence.sync.aligned;", "unknown instruction wgmma"),
         ("bra nowhere;", "no label nowhere"),
+        ("ld.param.u32 %r1, [k_p0+8];", "an address outside the parameters"),
         ("mov.u32 %r1, %clock;", "%clock"),
         ("fence.acq_rel.cluster;", "fence.acq_rel.cluster"),
     ],

@@ -248,7 +248,7 @@ void Decoder::address(const Operand& o, Instruction& i) {
   symbol.kind = Operand::symbol;
   symbol.offset = 0;
   if (special(symbol, found) && found.option >= 100) {
-    i.option = found.option;  // the warp adds the place of its memory
+    i.relative = found.option == 100 ? Instruction::to_dynamic_shared : Instruction::to_frame;
     i.offset += found.offset;
     return;
   }
@@ -278,6 +278,9 @@ void Decoder::statement(const Statement& s) {
   }
   if (!i.handler && i.control == Control::none) fail("unknown instruction " + s.opcode);
   if (!opcode.rest().empty()) fail("unknown ." + opcode.rest().front() + " in " + s.opcode);
+  if (i.space == Space::kernel_param && !i.has_base &&
+      i.offset + i.bytes * i.vector > code_.kernel_parameter_bytes)
+    fail("an address outside the parameters");
   code_.instructions.push_back(i);
 }
 

@@ -109,8 +109,7 @@ inline bool conflicts(const Warp& warp, int lane, const Record& r, unsigned mask
   if ((r.bytes & mask) == 0) return false;
   const BlockOrder& order = warp.block->order;
   if (r.block == order.id && r.time < order.barrier_time) return false;  // most often
-  return !are_strong(r, warp.block->order.id, strength) &&
-         !is_ordered(warp, lane, r);
+  return !are_strong(r, warp.block->order.id, strength) && !is_ordered(warp, lane, r);
 }
 
 Record record_of(const Warp& warp, int lane, unsigned mask, Strength strength) {

@@ -9,7 +9,8 @@ namespace ptx {
 
 namespace {
 
-constexpr int kPatience = 2000;  // turns of all warps in which nothing is written
+constexpr int kPatience = 2000;  // turns of all warps in which all sleep and nothing is written
+constexpr uint64_t kPatientInstructions = 50'000'000;  // of a block, in which nothing is written
 
 std::unique_ptr<Block> make_block(Launch& launch, uint32_t id) {
   auto b = std::make_unique<Block>();
@@ -20,8 +21,7 @@ std::unique_ptr<Block> make_block(Launch& launch, uint32_t id) {
   b->index = {id / grid[2] % grid[0], id / grid[2] / grid[0], id % grid[2]};
   const auto& dim = launch.shape.block;
   b->threads = dim[0] * dim[1] * dim[2];
-  const Module& m = *launch.code->module;
-  const size_t bytes = size_t((m.shared_bytes + 15) / 16 * 16 + launch.shape.dynamic_shared);
+  const size_t bytes = size_t(dynamic_shared(launch)) + size_t(launch.shape.dynamic_shared);
   b->shared.assign(bytes, 0xff);  // NaN
   b->shared_shadow.reset(bytes);
   for (uint32_t first = 0; first < b->threads; first += kLanes) {
@@ -142,33 +142,37 @@ class Scheduler {
     const uint32_t blocks = launch_.blocks();
     const bool together = launch_.shape.cooperative;
     launch_.resident = together ? int(blocks) : 1;
-    std::vector<std::unique_ptr<Block>> active;
+    std::vector<std::unique_ptr<Block>> active, ended;
     uint32_t started = 0;
     int idle = 0;  // turns without progress
     while (started < blocks || !active.empty()) {
-      if (active.empty() || (stuck_ && together && started < blocks)) {
+      if (active.empty() || (is_stuck_ && together && started < blocks)) {
         active.push_back(make_block(launch_, started++));
         idle = 0;
       }
-      stuck_ = true;
-      asleep_ = false;
+      is_stuck_ = true;
+      is_asleep_ = is_interrupted_ = false;
       if (random_ != 0) shuffle(active);
-      for (auto& block : active) run_block(*block);
+      for (auto& block : active) run_block(*block, together);
       for (auto& block : active) {
         if (block->finished_warps < int(block->warps.size())) continue;
-        if (launch_.resident > 1) launch_.weak.flush(block->buffer, block->id);
         for (const auto& w : block->warps)
           launch_.totals.most_barriers = std::max(launch_.totals.most_barriers, w->barriers);
+        if (launch_.resident > 1) {
+          block->warps.clear();
+          ended.push_back(std::move(block));
+        }
         block.reset();
-        stuck_ = false;
+        progress();
       }
       active.erase(std::remove(active.begin(), active.end(), nullptr), active.end());
-      if (!stuck_) {
-        idle = 0;
-      } else if (!(together && started < blocks) && !active.empty()) {
-        if (!asleep_) deadlock(active, "barrier that is never reached");
-        if (++idle > kPatience) deadlock(active, "threads that wait for ever");
-      }
+      let_go(ended, active.empty() && started == blocks);
+      const bool waits = is_stuck_ && !(together && started < blocks) && !active.empty();
+      idle = waits ? idle + 1 : 0;
+      if (waits && !is_asleep_ && !is_interrupted_ && ended.empty())
+        deadlock(active, "barrier that is never reached");
+      if (waits && !is_interrupted_ && idle > kPatience)
+        deadlock(active, "threads that wait for ever");
     }
   }
 
@@ -183,16 +187,29 @@ class Scheduler {
       std::swap(all[k - 1], all[size_t(random_ >> 16) % k]);
     }
   }
+  void progress() {
+    is_stuck_ = false;
+    last_progress_ = launch_.totals.instructions;
+  }
 
-  // Runs a block's warps until all wait, sleep or have ended.
-  void run_block(Block& b) {
-    int interrupted = 0;
-    bool goes_on = true;
+  // What ended blocks wrote reaches the memory, soon or, by chance, a little later.
+  void let_go(std::vector<std::unique_ptr<Block>>& ended, bool all) {
+    for (auto& block : ended) {
+      next_random();
+      if (!all && random_ != 0 && (random_ >> 30) % 4 != 0) continue;
+      launch_.weak.flush(block->buffer, block->id);
+      block.reset();
+    }
+    ended.erase(std::remove(ended.begin(), ended.end(), nullptr), ended.end());
+  }
+
+  // Gives each of a block's warps its turn; again and again, until all wait, sleep or have ended,
+  // where no other block waits for a turn.
+  void run_block(Block& b, bool others) {
     std::vector<size_t> order(b.warps.size());
     std::iota(order.begin(), order.end(), size_t(0));
-    while (goes_on) {
+    for (bool goes_on = true; goes_on;) {
       goes_on = false;
-      bool writes = false;
       if (random_ != 0) shuffle(order);
       for (size_t index : order) {
         Warp& w = *b.warps[index];
@@ -204,16 +221,21 @@ class Scheduler {
         }
         w.has_stored = false;
         const Progress p = run(w, quantum);
-        writes |= w.has_stored;
-        if (p == Progress::finished) ++b.finished_warps, stuck_ = false;
-        if (p == Progress::slept) asleep_ = true;
-        if (p == Progress::interrupted) goes_on = true, ++interrupted;
+        if (w.living() == 0) ++b.finished_warps;
+        if (w.has_stored || w.living() == 0) progress();
+        if (p == Progress::slept) is_asleep_ = true;
+        if (p == Progress::interrupted) is_interrupted_ = goes_on = true;
       }
-      if (writes) interrupted = 0, stuck_ = false;
-      while (pass_barriers(b)) goes_on = true, interrupted = 0, stuck_ = false;
-      if (interrupted > kPatience) deadlock_of(b, "threads that wait for ever");
+      while (pass_barriers(b)) {
+        goes_on = true;
+        progress();
+      }
+      if (launch_.totals.instructions - last_progress_ > kPatientInstructions)
+        deadlock_of(b, "threads that wait for ever");
+      if (others) break;
     }
-    if (launch_.resident > 1) launch_.weak.drain(b.buffer, b.id);
+    const bool waits = is_asleep_ || !is_interrupted_;
+    if (launch_.resident > 1 && waits) launch_.weak.drain(b.buffer, b.id);
   }
 
   [[noreturn]] void deadlock(const std::vector<std::unique_ptr<Block>>& active, const char* kind) {
@@ -236,6 +258,7 @@ class Scheduler {
               : !w->waiting.empty()     ? w->waiting.front()
                                         : w->current;
     }
+    if (!culprit->at_collective.empty()) kind = "mask names lanes that never come";
     culprit->current = group;
     fault(*culprit, group.frame->code->instructions[size_t(group.at)], first_lane(group.lanes),
           kind, what);
@@ -243,8 +266,10 @@ class Scheduler {
 
   Launch& launch_;
   uint64_t random_;
-  bool stuck_ = false;   // nothing has gone on in this turn
-  bool asleep_ = false;  // but a warp sleeps, so that it may
+  uint64_t last_progress_ = 0;   // instructions until something was written or a barrier passed
+  bool is_stuck_ = false;        // nothing has gone on in this turn
+  bool is_asleep_ = false;       // a warp sleeps, so that it may
+  bool is_interrupted_ = false;  // a warp has had its turn and could go on
 };
 
 }  // namespace

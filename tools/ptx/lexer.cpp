@@ -38,7 +38,9 @@ std::vector<Token> tokens_of(std::string_view text) {
         while (i < text.size() && text[i] != '"') ++i;
         ++i;
       } else if (is_word(c)) {
-        while (i < text.size() && is_word(text[i])) ++i;
+        while (i < text.size() && (is_word(text[i]) || starts("::"))) {
+          i += text[i] == ':' ? 2 : 1;  // .L2::128B
+        }
       }
       tokens.push_back({text.substr(begin, i - begin), line});
     }

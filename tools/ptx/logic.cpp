@@ -220,7 +220,7 @@ void move_special(Warp& w, const Instruction& i, Mask m) {
         x = uint32_t(~((uint64_t(1) << l) - 1));
         break;
       case 100:
-        x = uint64_t(b.launch->code->module->shared_bytes + 15) / 16 * 16 + uint64_t(i.offset);
+        x = dynamic_shared(*b.launch) + uint64_t(i.offset);
         break;
       default:
         x = uint64_t(w.current.frame->local_base + i.offset);

@@ -131,7 +131,8 @@ void load_or_store(Opcode& opcode, const Statement& s, Builder& build, Instructi
   const Operand &address = s.operands[loads ? 1 : 0], &data = s.operands[loads ? 0 : 1];
   build.address(address, i);
   // In a register: of a kernel's parameters.
-  if (i.has_base && i.space == Space::param && !loads) build.fail("a write to .param by a register");
+  if (i.has_base && i.space == Space::param && !loads)
+    build.fail("a write to .param by a register");
   const std::vector<Operand> one{data};
   const auto& parts = data.kind == Operand::vector ? data.parts : one;
   if (parts.size() != i.vector) build.fail("a vector of another length");

@@ -95,8 +95,10 @@ struct Instruction {
   uint8_t target_width = 0, source_width = 0;  // bytes of registers wider than the type
   uint8_t option = 0;                          // of the handler
   uint8_t flip = 0;                            // bit i: source i is a negated predicate
-  bool has_base = false;                       // an address has a register
-  uint32_t guard = 0;                          // places in a frame's registers
+  enum Relative : uint8_t { absolute, to_dynamic_shared, to_frame };
+  Relative relative = absolute;  // what an address is an offset in
+  bool has_base = false;         // an address has a register
+  uint32_t guard = 0;            // places in a frame's registers
   std::array<uint32_t, 8> target{};
   std::array<uint32_t, 14> source{};
   uint8_t targets = 0, sources = 0;

@@ -151,11 +151,20 @@ class Access {
   alignas(16) uint8_t scratch_[kLanes][16];
 };
 
+// Where a launch's dynamic shared memory begins: behind the module's own.
+inline uint64_t dynamic_shared(const Launch& launch) {
+  return uint64_t(launch.code->module->shared_bytes + 15) / 16 * 16;
+}
+
 // The address of a lane for an instruction that has one.
 inline uint64_t lane_address(const Warp& w, const Instruction& i, int lane) {
-  if (!i.has_base) return uint64_t(i.offset);
-  if (i.address_width == 4) return w.at<uint32_t>(i.source[0])[lane] + uint64_t(i.offset);
-  return w.at<uint64_t>(i.source[0])[lane] + uint64_t(i.offset);
+  const uint64_t offset = uint64_t(i.offset);
+  if (i.has_base && i.address_width == 8) return w.at<uint64_t>(i.source[0])[lane] + offset;
+  if (i.has_base) return w.at<uint32_t>(i.source[0])[lane] + offset;
+  if (i.relative == Instruction::to_dynamic_shared)
+    return dynamic_shared(*w.block->launch) + offset;
+  if (i.relative == Instruction::to_frame) return uint64_t(w.current.frame->local_base) + offset;
+  return offset;
 }
 
 // Copies of cp.async land: those of the groups before `keep` of them from the end.

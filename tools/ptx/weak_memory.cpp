@@ -43,6 +43,8 @@ void WeakMemory::load(StoreBuffer& block, uint32_t id, uint64_t address, unsigne
       uint64_t& looked = history->looked[uint64_t(id) << 32 | word];
       if (looked >= version) continue;  // never back to what was before
       looked = version;
+      random_ ^= random_ << 13, random_ ^= random_ >> 7, random_ ^= random_ << 17;
+      if (random_ >> 33 & 1) continue;  // what is there now
       std::memcpy(to + i, &history->before[at], bytes < 4 ? bytes : 4);
     }
   }

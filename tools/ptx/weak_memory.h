@@ -2,9 +2,10 @@
 //
 // What a block writes stays in its store buffer until a fence for the device by one of its threads;
 // strong writes leave the buffer at once or, by chance, only when the block next waits, so that
-// they overtake each other. What another block wrote since this one's last fence it may still find
-// as it was, the first time that it looks. Updates (atom, red) act on the memory itself. So a
-// missing fence gives wrong results, also where all accesses are strong and nothing races.
+// they overtake each other. What another block wrote since this one's last fence it may, by
+// chance, still find as it was, the first time that it looks. Updates (atom, red) act on the memory
+// itself. So a missing fence gives wrong results, also where all accesses are strong and nothing
+// races.
 #pragma once
 
 #include <array>
