@@ -9,6 +9,9 @@ ADDRESS = "  mov.u32 %r2, tile; shl.b32 %r3, %r0, 2; add.u32 %r3, %r2, %r3;\n"
 ONE = "  setp.eq.u32 %p1, %r0, 0;\n"
 
 
+RACE = {"race in shared memory"}
+
+
 def out(count: int = 64) -> np.ndarray:
     return np.zeros(count, np.uint32)
 
@@ -87,19 +90,20 @@ def test_a_barrier_of_two_warps_does_not_order_a_third():
 
 
 def test_two_threads_write_one_place_and_one_writes_what_another_reads():
-    assert found("  st.shared.u32 [tile], %r0;", out()) == {"race in shared memory"}
+    assert found("  st.shared.u32 [tile], %r0;", out()) == RACE
     body = ONE + "  @%p1 st.shared.u32 [tile], 1;\n  bar.sync 0;\n  ld.shared.u32 %r1, [tile];\n"
     assert found(body, out()) == set()
-    assert found(body + "  @%p1 st.shared.u32 [tile], 2;\n", out()) == {"race in shared memory"}
+    assert found(body + "  @%p1 st.shared.u32 [tile], 2;\n", out()) == RACE
     assert found(body + "  bar.sync 0;\n  @%p1 st.shared.u32 [tile], 2;\n", out()) == set()
 
 
 def test_neighbouring_bytes_do_not_race():
     body = "  mov.u32 %r2, tile; add.u32 %r2, %r2, %r0; st.shared.u8 [%r2], %r0;\n"
-    body += "  add.u64 %d5, %d0, 0; cvt.u64.u32 %d6, %r0; add.u64 %d5, %d5, %d6; st.global.u8 [%d5], %r0;\n"
+    body += "  add.u64 %d5, %d0, 0; cvt.u64.u32 %d6, %r0; add.u64 %d5, %d5, %d6; "
+    body += "st.global.u8 [%d5], %r0;\n"
     assert found(body, out()) == set()
     body = body.replace("st.shared.u8", "and.b32 %r2, %r2, -2;\n  st.shared.u16")
-    assert found(body, out()) == {"race in shared memory"}
+    assert found(body, out()) == RACE
 
 
 def test_atomics_do_not_race_with_each_other_but_with_plain_accesses():
@@ -157,15 +161,17 @@ def test_uninitialised_reads():
         ("  ld.global.v2.f32 {%f1, %f2}, [%d0+4];", "misaligned access: a read of 8 bytes"),
         ("  ld.shared.v4.f32 {%f1, %f2, %f3, %f4}, [tile+8];", "misaligned access"),
         ("  red.global.add.u64 [%d0+4], 1;", "misaligned access"),
-        ("  st.shared.u32 [tile+1024], 1;", "outside shared memory: a write of 4 bytes at offset 1024"),
+        ("  st.shared.u32 [tile+1024], 1;", "a write of 4 bytes at offset 1024"),
         ("  mov.u32 %r1, tile; ld.shared.u32 %r1, [%r1+-4];", "outside shared memory"),
         ("  ld.global.u32 %r1, [%d0+256];", "outside every buffer"),
         ("  mov.u64 %d1, 0; st.global.u32 [%d1], 1;", "outside global memory"),
         ("  .local .align 8 .b8 depot[16]; ld.local.u32 %r1, [depot+16];", "outside local memory"),
         ("  mov.b64 %d1, k_p0; ld.param.u32 %r1, [%d1+8];", "outside a kernel's parameters"),
-        ("  cvta.to.shared.u64 %d1, %d0;", "cvta.to of an address outside the space"),
-        ("  mov.b64 %d1, k_p0; cvta.param.u64 %d1, %d1; st.u32 [%d1], 1;", "write to a kernel's parameters"),
-        ("  shl.b64 %d1, %d0, 30; or.b64 %d1, %d1, 0x7f00000000000000; ld.u32 %r1, [%d1];", "address of no memory"),
+        ("  cvta.to.shared.u64 %d1, %d0;", "address of another space"),
+        ("  mov.b64 %d1, k_p0; cvta.param.u64 %d1, %d1; st.u32 [%d1], 1;",
+         "write to a kernel"),
+        ("  shl.b64 %d1, %d0, 30; or.b64 %d1, %d1, 0x7f00000000000000; ld.u32 %r1, [%d1];",
+         "address of no memory"),
     ],
 )  # fmt: skip
 def test_accesses_that_stop_the_kernel(body, message):
@@ -213,11 +219,15 @@ def test_bad_numbers_of_barriers():
     ("body", "kind"),
     [
         # Lanes 0 to 6 shuffle with a mask that names all.
-        ("  setp.lt.u32 %p1, %r0, 7;\n  @%p1 shfl.sync.bfly.b32 %r1, %r0, 1, 31, -1;\n  @!%p1 bar.sync 0;", None),
+        ("  setp.lt.u32 %p1, %r0, 7;\n  @%p1 shfl.sync.bfly.b32 %r1, %r0, 1, 31, -1;\n"
+         "  @!%p1 bar.sync 0;", None),
         ("  shfl.sync.bfly.b32 %r1, %r0, 1, 31, 0xfffffffe;", "lane outside its mask"),
-        ("  setp.lt.u32 %p1, %r0, 7;\n  @%p1 shfl.sync.idx.b32 %r1, %r0, 9, 31, 0x7f;", "shuffle from a lane that takes no part"),
-        ("  setp.lt.u32 %p1, %r0, 7;\n  @!%p1 ret;\n  shfl.sync.bfly.b32 %r1, %r0, 1, 31, -1;", "mask names lanes that have ended"),
-        ("  setp.lt.u32 %p1, %r0, 7;\n  @!%p1 ret;\n  vote.sync.any.pred %p2, %p1, -1;", "mask names lanes that have ended"),
+        ("  setp.lt.u32 %p1, %r0, 7;\n  @%p1 shfl.sync.idx.b32 %r1, %r0, 9, 31, 0x7f;",
+         "shuffle from a lane that takes no part"),
+        ("  setp.lt.u32 %p1, %r0, 7;\n  @!%p1 ret;\n  shfl.sync.bfly.b32 %r1, %r0, 1, 31, -1;",
+         "mask names lanes that have ended"),
+        ("  setp.lt.u32 %p1, %r0, 7;\n  @!%p1 ret;\n  vote.sync.any.pred %p2, %p1, -1;",
+         "mask names lanes that have ended"),
     ],
 )  # fmt: skip
 def test_wrong_masks(body, kind):
@@ -230,7 +240,8 @@ def test_wrong_masks(body, kind):
 
 def test_lanes_that_never_come_to_a_shuffle():
     # The other lanes go on to the end, past the shuffle.
-    body = "  setp.lt.u32 %p1, %r0, 7;\n  @!%p1 bra END;\n  shfl.sync.bfly.b32 %r1, %r0, 1, 31, -1;\nEND:\n"
+    body = "  setp.lt.u32 %p1, %r0, 7;\n  @!%p1 bra END;\n"
+    body += "  shfl.sync.bfly.b32 %r1, %r0, 1, 31, -1;\nEND:\n"
     fault = stops(body + "  ret;", out(), block=32)
     assert "mask names lanes that never come" in str(fault)
     assert "7 wait for lanes that their mask names" in str(fault) and "25 have ended" in str(fault)
@@ -239,7 +250,8 @@ def test_lanes_that_never_come_to_a_shuffle():
 def test_products_of_matrices_by_a_part_of_a_warp():
     text = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%f1, %f2, %f3, %f4}, "
     text += "{%r1, %r1, %r1, %r1}, {%r1, %r1}, {%f1, %f2, %f3, %f4};"
-    body = "  mov.u32 %r1, 0; mov.f32 %f1, 0f00000000; mov.f32 %f2, %f1; mov.f32 %f3, %f1; mov.f32 %f4, %f1;\n"
+    body = "  mov.u32 %r1, 0; mov.f32 %f1, 0f00000000; mov.f32 %f2, %f1; mov.f32 %f3, %f1; "
+    body += "mov.f32 %f4, %f1;\n"
     assert found(body + text, out(), block=32) == set()
     assert found(body + "mov.u32 %r1, 0x3f800001;" + text, out(), block=32) == {
         "operand of mma that is not rounded to tf32"
@@ -265,7 +277,7 @@ def test_a_copy_that_nobody_waits_for():
     assert got == {"uninitialised read of shared memory"}
     # Waited for, but only by the thread that copied.
     neighbour = "  cp.async.wait_all;\n  {}\n  xor.b32 %r4, %r3, 4;\n  ld.shared.u32 %r1, [%r4];\n"
-    assert found(body + neighbour.format(""), out()) == {"race in shared memory"}
+    assert found(body + neighbour.format(""), out()) == RACE
     assert found(body + neighbour.format("bar.sync 0;"), out()) == set()
 
 

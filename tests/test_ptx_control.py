@@ -223,9 +223,8 @@ def test_match_and_activemask():
 def test_redux(name, function):
     got = results(f"  mul.lo.u32 %r2, %r0, 2654435761;\n  redux.sync.{name} %r1, %r2, -1;\n")
     values = (THREADS.astype(np.uint64) * 2654435761 % 2**32).astype(np.uint32).reshape(2, 32)
-    np.testing.assert_array_equal(
-        got, np.repeat(function.reduce(values, axis=1, dtype=np.uint32), 32)
-    )
+    expected = function.reduce(values, axis=1, dtype=np.uint32)
+    np.testing.assert_array_equal(got, np.repeat(expected, 32))
 
 
 def test_redux_of_signed_numbers():
@@ -330,7 +329,6 @@ def test_too_many_threads_and_wrong_parameters():
 
 
 def test_a_table_is_not_left():
-    fault = None
     body = "TABLE: .branchtargets A, A;\n  brx.idx %r0, TABLE;\nA:\n"
     with pytest.raises(ptx.Fault) as fault:
         run(body, np.zeros(32, np.uint32))

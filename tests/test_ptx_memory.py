@@ -8,23 +8,15 @@ SHARED = ".shared .align 16 .b8 tile[4096];\n"
 THREADS = np.arange(32, dtype=np.uint32)
 
 
-@pytest.mark.parametrize(
-    "cache",
-    [
-        "",
-        ".nc",
-        ".ca",
-        ".cg",
-        ".L1::no_allocate.L2::128B",
-        ".volatile",
-        ".relaxed.gpu",
-        ".acquire.sys",
-    ],
-)
+CACHES = ["", ".nc", ".ca", ".cg", ".L1::no_allocate.L2::128B"]
+ORDERS = [".volatile", ".relaxed.gpu", ".acquire.sys"]
+
+
+@pytest.mark.parametrize("cache", CACHES + ORDERS)
 def test_loads_from_global_memory(cache):
     a, out = np.arange(32, dtype=np.float32), np.zeros(32, np.float32)
     space = ".global" + cache
-    if cache in (".volatile", ".relaxed.gpu", ".acquire.sys"):
+    if cache in ORDERS:
         space = cache + ".global"
     body = f"  add.u64 %d5, %d0, %d63; add.u64 %d6, %d1, %d63;\n  ld{space}.f32 %f1, [%d5];\n"
     assert not run(body + "  st.global.f32 [%d6], %f1;", a, out)
@@ -100,7 +92,8 @@ def test_generic_addresses_of_every_space():
       cvta.to.global.u64 %d6, %d5; cvta.global.u64 %d5, %d6;
       mov.u64 %d7, tile; add.u64 %d7, %d7, %d63; add.u32 %r2, %r0, 2000;
       st.shared.u32 [%d7], %r2; cvta.shared.u64 %d7, %d7;
-      mov.u64 %d8, depot; add.u32 %r2, %r0, 3000; st.local.u32 [%d8+4], %r2; cvta.local.u64 %d8, %d8;
+      mov.u64 %d8, depot; add.u32 %r2, %r0, 3000; st.local.u32 [%d8+4], %r2;
+      cvta.local.u64 %d8, %d8;
       mov.b64 %d9, k_p2; cvta.param.u64 %d9, %d9;
       selp.b64 %d10, %d7, %d5, %p1; @%p2 add.u64 %d10, %d8, 4; selp.b64 %d10, %d9, %d10, %p3;
       ld.u32 %r4, [%d10];
@@ -269,7 +262,8 @@ def test_copies_of_fewer_bytes_are_filled_with_zeros():
 def test_a_group_of_copies_lands_only_when_it_is_waited_for():
     a, out = np.arange(64, dtype=np.uint32), np.zeros(64, np.uint32)
     body = """
-      mov.u32 %r2, tile; mad.lo.u32 %r2, %r0, 4, %r2; st.shared.u32 [%r2], 77; st.shared.u32 [%r2+128], 77;
+      mov.u32 %r2, tile; mad.lo.u32 %r2, %r0, 4, %r2; st.shared.u32 [%r2], 77;
+      st.shared.u32 [%r2+128], 77;
       add.u64 %d3, %d0, %d63; add.u64 %d4, %d1, %d63;
       cp.async.ca.shared.global [%r2], [%d3], 4; cp.async.commit_group;
       cp.async.ca.shared.global [%r2+128], [%d3+128], 4; cp.async.commit_group;
@@ -334,7 +328,8 @@ def multiply(a, b, c, shape, kind, packed, swap=False):
     left, right = names("r", 20, na), names("r", 20 + na, nb)
     if nb == 1:
         right = f"{{%r{20 + na}}}"
-    body += f"  mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 {sum_}, {left}, {right}, {sum_};\n"
+    body += f"  mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 "
+    body += f"{sum_}, {left}, {right}, {sum_};\n"
     body += f"  st.global.v4.f32 [%d4], {sum_};\n"
     out = np.zeros((32, 4), np.float32)
     assert not run(body, given, out)

@@ -185,7 +185,8 @@ GRID = """
       {acquire}
     WAITED:
       {after}
-      add.u32 %r5, %r1, 1; rem.u32 %r5, %r5, %r9; mad.lo.u32 %r5, %r5, 64, %r0; xor.b32 %r5, %r5, 32;
+      add.u32 %r5, %r1, 1; rem.u32 %r5, %r5, %r9; mad.lo.u32 %r5, %r5, 64, %r0;
+      xor.b32 %r5, %r5, 32;
       mul.wide.u32 %d5, %r5, 4; add.u64 %d5, %d0, %d5; ld.global.u32 %r6, [%d5];
       add.u64 %d6, %d2, %d3; st.global.u32 [%d6], %r6;
 """
