@@ -9,7 +9,7 @@ namespace {
 struct Session {
   std::unique_ptr<ptx::Module> module;
   ptx::GlobalMemory memory;
-  std::string result;
+  std::string result, counted;
 };
 
 std::string last_error;
@@ -83,6 +83,7 @@ int ptx_launch(void* opened, const char* kernel, const PtxHow* how, const uint8_
     ptx::Counter counter;
     ptx::launch_kernel(*session.module, kernel, shape, given, options, findings, &session.memory,
                        how->counts ? &counter : nullptr);
+    session.counted = how->counts ? counter.json(kernel, shape) : std::string();
   } catch (const ptx::Unsupported& e) {
     last_error = e.what();
     status = 2;
@@ -94,6 +95,7 @@ int ptx_launch(void* opened, const char* kernel, const PtxHow* how, const uint8_
   return status;
 }
 
+const char* ptx_counted(void* session) { return static_cast<Session*>(session)->counted.c_str(); }
 const char* ptx_result(void* session) { return static_cast<Session*>(session)->result.c_str(); }
 
 }  // extern "C"

@@ -61,10 +61,11 @@ class _How(ctypes.Structure):
 def _library() -> ctypes.CDLL:
     found = ctypes.CDLL(str(_build().library()))
     found.ptx_open.restype = found.ptx_error.restype = ctypes.c_void_p
-    for name in "ptx_error", "ptx_result":
+    for name in "ptx_error", "ptx_result", "ptx_counted":
         getattr(found, name).restype = ctypes.c_char_p
     found.ptx_open.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
-    found.ptx_close.argtypes = found.ptx_result.argtypes = [ctypes.c_void_p]
+    for name in "ptx_close", "ptx_result", "ptx_counted":
+        getattr(found, name).argtypes = [ctypes.c_void_p]
     found.ptx_buffer.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int]
     found.ptx_forget.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
     found.ptx_launch.argtypes = [
@@ -93,6 +94,10 @@ class Module:
     def __del__(self):
         if getattr(self, "_handle", None):
             _library().ptx_close(self._handle)
+
+    def counted(self) -> str:
+        """The counts of the last launch, as JSON; empty if it was not counted."""
+        return _library().ptx_counted(self._handle).decode()
 
     def launch(
         self,
