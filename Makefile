@@ -23,12 +23,13 @@ SOURCES := setup.py pyproject.toml $(shell find build_backend csrc kanerva_ext -
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-triton develop lint format bench info sdist wheel clean help
+.PHONY: demo test test-triton test-ptx develop lint format bench info sdist wheel clean help
 
 help:
 	@echo 'make demo     train a small Kanerva Machine on Omniglot and show pictures'
 	@echo 'make test     install and run the tests'
 	@echo 'make test-triton  the tests of the operators on the Triton kernels, in the interpreter'
+	@echo 'make test-ptx the CUDA kernels as PTX, in the interpreter of tools/ptx; needs nvcc'
 	@echo 'make develop  build in place, again after every change to csrc (incremental)'
 	@echo 'make lint | format | bench | info | sdist | wheel | clean'
 
@@ -56,6 +57,25 @@ test-triton: $(VENV)/.installed
 	  tests/test_bayes_write.py tests/test_solve_addresses.py tests/test_read.py tests/test_recall.py \
 	  tests/test_memory_kl.py tests/test_statistics.py tests/test_adaptive_write.py tests/test_forget.py \
 	  tests/test_causal_scan.py tests/test_causal_scan_packed.py tests/test_causal_step.py tests/test_triton.py
+
+# The CUDA kernels as the PTX that nvcc makes of them, in the interpreter of tools/ptx: the interpreter's
+# own tests, the operators' tests on one architecture, every kernel at a few shapes on the others.
+# Needs nvcc. What runs long is left out; PTX_TESTS= runs all of it.
+PTX_ARCH   ?= sm_90a
+PTX_OTHERS ?= sm_80 sm_120
+PTX_TESTS  ?= not 8192 and not 65536 and not compile and not opcheck and not inductor and not 300 \
+  and not 1000 and not 1024 and not long_episode \
+  and (not test_bayes_write and not test_adaptive_write and not test_causal_scan or gradients and T32)
+test-ptx: $(VENV)/.installed
+	$(BIN)/pytest $(PYTEST_ARGS) $(wildcard tests/test_ptx_*.py)
+	$(BIN)/python scripts/kernels_on_ptx.py --library build/ptx/library.so --arch $(PTX_ARCH)
+	OMP_WAIT_POLICY=passive KANERVA_TEST_LIBRARY=build/ptx/library.so $(BIN)/pytest $(PYTEST_ARGS) \
+	  $(if $(PTX_TESTS),-k '$(PTX_TESTS)') \
+	  tests/test_bayes_write.py tests/test_solve_addresses.py tests/test_read.py tests/test_recall.py \
+	  tests/test_memory_kl.py tests/test_statistics.py tests/test_adaptive_write.py tests/test_forget.py \
+	  tests/test_causal_scan.py tests/test_causal_scan_packed.py tests/test_causal_step.py
+	set -e; for arch in $(PTX_ARCH) $(PTX_OTHERS); do \
+	  $(BIN)/python scripts/kernels_on_ptx.py --run --arch $$arch --host-arch $(PTX_ARCH); done
 
 info: $(VENV)/.installed
 	$(BIN)/python -m kanerva_ext.info

@@ -125,11 +125,14 @@ def build_library(target: Path, arch: str) -> None:
     subprocess.run([*command, "-Wl,--as-needed"], check=True)
 
 
-def build_program(arch: str, sanitize: bool = True) -> Path:
+def build_program(arch: str, sanitize: bool = True, host_arch: str | None = None) -> Path:
     """The program that runs every kernel. Its buffers are AddressSanitizer's: the interpreter asks
-    it whether an address lies in one."""
+    it whether an address lies in one. The host's code is that compiled with ``host_arch``."""
     flags = ("-fsanitize=address",) if sanitize else ()
-    objects = nvcc_all(kernels(), arch, True) + runtime(arch)
+    host_arch = host_arch or arch
+    objects = nvcc_all(kernels(), host_arch, True) + runtime(host_arch)
+    if host_arch != arch:
+        nvcc_all(kernels(), arch, False)
     objects += interpreter.compile_all(
         [ROOT / "tests/kernels_on_host/operators.cpp"],
         BUILD / ("program" + "_asan" * sanitize),
@@ -174,6 +177,7 @@ def needless_barriers(program: Path, arch: str, operator: str) -> tuple[list[int
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", choices=ARCHS, default="sm_90a")
+    parser.add_argument("--host-arch", choices=ARCHS, help="of host code that is compiled already")
     parser.add_argument("--library", type=Path, help="build the library for the tests there")
     parser.add_argument("--ptx", action="store_true", help="only compile to PTX")
     parser.add_argument("--run", action="store_true", help="run every kernel")
@@ -187,12 +191,13 @@ def main() -> int:
     if options.library:
         build_library(options.library.resolve(), options.arch)
     if options.run:
-        done = run_program(build_program(options.arch), options.arch, options.operator)
+        program = build_program(options.arch, host_arch=options.host_arch)
+        done = run_program(program, options.arch, options.operator)
         sys.stdout.write(done.stdout)
         sys.stderr.write(done.stderr)
         return done.returncode
     if options.mutate:
-        program = build_program(options.arch, sanitize=False)
+        program = build_program(options.arch, False, options.host_arch)
         needless, count = needless_barriers(program, options.arch, options.operator)
         print(f"{options.operator}: {count} barriers, {len(needless)} not missed: {needless}")
     return 0

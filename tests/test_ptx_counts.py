@@ -37,7 +37,8 @@ def test_sectors_of_vectors_and_of_a_part_of_a_warp():
     got = counts(body, words())
     assert (got["sectors"], got["global_bytes"], got["generic"]) == (16, 512, 1)
     assert got["kinds"]["global load"] == 1
-    guarded = "  setp.lt.u32 %p1, %r0, 3;\n  add.u64 %d5, %d0, %d63;\n  @%p1 st.global.u32 [%d5], 1;"
+    guarded = "  setp.lt.u32 %p1, %r0, 3;\n  add.u64 %d5, %d0, %d63;\n"
+    guarded += "  @%p1 st.global.u32 [%d5], 1;"
     got = counts(guarded, words())
     assert (got["sectors"], got["global_bytes"]) == (1, 12)
 
@@ -88,7 +89,8 @@ def test_the_longest_chain():
     assert counts(independent)["longest_chain"] == before
     chain = "  mov.u32 %r1, 0;\n" + "  add.u32 %r1, %r1, 1;\n" * 10
     assert counts(chain)["longest_chain"] == 11
-    loop = "  mov.u32 %r1, 0;\nAGAIN:\n  add.u32 %r1, %r1, 1; setp.lt.u32 %p1, %r1, 20;\n  @%p1 bra AGAIN;"
+    loop = "  mov.u32 %r1, 0;\nAGAIN:\n  add.u32 %r1, %r1, 1;\n  setp.lt.u32 %p1, %r1, 20;\n"
+    loop += "  @%p1 bra AGAIN;"
     # The last branch is not taken: no lane executes it.
     assert counts(loop)["longest_chain"] == 1 + 20 + 1
 
