@@ -20,11 +20,14 @@ import pytest
 INTERPRETER = "interpreter"  # Triton's: a tenth of a second for every few tiles
 TEAMS = "teams"  # CUDA kernels on the host, with teams of blocks for every memory
 ON_HOST = "on_host"  # the same, as a GPU would have it
-ENGINES = (INTERPRETER, TEAMS, ON_HOST)
+PTX = "ptx"  # the instructions that nvcc makes, one after another
+ENGINES = (INTERPRETER, TEAMS, ON_HOST, PTX)
 
 
 def engine() -> str | None:
     """What runs the kernels under test; None for the library as it is installed."""
+    if "KANERVA_TEST_ENGINE" in os.environ:
+        return os.environ["KANERVA_TEST_ENGINE"]
     if "TRITON_INTERPRET" in os.environ:
         return INTERPRETER
     if "KANERVA_TEST_LIBRARY" in os.environ:
@@ -40,7 +43,9 @@ def is_left_out(item: pytest.Item) -> bool:
     now = engine()
     if now is None or item.config.getoption("whole"):
         return False
-    if any(now in mark.args for mark in item.iter_markers("not_on")):
+    # What Triton's interpreter cannot afford, PTX's cannot either.
+    names = {now, INTERPRETER} if now == PTX else {now}
+    if any(names & set(mark.args) for mark in item.iter_markers("not_on")):
         return True
     return item.get_closest_marker("exhaustive") is not None
 

@@ -67,6 +67,22 @@ def run_fixture(tool, sanitizers):
     return run
 
 
+def test_multiply_adds_are_fused(tool, tmp_path):
+    if not tool.FUSED:
+        pytest.skip("not known of this processor")
+    source = tmp_path / "fused.cpp"
+    source.write_text(
+        "#include <cstdio>\n"
+        "__attribute__((noinline)) float f(float a, float b, float c) { return a * b + c; }\n"
+        "int main() { std::puts(f(1.0f + 0x1p-12f, 1.0f + 0x1p-12f, -1.0f - 0x1p-11f) == 0x1p-24f"
+        ' ? "fused" : "apart"); }\n'
+    )
+    program = tmp_path / "fused"
+    flags = (*tool.FLAGS, *tool.FUSED, tool.OPTIMISED)
+    subprocess.run([*tool.compiler(), *flags, str(source), "-o", str(program)], check=True)
+    assert tool.run_program(program).stdout == "fused\n"
+
+
 @pytest.mark.parametrize("sanitizer", [None, "thread", "address"])
 @pytest.mark.parametrize(
     "case", ["sum", "transpose", "warps", "unwritten", "team_transpose", "team_rounds"]
