@@ -6,17 +6,24 @@ Triton):
 * the public functions go through `Operator`: in eager mode and under ``torch.func`` by a
   `torch.autograd.Function` with ``setup_context`` and ``vmap``, else straight to the raw operator;
 * ``torch.ops.kanerva.<name>`` itself has the same Function as its Autograd kernel, and the same
-  batching rule. ``torch.library.register_autograd`` is not used because ``torch.func.jvp`` over
-  operators made differentiable that way returns zeros; here forward mode raises.
+  batching rule, but no tangents. ``torch.library.register_autograd`` is not used because
+  ``torch.func.jvp`` over operators made differentiable that way returns zeros; here it raises.
 
 The gradient is the raw operator ``<name>_backward(*grads of outputs, *inputs, *saved outputs)``.
 Its own derivative is taken through the closed form in `reference`, which is plain PyTorch, so
 second and higher derivatives are right, and slower.
+
+Tangents are those of the closed form too. A gradient is linear in the gradients of the outputs,
+``g = J' u``, so its transpose, which reverse mode finds, is the tangent ``J t``. That needs no
+second level of forward mode, which ``torch.autograd.forward_ad`` does not have, and the mapped
+tangents of ``torch.func.jacfwd`` share all that does not depend on them. A Function that has
+tangents keeps more, so that calls without a tangent go by one that has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,8 +64,10 @@ class Operator:
         if torch.compiler.is_compiling():
             return route.raw(*args)
         if torch._C._are_functorch_transforms_active():
-            return route.function.apply(*args)
-        if self._needs_grad(args) or forward_ad._current_level >= 0:
+            return route.with_tangents(*args)
+        if forward_ad._current_level >= 0:
+            return route.with_tangents(*args)
+        if self._needs_grad(args):
             return route.apply(*args)
         return _call_raw(route.raw, args)
 
@@ -71,15 +80,21 @@ class Operator:
 
 
 class _Route:
-    """The raw operator of one namespace, and the Function over it."""
+    """The raw operator of one namespace, and the Functions over it."""
 
     def __init__(
         self, namespace: str, name: str, receivers: Sequence[int], saved_outputs: Sequence[int]
     ) -> None:
         self.raw = _library.raw(namespace, name)
-        self.function = _differentiable(namespace, name, self.raw, receivers, saved_outputs)
-        # Function.apply binds its arguments by inspect.signature (10 us); its base class does not.
-        self.apply = super(torch.autograd.Function, self.function).apply
+        functions = _differentiable(namespace, name, self.raw, receivers, saved_outputs)
+        self.apply, self.with_tangents = functions
+
+
+class _Functions(NamedTuple):
+    """How a Function is called: for gradients alone, and where there may be tangents."""
+
+    apply: Callable
+    with_tangents: Callable
 
 
 def _call_raw(raw, args):
@@ -88,10 +103,8 @@ def _call_raw(raw, args):
         return raw(*args)
 
 
-def _differentiable(
-    namespace, name, raw, receivers, saved_outputs
-) -> type[torch.autograd.Function]:
-    """The Function of an operator, whose backward is the Function of its gradient."""
+def _differentiable(namespace, name, raw, receivers, saved_outputs) -> _Functions:
+    """The Functions of an operator, whose backward is the Function of its gradient."""
     arity, outputs = len(raw._schema.arguments), len(raw._schema.returns)
     gradient_raw = _library.raw(namespace, f"{name}_backward")
     last_receiver = outputs + receivers[-1]
@@ -109,6 +122,7 @@ def _differentiable(
         call_gradient,
         lambda ctx, inputs, output: save_gradient(ctx, inputs),
         _differentiate_reference(f"{name}_backward", saved_gradient),
+        _transpose_derivative(f"{name}_backward"),
     )
 
     def setup_context(ctx, inputs, output):
@@ -119,7 +133,9 @@ def _differentiable(
         result = [None] * arity
         if any(g is not None for g in grads):
             args = (*grads, *saved(ctx))
-            if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+                grads = gradient.with_tangents(*args)
+            elif torch.is_grad_enabled():
                 grads = gradient.apply(*args)
             else:
                 grads = _call_raw(gradient_raw, args)
@@ -129,7 +145,13 @@ def _differentiable(
         return tuple(result) if arity > 1 else result[0]
 
     return _make_function(
-        namespace, name, raw, lambda *args: _call_raw(raw, args), setup_context, backward
+        namespace,
+        name,
+        raw,
+        lambda *args: _call_raw(raw, args),
+        setup_context,
+        backward,
+        _transpose_gradient(f"{name}_backward", saved_outputs),
     )
 
 
@@ -159,25 +181,91 @@ def _differentiate_reference(name: str, saved: Callable) -> Callable:
     return backward
 
 
+def _transpose_gradient(name: str, saved_outputs: Sequence[int]) -> Callable:
+    """The tangents of an operator: the transpose of its gradient, which is called ``name``."""
+    closed_form = getattr(reference, name)
+
+    def tangents_of(args, results, tangents):
+        given = [i for i, t in enumerate(tangents) if t is not None]
+        kept = [results[i] for i in saved_outputs]
+        receivers = [i for i, a in enumerate(args) if _floats(a)]
+
+        def gradient(*grads):
+            found = dict(zip(receivers, closed_form(*grads, *args, *kept), strict=False))
+            return tuple(found[i] for i in given)
+
+        _, pullback = torch.func.vjp(gradient, *map(torch.zeros_like, results))
+        return pullback(tuple(tangents[i] for i in given))
+
+    return tangents_of
+
+
+def _transpose_derivative(name: str) -> Callable:
+    """The tangents of a gradient: the transpose of the derivative of its closed form."""
+    closed_form = getattr(reference, name)
+
+    def tangents_of(args, results, tangents):
+        given = [i for i, t in enumerate(tangents) if t is not None]
+
+        def wanted(*tensors):
+            filled = list(args)
+            for place, tensor in zip(given, tensors, strict=True):
+                filled[place] = tensor
+            return tuple(closed_form(*filled)[: len(results)])
+
+        def derivative(*grads):
+            _, pullback = torch.func.vjp(wanted, *(args[i] for i in given))
+            return pullback(grads)
+
+        _, pullback = torch.func.vjp(derivative, *map(torch.zeros_like, results))
+        return pullback(tuple(tangents[i] for i in given))
+
+    return tangents_of
+
+
+def _floats(arg) -> bool:
+    return isinstance(arg, Tensor) and arg.is_floating_point()
+
+
 def _make_function(
-    namespace, name, raw, forward, setup_context, backward
-) -> type[torch.autograd.Function]:
-    """A Function over ``raw``, and the same formulas attached to ``torch.ops``."""
+    namespace, name, raw, forward, setup_context, backward, tangents_of
+) -> _Functions:
+    """Functions over ``raw``, and the same formulas attached to ``torch.ops``."""
 
     def vmap(info, in_dims, *args):
-        return _fold_vmap(function.apply, info.batch_size, in_dims, args)
+        return _fold_vmap(with_tangents.apply, info.batch_size, in_dims, args)
 
-    methods = {
-        "forward": forward,
-        "setup_context": setup_context,
-        "backward": backward,
-        "vmap": vmap,
-    }
-    function = type(
-        f"Kanerva_{name}",
-        (torch.autograd.Function,),
-        {key: staticmethod(value) for key, value in methods.items()},
+    def setup_with_tangents(ctx, inputs, output):
+        setup_context(ctx, inputs, output)
+        results = output if isinstance(output, tuple) else (output,)
+        ctx.plain = [None if isinstance(a, Tensor) else a for a in inputs]
+        ctx.save_for_forward(*(a if isinstance(a, Tensor) else None for a in inputs), *results)
+
+    def jvp(ctx, *tangents):
+        # Without the tangents of this level, which the results would carry a second time.
+        tensors = [None if t is None else forward_ad.unpack_dual(t)[0] for t in ctx.saved_tensors]
+        args = [
+            plain if t is None else t
+            for t, plain in zip(tensors, ctx.plain, strict=False)
+        ]
+        results = tensors[len(args) :]
+        found = tangents_of(args, results, tangents)
+        # What is NaN has no tangent; the closed form's derivative would make it zero.
+        found = tuple(
+            t.masked_fill(r.isnan(), float("nan")) for t, r in zip(found, results, strict=True)
+        )
+        return found if len(found) > 1 else found[0]
+
+    methods = {"forward": forward, "setup_context": setup_context, "backward": backward}
+    function, with_tangents = (
+        type(
+            f"Kanerva_{name}",
+            (torch.autograd.Function,),
+            {key: staticmethod(value) for key, value in {**methods, **more}.items()},
+        )
+        for more in ({}, {"setup_context": setup_with_tangents, "jvp": jvp, "vmap": vmap})
     )
+    # Function.apply binds its arguments by inspect.signature (10 us); its base class does not.
     apply = super(torch.autograd.Function, function).apply
 
     def kernel(*args):
@@ -195,7 +283,7 @@ def _make_function(
     torch.library.register_vmap(
         raw, lambda info, in_dims, *args: _fold_vmap(raw, info.batch_size, in_dims, args)
     )
-    return function
+    return _Functions(apply, with_tangents.apply)
 
 
 def _fold_vmap(call: Callable, size: int, in_dims: tuple, args: tuple):
