@@ -242,12 +242,14 @@ def _make_function(
         ctx.save_for_forward(*(a if isinstance(a, Tensor) else None for a in inputs), *results)
 
     def jvp(ctx, *tangents):
-        # Without the tangents of this level, which the results would carry a second time.
+        # PyTorch turns forward mode off here, so that tangents of tangents (torch.func.jvp within
+        # jvp) would be zero. With it on, the tangents of this level have to be taken off first.
+        with forward_ad._set_fwd_grad_enabled(True):
+            return without_own_level(ctx, tangents)
+
+    def without_own_level(ctx, tangents):
         tensors = [None if t is None else forward_ad.unpack_dual(t)[0] for t in ctx.saved_tensors]
-        args = [
-            plain if t is None else t
-            for t, plain in zip(tensors, ctx.plain, strict=False)
-        ]
+        args = [plain if t is None else t for t, plain in zip(tensors, ctx.plain, strict=False)]
         results = tensors[len(args) :]
         found = tangents_of(args, results, tangents)
         # What is NaN has no tangent; the closed form's derivative would make it zero.
