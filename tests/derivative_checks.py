@@ -118,22 +118,114 @@ class DerivativeChecks(OperatorBase):
             want = torch.stack([torch.func.grad(loss)(x) for x in several])
             torch.testing.assert_close(got, want)
 
-    def test_forward_mode_is_never_silent(self):
+    @MANY_CALLS
+    def test_forward_mode(self):
+        """`jacfwd` against `jacrev`, and every way to second derivatives."""
+        for optional in self.optionals:
+            args = self.arguments(t=2, k=2, c=2, optional=optional)
+            _, tensors, function = self.split(args)
+            every = tuple(range(len(tensors)))
+
+            def loss(*ts, function=function):
+                return sum(r.square().sum() for r in function(*ts))
+
+            forward = torch.func.jacfwd(function, every)(*tensors)
+            torch.testing.assert_close(forward, torch.func.jacrev(function, every)(*tensors))
+            want = torch.func.jacrev(torch.func.jacrev(loss, every), every)(*tensors)
+            for outer, inner in (
+                (torch.func.jacfwd, torch.func.jacrev),
+                (torch.func.jacrev, torch.func.jacfwd),
+                (torch.func.jacfwd, torch.func.jacfwd),
+            ):
+                got = outer(inner(loss, every), every)(*tensors)
+                torch.testing.assert_close(got, want)
+
+    @MANY_CALLS
+    def test_tangents_of_each_input_alone_and_batches_of_primals(self):
+        args = self.arguments()
+        _, tensors, function = self.split(args)
+        for place, x in enumerate(tensors):
+            tangent = torch.randn_like(x)
+
+            def alone(x, place=place):
+                return function(*tensors[:place], x, *tensors[place + 1 :])
+
+            def jvp(x, tangent, alone=alone):
+                return torch.func.jvp(alone, (x,), (tangent,))[1]
+
+            got = jvp(x, tangent)
+            for r, want in zip(got, torch.func.jacrev(alone)(x), strict=True):
+                torch.testing.assert_close(r, (want * tangent).flatten(r.dim()).sum(-1))
+            several = torch.stack([x, x + 0.01 * x])
+            mapped = torch.vmap(jvp, (0, None))(several, tangent)
+            for r, first, second in zip(mapped, got, jvp(several[1], tangent), strict=True):
+                torch.testing.assert_close(r, torch.stack([first, second]))
+
+    @MANY_CALLS
+    def test_dual_numbers_and_linearize_in_both_dtypes(self):
+        forward_ad = torch.autograd.forward_ad
+        for dtype in (torch.float32, torch.float64):
+            args = self.arguments(dtype=dtype)
+            _, tensors, function = self.split(args)
+            tangents = [torch.randn_like(t) for t in tensors]
+            double = [t.double() for t in tensors], [t.double() for t in tangents]
+            wide = [
+                torch.func.jacrev(lambda *ts, i=i: function(*ts)[i], tuple(range(len(tensors))))
+                for i in range(len(function(*tensors)))
+            ]
+            want = [
+                sum(
+                    (j * t).flatten(j.dim() - t.dim()).sum(-1)
+                    for j, t in zip(jacobian(*double[0]), double[1], strict=True)
+                ).to(dtype)
+                for jacobian in wide
+            ]
+            with forward_ad.dual_level():
+                duals = [forward_ad.make_dual(*x) for x in zip(tensors, tangents, strict=True)]
+                got = [forward_ad.unpack_dual(r).tangent for r in function(*duals)]
+            tolerance = {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else {}
+            torch.testing.assert_close(got, want, **tolerance)
+            _, linear = torch.func.linearize(function, *tensors)
+            torch.testing.assert_close(list(linear(*tangents)), want, **tolerance)
+
+    @MANY_CALLS
+    def test_dual_numbers_through_backward(self):
+        """Also where no graph of the gradient is made, and where the cotangent alone is dual."""
+        forward_ad = torch.autograd.forward_ad
         args = self.arguments(optional=False)
         _, tensors, function = self.split(args)
+
+        def loss(x):
+            return sum(r.square().sum() for r in function(x, *tensors[1:]))
+
+        tangent = torch.randn_like(tensors[0])
+        leaf = tensors[0].clone().requires_grad_()
+        hessian = torch.func.jacrev(torch.func.grad(loss))(tensors[0])
+        want = (hessian * tangent).flatten(tangent.dim()).sum(-1)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(leaf, tangent)
+            (grad,) = torch.autograd.grad(loss(dual), dual)
+            torch.testing.assert_close(forward_ad.unpack_dual(grad).tangent, want)
+        results = function(leaf, *tensors[1:])
+        grads = [torch.randn_like(r) for r in results]
+        want = torch.autograd.grad(results, leaf, grads, retain_graph=True)[0]
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(torch.zeros_like(g), g) for g in grads]
+            (grad,) = torch.autograd.grad(results, leaf, duals)
+            torch.testing.assert_close(forward_ad.unpack_dual(grad).tangent, want)
+
+    def test_tangent_of_what_is_nan_is_nan(self):
+        args = self.arguments(optional=False)
+        _, tensors, function = self.split(args)
+        tensors[0][0] = float("nan")
         tangents = tuple(torch.randn_like(t) for t in tensors)
-        with pytest.raises(NotImplementedError, match="jvp"):
-            torch.func.jvp(function, tuple(tensors), tangents)
-        with (
-            pytest.raises(NotImplementedError, match="jvp"),
-            torch.autograd.forward_ad.dual_level(),
-        ):
-            function(
-                *(
-                    torch.autograd.forward_ad.make_dual(t, d)
-                    for t, d in zip(tensors, tangents, strict=True)
-                )
-            )
+        results, found = torch.func.jvp(function, tuple(tensors), tangents)
+        assert any(r.isnan().any() for r in results)
+        for result, tangent in zip(results, found, strict=True):
+            assert (result.isnan() == tangent.isnan()).all()
+
+    def test_forward_mode_of_the_raw_operator_is_never_silent(self):
+        args = self.arguments(optional=False)
         raw = self.raw_operator()
         with pytest.raises(RuntimeError, match=f"kanerva_ext.ops|{self.name}"):
             torch.func.jvp(
