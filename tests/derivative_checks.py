@@ -168,9 +168,10 @@ class DerivativeChecks(OperatorBase):
             args = self.arguments(dtype=dtype)
             _, tensors, function = self.split(args)
             tangents = [torch.randn_like(t) for t in tensors]
+            every = tuple(range(len(tensors)))
             double = [t.double() for t in tensors], [t.double() for t in tangents]
             wide = [
-                torch.func.jacrev(lambda *ts, i=i: function(*ts)[i], tuple(range(len(tensors))))
+                torch.func.jacrev(lambda *ts, i=i, f=function: f(*ts)[i], every)
                 for i in range(len(function(*tensors)))
             ]
             want = [
@@ -336,6 +337,24 @@ class DerivativeChecks(OperatorBase):
                 results = results if isinstance(results, tuple) else (results,)
                 for a, b in zip(results, self.call(args), strict=True):
                     torch.testing.assert_close(a, b)
+        torch._dynamo.reset()
+
+    @MANY_CALLS
+    def test_derivatives_of_torch_func_inside_compile_are_never_silent(self):
+        args = self.arguments(optional=False)
+        _, tensors, function = self.split(args)
+        x, tangent = tensors[0], torch.randn_like(tensors[0])
+
+        def first(x):
+            return function(x, *tensors[1:])[0]
+
+        for transformed in (
+            lambda x: torch.func.jvp(first, (x,), (tangent,))[1],
+            torch.func.grad(lambda x: first(x).sum()),
+        ):
+            torch._dynamo.reset()
+            with pytest.raises(Exception, match=r"(?s)kanerva_ext\.ops, outside torch\.compile"):
+                torch.compile(transformed, backend="aot_eager")(x)
         torch._dynamo.reset()
 
     @MANY_CALLS
