@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import Case
+from operator_base import NAMESPACE
 from scan_truth import scan_problem
 from selection import MANY_CALLS
 
@@ -174,3 +175,22 @@ def test_compiled_step():
         torch.testing.assert_close(got, want)
     torch.testing.assert_close(args["mean"], other["mean"])
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_forward_mode_is_never_silent(place):
+    forward_ad = torch.autograd.forward_ad
+    key, code = torch.randn(1, 3), torch.randn(1, 2)
+    args = [torch.randn(1, 3, 2), torch.eye(3)[None], key, code, key, torch.ones(1)]
+
+    def reads(x):
+        given = [x if i == place else a.clone() for i, a in enumerate(args)]
+        return NAMESPACE.causal_step(*given, None, None)[0]
+
+    x = args[place]
+    with pytest.raises(NotImplementedError, match="causal_scan"):
+        torch.func.jvp(reads, (x.clone(),), (torch.ones_like(x),))
+    with pytest.raises(NotImplementedError, match="causal_scan"), forward_ad.dual_level():
+        reads(forward_ad.make_dual(x.clone(), torch.ones_like(x)))
+    with forward_ad.dual_level():
+        reads(x.clone())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _backend, _checks, reference
 from .._checks import Arg
@@ -63,6 +64,7 @@ def causal_step(
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`; RuntimeError where a gradient would
             be needed, which a state that is overwritten cannot give: use `causal_scan`.
+        NotImplementedError: in forward mode (`torch.func.jvp`), but by the reference.
 
     >>> import torch
     >>> from kanerva_ext import ops
@@ -142,13 +144,32 @@ def _is_raw(mean, cov, weights, values, queries, noise_var, mask, decay) -> bool
 
 
 def _version_kernel(raw):
-    """Tells autograd that the state was changed: a compiled kernel does not by itself."""
+    """Tells autograd that the state was changed: a compiled kernel does not by itself.
+
+    A kernel would drop tangents without a word, so these are refused.
+    """
 
     def kernel(keyset, mean, cov, *rest):
+        if forward_ad._current_level >= 0 and any(map(_may_have_tangent, (mean, cov, *rest))):
+            raise NotImplementedError(
+                "causal_step: the state is changed in place, so there are no tangents (jvp); use "
+                "causal_scan"
+            )
         torch.autograd.graph.increment_version((mean, cov))
         return raw.redispatch(keyset & _AFTER_VERSIONS, mean, cov, *rest)
 
     return kernel
+
+
+def _may_have_tangent(arg) -> bool:
+    """In torch.func that is whatever was made inside it, whose tangents are out of sight."""
+    if not isinstance(arg, Tensor):
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(arg):
+        if torch._C._functorch.is_gradtrackingtensor(arg):
+            return True
+        arg = torch._C._functorch.get_unwrapped(arg)
+    return forward_ad.unpack_dual(arg).tangent is not None
 
 
 def _fold_vmap(raw):
