@@ -66,10 +66,10 @@ info: $(VENV)/.installed
 	$(BIN)/kanerva info
 
 test: $(VENV)/.installed
-	$(PYTEST) -m 'not slow and not exhaustive'
+	$(PYTEST) -m 'not slow and not exhaustive' --ignore-glob='*/test_ptx_*'
 
 test-slow: $(VENV)/.installed
-	$(PYTEST) -m 'slow or exhaustive'
+	$(PYTEST) -m 'slow or exhaustive' --ignore-glob='*/test_ptx_*'
 
 test-all: test test-slow
 

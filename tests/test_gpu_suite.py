@@ -27,6 +27,7 @@ def test_last(): pass
 """
 
 
+@pytest.mark.slow
 def test_tests_that_hang_and_die_cost_one_row_each(tmp_path, monkeypatch):
     (tmp_path / "test_of_a_file.py").write_text(OF_A_FILE)
     monkeypatch.delenv("KANERVA_TEST_DEVICE", raising=False)
@@ -77,6 +78,7 @@ def test_tests_that_hang_and_die_cost_one_row_each(tmp_path, monkeypatch):
     assert len([row for row in file.read() if "state" in row]) == len(written)
 
 
+@pytest.mark.slow
 def test_tests_cut_off_go_on_where_they_were(tmp_path, monkeypatch):
     (tmp_path / "test_slow.py").write_text(
         "import time, pytest\n"
