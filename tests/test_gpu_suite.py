@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as xml
 
+import pytest
+
 from benchmarks.gpu import child, report, rows, suite
 from benchmarks.gpu.schedule import Schedule, Stage, Suite
 
