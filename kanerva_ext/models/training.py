@@ -36,6 +36,8 @@ class Schedule(NamedTuple):
         max_gradient_norm: longer gradients are scaled down to it.
         memory_kl_weight: what the memory's KL counts in the objective of the Dynamic Kanerva
             Machine, times the other terms' weight.
+        fixed_linear_path: share of the training in which a model's linear path stays as it was
+            started.
     """
 
     learning_rate: float = 3e-3
@@ -45,6 +47,7 @@ class Schedule(NamedTuple):
     kl_warm_up: float = 0.5
     max_gradient_norm: float = 50.0
     memory_kl_weight: float = 1.0
+    fixed_linear_path: float = 1.0
 
     def rate(self, step: int, progress: float) -> float:
         """The learning rate of a step."""
@@ -126,6 +129,10 @@ class Trainer:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(step, progress)
+        linear = getattr(self.model, "linear", None)
+        fixed = linear is not None and progress < self.schedule.fixed_linear_path
+        if linear is not None and self.forward is self.model:  # a wrapper wants all gradients
+            linear.requires_grad_(not fixed)
         with torch.autocast(
             self.device.type, dtype=self.precision, enabled=self.precision is not None
         ):
@@ -139,6 +146,9 @@ class Trainer:
             )
         self.optimizer.zero_grad()
         loss.backward()
+        if fixed:  # where the wrapped model has made gradients nevertheless
+            for parameter in linear.parameters():
+                parameter.grad = None
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.max_gradient_norm)
         self.optimizer.step()
         return type(terms)(*(None if term is None else term.detach() for term in terms))
