@@ -33,7 +33,7 @@ from kanerva_ext.cli import _checkpoint
 from kanerva_ext.cli._logs import read_csv
 from kanerva_ext.data import load_images
 
-from . import reproduce_ppca, reproduce_queue
+from . import reproduce_experiments, reproduce_ppca, reproduce_queue
 from .machine import describe
 from .reproduce_experiments import CIFAR, DATA, EXPERIMENTS, ROOT, RUNS, Experiment, shown
 from .reproduction_page import write_page
@@ -206,9 +206,7 @@ def main() -> int:
     if args.budget is not None and not args.budget > 0:
         parser.error(f"--budget must be positive, got {args.budget:g}")
     if args.what == "train" and args.budget is not None:
-        queue = [
-            each for e in EXPERIMENTS if not args.only or e.name in args.only for each in e.queue()
-        ]
+        queue = reproduce_experiments.queue(args.only)
         os.chdir(ROOT)  # where the baselines' modules are found
         return reproduce_queue.work(queue, RUNS, args.budget, lambda line: print(line, flush=True))
     if args.what == "train":

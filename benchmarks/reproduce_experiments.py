@@ -49,20 +49,33 @@ def shown(words: str) -> str:
     return words.replace(f"{RUNS}/", "runs/reproduction/").replace(f"root={DATA}", "root=data")
 
 
-def cifar(model: str, size: int) -> Experiment:
+def cifar(model: str, size: int, suffix: str = "", more: tuple[str, ...] = ()) -> Experiment:
     settings = [f"data.root={DATA}"] + [f"model.code_size={size}"] * (size != 200)
-    return Experiment(f"cifar{size}-{model}", f"cpu-cifar10-{model}", tuple(settings), (0, 1))
+    name = f"cifar{size}-{model}{suffix}"
+    return Experiment(name, f"cpu-cifar10-{model}", (*settings, *more), (0, 1))
 
 
-STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (20_000, 6000, 4000))
+def with_convolutions(model: str) -> Experiment:
+    """From where the run without them ended."""
+    start = cifar(model, 200).folders()[0]
+    more = ("model.num_filters=16", f"training.start={start}")
+    more += ("training.learning_rate=1e-3", "training.steps=20_000")
+    return cifar(model, 200, "-conv", more)._replace(seeds=(0,))
+
+
+LONG, STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (80_000, 20_000, 6000, 4000))
 RATES = ("3e-3", "1e-3")
-CIFAR = tuple(
-    cifar(model, size)
-    for size, models in ((200, ("kanerva", "vae")), (800, ("kanerva", "vae")), (200, ("dynamic",)))
-    for model in models
+_CIFAR = (("kanerva", 200), ("vae", 200), ("kanerva", 800), ("vae", 800), ("dynamic", 200))
+CIFAR_SHORT = tuple(
+    cifar(model, size, "-short", ("training.steps=3000",))._replace(seeds=(0,))
+    for model, size in _CIFAR
 )
+CIFAR = (*CIFAR_SHORT, *(cifar(*each) for each in _CIFAR))
+CIFAR += tuple(map(with_convolutions, ("kanerva", "vae")))
 EXPERIMENTS = (
     *CIFAR,
+    Experiment("omniglot-kanerva", "cpu-omniglot-kanerva", (LONG,)),
+    Experiment("omniglot-vae", "cpu-omniglot-vae", (LONG,)),
     Experiment("kanerva", "cpu-omniglot-kanerva", (STEPS,)),
     Experiment("vae", "cpu-omniglot-vae", (STEPS,)),
     Experiment("dynamic", "cpu-omniglot-dynamic", (SHORT,)),
@@ -75,3 +88,10 @@ EXPERIMENTS = (
         for name, config in (("dnc", DNC), ("short-kanerva", "cpu-omniglot-kanerva"))
     ),
 )
+
+
+def queue(only: list[str]) -> list[tuple[Path, list[str]]]:
+    """Folder and command of every run, the first seeds of all experiments first."""
+    chosen = [e for e in EXPERIMENTS if not only or e.name in only]
+    rounds = range(max(len(e.seeds) for e in chosen))
+    return [e.queue()[i] for i in rounds for e in chosen if i < len(e.seeds)]

@@ -265,8 +265,8 @@ class Run:
                 self._finish()
                 print(self._last_line("done"), file=sys.stderr)
             else:
-                why = "stopped" if number else f"{minutes:g} minutes are over: stopped"
-                print(self._last_line(why) + "; --resume goes on", file=sys.stderr)
+                why = "" if number else f"{minutes:g} minutes are over; "
+                print(f"{why}{self._last_line('stopped')}; --resume goes on", file=sys.stderr)
             self.board.close()
         return 128 + number if number else 0
 
@@ -284,7 +284,8 @@ class Run:
     def _last_line(self, what: str) -> str:
         data = self.config.data
         images = self.step * data.batch_size * data.episode_length
-        return f"{what} after step {self.step}, {images:,} images, {self.seconds / 60:.1f} minutes"
+        seen = f"{images:,} images in {self.seconds / 60:.1f} minutes"
+        return f"{seen}; {what} after step {self.step}"
 
     def _make_step(self) -> None:
         training, process = self.config.training, self.process

@@ -67,7 +67,9 @@ class CodeNormal(nn.Module):
     def start(self, prior_var: Tensor) -> None:
         """Put the gate and the standard deviation where a prior of that variance (C,) has them."""
         self.gate.copy_(prior_var.log())
-        self.correction.out.bias[len(prior_var) :] = -0.5 * (1 / prior_var).log1p()
+        log_std = -0.5 * (1 / prior_var).log1p()
+        log_std = MAX_LOG_STD * torch.atanh((log_std / MAX_LOG_STD).clamp(min=-0.99))
+        self.correction.out.bias[len(prior_var) :] = log_std
 
     def forward(
         self, features: Tensor, code: Tensor, expected: Tensor | None = None

@@ -229,10 +229,11 @@ class KanervaMachine(MemoryModel):
         return self._features(images)
 
     def _addresses(self, query: Tensor, state: MemoryState) -> Tensor:
-        return self.memory.address(self.key(self.latent(query)[0]))
+        return self.memory.address(self.key(self.latent(self._own_features(query))[0]))
 
     def _codes_read(self, query: Tensor, state: MemoryState) -> Tensor:
-        return self._code(query, self._read(self.latent(query)[0], state))[0]
+        latent = self.latent(self._own_features(query))[0]
+        return self._code(query, self._read(latent, state))[0]
 
     def _prior_codes(
         self, state: MemoryState, num_samples: int, generator: torch.Generator | None
@@ -241,12 +242,15 @@ class KanervaMachine(MemoryModel):
         shape = (*mean.shape[:-2], num_samples, self.config["latent_size"])
         return self._read(standard_normal(mean.new_empty(shape), generator), state)
 
+    def _own_features(self, features: Tensor) -> Tensor:
+        """Without the codes of the linear path."""
+        return features if self.linear is None else self._split(features)[0]
+
     def _latent(
         self, features: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mean and log-std of q(y|x)."""
-        if self.linear is not None:
-            features, _ = self._split(features)
+        features = self._own_features(features)
         if self.training:
             noise = standard_normal(features, generator)
             features = features + self.config["encoder_noise_std"] * noise
