@@ -67,7 +67,9 @@ LONG, STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (80_000, 20_000, 
 RATES = ("3e-3", "1e-3")
 _CIFAR = (("kanerva", 200), ("vae", 200), ("kanerva", 800), ("vae", 800), ("dynamic", 200))
 CIFAR_SHORT = tuple(
-    cifar(model, size, "-short", ("training.steps=3000",))._replace(seeds=(0,))
+    cifar(model, size, "-short", (f"training.steps={1500 if size == 200 else 800}",))._replace(
+        seeds=(0,)
+    )
     for model, size in _CIFAR
 )
 CIFAR = (*CIFAR_SHORT, *(cifar(*each) for each in _CIFAR))

@@ -128,7 +128,7 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path):
                 process.kill()
                 break
             time.sleep(0.005)
-        output, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=240)
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL, errors
@@ -150,9 +150,9 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path):
 
 
 def test_two_queues_do_not_share_a_folder(tmp_path, priority):
-    with reproduce_queue.alone(tmp_path):
-        with pytest.raises(RuntimeError, match="another queue is at work in"):
-            reproduce_queue.work([words(tmp_path / "one")], tmp_path, 1)
+    refused = pytest.raises(RuntimeError, match="another queue is at work in")
+    with reproduce_queue.alone(tmp_path), refused:
+        reproduce_queue.work([words(tmp_path / "one")], tmp_path, 1)
     with reproduce_queue.alone(tmp_path):
         pass
 

@@ -19,26 +19,50 @@ __all__ = ["EpisodeCoders", "MemoryModel"]
 
 
 class LogScale(nn.Module):
-    """Codes (..., C) to a smooth map (..., 1, H, W), zero at first."""
+    """What the pixels' standard deviation is multiplied by, from the picture that is decoded.
 
-    GRID = 8
+    A picture in blocks of ``BLOCK`` x ``BLOCK`` pixels: of each block the means of the channels,
+    the logarithm of the variance in it, and that of the picture's whole variance; two convolutions
+    of these; one number for each block, interpolated. What a code leaves out of a picture is small
+    where the picture is smooth, anywhere in it: few parameters say so, and cannot learn the
+    training images by heart, as a network of the code can.
+    """
 
-    def __init__(self, code_size: int, hidden: int, image_size: int) -> None:
+    BLOCK = 4
+    FLOOR = 1e-4  # of a variance, of pixels of unit scale
+
+    def __init__(self, num_channels: int, image_size: int, hidden: int = 32) -> None:
         super().__init__()
-        self.image_size = image_size
-        self.hidden = nn.Linear(code_size, hidden).apply(he_init)
-        self.out = nn.Linear(hidden, self.GRID**2)
+        if image_size % self.BLOCK:
+            raise ValueError(
+                f"image_size must be a multiple of {self.BLOCK} with "
+                f'likelihood="scaled_gaussian", got {image_size}'
+            )
+        self.image_size, self.grid = image_size, image_size // self.BLOCK
+        self.hidden = nn.Conv2d(num_channels + 2, hidden, 3, padding=1).apply(he_init)
+        self.out = nn.Conv2d(hidden, 1, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         # A product with the interpolation's matrix is faster than the interpolation.
-        cells = torch.eye(self.GRID**2).view(-1, 1, self.GRID, self.GRID)
+        cells = torch.eye(self.grid**2).view(-1, 1, self.grid, self.grid)
         whole = F.interpolate(cells, (image_size, image_size), mode="bilinear")
         self.register_buffer("spread", whole.flatten(1), persistent=False)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        grid = self.out(F.relu(self.hidden(codes)))
-        size = self.image_size
-        return (grid.to(self.spread.dtype) @ self.spread).unflatten(-1, (1, size, size))
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Standardised pictures (..., channels, H, W) to (..., 1, H, W), zero at first."""
+        lead, blocks = pictures.shape[:-3], (self.grid, self.BLOCK, self.grid, self.BLOCK)
+        split = pictures.reshape(-1, pictures.shape[-3], *blocks)
+        mean = split.mean((3, 5))
+        square = split.square().mean((3, 5))
+        var = (square - mean.square()).mean(1, keepdim=True)
+        total = square.mean((1, 2, 3), keepdim=True) - mean.mean(
+            (2, 3), keepdim=True
+        ).square().mean(1, keepdim=True)
+        logs = [0.5 * (each.clamp(min=0) + self.FLOOR).log() for each in (var, total)]
+        seen = torch.cat([mean, logs[0], logs[1].expand_as(var)], dim=1)
+        grid = self.out(F.relu(self.hidden(seen))).flatten(1)
+        whole = grid.to(self.spread.dtype) @ self.spread
+        return whole.view(*lead, 1, self.image_size, self.image_size)
 
 
 class EpisodeCoders(nn.Module):
@@ -74,7 +98,7 @@ class EpisodeCoders(nn.Module):
             self.code_features = nn.Linear(code_size, num_features).apply(he_init)
             self.log_scale = None
             if self.likelihood.extra_outputs:
-                self.log_scale = LogScale(code_size, num_features, image_size)
+                self.log_scale = LogScale(num_channels, image_size)
         coder = {
             "num_filters": num_filters, "image_size": image_size, "num_channels": num_channels
         }  # fmt: skip
@@ -150,7 +174,7 @@ class EpisodeCoders(nn.Module):
             return self.decoder(codes)
         outputs, seen = self.likelihood.standardize(self.linear.decode(codes)), squash(codes)
         if self.log_scale is not None:
-            outputs = torch.cat([outputs, self.log_scale(seen).to(outputs.dtype)], dim=-3)
+            outputs = torch.cat([outputs, self.log_scale(outputs).to(outputs.dtype)], dim=-3)
         return outputs if self.decoder is None else outputs + self.decoder(seen)
 
     def _pictures(self, codes: Tensor) -> Tensor:
