@@ -225,7 +225,9 @@ def test_pictures_and_samples(name):
 
 
 def test_training_lowers_the_bound_of_all():
+    """Of images half of which are of a third of the contrast, noise and all."""
     images = levels(384)
+    images[::2] = (128 + (images[::2].float() - 128) / 3).round().to(torch.uint8)
     for name in ("kanerva", "dynamic", "vae"):
         model = make(name, likelihood="scaled_gaussian")
         options = {"episode_length": 6, "pixels": "dequantize", "rounds": 1}
@@ -235,7 +237,7 @@ def test_training_lowers_the_bound_of_all():
         batches = iter(lambda: batch[torch.randperm(64, generator=rows)[:8]], None)  # noqa: B023
         train([model], batches, steps=60, corrupted=0, warm_up=False)
         after = evaluate(model, images, **options)
-        assert after["bound"] < before["bound"] - 1, name
+        assert after["bound"] < before["bound"] - 10, name
         assert "bits_per_dim" in after
 
 
