@@ -3,6 +3,7 @@
     python -m benchmarks.reproduce train --budget HOURS [--only cifar200-kanerva ...]
     python -m benchmarks.reproduce train [--jobs 2]
     python -m benchmarks.reproduce ppca
+    python -m benchmarks.reproduce reading
     python -m benchmarks.reproduce figures
     python -m benchmarks.reproduce page
 
@@ -10,11 +11,12 @@
 a budget: one after the other on one core at the lowest priority, until the hours are over, to be
 started again; without: as many at a time as there are jobs. Runs are under ``runs/reproduction``,
 or in the folder that KANERVA_RUNS names; the archive with CIFAR-10 is looked for in the folder
-that KANERVA_DATA names. ``ppca`` has the exact likelihood of probabilistic PCA on it. ``figures``
-runs the other commands on the runs, also on those that are not at their end, and collects every
-number in ``benchmarks/results/reproduction.json``, where what it finds no run of stays; ``page``
-writes the tables of docs/reproduction.md from that file alone. All in a checkout with the library
-built in place.
+that KANERVA_DATA names. ``ppca`` has the exact likelihood of probabilistic PCA on it, ``reading``
+the errors of reads from corrupted queries. ``figures`` runs the other commands on the runs, also on
+those that are not at their end, and collects every number in
+``benchmarks/results/reproduction.json``, where what it finds no run of stays; ``page`` writes the
+tables of docs/reproduction.md from that file alone. All in a checkout with the library built in
+place.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from kanerva_ext.cli import _checkpoint
 from kanerva_ext.cli._logs import read_csv
 from kanerva_ext.data import load_images
 
-from . import reproduce_experiments, reproduce_ppca, reproduce_queue
+from . import reproduce_experiments, reproduce_ppca, reproduce_queue, reproduce_reading
 from .machine import describe
 from .reproduce_experiments import CIFAR, DATA, EXPERIMENTS, ROOT, RUNS, Experiment, shown
 from .reproduction_page import write_page
@@ -167,6 +169,19 @@ def ppca() -> None:
     RESULTS.write_text(json.dumps(result | {"ppca": rows}, indent=1) + "\n")
 
 
+def reading() -> None:
+    """Measures reads from corrupted queries of the Kanerva Machines into the results."""
+    names = [e for e in EXPERIMENTS if "kanerva" in e.name and begun(e)]
+    rows = {}
+    for experiment in names:
+        folder = begun(experiment)[0]
+        root = DATA if experiment.name.startswith("cifar") else None
+        rows[experiment.name] = reproduce_reading.measure(folder, root)
+        print(experiment.name, json.dumps(rows[experiment.name], indent=1))
+    result = json.loads(RESULTS.read_text())
+    RESULTS.write_text(json.dumps(result | {"reading": rows}, indent=1) + "\n")
+
+
 def best_rate(kind: str, by_name: dict[str, list[str]]) -> str | None:
     """The experiment at the learning rate whose worst seed is best."""
     worst = {
@@ -196,7 +211,7 @@ def copy_pictures(first: dict[str, str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("what", choices=("train", "ppca", "figures", "page"))
+    add("what", choices=("train", "ppca", "reading", "figures", "page"))
     add("--jobs", type=int, help="runs at a time (default: one for each core)")
     add("--budget", type=float, metavar="HOURS", help="one run at a time, lowest priority")
     add("--only", nargs="+", default=[], choices=[e.name for e in EXPERIMENTS])
@@ -213,6 +228,8 @@ def main() -> int:
         train(args.only, args.jobs or os.cpu_count())
     elif args.what == "ppca":
         ppca()
+    elif args.what == "reading":
+        reading()
     elif args.what == "figures":
         figures(args.only)
     else:

@@ -143,6 +143,21 @@ def _denoising(results: dict) -> str:
     return _markdown([*head, "read 3"], rows)
 
 
+def _reading(results: dict) -> str:
+    rows = []
+    for name, queries in results.get("reading", {}).items():
+        match = COLOUR.fullmatch(name)
+        title = f"CIFAR-10, C = {match[1]}" if match else "Omniglot"
+        for row in queries:
+            wrong = "wrong pixels" in row["measure"]
+            cells = [f"{e:.1%}" if wrong else f"{e:.3f}" for e in row["errors"]]
+            moved = f"{row['moved']:.0f}"
+            rows.append([title, row["query"], *cells, moved, f"{row['nearest']:.0%}"])
+    reads = max((len(row) - 5 for row in rows), default=1)
+    head = ["Kanerva Machine", "query", "its error", *(f"read {i + 1}" for i in range(reads))]
+    return _markdown([*head, "y is off by, deviations of q", "y is nearest to the right one"], rows)
+
+
 def _rates(results: dict) -> str:
     rows = []
     pattern = re.compile(r"(dnc|short-kanerva)-lr(.+)")
@@ -208,6 +223,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "cifar": _cifar,
     "ppca": _ppca,
     "denoising": _denoising,
+    "reading": _reading,
     "rates": _rates,
     "capacity": _capacity,
     "commands": _commands,

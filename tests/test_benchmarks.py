@@ -438,8 +438,8 @@ def test_the_page_of_the_reproduction(tmp_path):
     text = page.read_text()
     assert "old" not in text
     assert (
-        "| Kanerva Machine | 1,000 | 0.06 million | 1 | 60.0, 66.0 | 43.0 | - | 20.0 | - | - | 0.70 |"
-        in text
+        "| Kanerva Machine | 1,000 | 0.06 million | 1 | 60.0, 66.0 | 43.0 | - | 20.0 | - | - "
+        "| 0.70 |" in text
     )
     assert "| VAE, same coders | 1,000 | 0.06 million | 1 | 90.0 | 70.0 | - | 20.0 |" in text
     row = (

@@ -76,6 +76,8 @@ class KanervaMachine(MemoryModel):
         code_std: standard deviation of p(z|y,M), fixed.
         encoder_noise_std: standard deviation of the noise added to the features that q(y|x) sees,
             in training alone.
+        min_latent_std: q(y|x) has that standard deviation at least, so that reads must be right
+            as far around an address. 0: as small as pays.
         sample_write_address: write at a sample of q(y|x), not at its mean.
         linear_path: linear maps beside the convolutions, see `EpisodeCoders`: codes are in units
             of the pixels' noise, and what is written is the code of the linear path, not a sample.
@@ -113,6 +115,7 @@ class KanervaMachine(MemoryModel):
         noise_std: float = 1.0,
         code_std: float = 1.0,
         encoder_noise_std: float = 0.2,
+        min_latent_std: float = 0.0,
         sample_write_address: bool = False,
         linear_path: bool = False,
         backend: str = "auto",
@@ -124,6 +127,8 @@ class KanervaMachine(MemoryModel):
             raise ValueError(
                 f"encoder_noise_std must be at least 0 and finite, got {encoder_noise_std}"
             )
+        if not 0 <= min_latent_std < math.inf:
+            raise ValueError(f"min_latent_std must be at least 0 and finite, got {min_latent_std}")
         num_features = hidden_size if linear_path else 2 * code_size
         super().__init__(
             num_features,
@@ -147,6 +152,7 @@ class KanervaMachine(MemoryModel):
             "noise_std": noise_std,
             "code_std": code_std,
             "encoder_noise_std": encoder_noise_std,
+            "min_latent_std": min_latent_std,
             "sample_write_address": sample_write_address,
             "linear_path": linear_path,
         }
@@ -254,7 +260,10 @@ class KanervaMachine(MemoryModel):
         if self.training:
             noise = standard_normal(features, generator)
             features = features + self.config["encoder_noise_std"] * noise
-        return self.latent(features)
+        mean, log_std = self.latent(features)
+        if floor := self.config["min_latent_std"]:
+            log_std = 0.5 * ((2 * log_std).exp() + floor**2).log()
+        return mean, log_std
 
     def _written_code(self, features: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.linear is not None:
