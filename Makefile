@@ -8,57 +8,105 @@ TORCH      ?= torch==2.13.0
 TORCH_ARGS ?= --retries 2 --extra-index-url https://download.pytorch.org/whl/cpu
 # What to install: this tree, or a wheel.
 PACKAGE ?= .
+# Processes of the tests, and whatever else pytest is to be told.
+JOBS        ?= auto
 PYTEST_ARGS ?=
 DEMO_ARGS   ?=
+DIST        ?= dist
+# Versions of PyTorch for check-torch: built and tried; and compiled against only.
+TORCHES       ?= 2.11.0 2.14.1
+TORCH_HEADERS ?= 2.12.0
+CLANG         ?= clang++
 
 BIN  := $(VENV)/bin
 # The targets for developers use the active virtual environment if there is one.
 DEV  := $(or $(VIRTUAL_ENV),$(VENV))
-CODE := build_backend kanerva_ext tests benchmarks examples scripts setup.py
+CODE := build_backend kanerva_ext tests benchmarks examples scripts tools setup.py
 CODE := $(wildcard $(CODE))
-CXX_CODE = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_CODE = $(shell find csrc $(wildcard tools) \
+             -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := setup.py pyproject.toml $(shell find build_backend csrc kanerva_ext -type f \
              -not -path '*/__pycache__/*' -not -name '*.so')
+# Processes start where a test file lies whole: its trained models are made once.
+PYTEST := $(BIN)/pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
+# The tests of the operators, which other kernels than the CPU's are put to as well.
+OPERATOR_TESTS := $(addprefix tests/test_,$(addsuffix .py,bayes_write solve_addresses read recall \
+  memory_kl statistics adaptive_write forget causal_scan causal_scan_packed causal_step))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-triton develop lint format bench info sdist wheel clean help
+.PHONY: demo info test test-slow test-all test-triton test-cuda-on-host test-cuda-teams check-clang \
+  check-torch check-kernels check-triton check-floors develop lint format bench \
+  sdist wheel dist check-installed clean help
 
 help:
 	@echo 'make demo     train a small Kanerva Machine on Omniglot and show pictures'
-	@echo 'make test     install and run the tests'
-	@echo 'make test-triton  the tests of the operators on the Triton kernels, in the interpreter'
+	@echo 'make test     install and run the tests, in minutes; make test-all runs every one of them'
+	@echo 'make info     what is installed, what runs here'
 	@echo 'make develop  build in place, again after every change to csrc (incremental)'
-	@echo 'make lint | format | bench | info | sdist | wheel | clean'
+	@echo 'make lint | format | bench | sdist | wheel | clean'
+	@echo 'The operators on other kernels:'
+	@echo '  make test-triton        the Triton kernels, in the interpreter'
+	@echo '  make test-cuda-on-host  the CUDA kernels, compiled for the CPU'
+	@echo '  make test-cuda-teams    the same with teams of blocks for all memories'
+	@echo 'Other compilers and libraries:'
+	@echo '  make check-kernels      nvcc for every GPU: registers, no spills'
+	@echo '  make check-triton       Triton for every GPU'
+	@echo '  make check-clang        the C++ sources with $(CLANG)'
+	@echo '  make check-torch        builds under PyTorch $(TORCHES)'
+	@echo '  make check-floors       no slower than a floor, against PyTorch in the same run'
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m kanerva_ext.demo $(DEMO_ARGS)
-
-test: $(VENV)/.installed
-	$(BIN)/pytest $(PYTEST_ARGS)
-
-# What runs long in the interpreter is left out: gradcheck, large sizes, transforms of derivatives, and
-# methods of writing that are one in Triton. TRITON_TESTS= runs all of it, for hours.
-TRITON_TESTS ?= not gradcheck and not torch_func and not vmap_over_one and not nan_stays \
-  and not K300 and not K257 and not K130 and not 257-300 and not 300-65 and not 130-300 \
-  and not T1000 and not T1024 and not 65536 and not equal_beliefs and not chunk \
-  and not information and not random_shapes and not closed_form and not (bayes_write and float64 and sqrt) \
-  and not noise_as_number and not K127 and not T100-K65 and not T100-K5-C300-sqrt and not T200 \
-  and not T60-K65 and not T100-K64 and not T100-K32 and not 100-17-31 and not long_episode and not 8192 and not slots_than_columns \
-  and not (adaptive and (deterministic or T32 or T33 or T40 or T48 or T50 or T64 or T100 or T24-K24)) \
-  and not (adaptive and (T20 or T25 or T30)) \
-  and not (causal_scan and (C300 or C100 or K65 or T33-K64 or T1-K64 or T100-K1-C3 or strong_decay or broadcasting)) \
-  and not (causal_scan and (opcheck or other_float or deterministic or inductor or dynamic_shapes or state0)) \
-  and not (causal_scan_packed and (int32 or vmap))
-test-triton: $(VENV)/.installed
-	TRITON_INTERPRET=1 KANERVA_BACKEND=triton $(BIN)/pytest $(PYTEST_ARGS) $(if $(TRITON_TESTS),-k '$(TRITON_TESTS)') \
-	  tests/test_bayes_write.py tests/test_solve_addresses.py tests/test_read.py tests/test_recall.py \
-	  tests/test_memory_kl.py tests/test_statistics.py tests/test_adaptive_write.py tests/test_forget.py \
-	  tests/test_causal_scan.py tests/test_causal_scan_packed.py tests/test_causal_step.py tests/test_triton.py
+	$(BIN)/kanerva demo $(DEMO_ARGS)
 
 info: $(VENV)/.installed
-	$(BIN)/python -m kanerva_ext.info
+	$(BIN)/kanerva info
+
+test: $(VENV)/.installed
+	$(PYTEST) -m 'not slow and not exhaustive'
+
+test-slow: $(VENV)/.installed
+	$(PYTEST) -m 'slow or exhaustive'
+
+test-all: test test-slow
+
+# What an engine cannot afford is marked where the tests are: see tests/selection.py.
+test-triton: $(VENV)/.installed
+	TRITON_INTERPRET=1 KANERVA_BACKEND=triton $(PYTEST) $(OPERATOR_TESTS) tests/test_triton.py
+
+build/kernels_on_host/library.so: $(VENV)/.installed $(shell find csrc -type f)
+	$(BIN)/python scripts/kernels_on_host.py --library $@
+
+test-cuda-on-host: build/kernels_on_host/library.so
+	KANERVA_TEST_LIBRARY=$(CURDIR)/$< $(PYTEST) $(OPERATOR_TESTS)
+
+test-cuda-teams: build/kernels_on_host/library.so
+	KANERVA_TEST_LIBRARY=$(CURDIR)/$< KANERVA_HOST_TEAM_WORK=0 KANERVA_HOST_PROCESSORS=3 \
+	  $(PYTEST) $(OPERATOR_TESTS)
+
+check-kernels: $(VENV)/.installed
+	$(BIN)/python scripts/kernel_report.py --check
+
+check-triton: $(VENV)/.installed
+	$(BIN)/python scripts/triton_report.py --check --quick
+
+# Into a folder of its own, which goes before what is installed.
+check-clang: $(VENV)/.installed
+	rm -rf build/clang
+	$(BIN)/python -m pip install --quiet setuptools pybind11 ninja
+	CXX=$(CLANG) CXXFLAGS='-Werror' KANERVA_CUDA=0 $(BIN)/python -m pip install --quiet \
+	  --no-build-isolation --no-deps --target build/clang .
+	PYTHONPATH=$(CURDIR)/build/clang $(PYTEST) -m 'not slow and not exhaustive' $(OPERATOR_TESTS)
+
+check-torch: $(VENV)/.installed
+	$(BIN)/python scripts/check_torch.py $(TORCHES) --headers $(TORCH_HEADERS)
+
+# One shape; the floors of CI hold on any machine.
+check-floors: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.compare --floors ci --check --seconds 0.5 --patience 5 \
+	  --shapes 16x32x32x100 --op bayes_write --op solve_addresses --op recall \
+	  --op adaptive_write --op forget --op causal_scan
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kanerva_ext needs Python 3.10 or later, this is " + sys.version)'
@@ -98,10 +146,21 @@ bench: $(if $(VIRTUAL_ENV),,$(VENV)/.dev)
 	$(DEV)/bin/pytest benchmarks $(PYTEST_ARGS)
 
 sdist:
-	$(DEV)/bin/python -m build --sdist
+	$(DEV)/bin/python -m build --sdist --outdir $(DIST) .
 
 wheel:
-	$(DEV)/bin/python -m pip wheel --no-deps -w dist .
+	$(DEV)/bin/python -m pip wheel --no-deps -w $(DIST) .
+
+# The wheel from the sdist, isolated, beside the one torch that is there: no second one is fetched.
+dist: $(VENV)/.torch
+	$(BIN)/python scripts/check_dist.py --out $(DIST)
+
+# The command line of what is installed, away from the source tree.
+check-installed: $(VENV)/.installed
+	rm -rf build/installed && mkdir -p build/installed
+	cd build/installed && $(abspath $(BIN))/kanerva info
+	cd build/installed && $(abspath $(BIN))/kanerva train cpu-omniglot-kanerva --out run \
+	  --set training.steps=20 && $(abspath $(BIN))/kanerva evaluate run
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

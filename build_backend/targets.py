@@ -25,6 +25,7 @@ CXX_FLAGS = (
     "-pthread",
     "-Wall",
     "-Wextra",
+    "-Wpedantic",
 )
 NVCC_FLAGS = (
     "-std=c++17",

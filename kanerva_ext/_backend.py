@@ -45,11 +45,22 @@ def check_name(name: object, where: str = "backend") -> str:
 
 
 def load() -> None:
-    """Load the compiled operators, or record why they cannot be."""
+    """Load the compiled operators, or record why they cannot be.
+
+    Raises:
+        ImportError: this is a source tree in which nothing was compiled.
+    """
     folder = Path(__file__).parent
     library = folder / "_C.abi3.so"
     if library.exists():
         _load_library("cpu", library)
+    elif (folder.parent / "csrc").is_dir() and os.environ.get("KANERVA_BACKEND") != "reference":
+        raise ImportError(
+            f"{folder} is a source tree without its compiled library, and hides the kanerva_ext "
+            "that may be installed: start Python in another folder (or with -P), or run "
+            "`make develop` to build it here; KANERVA_BACKEND=reference uses it as it is, slowly",
+            name="kanerva_ext",
+        )
     else:
         _status["cpu"] = (
             f"{library} does not exist: the package was installed or imported without its C++ "
@@ -167,13 +178,17 @@ def unserved_devices() -> dict[int, str]:
     return _unserved
 
 
-@torch.compiler.assume_constant_result
 def _why_unserved(device: torch.device) -> str:
     """Why this GPU cannot run the CUDA kernels, or an empty text."""
     unserved = unserved_devices()
     if not unserved:
         return ""
     return unserved.get(torch.cuda.current_device() if device.index is None else device.index, "")
+
+
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo and sympy:
+# 1.5 s and 70 MB at `import kanerva_ext`.
+_why_unserved._dynamo_marked_constant = True
 
 
 def backends() -> dict[str, str]:

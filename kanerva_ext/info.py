@@ -1,4 +1,4 @@
-"""``python -m kanerva_ext.info``: what is installed, what runs here, what is missing and why."""
+"""``kanerva info`` or ``python -m kanerva_ext.info``: what is there, what is missing and why."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 import kanerva_ext
 
 from . import _backend
+from ._terminal import until_the_reader_leaves
 from ._version import __version__
 
 VARIABLES = ("KANERVA_BACKEND", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET")
@@ -43,7 +44,7 @@ def _unserved() -> list[str]:
 
 
 def collect() -> dict[str, Any]:
-    """Everything that ``python -m kanerva_ext.info`` prints.
+    """Everything that ``kanerva info`` prints.
 
     Returns:
         A dict that ``json.dumps`` takes: ``version``, ``location``, ``python``, ``platform``,
@@ -150,13 +151,20 @@ def render(info: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kanerva_ext.info", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
-    options = parser.parse_args(arguments)
+
+
+def show(args: argparse.Namespace) -> None:
     info = collect()
-    print(json.dumps(info, indent=2, sort_keys=True) if options.json else render(info))
-    return 0
+    print(json.dumps(info, indent=2, sort_keys=True) if args.json else render(info))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kanerva_ext.info", description=__doc__)
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    return until_the_reader_leaves(lambda: show(args))
 
 
 if __name__ == "__main__":

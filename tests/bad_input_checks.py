@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from operator_base import MASK, NATIVE, NOISE, RIDGE, STATE, OperatorBase
+from selection import MANY_CALLS
 from torch import Tensor
 
 import kanerva_ext
@@ -96,6 +97,7 @@ class BadInputChecks(OperatorBase):
             with pytest.raises(RuntimeError, match="install"):
                 self.call(args, backend=device)
 
+    @MANY_CALLS
     def test_nan_stays_in_its_item(self):
         """Each argument in turn holds a NaN in item 1: that item is NaN, the others unchanged."""
         for dtype, name in itertools.product((torch.float32, torch.float64), self.kinds):

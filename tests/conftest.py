@@ -1,8 +1,11 @@
 """Every test starts from the same seed, and memory that nobody wrote reads as NaN."""
 
+import json
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 # For the package benchmarks; last, so that an installed kanerva_ext goes before the checkout's.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -12,19 +15,46 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
+import selection
 import torch
+
+import kanerva_ext
 
 pytest_plugins = ["cli_runs"]
 
 
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def installed_folders() -> list[Path]:
+    """Where the kanerva_ext to test may lie: installed, or built in this checkout."""
+    folders = []
+    if next((CHECKOUT / "kanerva_ext").glob("_C.*"), None) is not None:
+        folders.append(CHECKOUT / "kanerva_ext")
+    try:
+        found = metadata.distribution("kanerva_ext")
+    except metadata.PackageNotFoundError:
+        return folders
+    origin = json.loads(found.read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable"):
+        return [*folders, Path(unquote(urlparse(origin["url"]).path)) / "kanerva_ext"]
+    return [*folders, Path(found.locate_file("kanerva_ext"))]
+
+
 def pytest_configure(config):
+    # What is tested is what was installed, whatever else the path leads to.
+    tested = Path(kanerva_ext.__file__).resolve().parent
+    if tested not in (folder.resolve() for folder in installed_folders()):
+        raise pytest.UsageError(
+            f"the tests would run on {tested}, which is neither installed nor built in this "
+            f"checkout; expected one of {[str(f) for f in installed_folders()]}: pip install . "
+            "or make develop"
+        )
     # The tests of the operators make their tensors there.
     if "KANERVA_TEST_DEVICE" in os.environ:
         torch.set_default_device(os.environ["KANERVA_TEST_DEVICE"])
     # Kernels to test instead of the CPU's own: see scripts/kernels_on_host.py.
     if "KANERVA_TEST_LIBRARY" in os.environ:
-        import kanerva_ext  # noqa: F401 - defines the operators
-
         torch.ops.load_library(os.environ["KANERVA_TEST_LIBRARY"])
     if "TRITON_INTERPRET" in os.environ:
         import interpreter
@@ -34,6 +64,14 @@ def pytest_configure(config):
     # Deterministic mode fills the results of torch.empty, in C++ too.
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def pytest_collection_modifyitems(config, items):
+    left_out = [item for item in items if selection.is_left_out(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from operator_base import OperatorBase
+from selection import MANY_CALLS, REFERENCE_ALONE, grid
 from torch import Tensor
 
 from kanerva_ext import reference
@@ -20,7 +21,12 @@ class DerivativeChecks(OperatorBase):
         """Without the optional arguments and, if there are any, with them."""
         return (False, True) if self.optional else (False,)
 
-    @pytest.mark.parametrize("sizes", [(3, 4, 3), (5, 2, 3), (2, 1, 1), (0, 2, 2)], ids=str)
+    @MANY_CALLS
+    @pytest.mark.parametrize(
+        "sizes",
+        [(3, 4, 3), pytest.param((5, 2, 3), marks=pytest.mark.slow), (2, 1, 1), (0, 2, 2)],
+        ids=str,
+    )
     def test_gradcheck(self, sizes):
         t, k, c = sizes
         for optional in self.optionals:
@@ -29,6 +35,7 @@ class DerivativeChecks(OperatorBase):
             assert torch.autograd.gradcheck(function, tensors)
             assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
+    @REFERENCE_ALONE
     def test_reference_gradient_is_that_of_the_reference(self):
         """The closed form in `reference` against automatic differentiation of the operator."""
         for optional in self.optionals:
@@ -57,6 +64,7 @@ class DerivativeChecks(OperatorBase):
                 for want, got in zip(expected, actual, strict=False):
                     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
+    @MANY_CALLS
     def test_torch_func(self):
         args = self.arguments(optional=False)
         _, tensors, function = self.split(args)
@@ -94,6 +102,7 @@ class DerivativeChecks(OperatorBase):
             for i, want in enumerate(zip(*expected, strict=True)):
                 torch.testing.assert_close(mapped[i], torch.stack(want))
 
+    @MANY_CALLS
     def test_vmap_over_one_argument_and_its_gradient(self):
         args = self.arguments(optional=False)
         names, tensors, function = self.split(args)
@@ -133,6 +142,7 @@ class DerivativeChecks(OperatorBase):
                 tuple(torch.randn_like(a) for a in args.values()),
             )
 
+    @REFERENCE_ALONE
     def test_forward_mode_of_the_reference(self):
         args = self.arguments(optional=False)
         _, tensors, _ = self.split(args)
@@ -155,9 +165,11 @@ class DerivativeChecks(OperatorBase):
         with pytest.raises(RuntimeError, match=r"kanerva_ext\.ops"):
             torch.func.grad(lambda x: _first(self.raw({**args, names[0]: x})).sum())(args[names[0]])
 
-    @pytest.mark.parametrize("grad", [False, True])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("sizes", [(3, 4, 3), (0, 2, 1), (1, 1, 1)], ids=str)
+    @MANY_CALLS
+    @pytest.mark.parametrize(
+        ("sizes", "dtype", "grad"),
+        grid(((3, 4, 3), (0, 2, 1), (1, 1, 1)), (torch.float32, torch.float64), (False, True)),
+    )
     def test_opcheck(self, sizes, dtype, grad):
         t, k, c = sizes
         for optional in self.optionals:
@@ -165,6 +177,7 @@ class DerivativeChecks(OperatorBase):
             raw = self.raw_operator()
             torch.library.opcheck(raw, args)
 
+    @MANY_CALLS
     def test_opcheck_of_the_gradient(self):
         for optional in self.optionals:
             args = self.raw_args(self.arguments(optional=optional))
@@ -197,7 +210,10 @@ class DerivativeChecks(OperatorBase):
             ):
                 torch.testing.assert_close(c, d)
 
-    @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+    @MANY_CALLS
+    @pytest.mark.parametrize(
+        "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+    )
     def test_compile(self, compiler):
         torch._dynamo.reset()
         args = self.arguments(grad=True)
@@ -215,6 +231,7 @@ class DerivativeChecks(OperatorBase):
                     torch.testing.assert_close(a, b)
         torch._dynamo.reset()
 
+    @MANY_CALLS
     def test_compile_without_grad_and_with_dynamic_shapes(self):
         torch._dynamo.reset()
         compiled = torch.compile(self.function, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -228,6 +245,7 @@ class DerivativeChecks(OperatorBase):
                     torch.testing.assert_close(a, b)
         torch._dynamo.reset()
 
+    @MANY_CALLS
     def test_compile_over_vmap(self):
         torch._dynamo.reset()
         stacked = [self.arguments(optional=False) for _ in range(2)]

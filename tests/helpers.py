@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from selection import INTERPRETER, not_on
 from torch import Tensor
 
 KINDS = ("iid", "collinear", "rank8", "scaled", "softmax", "repeated")
@@ -51,6 +52,17 @@ class Case(NamedTuple):
     decay: bool = False
     batch: int = 2
 
+    def traits(self) -> tuple:
+        """What decides which formula or arithmetic serves the problem."""
+        return self.kind, self.noise >= 1, self.steps > 32, self.mask, self.decay
+
+    @property
+    def marks(self) -> tuple[pytest.MarkDecorator, ...]:
+        """Of a test of this problem. The interpreter pays for steps times tiles."""
+        small = self.steps * self.slots <= 1100 and self.steps * self.code <= 10_000
+        small = small and self.slots <= 65
+        return () if small else (not_on(INTERPRETER, reason="too large a problem"),)
+
     def __str__(self) -> str:
         extra = f"-mask_{self.mask}" if self.mask != "none" else ""
         extra += "-decay" if self.decay else ""
@@ -80,6 +92,7 @@ def _grid() -> list[Case]:
 
 
 CASES = _grid()
+DTYPES = (torch.float32, torch.float64)
 LONG = Case("iid", 1.0, 65_536, 6, 3, batch=1)
 
 

@@ -13,6 +13,7 @@ from helpers import (
     solve_spd,
 )
 from operator_checks import DATA, MASK, NOISE, RIDGE, STATE, OperatorChecks
+from selection import ENGINES, INTERPRETER, not_on
 
 from kanerva_ext import ops, reference
 
@@ -71,6 +72,17 @@ def name_of(case):
     return f"T{steps}-K{slots}-C{code}-v{noise:g}-mask_{mask}-n{num_iters}"
 
 
+#: The interpreter takes up to a third of a second for a step.
+EASY_AND_HARD = [
+    pytest.param(
+        case,
+        id=name_of(case),
+        marks=[] if case[0] <= 12 else not_on(INTERPRETER, reason="many steps, each alone"),
+    )
+    for case in CASES + HARD
+]
+
+
 def inputs(case, dtype=torch.float64, seed=0):
     steps, slots, code, noise, mask, _ = case
     p = problem(Case("iid", noise, steps, slots, code, mask), dtype, seed)
@@ -125,7 +137,7 @@ def truth(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", CASES + HARD, ids=name_of)
+@pytest.mark.parametrize("case", EASY_AND_HARD)
 def test_accuracy(case, dtype):
     args = inputs(case, dtype)
     rivals = reference.adaptive_write(*args, case[-1])
@@ -149,7 +161,7 @@ def grads(function, args, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", CASES + HARD, ids=name_of)
+@pytest.mark.parametrize("case", EASY_AND_HARD)
 def test_gradients(case, dtype):
     args = inputs(case, torch.float32)
     num_iters = case[-1]
@@ -174,6 +186,8 @@ def test_gradients(case, dtype):
             assert_same_direction(a, b, name=label)
 
 
+@pytest.mark.slow
+@not_on(*ENGINES, reason="8,192 steps, each alone")
 @pytest.mark.parametrize("shape", [(16, 24), (24, 16)], ids=str)
 def test_8192_steps_without_drift(shape):
     """Inverses kept up to date do not wander off."""
@@ -192,6 +206,7 @@ def test_8192_steps_without_drift(shape):
                 assert_as_accurate(got, true, rival[i], name=name)
 
 
+@not_on(INTERPRETER, reason="40 steps")
 def test_is_bayes_write_at_its_addresses():
     args = inputs((40, 12, 30, 0.1, "some", 1))
     mean, cov, weights, _, evidence = write(args, 1)
@@ -212,6 +227,7 @@ def test_step_kl_is_the_kl_of_each_step():
         state = after[:2]
 
 
+@not_on(INTERPRETER, reason="30 steps, twice")
 def test_a_masked_step_is_a_removed_step():
     args = inputs((30, 12, 7, 0.1, "some", 2))
     mean, cov, values, noise, ridge, mask = (x[:1] for x in args)
@@ -249,6 +265,8 @@ def test_a_mean_of_zero_has_addresses_of_zero():
     torch.testing.assert_close(cov_after, cov)
 
 
+@pytest.mark.slow
+@not_on(INTERPRETER, reason="256 steps")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_more_slots_than_columns_with_tiny_noise(dtype):
     """Where an inverse kept up to date in float32 ends in NaN."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import (
     CASES,
+    DTYPES,
     LONG,
     METHODS,
     Case,
@@ -19,6 +20,7 @@ from helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_checks import DATA, MASK, NOISE, STATE, OperatorChecks
+from selection import INTERPRETER, MANY_CALLS, REFERENCE_ALONE, TEAMS, grid, not_on
 
 from kanerva_ext import ops, reference
 
@@ -53,8 +55,18 @@ def methods(case: Case) -> list[str]:
     return [m for m in METHODS if not (case.decay and m == "information")]
 
 
-CASES_METHODS = [pytest.param(c, m, id=f"{c}-{m}") for c in CASES for m in methods(c)]
-GRAD_CASES_METHODS = [pytest.param(c, m, id=f"{c}-{m}") for c in GRAD_CASES for m in methods(c)]
+def cases_methods_dtypes(cases):
+    return pytest.mark.parametrize(
+        ("case", "method", "dtype"),
+        grid(
+            cases,
+            METHODS,
+            DTYPES,
+            values=lambda case, method, dtype: (*case, method, dtype),
+            allowed=lambda case, method, dtype: method in methods(case),
+            marks=lambda case, method, dtype: case.marks,
+        ),
+    )
 
 
 @functools.cache
@@ -68,8 +80,7 @@ def plain(case: Case, dtype: torch.dtype):
     return reference.bayes_write(*problem(case, dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("case", "method"), CASES_METHODS)
+@cases_methods_dtypes(CASES)
 def test_accuracy(case, method, dtype):
     p = problem(case, dtype)
     results, rivals = write(p, method=method), plain(case, dtype)
@@ -90,8 +101,8 @@ def check_covariance(p: Problem, cov):
         assert (variance <= before * (1 + 8 * eps)).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("method", METHODS)
+@not_on(INTERPRETER, TEAMS, reason="65,536 steps")
+@pytest.mark.parametrize(("method", "dtype"), grid(METHODS, DTYPES, values=lambda m, d: (m, "any")))
 def test_65536_steps(method, dtype):
     floor = 1e-10 if dtype == torch.float64 else None
     results, rivals = write(problem(LONG, dtype), method=method), plain(LONG, dtype)
@@ -141,8 +152,7 @@ def plain_grads(case: Case, dtype: torch.dtype):
     return grads(case, dtype, lambda p: reference.bayes_write(*p))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("case", "method"), GRAD_CASES_METHODS)
+@cases_methods_dtypes(GRAD_CASES)
 def test_gradients(case, method, dtype):
     got = grads(case, dtype, lambda p: write(p, method=method))
     floor = 1e-10 if dtype == torch.float64 else None
@@ -153,7 +163,8 @@ def test_gradients(case, method, dtype):
         assert_same_direction(g, want, name=f"gradient of {name}")
 
 
-@pytest.mark.parametrize("case", GRAD_CASES, ids=str)
+@REFERENCE_ALONE
+@pytest.mark.parametrize("case", grid(GRAD_CASES, values=Case.traits))
 def test_closed_form_of_the_reference(case):
     """The adjoint in chunks, which serves devices without kernels."""
     p = problem(case)
@@ -166,6 +177,7 @@ def test_closed_form_of_the_reference(case):
         assert_as_accurate(g, want, rival, floor=floor, name=f"gradient of {name}")
 
 
+@not_on(INTERPRETER, reason="300 steps")
 def test_gradients_of_a_long_episode():
     """Several chunks in the adjoint, with decay across them."""
     for decay in (False, True):
@@ -259,6 +271,7 @@ def test_decay_of_one_is_no_decay():
             torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
 
 
+@MANY_CALLS
 def test_noise_as_number_scalar_and_tensor():
     p = problem(Case("iid", 1.0, 9, 4, 3))
     want = write(p._replace(noise_var=torch.full((2, 9), 0.25, dtype=torch.float64)))
@@ -304,6 +317,7 @@ def test_indefinite_system_is_nan():
                 assert result[1].isnan().all() and not result[0].isnan().any(), method
 
 
+@MANY_CALLS
 def test_third_derivative():
     p = problem(Case("iid", 0.5, 3, 3, 2))
     thirds = []
@@ -317,6 +331,7 @@ def test_third_derivative():
     torch.testing.assert_close(*thirds)
 
 
+@MANY_CALLS
 def test_changing_a_float_noise_recompiles_once():
     torch._dynamo.reset()
     p = problem(Case("iid", 0.5, 3, 3, 2))
@@ -331,6 +346,7 @@ def test_changing_a_float_noise_recompiles_once():
     torch._dynamo.reset()
 
 
+@not_on(INTERPRETER, TEAMS, reason="40 examples of up to 40 steps")
 @settings(max_examples=40, deadline=None)
 @given(
     b=st.integers(1, 3),

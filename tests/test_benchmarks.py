@@ -139,6 +139,7 @@ def test_backends_of_a_device():
     assert f"{KANERVA}[cuda]" not in [p.name for p in on_backends("read", "cpu")]
 
 
+@pytest.mark.slow
 def test_compare_on_a_device(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(timers, "of", lambda device: FakeDevice())
     monkeypatch.setattr(compare, "compiled_backends", lambda timer: ["auto", "reference"])
@@ -171,6 +172,7 @@ ceilings._product_rate = lambda timer, tf32: 1e12
 """
 
 
+@pytest.mark.slow
 def test_pytest_benchmarks_on_a_device(tmp_path):
     pytest.importorskip("pytest_benchmark")
     (tmp_path / "stand_in.py").write_text(PLUGIN)

@@ -304,6 +304,7 @@ def test_the_torch_library_uses_only_the_stable_abi():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.skipif(probe.find_nvcc() is None, reason="needs nvcc (a CUDA toolkit; no GPU)")
 def test_cuda_library_builds_against_any_torch(tmp_path, capfd):
     """A PyTorch without CUDA included: its stable ABI headers are enough."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import (
     CASES,
+    DTYPES,
     LONG,
     Case,
     Problem,
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_checks import DATA, MASK, NOISE, STATE, OperatorChecks
 from scan_truth import scan, scan_grads, scan_problem
+from selection import INTERPRETER, MANY_CALLS, REFERENCE_ALONE, TEAMS, grid, not_on
 from torch import Tensor
 
 from kanerva_ext import ops, reference
@@ -23,7 +25,13 @@ NAMES = ("reads", "read_var", "mean", "cov", "log_evidence")
 GRADS = ("mean", "cov", "weights", "values", "queries", "noise_var", "decay")
 GRAD_CASES = [c for c in CASES if c.steps <= 100 and c.slots <= 65]
 CHUNKS = (1, 3, 16, 64, 1000)
-DTYPES = (torch.float32, torch.float64)
+CHUNK_CASES = (
+    Case("iid", 1.0, 100, 17, 5, "some", True),
+    Case("collinear", 1e-4, 70, 33, 20),
+    Case("softmax", 1e3, 33, 64, 16, "some"),
+    Case("repeated", 1e-6, 100, 12, 3),
+    Case("rank8", 1e-2, 20, 9, 5, "some", True),
+)
 
 
 class TestCausalScan(OperatorChecks):
@@ -46,6 +54,23 @@ class TestCausalScan(OperatorChecks):
 
     def depends(self, name, result, results):
         return name != "queries"  # a NaN in a query stays in its read
+
+
+def cases_dtypes(cases):
+    return pytest.mark.parametrize(
+        ("case", "dtype"),
+        grid(
+            cases,
+            DTYPES,
+            values=lambda case, dtype: (*case, dtype),
+            marks=lambda case, dtype: case.marks,
+        ),
+    )
+
+
+def chunk_marks(case: Case):
+    """In the interpreter one of the problems, with every chunk length."""
+    return () if case.steps <= 20 else (not_on(INTERPRETER, reason="too large a problem"),)
 
 
 def call(p: Problem, queries: Tensor, **options):
@@ -73,8 +98,7 @@ def assert_true(case: Case, dtype: torch.dtype, results) -> None:
         assert_as_accurate(got, want, rival, floor=floor, name=name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@cases_dtypes(CASES)
 def test_accuracy(case, dtype):
     results = call(*scan_problem(case, dtype))
     assert_true(case, dtype, results)
@@ -82,27 +106,21 @@ def test_accuracy(case, dtype):
     assert (results[1] >= 0).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("chunk_size", CHUNKS)
 @pytest.mark.parametrize(
-    "case",
-    [
-        Case("iid", 1.0, 100, 17, 5, "some", True),
-        Case("collinear", 1e-4, 70, 33, 20),
-        Case("softmax", 1e3, 33, 64, 16, "some"),
-        Case("repeated", 1e-6, 100, 12, 3),
-    ],
-    ids=str,
+    ("case", "chunk_size", "dtype"),
+    grid(CHUNK_CASES, CHUNKS, DTYPES, marks=lambda case, chunk_size, dtype: chunk_marks(case)),
 )
 def test_any_chunk_length_gives_the_same(case, chunk_size, dtype):
     assert_true(case, dtype, call(*scan_problem(case, dtype), chunk_size=chunk_size))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@not_on(INTERPRETER, TEAMS, reason="65,536 steps")
+@pytest.mark.parametrize("dtype", grid(DTYPES, values=lambda dtype: ()))
 def test_65536_steps(dtype):
     assert_true(LONG, dtype, call(*scan_problem(LONG, dtype)))
 
 
+@not_on(INTERPRETER, reason="200 steps")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("decay", [0.5, 0.9])
 def test_strong_decay(decay, dtype):
@@ -154,8 +172,7 @@ def plain_grads(case: Case, dtype: torch.dtype):
     return grads(case, dtype, plain_call)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", GRAD_CASES, ids=str)
+@cases_dtypes(GRAD_CASES)
 def test_gradients(case, dtype):
     got = grads(case, dtype, call)
     floor = 1e-10 if dtype == torch.float64 else None
@@ -166,7 +183,8 @@ def test_gradients(case, dtype):
         assert_same_direction(g, want, name=f"gradient of {name}")
 
 
-@pytest.mark.parametrize("case", GRAD_CASES, ids=str)
+@REFERENCE_ALONE
+@pytest.mark.parametrize("case", grid(GRAD_CASES, values=Case.traits))
 def test_closed_form_of_the_reference(case):
     p, queries = scan_problem(case)
     got = reference.causal_scan_backward(
@@ -181,6 +199,7 @@ def test_closed_form_of_the_reference(case):
             assert_as_accurate(g, want, rival, floor=floor, name=f"gradient of {name}")
 
 
+@not_on(INTERPRETER, reason="300 steps")
 @pytest.mark.parametrize("chunk_size", CHUNKS)
 def test_gradients_with_any_chunk_length(chunk_size):
     """Several chunks in the adjoint, with decay across them."""
@@ -263,6 +282,7 @@ def test_nan_in_a_query_stays_in_its_read():
         assert torch.equal(got, want)
 
 
+@MANY_CALLS
 def test_default_state_is_zero_mean_and_identity():
     p, queries = scan_problem(Case("iid", 0.1, 9, 4, 3), torch.float32)
     steps = (*p[2:4], queries, p.noise_var)
@@ -297,6 +317,7 @@ def test_indefinite_system_is_nan():
             assert result[1].isnan().all() and not result[0].isnan().any()
 
 
+@not_on(INTERPRETER, TEAMS, reason="40 examples of up to 40 steps")
 @settings(max_examples=40, deadline=None)
 @given(
     b=st.integers(1, 3),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import Case
 from scan_truth import scan_problem
+from selection import MANY_CALLS
 
 from kanerva_ext import ops
 
@@ -40,8 +41,11 @@ def one_by_one(args, mask):
     return [*(torch.cat(c, 1) for c in columns[:2]), *(torch.stack(c, 1) for c in columns[2:])]
 
 
-@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("index", "dtype"),
+    [(torch.int64, torch.float32), (torch.int32, torch.float64)],
+    ids=["int64-float32", "int32-float64"],
+)
 def test_packed_sequences_know_nothing_of_each_other(dtype, index):
     args, mask, bounds = packed(dtype, grad=True)
     results = call(args, mask, bounds.to(index))
@@ -74,6 +78,7 @@ def test_packed_leading_dimensions_and_default_state():
         torch.testing.assert_close(got, expected)
 
 
+@MANY_CALLS
 def test_packed_gradcheck():
     args, mask, bounds = packed(rows=1)
     args = [x[:, :4] if i < 2 else x[:, :20] for i, x in enumerate(args)]
@@ -86,6 +91,7 @@ def test_packed_gradcheck():
     assert torch.autograd.gradgradcheck(function, args, fast_mode=True)
 
 
+@MANY_CALLS
 def test_packed_vmap_and_compile():
     args, mask, bounds = packed()
     several = [torch.stack([x, x.flip(0)]) for x in args]
@@ -106,6 +112,7 @@ def test_packed_vmap_and_compile():
     torch._dynamo.reset()
 
 
+@MANY_CALLS
 def test_opcheck_packed():
     args, mask, bounds = packed(grad=True)
     raw = (*(x.detach().flatten(0, 1).requires_grad_() for x in args[:2]), *args[2:6])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import Case
 from scan_truth import scan_problem
+from selection import MANY_CALLS
 
 from kanerva_ext import ops
 
@@ -115,11 +116,13 @@ def test_a_bad_step_is_nan_alone():
         ops.causal_step(**one_step(noise_var=noise), check=True)
 
 
+@MANY_CALLS
 def test_opcheck_step():
     args = one_step(noise_var=torch.full((2,), 0.3))
     torch.library.opcheck(torch.ops.kanerva.causal_step.default, (*args.values(), None, None))
 
 
+@MANY_CALLS
 def test_compiled_step():
     torch._dynamo.reset()
     compiled = torch.compile(ops.causal_step, fullgraph=True, backend="aot_eager")

@@ -73,6 +73,7 @@ def test_capacity(runs, tmp_path, capsys):
         assert float(shown[3]) == pytest.approx(float(row["bound"]), abs=0.006)
 
 
+@pytest.mark.slow
 def test_capacity_in_batches(runs, tmp_path, monkeypatch):
     """A batch is no part of the result where a model samples nothing in it."""
     options = ["--lengths", 4, 12, "--episodes", 2, "--out", tmp_path]
@@ -85,6 +86,7 @@ def test_capacity_in_batches(runs, tmp_path, monkeypatch):
             assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_capacity_of_colours_and_the_seed(runs, tmp_path, capsys):
     files = []
     for i, seed in enumerate((0, 0, 1)):

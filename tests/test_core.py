@@ -130,7 +130,7 @@ def adaptive_error(problem, ridge, results):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_every_instruction_set(level, dtype):
     best = core.simd_level()
     if LEVELS.index(level) > LEVELS.index(best):

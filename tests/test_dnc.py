@@ -237,6 +237,7 @@ class WriteAndRead(torch.nn.Module):
         return outputs, self.of.read(queries, state), *state
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_differences():
     """Of everything together: the gradients of the steps' weights are put together by hand."""
     sizes = {"memory_size": 3, "word_size": 2, "num_read_heads": 2, "controller_size": 2}
@@ -287,6 +288,7 @@ def test_graphs_are_freed():
         gc.enable()
 
 
+@pytest.mark.slow
 def test_learns_to_recall_by_key():
     """Three pairs of a key and four random bits each, then a key: the bits, from the memory."""
     torch.manual_seed(0)
@@ -370,6 +372,7 @@ def test_gradients_reach_every_parameter_of_the_machine(episodes, sample):
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.slow
 def test_training_makes_the_memory_matter(episodes):
     """Four fixed short episodes: the right memory is then better than another one."""
     short = episodes[:, :4]

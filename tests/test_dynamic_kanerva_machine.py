@@ -79,6 +79,7 @@ def test_given_a_memory_nothing_is_written(episodes):
     assert terms.kl_memory is None
 
 
+@pytest.mark.slow
 def test_training_lowers_the_bound(images):
     model = machine(memory_size=16, code_size=24)
     generator = torch.Generator().manual_seed(0)

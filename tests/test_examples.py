@@ -43,6 +43,7 @@ def test_a_stream_equals_one_write(capsys):
     assert capsys.readouterr().out.count("after") == 5
 
 
+@pytest.mark.slow
 def test_layers_are_compared(capsys, tmp_path):
     """A few steps: that they learn is what the example itself shows, in minutes."""
     picture = tmp_path / "sequence_layer.png"

@@ -2,6 +2,7 @@ import pytest
 import torch
 from helpers import LD, Case, assert_as_accurate, problem, relative_error
 from operator_checks import DATA, MASK, NOISE, STATE, OperatorChecks
+from selection import INTERPRETER, not_on
 
 from kanerva_ext import ops, reference
 
@@ -58,8 +59,18 @@ def name_of(case):
     return f"{kind}-v{noise:g}-T{steps}-K{slots}-C{code}-mask_{mask}"
 
 
+PARAMS = [
+    pytest.param(
+        case,
+        id=name_of(case),
+        marks=[] if case[0] <= 40 and case[1] <= 65 else not_on(INTERPRETER, reason="many tiles"),
+    )
+    for case in CASES
+]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", PARAMS)
 def test_what_remains_is_what_was_before(case, dtype):
     steps, slots, code, noise, mask, kind = case
     p = episode(steps, slots, code, noise, mask, kind)
@@ -85,6 +96,7 @@ def test_order_does_not_matter():
         torch.testing.assert_close(got, true, rtol=1e-9, atol=1e-11)
 
 
+@not_on(INTERPRETER, reason="3,000 steps")
 def test_long_episode():
     p = episode(3000, 9, 6, 1.0)
     (a, _), (b, _) = split(p, 100)
@@ -95,7 +107,7 @@ def test_long_episode():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", PARAMS)
 def test_gradients(case, dtype):
     steps, slots, code, noise, mask, kind = case
     p = episode(steps, slots, code, noise, mask, kind)
@@ -122,6 +134,7 @@ def test_gradients(case, dtype):
         )
 
 
+@not_on(INTERPRETER, reason="60 steps of 65 slots")
 @pytest.mark.parametrize("noise", [1.0, 1e-2], ids=lambda v: f"T60-K65-v{v:g}")
 def test_gradients_are_float64_where_little_was_left(noise):
     """On both sides of the growth ``w'Uw / v`` from which a float32 state is served in float64."""

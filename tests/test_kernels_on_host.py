@@ -183,12 +183,14 @@ def test_divergence_is_an_error(run_fixture, case, message, sanitizer):
     assert "block (0, 0) of 64 threads" in done.stdout and message in done.stdout
 
 
+@pytest.mark.slow
 def test_no_races_and_results_do_not_depend_on_the_order(tool, thread_program):
     done = tool.run_program(thread_program)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.count(" ok\n") > 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("operator", "barrier"),
     [
@@ -205,6 +207,7 @@ def test_a_barrier_left_out_is_noticed(tool, thread_program, operator, barrier):
     assert "data race" in done.stderr
 
 
+@pytest.mark.slow
 def test_no_access_outside_a_buffer(tool, sanitizers):
     done = tool.run_program(tool.build_program(sanitizers("address")))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

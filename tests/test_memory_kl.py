@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import Case, assert_as_accurate, problem
 from operator_checks import STATE, OperatorChecks
+from selection import INTERPRETER, grid, not_on
 
 from kanerva_ext import ops, reference
 
@@ -47,7 +48,7 @@ def test_is_the_divergence_of_the_stacked_columns():
     torch.testing.assert_close(ops.memory_kl(mean, cov, prior_mean, prior_cov), want.sum(-1))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [pytest.param(c, id=str(c), marks=c.marks) for c in CASES])
 def test_float32(case):
     def run(function, dtype):
         args = [x.requires_grad_() for x in beliefs(case, dtype)]
@@ -65,6 +66,7 @@ def test_float32(case):
         assert_as_accurate(got, want, rival, name=name)
 
 
+@not_on(INTERPRETER, reason="all problems, the large ones too")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_positive_and_zero_for_equal_beliefs(dtype):
     for case in CASES:
@@ -76,8 +78,11 @@ def test_positive_and_zero_for_equal_beliefs(dtype):
             assert (kl.abs() <= rounding).all(), (case, kl)
 
 
-@pytest.mark.parametrize("jitter", [0.1, 1e-2, 1e-6], ids=lambda j: f"K257-jitter{j:g}")
-@pytest.mark.parametrize("which", ["belief", "prior", "both"])
+@not_on(INTERPRETER, reason="many tiles")
+@pytest.mark.parametrize(
+    ("which", "jitter"),
+    grid(("belief", "prior", "both"), (0.1, 1e-2, 1e-6), values=lambda w, j: (w, j < 0.1)),
+)
 def test_many_slots(which, jitter):
     """On both sides of the condition from which float32 states are served in float64."""
     slots, code, rank = 257, 40, 230

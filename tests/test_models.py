@@ -246,6 +246,7 @@ def test_decoder_starts_at_the_ink_of_omniglot():
     assert 0.05 < decoder(torch.zeros(1, 100)).sigmoid().mean() < 0.12
 
 
+@pytest.mark.slow
 def test_training_makes_the_memory_matter(episodes):
     """Four fixed episodes, a few seconds: the right memory is then better than another one."""
     torch.manual_seed(0)

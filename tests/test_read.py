@@ -25,7 +25,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [pytest.param(c, id=str(c), marks=c.marks) for c in CASES])
 def test_accuracy(case, dtype):
     p = problem(case, dtype)
     mean, cov, weights = map(extended, (p.mean, symmetric(p.cov), p.weights))
@@ -37,7 +37,7 @@ def test_accuracy(case, dtype):
         assert_as_accurate(got, want, rival, name=name)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [pytest.param(c, id=str(c), marks=c.marks) for c in CASES])
 def test_float32_gradients(case):
     def grads(dtype, function):
         torch.manual_seed(0)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from helpers import assert_as_accurate
 from operator_checks import DATA, RIDGE, STATE, OperatorChecks
+from selection import INTERPRETER, not_on
 
 from kanerva_ext import ops, reference
 
@@ -28,7 +29,15 @@ def inputs(t, k, c, dtype, batch=2):
     return [x.to(dtype) for x in args]
 
 
-SIZES = [(5, 64, 16), (33, 32, 100), (1, 1, 1), (100, 17, 31), (3, 257, 300), (9, 300, 65)]
+LARGE = not_on(INTERPRETER, reason="many tiles")
+SIZES = [
+    (5, 64, 16),
+    (33, 32, 100),
+    (1, 1, 1),
+    pytest.param(100, 17, 31, marks=LARGE),
+    pytest.param(3, 257, 300, marks=LARGE),
+    pytest.param(9, 300, 65, marks=LARGE),
+]
 
 
 @pytest.mark.parametrize(("t", "k", "c"), SIZES)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from helpers import Case, assert_as_accurate, problem
 from operator_checks import STATE, OperatorChecks
+from selection import INTERPRETER, not_on
 
 from kanerva_ext import MemoryState, ops, reference
 
@@ -27,7 +28,8 @@ class TestFromStatistics(OperatorChecks):
     saved_outputs = (0, 1)
 
 
-SIZES = [(1, 1), (5, 3), (33, 100), (64, 17), (130, 300)]
+LARGE = not_on(INTERPRETER, reason="many tiles")
+SIZES = [(1, 1), (5, 3), (33, 100), (64, 17), pytest.param(130, 300, marks=LARGE)]
 
 
 def belief(k, c, dtype, jitter=0.1):
@@ -74,6 +76,7 @@ def test_float32(k, c, jitter):
         assert_as_accurate(got, want, rival, name=name)
 
 
+@LARGE
 @pytest.mark.parametrize("jitter", [0.1, 1e-2, 1e-6], ids=lambda j: f"K257-jitter{j:g}")
 def test_many_slots(jitter):
     """On both sides of the condition from which a float32 state is served in float64."""

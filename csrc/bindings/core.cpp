@@ -112,7 +112,7 @@ py::tuple bayes_write(const py::array& mean, const py::object& cov, const py::ar
                       const py::object& decay, const std::string& method) {
   BayesWriteArgs args;
   args.n = sizes(mean, &weights, "weights");
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const Dtype s = dtype_of(mean, "mean");
   const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
                       input(weights, "weights", {B, T, K}, s),
@@ -146,7 +146,7 @@ py::array solve_addresses(const py::array& mean, const py::array& queries,
                           const py::object& ridge) {
   SolveAddressesArgs args;
   args.n = sizes(mean, &queries, "queries");
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const Dtype s = dtype_of(mean, "mean");
   const Input in[] = {input(mean, "mean", {B, K, C}, s), input(queries, "queries", {B, T, C}, s),
                       input(ridge, "ridge", {B}, s)};
@@ -163,7 +163,7 @@ py::array solve_addresses(const py::array& mean, const py::array& queries,
 py::tuple read(const py::array& mean, const py::object& cov, const py::array& weights) {
   ReadArgs args;
   args.n = sizes(mean, &weights, "weights");
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const Dtype s = dtype_of(mean, "mean");
   const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
                       input(weights, "weights", {B, T, K}, s)};
@@ -184,7 +184,7 @@ py::tuple recall(const py::array& mean, const py::object& cov, const py::array& 
                  const py::object& ridge) {
   RecallArgs args;
   args.n = sizes(mean, &queries, "queries");
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const Dtype s = dtype_of(mean, "mean");
   const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
                       input(queries, "queries", {B, T, C}, s), input(ridge, "ridge", {B}, s)};
@@ -207,7 +207,7 @@ py::array memory_kl(const py::array& mean, const py::object& cov, const py::obje
                     const py::object& prior_cov) {
   MemoryKlArgs args;
   args.n = sizes(mean, nullptr, "");
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
   const Dtype s = dtype_of(mean, "mean");
   const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
                       input(prior_mean, "prior_mean", {B, K, C}, s),
@@ -226,7 +226,7 @@ py::array memory_kl(const py::array& mean, const py::object& cov, const py::obje
 py::tuple statistics(const py::array& mean, const py::object& cov) {
   StatisticsArgs args;
   args.n = sizes(mean, nullptr, "");
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
   const Dtype s = dtype_of(mean, "mean");
   const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s)};
   args.mean = in[0].view;
@@ -247,7 +247,7 @@ py::tuple adaptive_write(const py::array& mean, const py::object& cov, const py:
   if (num_iters < 1) throw py::value_error("num_iters must be at least 1");
   AdaptiveWriteArgs args;
   args.n = sizes(mean, &values, "values");
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const Dtype s = dtype_of(mean, "mean");
   const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
                       input(values, "values", {B, T, C}, s),
@@ -277,7 +277,7 @@ py::tuple forget(const py::array& mean, const py::object& cov, const py::array& 
                  const py::object& values, const py::object& noise_var, const py::object& mask) {
   ForgetArgs args;
   args.n = sizes(mean, &weights, "weights");
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const Dtype s = dtype_of(mean, "mean");
   const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
                       input(weights, "weights", {B, T, K}, s),
@@ -307,7 +307,7 @@ py::tuple causal_scan(const py::array& mean, const py::object& cov, const py::ar
   CausalScanArgs args;
   args.n = sizes(mean, &weights, "weights");
   args.chunk_size = chunk_size;
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const Dtype s = dtype_of(mean, "mean");
   const Input in[] = {
       input(mean, "mean", {B, K, C}, s),       input(cov, "cov", {B, K, K}, s),

@@ -25,7 +25,7 @@ bool propose_step(AdaptiveMemory<A>& m, double v, int64_t num_iters, F&& iterate
 template <class A>
 Outcome adaptive_item(const AdaptiveWriteArgs& args, int64_t b, const Episode& e, double ridge,
                       bool last_resort, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t K = args.n.K, C = args.n.C;
   const Outcome otherwise = last_resort ? Outcome::failed : Outcome::harder;
   Workspace::Scope scope(Workspace::of_thread());
   AdaptiveMemory<A> m(scope, args.n, executor);
@@ -64,7 +64,7 @@ inline double adaptive_operations(const Sizes& n, int64_t num_iters) {
 }
 
 inline void adaptive_write(const AdaptiveWriteArgs& args, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const double operations = adaptive_operations(args.n, args.num_iters);
   for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {
     Workspace::Scope scope(Workspace::of_thread());

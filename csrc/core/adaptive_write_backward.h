@@ -288,7 +288,7 @@ bool adaptive_adjoint(const AdaptiveWriteBackwardArgs& args, int64_t b, const Ep
 
 inline void adaptive_write_backward(const AdaptiveWriteBackwardArgs& args,
                                     const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const double operations = 3.0 * adaptive_operations(args.n, args.num_iters);
   for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {
     Workspace::Scope scope(Workspace::of_thread());

@@ -150,7 +150,7 @@ double chunk_log_evidence(const Chunk<F>& c, int64_t C, double quadratic) {
 template <class A, class F>
 Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool use_sqrt,
                    double limit, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t K = args.n.K, C = args.n.C;
   Workspace& workspace = Workspace::of_thread();
   Workspace::Scope scope(workspace);
   const int64_t step = chunk_steps(K, e.steps);
@@ -232,7 +232,7 @@ Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Episode& e
 }
 
 inline void bayes_write(const BayesWriteArgs& args, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const double operations = double(T + K) * double(K) * double(2 * K + C);
   for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {
     Workspace::Scope scope(Workspace::of_thread());

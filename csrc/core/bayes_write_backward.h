@@ -37,7 +37,7 @@ Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b, const 
 }
 
 inline void bayes_write_backward(const BayesWriteBackwardArgs& args, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const double operations = 3.0 * double(T + K) * double(K) * double(2 * K + C);
   for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {
     Workspace::Scope scope(Workspace::of_thread());

@@ -323,7 +323,7 @@ Outcome scan_adaptively(const CausalScanArgs& args, const Episode& e, const Exec
 }
 
 inline void causal_scan(const CausalScanArgs& args, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const auto fail = [](const CausalScanArgs& item) {
     fill(item.reads_out, 0, item.n.T, item.n.C, NAN);
     fill(item.read_var_out, 0, item.n.T, 1, NAN);

@@ -252,7 +252,7 @@ Outcome scan_adjoint_adaptively(const CausalScanBackwardArgs& args, const Episod
 }
 
 inline void causal_scan_backward(const CausalScanBackwardArgs& args, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const auto fail = [](const CausalScanBackwardArgs& item) {
     const auto [one, steps, slots, code] = item.n;
     fill(item.d_mean, 0, slots, code, NAN);

@@ -68,7 +68,7 @@ Outcome forget_item(const ForgetArgs& args, int64_t b, const Episode& e, double 
 }
 
 inline void forget(const ForgetArgs& args, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const double operations = double(T + K) * double(K) * double(2 * K + C);
   for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {
     Workspace::Scope scope(Workspace::of_thread());
@@ -195,7 +195,7 @@ class ForgetAdjoint {
 };
 
 inline void forget_backward(const ForgetBackwardArgs& args, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const double operations = double(T + K) * double(K) * double(5 * K + 5 * C);
   for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {
     Workspace::Scope scope(Workspace::of_thread());

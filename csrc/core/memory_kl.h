@@ -127,7 +127,7 @@ void whiten(const Executor& executor, const Matrix<T>& A, const Matrix<T>& V, co
 }
 
 inline void memory_kl_item(const MemoryKlArgs& args, int64_t b, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t K = args.n.K, C = args.n.C;
   Workspace::Scope scope(Workspace::of_thread());
   BeliefPair p(scope, args.n);
   double kl = NAN;
@@ -149,7 +149,7 @@ inline void memory_kl_item(const MemoryKlArgs& args, int64_t b, const Executor& 
 template <class A>
 void memory_kl_adjoint(const MemoryKlBackwardArgs& args, int64_t b, const BeliefPair& p,
                        const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t K = args.n.K, C = args.n.C;
   const double g = load_scalar<double>(args.grad, b);
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<A> P0(scope, K, K), Vt(scope, K, K), S(scope, K, K), Q(scope, K, C);
@@ -206,7 +206,7 @@ void memory_kl_adjoint(const MemoryKlBackwardArgs& args, int64_t b, const Belief
 
 inline void memory_kl_backward_item(const MemoryKlBackwardArgs& args, int64_t b,
                                     const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t K = args.n.K, C = args.n.C;
   Workspace::Scope scope(Workspace::of_thread());
   BeliefPair p(scope, args.n);
   if (!p.build(args, b, executor)) {

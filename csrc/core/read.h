@@ -61,7 +61,7 @@ void read_adjoint(const Executor& executor, int64_t m, const Matrix<A>& W, const
 
 template <class A>
 void read_item(const ReadArgs& args, int64_t b, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
   const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<A> R(scope, K, C), U(scope, K, K), W(scope, tile, K), WU(scope, tile, K),
@@ -87,7 +87,7 @@ void read_item(const ReadArgs& args, int64_t b, const Executor& executor) {
 
 template <class A>
 void read_backward_item(const ReadBackwardArgs& args, int64_t b, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
   const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<A> R(scope, K, C), Rt(scope, C, K), U(scope, K, K), dR(scope, K, C), dU(scope, K, K);
@@ -111,7 +111,7 @@ void read_backward_item(const ReadBackwardArgs& args, int64_t b, const Executor&
 }
 
 inline void read(const ReadArgs& args, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   for_each_item(B, double(T) * double(K) * double(K + C), executor,
                 [&](int64_t b, const Executor& inner) {
                   args.mean.dtype == Dtype::float32 ? read_item<float>(args, b, inner)
@@ -120,7 +120,7 @@ inline void read(const ReadArgs& args, const Executor& executor) {
 }
 
 inline void read_backward(const ReadBackwardArgs& args, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   for_each_item(B, 2.0 * double(T) * double(K) * double(K + C), executor,
                 [&](int64_t b, const Executor& inner) {
                   args.mean.dtype == Dtype::float32 ? read_backward_item<float>(args, b, inner)

@@ -11,7 +11,7 @@ namespace KANERVA_ISA {
 template <class A, class F>
 void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem<F>& system,
                   const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
   const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
   AddressTile<A, F> solver(scope, system, tile, executor);
@@ -40,7 +40,7 @@ void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem<F>& sys
 template <class A, class F>
 void recall_adjoint_tiles(const RecallBackwardArgs& args, int64_t b, const AddressSystem<F>& system,
                           const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
   const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
   AddressTile<A, F> solver(scope, system, tile, executor);
@@ -77,7 +77,7 @@ inline double recall_operations(const Sizes& n) {
 }
 
 inline void recall(const RecallArgs& args, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   for_each_item(B, recall_operations(args.n), executor, [&](int64_t b, const Executor& inner) {
     with_address_system(
         args.mean, args.ridge, args.n, b, inner,
@@ -93,7 +93,7 @@ inline void recall(const RecallArgs& args, const Executor& executor) {
 }
 
 inline void recall_backward(const RecallBackwardArgs& args, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const double operations = 3.0 * recall_operations(args.n);
   for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {
     with_address_system(

@@ -28,7 +28,7 @@ void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem<
 template <class A, class F>
 void solve_adjoint_tiles(const SolveAddressesBackwardArgs& args, int64_t b,
                          const AddressSystem<F>& system, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
   const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
   AddressTile<A, F> solver(scope, system, tile, executor);

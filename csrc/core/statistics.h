@@ -24,7 +24,7 @@ void statistics_products(const StatisticsArgs& args, int64_t b, const Matrix<A>&
 }
 
 inline void statistics_item(const StatisticsArgs& args, int64_t b, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t K = args.n.K, C = args.n.C;
   Workspace::Scope scope(Workspace::of_thread());
   Factor factor(scope, K);
   Matrix<double> V(scope, K, K);
@@ -52,7 +52,7 @@ inline void statistics_item(const StatisticsArgs& args, int64_t b, const Executo
 // With P = U^-1 and S = P R: dR = P gS,  dU = -sym(P gP P + dR S').
 template <class A>
 void statistics_adjoint(const StatisticsBackwardArgs& args, int64_t b, const Executor& executor) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t K = args.n.K, C = args.n.C;
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<A> P(scope, K, K), dU(scope, K, K), dR(scope, K, C);
   load(executor, args.precision, b, Rows{}, K, P);

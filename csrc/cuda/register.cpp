@@ -28,13 +28,13 @@ using ops::Tensor;
 
 int32_t type_of(const Tensor& t) {
   int32_t type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  KANERVA_TORCH_CHECK(aoti_torch_get_device_type(t.get(), &type));
   return type;
 }
 
 int32_t index_of(const Tensor& t) {
   int32_t index = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
+  KANERVA_TORCH_CHECK(aoti_torch_get_device_index(t.get(), &index));
   return index;
 }
 
@@ -83,7 +83,7 @@ const Device& device(int32_t index) {
 
 Stream stream(int32_t index) {
   void* found = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &found));
+  KANERVA_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &found));
   return static_cast<Stream>(found);
 }
 

@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaptive_write(Tensor mean, T
   const Backend on(mean);
   AdaptiveWriteArgs args;
   adaptive_write_inputs(on, args, mean, cov, values, noise_var, ridge, mask, num_iters);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   Output mean_out = output(on, mean, {B, K, C});
   Output cov_out = output(on, mean, {B, K, K});
   Output weights = output(on, mean, {B, T, K});
@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaptive_write_backward(
   const Backend on(mean);
   AdaptiveWriteBackwardArgs args;
   adaptive_write_inputs(on, args, mean, cov, values, noise_var, ridge, mask, num_iters);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const Dtype state = args.mean.dtype;
   args.grad_mean = state_view(on, grad_mean, "grad_mean", {B, K, C}, state);
   args.grad_cov = state_view(on, grad_cov, "grad_cov", {B, K, K}, state);

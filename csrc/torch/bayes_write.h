@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor> bayes_write(Tensor mean, Tensor cov, Tensor w
   const Backend on(mean);
   BayesWriteArgs args;
   bayes_write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay, method);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
   Output mean_out = output(on, mean, {B, K, C});
   Output cov_out = output(on, mean, {B, K, K});
   Output log_evidence = output(on, mean, {B});
@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bayes_write_backward(
   const Backend on(mean);
   BayesWriteBackwardArgs args;
   bayes_write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay, method);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   args.grad_mean = state_view(on, grad_mean, "grad_mean", {B, K, C}, args.mean.dtype);
   args.grad_cov = state_view(on, grad_cov, "grad_cov", {B, K, K}, args.mean.dtype);
   args.grad_log_evidence =

@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_scan(
   CausalScanArgs args;
   const int64_t rows = causal_scan_inputs(on, args, mean, cov, weights, values, queries, noise_var,
                                           mask, decay, cu_seqlens, chunk_size);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   Output reads = output(on, mean, {rows, T, C});
   Output read_var = output(on, mean, {rows, T});
   Output mean_out = output(on, mean, {B, K, C});
@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> causal_scan_b
   CausalScanBackwardArgs args;
   const int64_t rows = causal_scan_inputs(on, args, mean, cov, weights, values, queries, noise_var,
                                           mask, decay, cu_seqlens, chunk_size);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const Dtype state = args.mean.dtype;
   args.grad_reads = state_view(on, grad_reads, "grad_reads", {rows, T, C}, state);
   args.grad_read_var = state_view(on, grad_read_var, "grad_read_var", {rows, T}, state);

@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor> forget(Tensor mean, Tensor cov, Tensor weights, Tenso
   const Backend on(mean);
   ForgetArgs args;
   forget_inputs(on, args, mean, cov, weights, values, noise_var, mask);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
   Output mean_out = output(on, mean, {B, K, C});
   Output cov_out = output(on, mean, {B, K, K});
   args.mean_out = mean_out.view;
@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forget_backward(
   const Backend on(mean);
   ForgetBackwardArgs args;
   forget_inputs(on, args, mean, cov, weights, values, noise_var, mask);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const Dtype state = args.mean.dtype;
   args.grad_mean = state_view(on, grad_mean, "grad_mean", {B, K, C}, state);
   args.grad_cov = state_view(on, grad_cov, "grad_cov", {B, K, K}, state);

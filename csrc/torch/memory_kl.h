@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> memory_kl_backward(Tensor grad, Tenso
   const Backend on(mean);
   MemoryKlBackwardArgs args;
   memory_kl_inputs(on, args, mean, cov, prior_mean, prior_cov);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
   args.grad = state_view(on, grad, "grad", {B}, args.mean.dtype);
   Output d_mean = output(on, mean, {B, K, C});
   Output d_cov = output(on, mean, {B, K, K});

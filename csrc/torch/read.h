@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> read_backward(OptionalTensor grad_values,
   const Backend on(mean);
   ReadBackwardArgs args;
   read_inputs(on, args, mean, cov, weights);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   args.grad_values = state_view(on, grad_values, "grad_values", {B, T, C}, args.mean.dtype);
   args.grad_var = state_view(on, grad_var, "grad_var", {B, T}, args.mean.dtype);
   Output d_mean = output(on, mean, {B, K, C});

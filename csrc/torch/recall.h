@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor> recall(Tensor mean, Tensor cov, Tensor querie
   const Backend on(mean);
   RecallArgs args;
   recall_inputs(on, args, mean, cov, queries, ridge);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   Output values = output(on, mean, {B, T, C});
   Output var = output(on, mean, {B, T});
   Output weights = output(on, mean, {B, T, K});
@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recall_backward(OptionalTensor grad_v
   const Backend on(mean);
   RecallBackwardArgs args;
   recall_inputs(on, args, mean, cov, queries, ridge);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   args.grad_values = state_view(on, grad_values, "grad_values", {B, T, C}, args.mean.dtype);
   args.grad_var = state_view(on, grad_var, "grad_var", {B, T}, args.mean.dtype);
   args.grad_weights = state_view(on, grad_weights, "grad_weights", {B, T, K}, args.mean.dtype);

@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> solve_addresses_backward(Tensor grad_weights,
   const Backend on(mean);
   SolveAddressesBackwardArgs args;
   solve_addresses_inputs(on, args, mean, queries, ridge);
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   args.grad_weights = state_view(on, grad_weights, "grad_weights", {B, T, K}, args.mean.dtype);
   args.weights = state_view(on, weights, "weights", {B, T, K}, args.mean.dtype);
   Output d_mean = output(on, mean, {B, K, C});

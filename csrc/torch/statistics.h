@@ -12,7 +12,7 @@ std::tuple<Tensor, Tensor> statistics(Tensor mean, Tensor cov) {
   const Backend on(mean);
   StatisticsArgs args;
   args.n = {mean.size(0), 0, mean.size(1), mean.size(2)};
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
   const Dtype state = state_dtype(mean);
   args.mean = view(on, mean, "mean", {B, K, C});
   args.cov = state_view(on, cov, "cov", {B, K, K}, state);
@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor> statistics_backward(OptionalTensor grad_shift,
   const Backend on(shift);
   StatisticsBackwardArgs args;
   args.n = {shift.size(0), 0, shift.size(1), shift.size(2)};
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
   const Dtype state = state_dtype(shift);
   args.shift = view(on, shift, "shift", {B, K, C});
   args.precision = state_view(on, precision, "precision", {B, K, K}, state);

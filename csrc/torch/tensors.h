@@ -18,6 +18,13 @@
 
 #include "../core/arguments.h"
 
+// torch 2.13 renamed the check of its C calls, with messages; 2.11 and 2.12 have the older one.
+#ifdef STABLE_TORCH_ERROR_CODE_CHECK
+#define KANERVA_TORCH_CHECK(call) STABLE_TORCH_ERROR_CODE_CHECK(call)
+#else
+#define KANERVA_TORCH_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace kanerva::ops {
 
 using torch::headeronly::ScalarType;
@@ -97,7 +104,7 @@ inline Dtype state_dtype(const Tensor& mean) {
 
 inline int32_t torch_dtype(const Tensor& t) {
   int32_t dtype = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  KANERVA_TORCH_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
   return dtype;
 }
 
@@ -107,8 +114,8 @@ template <class Backend>
 Tensor new_tensor(const Backend& on, int64_t dims, const int64_t* shape, const int64_t* strides,
                   int32_t dtype) {
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dims, shape, strides, dtype, on.device_type(), on.device_index(), &handle));
+  KANERVA_TORCH_CHECK(aoti_torch_empty_strided(dims, shape, strides, dtype, on.device_type(),
+                                               on.device_index(), &handle));
   return Tensor(handle);
 }
 

@@ -1,4 +1,4 @@
-"""The command line: ``kanerva COMMAND``, or ``python -m kanerva_ext.cli COMMAND``."""
+"""The command line, ``kanerva COMMAND``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import importlib
 import sys
 
 from .. import __version__
+from .._terminal import until_the_reader_leaves
+from ..data._files import TRAIN_PACKAGES
 from ._config import ConfigError
 
 __all__ = ["main"]
 
 COMMANDS = (
+    "demo",
     "train",
     "curves",
     "evaluate",
@@ -20,6 +23,7 @@ COMMANDS = (
     "generate",
     "interpolate",
     "capacity",
+    "info",
 )
 
 
@@ -37,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         module.add_arguments(subparser)
     args = parser.parse_args(argv)
     try:
-        return modules[args.command].run(args)
+        return until_the_reader_leaves(lambda: modules[args.command].run(args))
     except (ConfigError, ImportError, FileNotFoundError) as error:
         hint = ""
         if isinstance(error, ModuleNotFoundError) and error.name in (
@@ -45,6 +49,6 @@ def main(argv: list[str] | None = None) -> int:
             "tqdm",
             "matplotlib",
         ):
-            hint = "; pip install 'kanerva_ext[train]'"
+            hint = f"; {TRAIN_PACKAGES}"
         print(f"kanerva {args.command}: {error}{hint}", file=sys.stderr)
         return 2

@@ -265,7 +265,7 @@ def _toml() -> types.ModuleType:
     try:
         import tomli
     except ImportError as error:
-        raise ConfigError(f"{error}; pip install 'kanerva_ext[train]'") from error
+        raise ConfigError(f"{error}; pip install tomli") from error
     return tomli
 
 

@@ -244,7 +244,8 @@ def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
         value = getattr(args, name)
         for each in value if isinstance(value, list) else [value]:
             if each < bound:
-                raise ConfigError(f"--{name} must be at least {bound}, got {each}")
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} must be at least {bound}, got {each}")
 
 
 def choose_count(args: argparse.Namespace, name: str, default: int, limit: int, what: str) -> int:

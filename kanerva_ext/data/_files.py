@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-TRAIN_PACKAGES = "pip install 'kanerva_ext[train]'"
+#: By their names, which pip finds wherever kanerva_ext itself came from.
+TRAIN_PACKAGES = "pip install matplotlib pillow safetensors scipy tqdm"
 
 
 def require(module: str, needed_for: str, install: str = TRAIN_PACKAGES) -> ModuleType:

@@ -9,8 +9,9 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 pytest.importorskip("tqdm")
 
-from kanerva_ext import _demo_figures as figures
-from kanerva_ext import demo
+import kanerva_ext
+from kanerva_ext.cli import _demo_figures as figures
+from kanerva_ext.cli import demo, main
 from kanerva_ext.data import load_omniglot
 from kanerva_ext.models import KanervaMachine, MatchedVAE, evaluate
 
@@ -30,7 +31,7 @@ def trained(tmp_path_factory):
     """The folder of a demo of three steps."""
     before = torch.get_num_threads()
     out = tmp_path_factory.mktemp("demo")
-    assert demo.main(["--steps", "3", "--out", str(out), *SIZES]) == 0
+    assert main(["demo", "--steps", "3", "--out", str(out), *SIZES]) == 0
     torch.set_num_threads(before)
     return out
 
@@ -86,7 +87,7 @@ def test_checkpoint_round_trip(tmp_path):
 def test_showing_a_checkpoint_trains_nothing(trained, tmp_path, capsys):
     checkpoint = str(trained / "checkpoint.safetensors")
     options = ["--minutes", "0", "--checkpoint", checkpoint, "--threads", "1"]
-    assert demo.main([*options, "--out", str(tmp_path)]) == 0
+    assert main(["demo", *options, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "3 steps of each" in shown
     assert all((tmp_path / f"{name}.png").is_file() for name in PICTURES)
@@ -96,22 +97,26 @@ def test_showing_a_checkpoint_trains_nothing(trained, tmp_path, capsys):
     assert torch.equal(kanerva.decoder.linear.weight, first.decoder.linear.weight)
 
 
+@pytest.mark.slow
 def test_going_on_with_a_checkpoint(trained, tmp_path, capsys):
     checkpoint = str(trained / "checkpoint.safetensors")
     options = ["--steps", "2", "--checkpoint", checkpoint, "--threads", "1"]
-    assert demo.main([*options, "--out", str(tmp_path)]) == 0
+    assert main(["demo", *options, "--out", str(tmp_path)]) == 0
     assert "5 steps of each" in capsys.readouterr().out
     kanerva, _, _ = demo.load_checkpoint(tmp_path / "checkpoint.safetensors")
     first, _, _ = demo.load_checkpoint(trained / "checkpoint.safetensors")
     assert not torch.equal(kanerva.decoder.linear.weight, first.decoder.linear.weight)
 
 
+@pytest.mark.slow
 def test_minutes_hold(tmp_path, capsys):
     options = ["--minutes", "0.05", "--out", str(tmp_path), *SIZES]
-    assert demo.main(options) == 0
+    assert main(["demo", *options]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["steps"] >= 1
-    assert "nats" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "nats" in shown
+    assert shown.startswith(f"kanerva_ext {kanerva_ext.__version__}, backend cpu: available\n")
 
 
 def test_the_table():
@@ -172,14 +177,19 @@ def test_tile():
         (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such file"),
         (["--checkpoint", __file__, "--code-size", "9"], "are the checkpoint's; leave them out"),
         (["--out", __file__], "is not a folder"),
-        (["--steps", "many"], "invalid int value: 'many'"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
+    assert main(["demo", *arguments]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("kanerva demo: ") and message in shown and shown.count("\n") == 1
+
+
+def test_numbers_that_are_none(capsys):
     with pytest.raises(SystemExit) as stopped:
-        demo.main(arguments)
+        main(["demo", "--steps", "many"])
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    assert "invalid int value: 'many'" in capsys.readouterr().err
 
 
 def test_files_that_are_no_checkpoints(tmp_path, capsys):
@@ -190,5 +200,5 @@ def test_files_that_are_no_checkpoints(tmp_path, capsys):
     save_file({"x": torch.zeros(1)}, other)
     for path in (broken, other):
         options = ["--minutes", "0", "--checkpoint", str(path), "--out", str(tmp_path / "out")]
-        assert demo.main(options) == 1
+        assert main(["demo", *options]) == 2
         assert f"{path} is no checkpoint of this demo" in capsys.readouterr().err

@@ -1,10 +1,8 @@
-"""Trains a small Kanerva Machine and a VAE with the same coders on Omniglot, and shows both.
+"""``kanerva demo``: a small Kanerva Machine and a VAE, trained on Omniglot in minutes and shown.
 
-    python -m kanerva_ext.demo [--out DIR] [--minutes 5] [--seed 0] [--threads 2]
-
-Both see the same batches, side by side, and get the same tricks. Written to DIR:
-``reconstructions.png``, ``denoising.png``, ``generations.png``, ``training.png``, ``demo.png`` (a
-wide picture of all), ``metrics.json`` and ``checkpoint.safetensors``.
+Both have the same coders, see the same batches, side by side, and get the same tricks. Written to
+the folder: ``reconstructions.png``, ``denoising.png``, ``generations.png``, ``training.png``,
+``demo.png`` (a wide picture of all), ``metrics.json`` and ``checkpoint.safetensors``.
 """
 
 from __future__ import annotations
@@ -21,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import __version__
-from .data import EpisodeSampler, load_omniglot, salt_and_pepper, split_episodes
-from .models import KanervaMachine, MatchedVAE, evaluate, train
-from .models.training import TrainingStep
+from .. import __version__, _backend, backends
+from ..data import EpisodeSampler, load_omniglot, salt_and_pepper, split_episodes
+from ..models import KanervaMachine, MatchedVAE, evaluate, train
+from ..models.training import TrainingStep
+from ._config import ConfigError
+from ._run import check_at_least
 
 EPISODE_LENGTH = 32
 AUGMENT = 0.5
@@ -39,10 +39,7 @@ PREFIXES = ("kanerva", "vae")
 NAMES = ("Kanerva Machine", "VAE")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m kanerva_ext.demo", description=__doc__.splitlines()[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, default=Path("demo_output"), help="folder (default demo_output)")
     add("--minutes", type=float, help="of wall time, for everything (default 5); 0: no training")
@@ -54,36 +51,39 @@ def _parser() -> argparse.ArgumentParser:
     add("--code-size", type=int, help="size of a code (default 100)")
     add("--learning-rate", type=float, default=3e-3, help="Adam's, at its highest (default 3e-3)")
     add("--checkpoint", type=Path, help="go on from this one; its sizes hold")
-    return parser
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    args = parser.parse_args(argv)
+def _check(args: argparse.Namespace) -> None:
+    """Fills in what depends on other options.
+
+    Raises:
+        ConfigError: an option is out of bounds, or does not go with another one.
+    """
     if args.minutes is not None and args.steps is not None:
-        parser.error("give --minutes or --steps, not both")
+        raise ConfigError("give --minutes or --steps, not both")
     if args.minutes is None and args.steps is None:
         args.minutes = 5.0
     if args.minutes is not None and not 0 <= args.minutes < math.inf:
-        parser.error(f"--minutes must be at least 0 and finite, got {args.minutes}")
+        raise ConfigError(f"--minutes must be at least 0 and finite, got {args.minutes}")
     if args.minutes == 0 and args.checkpoint is None:
-        parser.error("--minutes 0 trains nothing and needs a --checkpoint")
+        raise ConfigError("--minutes 0 trains nothing and needs a --checkpoint")
     if args.threads is None:
         args.threads = min(4, os.cpu_count() or 1)
-    for name in ("steps", "threads", "batch_size", "memory_size", "code_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    given = {
+        name: 1
+        for name in ("steps", "threads", "batch_size", "memory_size", "code_size")
+        if getattr(args, name) is not None
+    }
+    check_at_least(args, **given)
     if not 0 < args.learning_rate < math.inf:
-        parser.error(f"--learning-rate must be positive and finite, got {args.learning_rate}")
+        raise ConfigError(f"--learning-rate must be positive and finite, got {args.learning_rate}")
     if args.checkpoint is not None:
         if not args.checkpoint.is_file():
-            parser.error(f"--checkpoint {args.checkpoint}: no such file")
+            raise ConfigError(f"--checkpoint {args.checkpoint}: no such file")
         if args.memory_size is not None or args.code_size is not None:
-            parser.error("--memory-size and --code-size are the checkpoint's; leave them out")
+            raise ConfigError("--memory-size and --code-size are the checkpoint's; leave them out")
     if args.out.exists() and not args.out.is_dir():
-        parser.error(f"--out {args.out} is not a folder")
-    return args
+        raise ConfigError(f"--out {args.out} is not a folder")
 
 
 def save_checkpoint(path: Path, kanerva: KanervaMachine, vae: MatchedVAE, **metadata: Any) -> None:
@@ -105,7 +105,7 @@ def load_checkpoint(path: Path) -> tuple[KanervaMachine, MatchedVAE, dict[str, A
     """The models, in evaluation mode, and the metadata of a file of `save_checkpoint`.
 
     Raises:
-        ValueError: the file is not one.
+        ConfigError: the file is not one.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -121,7 +121,7 @@ def load_checkpoint(path: Path) -> tuple[KanervaMachine, MatchedVAE, dict[str, A
             )
             model.eval()
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} is no checkpoint of this demo: {error}") from error
+        raise ConfigError(f"{path} is no checkpoint of this demo: {error}") from error
     return *models, metadata
 
 
@@ -282,29 +282,22 @@ def _draw(kanerva: KanervaMachine, vae: MatchedVAE, curves: list, out: Path, see
     figures.draw_overview(mixed[0], columns, pairs[0][3], out / "demo.png")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the demo; returns the exit status."""
+def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
-    args = _arguments(argv)
-    try:
-        import matplotlib  # noqa: F401
-        import safetensors  # noqa: F401
-        import tqdm  # noqa: F401
-    except ImportError as error:
-        message = "install the demo's packages: pip install 'kanerva_ext[demo]'"
-        print(f"{error}; {message}", file=sys.stderr)
-        return 1
+    _check(args)
+    import matplotlib  # noqa: F401 - missing before minutes of training, not after
+    import safetensors  # noqa: F401
+    import tqdm  # noqa: F401
+
+    serving = "cpu" if _backend.default == "auto" else _backend.default
+    print(f"kanerva_ext {__version__}, backend {serving}: {backends()[serving]}", flush=True)
     torch.set_num_threads(max(1, args.threads // 2))  # two models side by side
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     held_out = load_omniglot("test")[0]
 
     if args.checkpoint is not None:
-        try:
-            kanerva, vae, metadata = load_checkpoint(args.checkpoint)
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 1
+        kanerva, vae, metadata = load_checkpoint(args.checkpoint)
     else:
         sizes = {"code_size": args.code_size} if args.code_size else {}
         vae, metadata = MatchedVAE(**sizes), {"steps": 0, "seconds": 0.0}
@@ -334,7 +327,3 @@ def main(argv: list[str] | None = None) -> int:
         f"{seconds:.0f} s. Pictures: {args.out}/*.png"
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

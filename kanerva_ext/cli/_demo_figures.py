@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._pictures import GAP, GREY, draw_columns, draw_row, new_figure, save, show, tile
+from .._pictures import GAP, GREY, draw_columns, draw_row, new_figure, save, show, tile
 
 __all__ = [
     "GAP",

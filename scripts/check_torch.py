@@ -1,0 +1,194 @@
+"""Builds and tries kanerva_ext under the ordinary PyTorch of each version.
+
+    python scripts/check_torch.py 2.11.0 2.12.0 2.14.0
+
+For each version: a fresh virtual environment with the PyTorch that pip takes (the CUDA build, some
+5 GB; it needs no GPU), `pip install` of this tree with CUDA kernels for one architecture, both
+libraries loaded, every operator looked up in the dispatcher, a short set of tests. Then the wheel
+that was built against the newest version runs under the oldest, and the other way round. Without
+nvcc the CUDA library is left out, and that is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from build_backend import plan, probe  # noqa: E402
+from build_backend.errors import BuildError  # noqa: E402
+
+PROBE = ROOT / "scripts/torch_probe.py"
+# Every operator, forward and with gradients, on hard data; transforms and compilation.
+TESTS = ("read", "recall", "solve_addresses", "statistics", "causal_step")
+TEST_PACKAGES = ("pytest>=8", "hypothesis>=6.80", "scipy>=1.10", "pytest-xdist>=3.6")
+
+
+@dataclass
+class Environment:
+    """A virtual environment with one PyTorch."""
+
+    version: str
+    folder: Path
+    interpreter: str = sys.executable
+
+    @property
+    def python(self) -> str:
+        return str(self.folder / "bin/python")
+
+    def run(self, *words: str, **variables: str) -> str:
+        """What the command prints. Ends the program with all of it where it fails."""
+        command = [self.python, *words]
+        done = subprocess.run(
+            command,
+            cwd=self.folder,  # away from the tree, whose kanerva_ext/ would hide the installed one
+            env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise SystemExit(
+                f"check_torch: PyTorch {self.version}: {' '.join(command)} failed with "
+                f"{done.returncode}:\n{done.stdout[-20_000:]}"
+            )
+        return done.stdout
+
+    def pip(self, *words: str, **variables: str) -> str:
+        return self.run("-m", "pip", *words, **variables)
+
+    def create(self, *options: str) -> None:
+        subprocess.run([self.interpreter, "-m", "venv", str(self.folder)], check=True)
+        self.pip("install", "--quiet", *options, f"torch=={self.version}")
+
+    def add_packages(self) -> None:
+        self.pip("install", "--quiet", "numpy", *TEST_PACKAGES, *_build_requirements())
+
+    def build(self, arch: str, cuda: bool) -> Path:
+        """The wheel of a copy of this tree, built against this PyTorch, and installed."""
+        tree = self.folder / "tree"
+        if not tree.exists():
+            made = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.so", "__pycache__")
+            shutil.copytree(ROOT, tree, ignore=made)
+        variables = {"KANERVA_CUDA": "1" if cuda else "0", "TORCH_CUDA_ARCH_LIST": arch}
+        wheels = self.folder / "wheels"
+        shutil.rmtree(wheels, ignore_errors=True)
+        words = ("wheel", "--verbose", "--no-build-isolation", "--no-deps", "-w", str(wheels))
+        printed = self.pip(*words, str(tree), **variables)
+        print(*(line for line in printed.splitlines() if "kanerva_ext: building" in line), sep="\n")
+        (wheel,) = wheels.glob("*.whl")
+        self.install(wheel)
+        return wheel
+
+    def install(self, wheel: Path) -> None:
+        self.pip("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel))
+
+    def try_out(self, cuda: bool) -> None:
+        """What the library says of itself, every operator's registrations, and the short tests."""
+        words = ("--cuda",) if cuda else ()
+        print(self.run(str(PROBE), *words), end="")
+        files = [str(ROOT / f"tests/test_{name}.py") for name in TESTS]
+        options = (
+            "-q",
+            "-m",
+            "not slow",
+            "-p",
+            "no:cacheprovider",
+            "-c",
+            str(ROOT / "pyproject.toml"),
+        )
+        printed = self.run("-m", "pytest", *options, *files)
+        print(f"  tests: {printed.strip().splitlines()[-1]}")
+
+
+def _build_requirements() -> tuple[str, ...]:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("requires = "))
+    return tuple(word for word in line.split('"')[1::2])
+
+
+def _key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def compile_only(environment: Environment) -> None:
+    """Whether the sources that see PyTorch's headers compile against this version's."""
+    started = time.monotonic()
+    (site,) = environment.folder.glob("lib/python*/site-packages")
+    torch = plan.require_torch(probe.read_torch(site / "torch"))
+    compiler = probe.find_compiler(os.environ).command
+    command = [*compiler, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic"]
+    command += [f"-DTORCH_TARGET_VERSION={plan.TORCH_TARGET}", f"-I{ROOT / 'csrc'}"]
+    for folder in (torch.include, torch.include / "torch/csrc/api/include"):
+        command += ["-isystem", str(folder)]
+    sources = sorted((ROOT / "csrc/cpu").glob("*.cpp"))
+    for source in (*sources, ROOT / "csrc/cuda/register.cpp"):
+        on_host = ("-DKANERVA_ON_HOST",) if source.name == "register.cpp" else ()
+        if subprocess.run([*command, *on_host, str(source)], check=False).returncode != 0:
+            raise SystemExit(f"check_torch: PyTorch {environment.version}: {source} fails")
+    print(
+        f"PyTorch {environment.version}: {len(sources) + 1} sources compile against its headers "
+        f"({time.monotonic() - started:.0f} s)"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("versions", nargs="+", metavar="VERSION", help="of PyTorch, such as 2.11.0")
+    add("--headers", nargs="*", default=[], metavar="VERSION", help="only compiled against")
+    add("--python", default=sys.executable, help="of the environments (default: this one)")
+    add("--arch", default="9.0a", help="of the CUDA kernels (default 9.0a)")
+    add("--keep", type=Path, metavar="FOLDER", help="environments are made, and stay, there")
+    args = parser.parse_args(argv)
+    try:
+        versions = sorted(args.versions, key=_key)
+        headers = sorted(args.headers, key=_key)
+    except ValueError:
+        parser.error(f"versions are numbers such as 2.11.0, got {args.versions + args.headers}")
+    try:
+        nvcc = probe.find_nvcc()
+    except BuildError as error:
+        parser.error(str(error))
+    if nvcc is None:
+        print("no nvcc: the CUDA library is left out")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.keep or Path(scratch)
+        ends: dict[str, tuple[Environment, Path]] = {}
+        for version in versions:
+            started = time.monotonic()
+            environment = Environment(version, folder / version, args.python)
+            environment.create()
+            environment.add_packages()
+            print(f"PyTorch {version}: installed ({time.monotonic() - started:.0f} s)", flush=True)
+            wheel = environment.build(args.arch, nvcc is not None)
+            environment.try_out(nvcc is not None)
+            print(f"  done ({time.monotonic() - started:.0f} s)", flush=True)
+            ends[version] = (environment, wheel)
+        if len(versions) > 1:
+            for here, there in ((versions[0], versions[-1]), (versions[-1], versions[0])):
+                environment, wheel = ends[here][0], ends[there][1]
+                print(f"PyTorch {here} with the wheel built against {there}:")
+                environment.install(wheel)
+                environment.try_out(nvcc is not None)
+        for version in headers:
+            environment = Environment(version, folder / f"headers-{version}", args.python)
+            environment.create("--no-deps")
+            compile_only(environment)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

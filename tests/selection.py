@@ -1,0 +1,105 @@
+"""Which tests run where: marks by what a test costs, and a pairwise design of parameters.
+
+``make test`` leaves out the marks ``slow`` (one test takes long) and ``exhaustive`` (the rest of a
+grid of which a covering part runs: every value of every parameter with every value of every other
+one). ``make test-all`` runs both.
+
+The operators' tests also run on engines that are slower than the CPU's kernels. A test that one of
+them cannot afford is marked ``not_on(engine, reason=...)``, and conftest leaves it out there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+
+INTERPRETER = "interpreter"  # Triton's: a tenth of a second for every few tiles
+TEAMS = "teams"  # CUDA kernels on the host, with teams of blocks for every memory
+ON_HOST = "on_host"  # the same, as a GPU would have it
+ENGINES = (INTERPRETER, TEAMS, ON_HOST)
+
+
+def engine() -> str | None:
+    """What runs the kernels under test; None for the library as it is installed."""
+    if "TRITON_INTERPRET" in os.environ:
+        return INTERPRETER
+    if "KANERVA_TEST_LIBRARY" in os.environ:
+        return TEAMS if "KANERVA_HOST_TEAM_WORK" in os.environ else ON_HOST
+    return None
+
+
+def is_left_out(item: pytest.Item) -> bool:
+    """Whether the engine cannot afford this test. On engines a grid is always its covering part."""
+    now = engine()
+    if now is None:
+        return False
+    if any(now in mark.args for mark in item.iter_markers("not_on")):
+        return True
+    return now != ON_HOST and item.get_closest_marker("exhaustive") is not None
+
+
+def not_on(*engines: str, reason: str) -> pytest.MarkDecorator:
+    """A mark for tests that these engines cannot afford, or that say nothing there."""
+    unknown = set(engines) - set(ENGINES)
+    if unknown:
+        raise ValueError(f"no such engine: {sorted(unknown)}; there are {ENGINES}")
+    return pytest.mark.not_on(*engines, reason=reason)
+
+
+#: For tests of the reference's own formulas.
+REFERENCE_ALONE = not_on(*ENGINES, reason="no kernel runs")
+#: For tests of autograd, dispatch and compilation, which are the same for all kernels.
+MANY_CALLS = not_on(INTERPRETER, reason="hundreds of calls, or compilation, around few kernels")
+
+
+def covering(rows: Sequence[tuple]) -> list[int]:
+    """Indices of rows in which every two values that share a row somewhere share one.
+
+    Each row has one value for each parameter. Greedy, so nearly as few as can be. Rows without
+    a pair of values are all alike: the first stands for them.
+    """
+
+    def pairs(row: tuple) -> set:
+        return set(itertools.combinations(enumerate(row), 2))
+
+    left = [(index, pairs(row)) for index, row in enumerate(rows)]
+    open_pairs = set().union(*(found for _, found in left)) if left else set()
+    chosen = [] if open_pairs else [index for index, _ in left[:1]]
+    while open_pairs:
+        index, found = max(left, key=lambda each: len(each[1] & open_pairs))
+        chosen.append(index)
+        open_pairs -= found
+        left = [each for each in left if each[1] & open_pairs]
+    return sorted(chosen)
+
+
+def grid(
+    *axes: Iterable[Any],
+    values: Callable[..., tuple] = lambda *row: row,
+    allowed: Callable[..., bool] = lambda *row: True,
+    name: Callable[..., str] = lambda *row: "-".join(map(str, row)),
+    marks: Callable[..., Iterable[pytest.MarkDecorator]] = lambda *row: (),
+) -> list:
+    """The product of the axes for ``parametrize``; what its covering part leaves is ``exhaustive``.
+
+    Args:
+        axes: the values of each parameter.
+        values: what counts as the values of a row in the covering; default: the row.
+        allowed: whether a row is one of the grid.
+        name: a row's id.
+        marks: more marks of a row.
+    """
+    rows = [row for row in itertools.product(*axes) if allowed(*row)]
+    chosen = set(covering([values(*row) for row in rows]))
+    return [
+        pytest.param(
+            *row,
+            id=name(*row),
+            marks=[*marks(*row), *([] if index in chosen else [pytest.mark.exhaustive])],
+        )
+        for index, row in enumerate(rows)
+    ]

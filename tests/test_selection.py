@@ -1,0 +1,53 @@
+"""The pairwise design, and the marks by which engines choose."""
+
+import itertools
+
+import pytest
+from helpers import CASES, METHODS
+from selection import ENGINES, covering, grid, not_on
+
+
+def pairs_of(rows):
+    return {pair for row in rows for pair in itertools.combinations(enumerate(row), 2)}
+
+
+@pytest.mark.parametrize("sizes", [(3, 4, 5), (2, 2, 2, 2, 2, 2), (6, 5, 4, 2), (1, 7)], ids=str)
+def test_a_covering_holds_every_pair(sizes):
+    rows = list(itertools.product(*(range(size) for size in sizes)))
+    chosen = [rows[i] for i in covering(rows)]
+    assert pairs_of(chosen) == pairs_of(rows)
+    largest, second = sorted(sizes)[:-3:-1]
+    assert largest * second <= len(chosen) <= max(largest * second, len(rows) // 2)
+
+
+def test_a_covering_of_rows_that_are_not_a_product():
+    rows = [(0, 0, 0), (0, 1, 1), (1, 0, 1), (2, 2, 2)]
+    assert covering(rows) == [0, 1, 2, 3]  # no two share a pair
+    assert covering([]) == [] and covering([(1, 2), (1, 2)]) == [0]
+
+
+def test_the_rest_of_a_grid_is_exhaustive():
+    params = grid("abc", (1, 2), (True, False), allowed=lambda a, b, c: a != "c" or b == 1)
+    assert len(params) == 10
+    quick = [p.values for p in params if not p.marks]
+    assert pairs_of(quick) == pairs_of([p.values for p in params])
+    assert len(quick) < 10
+    assert all([m.name for m in p.marks] == ["exhaustive"] for p in params if p.marks)
+
+
+def test_every_kind_of_hard_data_meets_every_method_and_both_dtypes():
+    params = grid(CASES, METHODS, (32, 64), values=lambda c, m, d: (*c[:2], m, d))
+    quick = [p.values for p in params if not p.marks]
+    for what in ("kind", "noise"):
+        met = {(getattr(c, what), m, d) for c, m, d in quick}
+        assert {x[:2] for x in met} == {(getattr(c, what), m) for c in CASES for m in METHODS}
+        assert {(x[0], x[2]) for x in met} == {
+            (getattr(c, what), d) for c in CASES for d in (32, 64)
+        }
+    assert len(quick) < len(params) / 4
+
+
+def test_engines_that_do_not_exist_are_refused():
+    assert not_on(*ENGINES, reason="because").args == ENGINES
+    with pytest.raises(ValueError, match=r"no such engine: \['gpu'\]; there are \('interpreter'"):
+        not_on("gpu", reason="because")

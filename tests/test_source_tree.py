@@ -1,0 +1,117 @@
+"""A checkout in which nothing was compiled never stands in for the package that is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kanerva_ext
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A checkout, as git has it."""
+    root = tmp_path_factory.mktemp("tree")
+    compiled = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(CHECKOUT / "kanerva_ext", root / "kanerva_ext", ignore=compiled)
+    shutil.copytree(CHECKOUT / "benchmarks", root / "benchmarks", ignore=compiled)
+    (root / "csrc").mkdir()
+    return root
+
+
+def python(tree, *words, **variables):
+    """Python started in the tree, with the kanerva_ext under test further back on its path."""
+    path = str(Path(kanerva_ext.__file__).parents[1])
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("KANERVA_")}
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=tree,
+        env=environment | {"PYTHONPATH": path} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_importing_it_says_what_to_do(tree):
+    done = python(tree, "-c", "import kanerva_ext")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: {tree / 'kanerva_ext'} is a source tree without")
+    assert (
+        "another folder" in last and "make develop" in last and "KANERVA_BACKEND=reference" in last
+    )
+
+
+@pytest.mark.parametrize("module", ["info", "cli"])
+def test_modules_say_so_in_one_line(tree, module):
+    done = python(tree, "-m", f"kanerva_ext.{module}")
+    assert done.returncode == 1
+    assert "is a source tree without its compiled library" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_reference_can_be_asked_for(tree):
+    words = ("-c", "import kanerva_ext; print(kanerva_ext.__file__, kanerva_ext.backends()['cpu'])")
+    done = python(tree, *words, KANERVA_BACKEND="reference")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tree / "kanerva_ext"))
+    assert "does not exist" in done.stdout
+
+
+def test_benchmarks_started_in_it_measure_the_installed_package(tree):
+    code = "import benchmarks, kanerva_ext; print(kanerva_ext.__file__)"
+    done = python(tree, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == Path(kanerva_ext.__file__)
+
+
+def test_every_backend_that_this_environment_has_is_available():
+    backends = kanerva_ext.backends()
+    assert backends["cpu"] == "available"
+    gpu_torch = bool(torch.version.cuda or torch.version.hip)
+    interpreted = "TRITON_INTERPRET" in os.environ
+    triton = importlib.util.find_spec("triton") is not None and (gpu_torch or interpreted)
+    assert (backends["triton"] == "available") == triton, backends["triton"]
+    built = (Path(kanerva_ext.__file__).parent / "_C_cuda.abi3.so").exists()
+    assert (backends["cuda"] == "available") == (built and bool(torch.version.cuda))
+    if shutil.which("nvcc") and torch.version.cuda:
+        assert built, "nvcc is here, and the CUDA kernels were not built"
+
+
+def test_import_brings_no_compiler_along():
+    """torch._dynamo and sympy cost more than a second and 70 MB."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import kanerva_ext; "
+        "print(*(set(sys.modules) - before))"
+    )
+    words = (sys.executable, "-c", code)
+    path = str(Path(kanerva_ext.__file__).parents[1])
+    done = subprocess.run(
+        words, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    new = set(done.stdout.split())
+    assert "kanerva_ext" in new
+    heavy = {"torch._dynamo", "torch._inductor", "sympy", "triton", "numpy.testing", "matplotlib"}
+    assert not new & heavy
+    assert not {name for name in new if not name.startswith("kanerva_ext")}, new
+
+
+def test_the_mark_of_a_constant_is_what_torch_sets():
+    from kanerva_ext import _backend
+
+    def marked():
+        """What torch marks itself."""
+
+    torch.compiler.assume_constant_result(marked)
+    assert vars(marked).items() <= vars(_backend._why_unserved).items()
+    assert vars(marked)
