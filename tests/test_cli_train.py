@@ -343,8 +343,9 @@ def test_mixed_precision_and_compile_switches(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self)))
     options = {"training__precision": "bfloat16", "training__compile": "true"}
     assert main(arguments(tmp_path / "run", training__steps=4, **options)) == 0
+    options = {"training__precision": "float32"}
     assert [kind.__name__ for kind in compiled] == ["ConvEncoder", "ConvDecoder"]
-    assert main(arguments(tmp_path / "float32", training__steps=4)) == 0
+    assert main(arguments(tmp_path / "float32", training__steps=4, **options)) == 0
     half, full = (
         read_csv(tmp_path / name / "train.csv")[0]["bound"] for name in ("run", "float32")
     )

@@ -10,6 +10,7 @@ from kanerva_ext.models import DynamicKanervaMachine, KanervaMachine, MatchedVAE
 from kanerva_ext.models._common import CodeNormal
 from kanerva_ext.models.likelihoods import GaussianPixels, ScaledGaussianPixels
 from kanerva_ext.models.linear_path import LinearPath, principal_components
+from kanerva_ext.models.matched_vae import VAEBound
 from kanerva_ext.models.training import Schedule, Trainer
 
 SIZE, CODE = 8, 5
@@ -167,7 +168,7 @@ def test_gradients_reach_every_parameter(name, likelihood, filters):
     images = dequantized(levels(12)).view(2, 6, *SHAPE)
     batches = iter(lambda: images, None)
     train([model], batches, steps=3, corrupted=0)
-    model.train().requires_grad_(True).zero_grad()
+    model.train().zero_grad()
     terms = model(images)
     loss = terms.bound.mean() + (terms.autoencoding.mean() if name == "dynamic" else 0)
     loss.backward()
@@ -198,6 +199,22 @@ def test_the_linear_path_is_held_and_then_let_go():
         assert all(map(torch.equal, before, model.linear.parameters()))
     trainer.step(images, None, 4, 0.5)
     assert not any(map(torch.equal, before, model.linear.parameters()))
+
+
+def test_another_models_linear_layer_is_trained():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 1)
+
+        def forward(self, images, queries=None, generator=None):
+            bound = self.linear(images).square().mean().view(1, 1)
+            return VAEBound(bound, bound, 0 * bound)
+
+    model = Own()
+    before = model.linear.weight.clone()
+    Trainer(model, Schedule()).step(torch.ones(1, 1, 4), None, 1, 0.0)
+    assert not torch.equal(before, model.linear.weight)
 
 
 def test_a_wrapped_model_gets_all_gradients_and_keeps_its_linear_path():

@@ -30,6 +30,7 @@ from ..data import (
     salt_and_pepper,
 )
 from ..models import evaluate
+from ..models.linear_path import LinearPath
 from ..models.training import Trainer
 from . import _checkpoint
 from ._config import Config, ConfigError
@@ -203,7 +204,7 @@ class Run:
         self.model = config.make_model().to(process.device)
         if checkpoint:
             checkpoint.restore_model(self.model)
-        elif getattr(self.model, "linear", None) is not None:
+        elif isinstance(getattr(self.model, "linear", None), LinearPath):
             self.model.start_linear_path(self.batches.sampler.images)
         if training.start is not None and not checkpoint:
             _start_from(self.model, training.start)

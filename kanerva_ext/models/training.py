@@ -15,6 +15,7 @@ from ..data import salt_and_pepper, split_episodes
 from .dynamic_kanerva_machine import DynamicKanervaBound, DynamicKanervaMachine
 from .kanerva_machine import KanervaBound, KanervaMachine
 from .likelihoods import GaussianPixels, bits_per_dim
+from .linear_path import LinearPath
 from .matched_vae import MatchedVAE, VAEBound
 
 __all__ = ["Schedule", "Trainer", "TrainingStep", "evaluate", "train"]
@@ -130,9 +131,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(step, progress)
         linear = getattr(self.model, "linear", None)
-        fixed = linear is not None and progress < self.schedule.fixed_linear_path
-        if linear is not None and self.forward is self.model:  # a wrapper wants all gradients
-            linear.requires_grad_(not fixed)
+        fixed = isinstance(linear, LinearPath) and progress < self.schedule.fixed_linear_path
+        if fixed and self.forward is self.model:  # a wrapper wants all gradients
+            linear.requires_grad_(False)
         with torch.autocast(
             self.device.type, dtype=self.precision, enabled=self.precision is not None
         ):
@@ -146,9 +147,9 @@ class Trainer:
             )
         self.optimizer.zero_grad()
         loss.backward()
-        if fixed:  # where the wrapped model has made gradients nevertheless
-            for parameter in linear.parameters():
-                parameter.grad = None
+        if fixed:
+            linear.requires_grad_(True)
+            linear.zero_grad()  # a wrapped model has made them nevertheless
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.max_gradient_norm)
         self.optimizer.step()
         return type(terms)(*(None if term is None else term.detach() for term in terms))
