@@ -66,7 +66,7 @@ def with_convolutions(model: str) -> Experiment:
 LONG, STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (80_000, 20_000, 6000, 4000))
 RATES = ("3e-3", "1e-3")
 _CIFAR = (("kanerva", 200), ("vae", 200), ("kanerva", 800), ("vae", 800), ("dynamic", 200))
-SHORT_STEPS = (1500, 800, 500, 500, 800)
+SHORT_STEPS = (1500, 800, 250, 200, 400)
 CIFAR_SHORT = tuple(
     cifar(*each, "-short", (f"training.steps={steps}",))._replace(seeds=(0,))
     for each, steps in zip(_CIFAR, SHORT_STEPS, strict=True)
