@@ -8,6 +8,7 @@ from torch.distributions import MultivariateNormal
 
 from kanerva_ext.models import DynamicKanervaMachine, KanervaMachine, MatchedVAE, evaluate, train
 from kanerva_ext.models._common import CodeNormal
+from kanerva_ext.models._memory_model import LogScale
 from kanerva_ext.models.likelihoods import GaussianPixels, ScaledGaussianPixels
 from kanerva_ext.models.linear_path import LinearPath, principal_components
 from kanerva_ext.models.matched_vae import VAEBound
@@ -289,6 +290,43 @@ def test_scaled_pixels_are_normal_pixels_of_the_decoded_deviation():
 def test_bad_models(name, options, message):
     with pytest.raises(ValueError, match=message):
         make(name, **options)
+
+
+@pytest.mark.parametrize("name", ["kanerva", "dynamic", "vae"])
+def test_a_scale_by_the_convolutions_alone(name):
+    kind, own = MODELS[name]
+    options = OPTIONS | own | {"linear_path": False, "num_filters": 4}
+    if name == "dynamic":
+        del options["hidden_size"]
+    model = kind(**(options | {"likelihood": "scaled_gaussian"}))
+    images = dequantized(levels(12)).view(2, 6, *SHAPE)
+    assert model.elbo(images).bound.shape == (2, 6)
+    assert model.reconstruct(images).shape == images.shape
+
+
+def test_a_scale_needs_whole_blocks():
+    with pytest.raises(ValueError, match="image_size must be a multiple of 4"):
+        MatchedVAE(**(OPTIONS | {"likelihood": "scaled_gaussian", "image_size": 10}))
+
+
+def test_the_scale_of_a_part_follows_the_picture_there():
+    """One number for a picture's smooth half and another for its rough half, after some steps."""
+    torch.manual_seed(0)
+    scale = LogScale(3, 16)
+    rough = torch.randn(64, 3, 16, 16)
+    rough[..., :8] *= 0.05
+    assert torch.equal(scale(rough), torch.zeros(64, 1, 16, 16))
+    optimizer = torch.optim.Adam(scale.parameters(), 1e-2)
+    target = torch.zeros(64, 1, 16, 16)
+    target[..., 8:] = 1.0
+    for _ in range(60):
+        optimizer.zero_grad()
+        (scale(rough) - target).square().mean().backward()
+        optimizer.step()
+    found = scale(rough).mean((0, 1, 2))
+    assert found[2] < 0.25 and found[13] > 0.75
+    # It is the picture that says so, not the place.
+    assert scale(rough.flip(-1)).mean((0, 1, 2))[13] < 0.5
 
 
 def test_bad_starts():

@@ -55,10 +55,9 @@ class LogScale(nn.Module):
         mean = split.mean((3, 5))
         square = split.square().mean((3, 5))
         var = (square - mean.square()).mean(1, keepdim=True)
-        total = square.mean((1, 2, 3), keepdim=True) - mean.mean(
-            (2, 3), keepdim=True
-        ).square().mean(1, keepdim=True)
-        logs = [0.5 * (each.clamp(min=0) + self.FLOOR).log() for each in (var, total)]
+        whole_mean = mean.mean((2, 3), keepdim=True)
+        whole_var = (square.mean((2, 3), keepdim=True) - whole_mean.square()).mean(1, keepdim=True)
+        logs = [0.5 * (each.clamp(min=0) + self.FLOOR).log() for each in (var, whole_var)]
         seen = torch.cat([mean, logs[0], logs[1].expand_as(var)], dim=1)
         grid = self.out(F.relu(self.hidden(seen))).flatten(1)
         whole = grid.to(self.spread.dtype) @ self.spread
