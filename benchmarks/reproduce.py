@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -86,8 +87,11 @@ def measure(folder: Path) -> dict:
         run_cli(["evaluate", str(folder), "--json", str(path)])
         (terms,) = json.loads(path.read_text())["runs"]
         run["test"] = {k: v for k, v in terms.items() if k not in ("run", "step")}
+    # A covariance beyond float32 has no KL; JSON has no word for that.
+    run["test"] = {name: value for name, value in run["test"].items() if math.isfinite(value)}
     if (folder / "train.csv").is_file():
-        run["train"] = (read_csv(folder / "train.csv") or [{}])[-1]
+        last = (read_csv(folder / "train.csv") or [{}])[-1]
+        run["train"] = {name: value for name, value in last.items() if math.isfinite(value)}
     for key, path in (("denoise", folder), ("aware", folder / "aware")):
         if (path / "denoise.json").is_file():
             run[key] = json.loads((path / "denoise.json").read_text())
@@ -170,11 +174,14 @@ def ppca() -> None:
 
 
 def reading() -> None:
-    """Measures reads from corrupted queries of the Kanerva Machines into the results."""
-    names = [e for e in EXPERIMENTS if "kanerva" in e.name and begun(e)]
+    """Measures reads from corrupted queries into the results, of the Kanerva Machines that came to
+    their end."""
     rows = {}
-    for experiment in names:
-        folder = begun(experiment)[0]
+    for experiment in (e for e in EXPERIMENTS if "kanerva" in e.name):
+        ends = [f for f in begun(experiment) if (f / "metrics.json").is_file()]
+        if not ends:
+            continue
+        folder = ends[0]
         root = DATA if experiment.name.startswith("cifar") else None
         rows[experiment.name] = reproduce_reading.measure(folder, root)
         print(experiment.name, json.dumps(rows[experiment.name], indent=1))

@@ -85,14 +85,14 @@ def _mean_bound(experiment: dict) -> float:
 
 def _cifar(results: dict) -> str:
     """PPCA's row of a code size, then the models' at that size, the most images first."""
-    rows = {row["components"]: [_ppca_row(row)] for row in results.get("ppca", ())}
-    found = []
+    ppca = {row["components"]: [_ppca_row(row)] for row in results.get("ppca", ())}
+    found, rows = [], {}
     for name, experiment in results["experiments"].items():
         if match := COLOUR.fullmatch(name):
             for run in experiment["runs"].values():
                 found.append((int(match[1]), -run["images"], match, run))
     for size, _, match, run in sorted(found, key=lambda row: row[:2]):
-        rows.setdefault(size, []).append(_colour_row(match, run))
+        rows.setdefault(size, ppca.get(size, [])).append(_colour_row(match, run))
     head = ["5,000 test images", "C", "images seen", "minutes", "bits per dimension"]
     head += ["nats of the density per image", *TERMS[1:]]
     return _markdown(head, [row for size in sorted(rows) for row in rows[size]])
