@@ -98,13 +98,13 @@ def measure(folder: Path) -> dict:
     return run
 
 
-def collect(commands: dict[str, list[str]]) -> dict:
-    """Every number of the page; of runs that are not here, what the results had."""
+def collect(commands: dict[str, list[str]], only: list[str]) -> dict:
+    """Every number of the page; of runs not here or not asked for, what the results had."""
     result = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     known = result.get("experiments", {})
     experiments = {}
     for experiment in EXPERIMENTS:
-        folders = begun(experiment)
+        folders = begun(experiment) if not only or experiment.name in only else []
         if folders:
             experiments[experiment.name] = {
                 "command": shown(shlex.join(["kanerva", *experiment.commands()[0]])),
@@ -158,7 +158,7 @@ def figures(only: list[str]) -> None:
     for words in commands.values():
         print("kanerva", shlex.join(words), flush=True)
         run_cli(words)
-    RESULTS.write_text(json.dumps(collect(commands), indent=1) + "\n")
+    RESULTS.write_text(json.dumps(collect(commands, only), indent=1) + "\n")
     copy_pictures(first)
 
 
