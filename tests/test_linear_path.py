@@ -218,6 +218,14 @@ def test_another_models_linear_layer_is_trained():
     assert not torch.equal(before, model.linear.weight)
 
 
+@pytest.mark.parametrize("name", ["kanerva", "dynamic", "vae"])
+def test_terms_are_summed_in_single_precision_under_autocast(name):
+    images = dequantized(levels(12)).view(2, 6, *SHAPE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = make(name, likelihood="scaled_gaussian", num_filters=4).elbo(images)
+    assert all(t.dtype == torch.float32 for t in terms if t is not None)
+
+
 def test_a_wrapped_model_gets_all_gradients_and_keeps_its_linear_path():
     """DistributedDataParallel stops at a parameter without a gradient."""
     model, seen = make("vae"), []

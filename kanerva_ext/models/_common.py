@@ -43,7 +43,9 @@ class Normal(nn.Module):
             nn.init.zeros_(self.out.bias[:size])
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.out(F.relu(self.hidden(inputs))).chunk(2, dim=-1)
+        # Under autocast the layers are in half precision; sums of KL terms must not be.
+        out = self.out(F.relu(self.hidden(inputs))).to(self.out.weight.dtype)
+        mean, log_std = out.chunk(2, dim=-1)
         return mean, MAX_LOG_STD * torch.tanh(log_std / MAX_LOG_STD)
 
 
