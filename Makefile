@@ -36,7 +36,8 @@ OPERATOR_TESTS := $(addprefix tests/test_,$(addsuffix .py,bayes_write solve_addr
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: demo info test test-slow test-all test-triton test-cuda-on-host test-cuda-teams check-clang \
+.PHONY: demo info test test-slow test-all test-triton test-cuda-on-host test-cuda-teams \
+  test-ptx check-clang \
   check-torch check-kernels check-triton check-floors develop lint format bench \
   sdist wheel dist check-installed clean help
 
@@ -50,6 +51,7 @@ help:
 	@echo '  make test-triton        the Triton kernels, in the interpreter'
 	@echo '  make test-cuda-on-host  the CUDA kernels, compiled for the CPU'
 	@echo '  make test-cuda-teams    the same with teams of blocks for all memories'
+	@echo '  make test-ptx           the CUDA kernels as PTX, in the interpreter of tools/ptx'
 	@echo 'Other compilers and libraries:'
 	@echo '  make check-kernels      nvcc for every GPU: registers, no spills'
 	@echo '  make check-triton       Triton for every GPU'
@@ -64,10 +66,10 @@ info: $(VENV)/.installed
 	$(BIN)/kanerva info
 
 test: $(VENV)/.installed
-	$(PYTEST) -m 'not slow and not exhaustive'
+	$(PYTEST) -m 'not slow and not exhaustive' --ignore-glob='*/test_ptx_*'
 
 test-slow: $(VENV)/.installed
-	$(PYTEST) -m 'slow or exhaustive'
+	$(PYTEST) -m 'slow or exhaustive' --ignore-glob='*/test_ptx_*'
 
 test-all: test test-slow
 
@@ -84,6 +86,19 @@ test-cuda-on-host: build/kernels_on_host/library.so
 test-cuda-teams: build/kernels_on_host/library.so
 	KANERVA_TEST_LIBRARY=$(CURDIR)/$< KANERVA_HOST_TEAM_WORK=0 KANERVA_HOST_PROCESSORS=3 \
 	  $(PYTEST) $(OPERATOR_TESTS)
+
+# The CUDA kernels as the PTX that nvcc makes of them, in the interpreter of tools/ptx: its own tests,
+# every kernel plain and without one of its barriers, the operators' tests on one architecture, a few
+# kernels on the others. Needs nvcc.
+PTX_ARCH   ?= sm_90a
+PTX_OTHERS ?= sm_80 sm_120
+test-ptx: $(VENV)/.installed
+	KANERVA_TEST_PTX=1 $(PYTEST) $(wildcard tests/test_ptx_*.py)
+	$(BIN)/python scripts/kernels_on_ptx.py --library build/ptx/library.so --arch $(PTX_ARCH)
+	OMP_WAIT_POLICY=passive KANERVA_TEST_ENGINE=ptx \
+	  KANERVA_TEST_LIBRARY=$(CURDIR)/build/ptx/library.so $(PYTEST) $(OPERATOR_TESTS)
+	set -e; for arch in $(PTX_OTHERS); do \
+	  $(BIN)/python scripts/kernels_on_ptx.py --run --arch $$arch --host-arch $(PTX_ARCH); done
 
 check-kernels: $(VENV)/.installed
 	$(BIN)/python scripts/kernel_report.py --check
@@ -166,3 +181,16 @@ clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find kanerva_ext -name '*.so' -delete
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+# All phases of benchmarks/gpu_check.py on a machine without a GPU, with a PyTorch for CUDA in an
+# environment of its own (4.7 GB). Needs nvcc; takes most of an hour on two cores.
+REHEARSAL_VENV ?= .venv-cuda
+REHEARSAL_OUT  ?= build/rehearsal
+.PHONY: rehearse-gpu
+rehearse-gpu: $(REHEARSAL_VENV)/.installed
+	$(REHEARSAL_VENV)/bin/python benchmarks/gpu_check.py rehearse --out $(REHEARSAL_OUT) --seconds 7200
+
+$(REHEARSAL_VENV)/.installed:
+	$(PYTHON) -m venv $(REHEARSAL_VENV)
+	$(REHEARSAL_VENV)/bin/python -m pip install torch==2.11.0 numpy pytest hypothesis pybind11 ninja 'setuptools>=77,<82'
+	@touch $@

@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -109,17 +109,26 @@ def compare(
     patience: float,
     backends: Sequence[str] = ("auto",),
     timer: Timer = HOST,
+    problem: Problem | None = None,
+    keep: Callable[[Rival], bool] = lambda rival: True,
 ) -> list[Row]:
-    """The rows of one operator, shape and direction: against all rivals, and against recursions."""
+    """The rows of one operator, shape and direction: against all rivals, and against recursions.
+
+    ``problem`` is that of the three, where it has been made before; ``keep`` says which rivals
+    are timed.
+    """
     if with_compile:
         torch.compiler.reset()  # dynamo keeps at most eight compilations of a function
-    problem = Problem(operator, shape, direction, device=timer.device)
+    if problem is None:
+        problem = Problem(operator, shape, direction, device=timer.device)
     wanted = floors.get(operator, {}).get(str(shape), {})
     calls, errors, screened, rivals = {}, {}, {}, {}
     auto, *found = providers(operator, shape, direction)
     ours = {b: auto if b == "auto" else on_backend(operator, b) for b in backends}
     for rival in [*ours.values(), *found]:
         if rival.family == "compile" and not with_compile:
+            continue
+        if rival.family != KANERVA and not keep(rival):
             continue
         call = problem.bind(rival)
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import iterative, machine, overhead, scaling, training_step
 from .compare import RESULTS
+from .gpu import sections
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -289,6 +290,8 @@ SECTIONS: dict[str, Callable[[list[dict], str], str]] = {
     "training_step": training_section,
     "overhead": overhead_section,
     "memory": memory_section,
+    "gpu_benchmarks": sections.benchmarks_section,
+    "gpu_triton": sections.triton_section,
 }
 
 
@@ -301,6 +304,9 @@ def page(found: dict[str, dict[str, list[dict]]]) -> str:
     for device, contents in found.items():
         parts.append(f"## {device}\n")
         parts += [f"{make(contents[n], device)}\n" for n, make in SECTIONS.items() if n in contents]
+    every = [content for contents in found.values() for few in contents.values() for content in few]
+    if not any(content["machine"].get("gpu") for content in every):
+        parts.append(sections.NO_GPU)
     return "\n".join(parts)
 
 

@@ -1,7 +1,7 @@
 """Where times come from: the host's clock or a GPU's events, and what a machine can do by them.
 
 Both sources have one interface, so that what is measured does not depend on where. This module
-needs PyTorch alone: `gpu_parts` imports it as a script, outside of the package.
+needs PyTorch alone.
 """
 
 from __future__ import annotations

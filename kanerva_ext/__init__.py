@@ -5,6 +5,7 @@ from ._backend import backends, from_environment, load, use_backend
 from ._version import __version__
 from .layer import KanervaCache, KanervaLayer, KanervaOutput
 from .memory import AttractorOutput, FusedKanervaMemory, MemoryState, ReadOutput, WriteOutput
+from .usage import MemoryComparison, compare_memories
 
 load()
 from_environment()
@@ -15,11 +16,13 @@ __all__ = [
     "KanervaCache",
     "KanervaLayer",
     "KanervaOutput",
+    "MemoryComparison",
     "MemoryState",
     "ReadOutput",
     "WriteOutput",
     "__version__",
     "backends",
+    "compare_memories",
     "ops",
     "use_backend",
 ]

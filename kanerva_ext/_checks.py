@@ -8,6 +8,7 @@ look first whether their arguments are raw already, which is cheaper than prepar
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ METHODS = ("auto", "chunk", "information", "sqrt")
 RAW_PAIRS = frozenset((s, d) for s in STATE_DTYPES for d in (torch.float16, torch.bfloat16, s))
 RAW_TRIPLES = frozenset((s, d, e) for s, d in RAW_PAIRS for t, e in RAW_PAIRS if t == s)
 
-_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+_NUMBERS = (numbers.Real, torch.SymInt, torch.SymFloat)  # NumPy's are Real
 _SIZES = {"K": "slots", "C": "code size", "T": "steps", "N": "sequences"}
 
 
@@ -86,6 +87,28 @@ def check_choice(op: str, name: str, value: object, choices: tuple[str, ...]) ->
         raise TypeError(f"{op}: {name} must be a str, one of {choices}, got {_kind(value)}")
     if value not in choices:
         raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")
+
+
+def check_int(
+    op: str, name: str, value: object, least: int = 1, optional: bool = False
+) -> int | None:
+    """``value`` as an int of at least ``least``; NumPy's integers are taken too."""
+    if value is None and optional:
+        return None
+    if isinstance(value, torch.SymInt):
+        return value
+    where = f"{op}: {name}" if op else name
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        more = " or None" if optional else ""
+        raise TypeError(f"{where} must be an int{more}, got {_kind(value)}")
+    if value < least:
+        raise ValueError(f"{where} must be at least {least}, got {value}")
+    return int(value)
+
+
+def check_number(op: str, name: str, value: object, decay: bool = False) -> None:
+    """Raise unless ``value`` is a tensor, or a number > 0 (in (0, 1] of a ``decay``)."""
+    _check_type(op, Arg(name, "T", "decay" if decay else "noise"), value)
 
 
 def _kind(value: object) -> str:
@@ -201,6 +224,8 @@ def _raw(op, spec, value, dtype, sizes, batch, first):
         return None
     trailing = tuple(sizes[letter][0] for letter in spec.dims)
     if not isinstance(value, Tensor):
+        if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+            value = float(value)
         # A product, because torch.compile keeps a float that varies symbolic only in arithmetic.
         value = first.new_ones((), dtype=dtype) * value
     if spec.kind == "data":
@@ -209,7 +234,8 @@ def _raw(op, spec, value, dtype, sizes, batch, first):
     elif spec.kind != "mask" and value.dtype != dtype:
         value = value.to(dtype)
     shape = (*batch, *trailing)
-    if value.shape != shape:
+    # Lengths first: comparing sizes would tie a dynamic batch to a size of the arguments.
+    if value.dim() != len(shape) or value.shape != shape:
         value = value.expand(shape)
     if len(batch) != 1:
         value = value.reshape(math.prod(batch), *trailing)
@@ -230,6 +256,7 @@ def _raise_on_nan(op, specs, args, batch, results, failure) -> None:
             value = torch.where(mask if value.dim() == 2 else mask[..., None], value, 1)
         value = value.detach().flatten(1) if value.dim() > 1 else value.detach()[:, None]
         causes.append((f"{spec.name} holds NaN", value.isnan().any(1)))
+        causes.append((f"{spec.name} holds Inf", value.isinf().any(1)))
         if spec.kind in ("noise", "ridge"):
             causes.append((f"{spec.name} is not positive", (value <= 0).any(1)))
         if spec.kind == "decay":

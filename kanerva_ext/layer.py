@@ -10,25 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import _backend, ops
-from ._state import MemoryState
+from ._checks import check_int
+from ._convolution import ShortConvolution
+from ._packing import Places, check_cu_seqlens, places
+from ._state import MemoryState, register_for_loading
+from .cache import KanervaCache, check_cache
 
-MASK_DTYPES = (torch.bool, torch.int8, torch.uint8, torch.int32, torch.int64)
+__all__ = ["KanervaCache", "KanervaLayer", "KanervaOutput"]
+
+MASK_DTYPES = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 # Nats. What is never written at grows by as much, and must stay within the digits of float32.
 FORGETTING_LIMIT = math.log(1e3)
-
-
-class KanervaCache(NamedTuple):
-    """What `KanervaLayer` carries from one call to the next; its size does not grow.
-
-    Attributes:
-        state: the memory of each head, mean (B, H, K, C) and cov (B, H, K, K).
-        history: (B, conv_size - 1, width), what the short convolution looks back on, or None.
-        forgotten: (B, H), minus the sum of the logarithms of all decays so far, nats.
-    """
-
-    state: MemoryState
-    history: Tensor | None
-    forgotten: Tensor
+SMALLEST_NORM = 1e-2  # of a query or key that is brought to norm one; smaller ones stay smaller
 
 
 class KanervaOutput(NamedTuple):
@@ -36,7 +29,8 @@ class KanervaOutput(NamedTuple):
 
     Attributes:
         hidden_states: (B, T, d_model); 0 at padding.
-        cache: for the next call, if it was asked for, else None.
+        cache: for the next call, if it was asked for, else None; of N packed sequences, a cache
+            with N for B.
         read_var: (B, T, H), predictive variance of each head's read, in the state's dtype; of no
             meaning at padding.
         log_evidence: (B, H), ln p(values | keys) of each head, nats; (1, N, H) of packed sequences.
@@ -56,11 +50,15 @@ class KanervaLayer(nn.Module):
     al., 2025) and Gated KalmaNet (2025) approximate this update or iterate towards it; the
     interface is theirs: query, key and value projections, a short causal convolution, gates per
     head and token (here the observation noise and the decay), a normalised and gated output.
-    Queries and keys have norm one and the prior is ``M ~ MN(0, I, I)``.
+    Queries and keys have norm one (less where a projection is below 1e-2, so that a zero token has
+    a gradient) and the prior is ``M ~ MN(0, I, I)``.
 
     Args:
         d_model: width of the tokens.
-        num_heads: H, number of heads.
+        num_heads: H, number of heads, each with a memory.
+        num_kv_heads: heads of queries and keys, a divisor of H; None: H. With fewer, each serves
+            H / num_kv_heads memories with values, noise and decay of their own (grouped-value
+            attention, as in Gated DeltaNet, Yang et al., 2025).
         head_dim: K, size of keys and queries, and slots of a head's memory; None: d_model / H.
         value_dim: C, size of a head's values; None: head_dim.
         conv_size: taps of the depthwise causal convolution over queries, keys and values; 0: none.
@@ -88,6 +86,7 @@ class KanervaLayer(nn.Module):
         d_model: int,
         num_heads: int,
         *,
+        num_kv_heads: int | None = None,
         head_dim: int | None = None,
         value_dim: int | None = None,
         conv_size: int = 4,
@@ -100,17 +99,13 @@ class KanervaLayer(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("d_model", d_model, 1),
-            ("num_heads", num_heads, 1),
-            ("head_dim", head_dim, 1),
-            ("value_dim", value_dim, 1),
-            ("conv_size", conv_size, 0),
-            ("chunk_size", chunk_size, 1),
-        ):
-            optional = name in ("head_dim", "value_dim", "chunk_size")
-            if not (optional and value is None):
-                _check_int(name, value, least)
+        d_model = check_int("KanervaLayer", "d_model", d_model)
+        num_heads = check_int("KanervaLayer", "num_heads", num_heads)
+        num_kv_heads = check_int("KanervaLayer", "num_kv_heads", num_kv_heads, optional=True)
+        head_dim = check_int("KanervaLayer", "head_dim", head_dim, optional=True)
+        value_dim = check_int("KanervaLayer", "value_dim", value_dim, optional=True)
+        conv_size = check_int("KanervaLayer", "conv_size", conv_size, least=0)
+        chunk_size = check_int("KanervaLayer", "chunk_size", chunk_size, optional=True)
         if head_dim is None:
             if d_model % num_heads:
                 raise ValueError(
@@ -118,31 +113,40 @@ class KanervaLayer(nn.Module):
                     f"head_dim is not given, got {d_model}"
                 )
             head_dim = d_model // num_heads
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_heads % num_kv_heads:
+            raise ValueError(
+                f"KanervaLayer: num_kv_heads must divide num_heads = {num_heads}, got "
+                f"{num_kv_heads}"
+            )
         if not 0 < noise_floor < noise_var < math.inf:
             raise ValueError(
                 "KanervaLayer: noise_var must be finite and above noise_floor, which must be "
                 f"positive, got noise_var={noise_var}, noise_floor={noise_floor}"
             )
-        self.d_model, self.num_heads = d_model, num_heads
+        self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads
         self.head_dim = head_dim
         self.value_dim = head_dim if value_dim is None else value_dim
         self.noise_floor, self.chunk_size = noise_floor, chunk_size
         self.backend = _backend.check_name(backend)
-        self._widths = [num_heads * head_dim] * 2 + [num_heads * self.value_dim]
+        self._widths = [num_kv_heads * head_dim] * 2 + [num_heads * self.value_dim]
 
         self.qkv_proj = nn.Linear(d_model, sum(self._widths), bias=False)
-        self.conv = _ShortConvolution(sum(self._widths), conv_size) if conv_size > 1 else None
-        self.noise_proj = nn.Linear(d_model, num_heads)
-        self.decay_proj = nn.Linear(d_model, num_heads) if use_decay else None
+        self.conv = ShortConvolution(sum(self._widths), conv_size) if conv_size > 1 else None
+        # Gates start at noise_var, and at decays that halve a memory in 700 to 70,000 tokens.
+        start = [_inverse_softplus(noise_var - noise_floor)] * num_heads
+        self.noise_proj = _Gate(d_model, start)
+        rates = torch.logspace(-5, -3, num_heads, device="cpu")
+        start = rates.expm1().log().tolist()
+        self.decay_proj = _Gate(d_model, start) if use_decay else None
         self.gate_proj = nn.Linear(d_model, self._widths[2], bias=False) if use_gate else None
         self.norm = nn.RMSNorm(self.value_dim, eps=norm_eps)
         self.out_proj = nn.Linear(self._widths[2], d_model, bias=False)
-        # Gates start at noise_var, and at decays that halve a memory in 700 to 70,000 tokens.
-        nn.init.constant_(self.noise_proj.bias, _inverse_softplus(noise_var - noise_floor))
-        if self.decay_proj is not None:
-            with torch.no_grad():
-                rates = torch.logspace(-5, -3, num_heads)
-                self.decay_proj.bias.copy_(rates.expm1().log())
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew, as the constructor does; also after ``to_empty``."""
+        for module in self.children():
+            module.reset_parameters()
 
     def forward(
         self,
@@ -152,36 +156,51 @@ class KanervaLayer(nn.Module):
         cache: KanervaCache | None = None,
         use_cache: bool = False,
         cu_seqlens: Tensor | None = None,
+        inplace: bool = False,
     ) -> KanervaOutput:
         """Mix the tokens of each sequence.
 
         Args:
-            hidden_states: (B, T, d_model).
-            attention_mask: (B, T), bool or integer; 0 marks padding, at any place, which is as if
-                it were not there.
-            cache: from the call with the tokens before these. Without gradients and for one token
-                it is changed in place, and is the one returned.
+            hidden_states: (B, T, d_model), in the dtype of the parameters (any floating one under
+                autocast).
+            attention_mask: (B, T), bool, integer or floating 0 and 1; 0 marks padding, at any
+                place, which is as if it were not there. With a cache also (B, S) with S > T, for
+                all tokens so far: its last T count.
+            cache: from the call with the tokens before these; of B sequences, or of the N packed
+                ones. It is left as it is, and may serve several continuations.
             use_cache: return a cache.
             cu_seqlens: (N + 1,), bounds of N sequences packed in one row (B = 1), see
-                `ops.causal_scan`; not with a mask or a cache.
+                `ops.causal_scan`; not with a mask. The cache is then that of N sequences, and
+                decoding can go on with B = N.
+            inplace: change every field of ``cache``, and return it: for decoding without an
+                allocation of the state. Without gradients alone.
 
         Raises:
             TypeError, ValueError: naming the argument, what was expected and what came.
+            RuntimeError: ``inplace`` where a gradient is needed.
         """
-        self._check(hidden_states, attention_mask, cache, use_cache, cu_seqlens)
+        mask, bounds = self._check(hidden_states, attention_mask, cache, cu_seqlens, inplace)
         x, kept, order = hidden_states, None, None
-        if attention_mask is not None:
-            kept, order = _padding_last(attention_mask != 0)
+        where = None if bounds is None else places(bounds, x.shape[1])
+        if mask is not None:
+            kept, order = _padding_last(mask)
             x = _take(x, order).masked_fill(~kept[..., None], 0)
-        mixed, history = self._project(x, kept, cache, use_cache, cu_seqlens)
-        queries, keys, values = (self._heads(part) for part in mixed.split(self._widths, -1))
-        queries, keys = (functional.normalize(part, dim=-1) for part in (queries, keys))
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        wanted = use_cache or inplace
+        mixed, history = self._project(x, kept, cache, wanted, where)
+        queries, keys, values = mixed.split(self._widths, -1)
+        queries, keys = (
+            _unit(self._heads(part, self.num_kv_heads).to(dtype)) for part in (queries, keys)
+        )
+        if self.num_kv_heads != self.num_heads:
+            each = self.num_heads // self.num_kv_heads
+            queries, keys = (part.repeat_interleave(each, 1) for part in (queries, keys))
+        values = self._heads(values, self.num_heads)
         noise = functional.softplus(self.noise_proj(x).mT.to(dtype)) + self.noise_floor
-        decay, forgotten = self._decay(x, kept, cache, cu_seqlens, dtype)
+        decay, forgotten = self._decay(x, kept, cache, where, dtype)
         mask = None if kept is None else kept[:, None].expand_as(noise)
         reads, read_var, state, log_evidence = self._scan(
-            keys, values, queries, noise, mask, decay, cache, cu_seqlens
+            keys, values, queries, noise, mask, decay, cache, bounds, inplace
         )
         out = self._finish(reads, x)
         read_var = read_var.mT
@@ -189,159 +208,238 @@ class KanervaLayer(nn.Module):
             back = order.argsort(-1)
             out = _take(out.masked_fill(~kept[..., None], 0), back)
             read_var = _take(read_var, back)
-        wanted = KanervaCache(state, history, forgotten) if use_cache else None
-        return KanervaOutput(out, wanted, read_var, log_evidence)
+        if inplace:
+            _overwrite(cache, state, history, forgotten)
+        elif use_cache:
+            cache = KanervaCache(state, history, forgotten)
+        return KanervaOutput(out, cache if wanted else None, read_var, log_evidence)
 
-    def _project(self, x, kept, cache, use_cache, cu_seqlens):
+    def _project(self, x, kept, cache, wanted, where):
         """Queries, keys and values beside each other, convolved, and the history they leave."""
         mixed = self.qkv_proj(x)
         if self.conv is None:
             return mixed, None
         history = None if cache is None else cache.history
         counts = None if kept is None else kept.sum(-1)
-        return self.conv(mixed, history, counts if use_cache else None, cu_seqlens)
+        return self.conv(mixed, history, counts, where, wanted)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def _heads(self, x: Tensor, count: int) -> Tensor:
+        return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
-    def _decay(self, x, kept, cache, cu_seqlens, dtype):
-        """Decays (B, H, T) or None, and how much is forgotten after the last token."""
+    def _decay(self, x, kept, cache, where: Places | None, dtype):
+        """Decays (B, H, T) or None, and how much each sequence has forgotten after its last
+        token."""
         before = None if cache is None else cache.forgotten
         if self.decay_proj is None:
-            return None, x.new_zeros(len(x), self.num_heads) if before is None else before
+            count = x.shape[0] if where is None else where.count.shape[0]
+            return None, x.new_zeros(count, self.num_heads, dtype=dtype) if before is None else (
+                before.clone()
+            )
         rate = functional.softplus(self.decay_proj(x).mT.to(dtype))
         if kept is not None:
             rate = rate * kept[:, None]
         asked = rate.detach()
-        total, forgotten = asked.cumsum(-1), asked.sum(-1)
-        if cu_seqlens is not None:
-            total = _since_start(total, asked, cu_seqlens)
+        total = asked.cumsum(-1)
+        if where is None:
+            forgotten = asked.sum(-1)
+        else:
+            sums = functional.pad(total[0], (1, 0))
+            forgotten = (sums[:, where.first + where.count] - sums[:, where.first]).mT
+            total = total - (total - asked)[..., where.start]
         if before is not None:
-            total, forgotten = total + before[..., None], forgotten + before
+            at = before[..., None] if where is None else before[where.sequence].mT[None]
+            total, forgotten = total + at, forgotten + before
         room = FORGETTING_LIMIT - (total - asked)
         rate = torch.minimum(rate, room.clamp(min=0))
         return torch.exp(-rate), forgotten.clamp(max=FORGETTING_LIMIT)
 
-    def _scan(self, keys, values, queries, noise, mask, decay, cache, cu_seqlens):
-        if cache is not None and keys.shape[2] == 1 and not torch.is_grad_enabled():
-            step = [None if x is None else x.select(2, 0) for x in (mask, decay)]
-            reads, read_var, log_evidence = ops.causal_step(
-                *cache.state,
-                *(x.select(2, 0) for x in (keys, values, queries, noise)),
-                mask=step[0],
-                decay=step[1],
+    def _scan(self, keys, values, queries, noise, mask, decay, cache, bounds, inplace):
+        one = cache is not None and bounds is None and keys.shape[2] == 1
+        if one and (inplace or not _needs_scan()):
+            state = cache.state if inplace else cache.state.clone()
+            if not (state.mean.is_contiguous() and state.cov.is_contiguous()):
+                raise ValueError(
+                    "KanervaLayer: cache must be contiguous with inplace=True: clone() it"
+                )
+            step = [
+                None if x is None else x.select(2, 0).flatten(0, 1)  # a memory is an item
+                for x in (keys, values, queries, noise, mask, decay)
+            ]
+            results = ops.causal_step(
+                *(y.flatten(0, 1) for y in state),
+                *step[:4],
+                mask=step[4],
+                decay=step[5],
                 backend=self.backend,
             )
-            return reads[:, :, None], read_var[..., None], cache.state, log_evidence
+            reads, read_var, log_evidence = (y.unflatten(0, state.mean.shape[:2]) for y in results)
+            return reads[:, :, None], read_var[..., None], state, log_evidence
         mean, cov = (None, None) if cache is None else cache.state
+        if bounds is not None and cache is not None:  # a head is an item, with N sequences
+            mean, cov = (y.transpose(0, 1)[None] for y in (mean, cov))
         reads, read_var, mean, cov, log_evidence = ops.causal_scan(
             *(mean, cov, keys, values, queries, noise),
             mask=mask,
             decay=decay,
-            cu_seqlens=cu_seqlens,
+            cu_seqlens=bounds,
             chunk_size=self.chunk_size,
             backend=self.backend,
         )
-        if cu_seqlens is not None:
+        if bounds is not None:
+            mean, cov = (y[0].transpose(0, 1).contiguous() for y in (mean, cov))
             log_evidence = log_evidence.mT
         return reads, read_var, MemoryState(mean, cov), log_evidence
 
     def _finish(self, reads: Tensor, x: Tensor) -> Tensor:
-        out = self.norm(reads.transpose(1, 2).to(x.dtype)).flatten(2)
+        # In the dtype of the memory: a half-precision read-out may overflow, and its eps vanish.
+        out = functional.rms_norm(
+            reads.transpose(1, 2),
+            self.norm.normalized_shape,
+            self.norm.weight.to(reads.dtype),
+            self.norm.eps,
+        )
+        out = out.to(x.dtype).flatten(2)
         if self.gate_proj is not None:
             out = out * functional.silu(self.gate_proj(x))
         return self.out_proj(out)
 
-    def _check(self, hidden_states, attention_mask, cache, use_cache, cu_seqlens) -> None:
-        if not isinstance(hidden_states, Tensor):
-            _wrong("hidden_states", "a torch.Tensor", hidden_states)
+    def _check(
+        self, hidden_states, attention_mask, cache, cu_seqlens, inplace
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The mask (B, T) as bool, and the bounds of packed sequences as int64."""
+        self._check_tokens(hidden_states)
         shape = tuple(hidden_states.shape)
-        if len(shape) != 3 or shape[-1] != self.d_model:
-            raise ValueError(
-                f"KanervaLayer: hidden_states must have shape (B, T, d_model = {self.d_model}), "
-                f"got {shape}"
-            )
+        mask = bounds = None
         if attention_mask is not None:
-            if not isinstance(attention_mask, Tensor):
-                _wrong("attention_mask", "a torch.Tensor or None", attention_mask)
-            if attention_mask.dtype not in MASK_DTYPES:
-                raise TypeError(
-                    "KanervaLayer: attention_mask must be bool or integer, got "
-                    f"{attention_mask.dtype}"
-                )
-            if tuple(attention_mask.shape) != shape[:2]:
-                raise ValueError(
-                    f"KanervaLayer: attention_mask must have shape (B, T) = {shape[:2]}, the "
-                    f"tokens of this call alone, got {tuple(attention_mask.shape)}"
-                )
-        if cache is not None:
-            if not isinstance(cache, KanervaCache):
-                _wrong("cache", "a KanervaCache or None", cache)
-            expected = (shape[0], self.num_heads, self.head_dim, self.value_dim)
-            if tuple(cache.state.mean.shape) != expected:
-                raise ValueError(
-                    f"KanervaLayer: cache must hold a mean of shape (B, H, K, C) = {expected}, got "
-                    f"{tuple(cache.state.mean.shape)}"
-                )
+            mask = _check_mask(attention_mask, shape[:2], cache is not None)
+        count = shape[0]
         if cu_seqlens is not None:
             if shape[0] != 1:
                 raise ValueError(
                     f"KanervaLayer: hidden_states must have one row (B = 1) with cu_seqlens, got "
                     f"{shape}"
                 )
-            if attention_mask is not None or cache is not None or use_cache:
-                raise ValueError(
-                    "KanervaLayer: cu_seqlens must be None with attention_mask, cache or use_cache"
-                )
+            if attention_mask is not None:
+                raise ValueError("KanervaLayer: cu_seqlens must be None with attention_mask")
+            bounds = check_cu_seqlens(
+                "KanervaLayer", cu_seqlens, shape[1], hidden_states.device, "hidden_states"
+            )
+            count = bounds.shape[0] - 1
+        if cache is not None:
+            mean_shape = (count, self.num_heads, self.head_dim, self.value_dim)
+            history_shape = None
+            if self.conv is not None:
+                history_shape = (count, self.conv.size - 1, sum(self._widths))
+            check_cache("KanervaLayer", cache, mean_shape, history_shape, hidden_states)
+        if inplace:
+            self._check_inplace(hidden_states, cache)
+        return mask, bounds
+
+    def _check_tokens(self, hidden_states) -> None:
+        if not isinstance(hidden_states, Tensor):
+            _wrong("hidden_states", "a torch.Tensor", hidden_states)
+        if not hidden_states.is_floating_point():
+            raise TypeError(
+                f"KanervaLayer: hidden_states must have a floating-point dtype, got "
+                f"{hidden_states.dtype}"
+            )
+        shape = tuple(hidden_states.shape)
+        if len(shape) != 3 or shape[-1] != self.d_model:
+            raise ValueError(
+                f"KanervaLayer: hidden_states must have shape (B, T, d_model = {self.d_model}), "
+                f"got {shape}"
+            )
+        weight, device = self.noise_proj.weight, hidden_states.device.type
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
+        if weight.dtype != hidden_states.dtype and weight.is_floating_point() and not autocast:
+            raise TypeError(
+                f"KanervaLayer: hidden_states must be {weight.dtype} like the layer's parameters, "
+                f"got {hidden_states.dtype}"
+            )
+
+    def _check_inplace(self, hidden_states, cache) -> None:
+        if cache is None:
+            raise ValueError("KanervaLayer: inplace=True needs a cache to change, got cache=None")
+        fields = [x for x in (*cache.state, cache.history, cache.forgotten) if x is not None]
+        given = (hidden_states, *self.parameters()) if torch.is_grad_enabled() else ()
+        if any(x.requires_grad for x in (*fields, *given)):
+            raise RuntimeError(
+                "KanervaLayer: inplace=True changes the cache, so that there is no gradient, and "
+                "one is needed: call it under torch.no_grad(), with cache.detach() where the cache "
+                "requires one, or with inplace=False"
+            )
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, head_dim={self.head_dim}, value_dim={self.value_dim}"
+        parts = [f"num_heads={self.num_heads}"]
+        if self.num_kv_heads != self.num_heads:
+            parts.append(f"num_kv_heads={self.num_kv_heads}")
+        return ", ".join([*parts, f"head_dim={self.head_dim}", f"value_dim={self.value_dim}"])
 
 
-class _ShortConvolution(nn.Module):
-    """Depthwise causal convolution of ``size`` taps and ``silu``."""
+class _Gate(nn.Linear):
+    """A projection to one gate per head whose biases start at given values."""
 
-    def __init__(self, width: int, size: int) -> None:
-        super().__init__()
-        self.size = size
-        self.weight = nn.Parameter(torch.empty(size, width))
-        bound = 1 / math.sqrt(size)
-        nn.init.uniform_(self.weight, -bound, bound)
+    def __init__(self, width: int, start: list[float]) -> None:
+        self.start = start
+        super().__init__(width, len(start))
 
-    def forward(self, x, history, counts, cu_seqlens):
-        """x (B, T, width) after ``history``; also the history that its first ``counts`` tokens
-        (None: all of them) leave."""
-        steps, back = x.shape[1], self.size - 1
-        if history is None:
-            history = x.new_zeros(len(x), back, x.shape[-1])
-        padded = torch.cat([history.to(x.dtype), x], 1)
-        place = None if cu_seqlens is None else _places(cu_seqlens, steps)
-        total = None
-        for tap in range(self.size):
-            term = padded[:, tap : tap + steps] * self.weight[tap]
-            if place is not None:
-                term = term * (place >= back - tap)[:, None]
-            total = term if total is None else total + term
-        if counts is None:
-            history = padded[:, steps:]
-        else:
-            at = counts[:, None] + torch.arange(back, device=x.device)
-            history = _take(padded, at)
-        return functional.silu(total), history
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        with torch.no_grad():
+            self.bias.copy_(torch.tensor(self.start, dtype=torch.float64))
 
 
-def _places(cu_seqlens: Tensor, steps: int) -> Tensor:
-    """(T,), the place of each token in its own sequence."""
-    at = torch.arange(steps, device=cu_seqlens.device)
-    sequence = torch.searchsorted(cu_seqlens, at, right=True) - 1
-    return at - cu_seqlens[sequence]
+def _needs_scan() -> bool:
+    """Whether a step must not be made in place, not even on a copy of the state."""
+    if torch.is_grad_enabled():
+        return True
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def _since_start(total: Tensor, rate: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Sums from the start of each packed sequence, of sums from the start of all."""
-    steps = total.shape[-1]
-    start = torch.arange(steps, device=total.device) - _places(cu_seqlens, steps)
-    return total - (total - rate)[..., start]
+def _unit(x: Tensor) -> Tensor:
+    """``x`` with norm one over its last dimension, or ``x / SMALLEST_NORM`` where it is smaller."""
+    return x * x.square().sum(-1, keepdim=True).clamp(min=SMALLEST_NORM**2).rsqrt()
+
+
+def _overwrite(cache: KanervaCache, state: MemoryState, history, forgotten: Tensor) -> None:
+    pairs = [(cache.state.mean, state.mean), (cache.state.cov, state.cov)]
+    pairs += [(cache.history, history), (cache.forgotten, forgotten)]
+    for old, new in pairs:
+        if old is not new and old is not None:
+            old.copy_(new)
+
+
+def _check_mask(mask: Tensor, shape: tuple[int, int], longer: bool) -> Tensor:
+    """(B, T) bool, True where a token counts."""
+    if not isinstance(mask, Tensor):
+        _wrong("attention_mask", "a torch.Tensor or None", mask)
+    if mask.dtype not in MASK_DTYPES and not mask.is_floating_point():
+        raise TypeError(
+            "KanervaLayer: attention_mask must be bool, integer or floating 0 and 1, got "
+            f"{mask.dtype}"
+        )
+    steps = shape[1]
+    fits = mask.dim() == 2 and mask.shape[0] == shape[0]
+    if not (fits and (mask.shape[1] == steps or (longer and mask.shape[1] > steps))):
+        more = ", or (B, S) with S > T for all tokens so far" if longer else ""
+        raise ValueError(
+            f"KanervaLayer: attention_mask must have shape (B, T) = {shape}, the tokens of this "
+            f"call{more or ' alone'}, got {tuple(mask.shape)}"
+        )
+    mask = mask[:, mask.shape[1] - steps :]
+    if mask.is_floating_point() and _may_look_at(mask) and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            "KanervaLayer: a floating attention_mask must hold 0 (padding) and 1 alone, not what "
+            "is added to attention scores"
+        )
+    return mask != 0
+
+
+def _may_look_at(x: Tensor) -> bool:
+    """Whether the values of ``x`` can be had without waiting for a device or breaking a graph."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    return not torch._C._are_functorch_transforms_active()
 
 
 def _padding_last(kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -363,8 +461,4 @@ def _wrong(name: str, expected: str, value: object):
     raise TypeError(f"KanervaLayer: {name} must be {expected}, got {kind}")
 
 
-def _check_int(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        _wrong(name, "an int", value)
-    if value < least:
-        raise ValueError(f"KanervaLayer: {name} must be at least {least}, got {value}")
+register_for_loading(KanervaOutput)

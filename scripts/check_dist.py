@@ -70,7 +70,7 @@ def main() -> int:
         )
     if torches() != before:
         raise SystemExit("check_dist: the build changed the installed torch")
-    print(f"one torch, untouched: {before[0][0]}")
+    print(f"one torch, untouched: {before[0]}")
     print(*sorted(file.name for file in out.iterdir()), sep="\n")
     return 0
 

@@ -74,12 +74,8 @@ class Environment:
     def add_packages(self) -> None:
         self.pip("install", "--quiet", "numpy", *TEST_PACKAGES, *_build_requirements())
 
-    def build(self, arch: str, cuda: bool) -> Path:
-        """The wheel of a copy of this tree, built against this PyTorch, and installed."""
-        tree = self.folder / "tree"
-        if not tree.exists():
-            made = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.so", "__pycache__")
-            shutil.copytree(ROOT, tree, ignore=made)
+    def build(self, tree: Path, arch: str, cuda: bool) -> Path:
+        """The wheel of that tree, built against this PyTorch, and installed."""
         variables = {"KANERVA_CUDA": "1" if cuda else "0", "TORCH_CUDA_ARCH_LIST": arch}
         wheels = self.folder / "wheels"
         shutil.rmtree(wheels, ignore_errors=True)
@@ -127,7 +123,15 @@ def compile_only(environment: Environment) -> None:
     (site,) = environment.folder.glob("lib/python*/site-packages")
     torch = plan.require_torch(probe.read_torch(site / "torch"))
     compiler = probe.find_compiler(os.environ).command
-    command = [*compiler, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic"]
+    command = [
+        *compiler,
+        "-std=c++17",
+        "-fsyntax-only",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Wpedantic",
+    ]
     command += [f"-DTORCH_TARGET_VERSION={plan.TORCH_TARGET}", f"-I{ROOT / 'csrc'}"]
     for folder in (torch.include, torch.include / "torch/csrc/api/include"):
         command += ["-isystem", str(folder)]
@@ -166,6 +170,10 @@ def main(argv: list[str] | None = None) -> int:
         print("no nvcc: the CUDA library is left out")
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)
+        # One tree for all: what does not see PyTorch's headers is compiled once.
+        tree = Path(scratch) / "tree"
+        made = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.so", "__pycache__")
+        shutil.copytree(ROOT, tree, ignore=made)
         ends: dict[str, tuple[Environment, Path]] = {}
         for version in versions:
             started = time.monotonic()
@@ -173,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
             environment.create()
             environment.add_packages()
             print(f"PyTorch {version}: installed ({time.monotonic() - started:.0f} s)", flush=True)
-            wheel = environment.build(args.arch, nvcc is not None)
+            wheel = environment.build(tree, args.arch, nvcc is not None)
             environment.try_out(nvcc is not None)
             print(f"  done ({time.monotonic() - started:.0f} s)", flush=True)
             ends[version] = (environment, wheel)

@@ -114,6 +114,7 @@ class BadInputChecks(OperatorBase):
                 with pytest.raises(ValueError, match=rf"{name} holds NaN in batch item\(s\) 1$"):
                     self.call(args, check=True)
 
+    @MANY_CALLS
     def test_non_positive_number_gives_nan_in_its_item(self):
         names = [n for n, kind in self.kinds.items() if kind in (NOISE, RIDGE)]
         for name, value in itertools.product(names, (0.0, -0.3)):

@@ -41,6 +41,12 @@ def installed_folders() -> list[Path]:
     return [*folders, Path(found.locate_file("kanerva_ext"))]
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--whole", action="store_true", help="also what the engine under test cannot afford"
+    )
+
+
 def pytest_configure(config):
     # What is tested is what was installed, whatever else the path leads to.
     tested = Path(kanerva_ext.__file__).resolve().parent

@@ -191,6 +191,7 @@ class DerivativeChecks(OperatorBase):
                 some = [g if j == i else None for j, g in enumerate(grads)]
                 torch.library.opcheck(raw, (*some, *args, *saved), test_utils="test_schema")
 
+    @MANY_CALLS
     def test_gradients_of_torch_ops(self):
         """`torch.ops` users get the public function's gradients, of first and second order."""
         args = self.arguments(grad=True, optional=False)

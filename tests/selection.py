@@ -20,11 +20,14 @@ import pytest
 INTERPRETER = "interpreter"  # Triton's: a tenth of a second for every few tiles
 TEAMS = "teams"  # CUDA kernels on the host, with teams of blocks for every memory
 ON_HOST = "on_host"  # the same, as a GPU would have it
-ENGINES = (INTERPRETER, TEAMS, ON_HOST)
+PTX = "ptx"  # the instructions that nvcc makes, one after another
+ENGINES = (INTERPRETER, TEAMS, ON_HOST, PTX)
 
 
 def engine() -> str | None:
     """What runs the kernels under test; None for the library as it is installed."""
+    if "KANERVA_TEST_ENGINE" in os.environ:
+        return os.environ["KANERVA_TEST_ENGINE"]
     if "TRITON_INTERPRET" in os.environ:
         return INTERPRETER
     if "KANERVA_TEST_LIBRARY" in os.environ:
@@ -33,13 +36,18 @@ def engine() -> str | None:
 
 
 def is_left_out(item: pytest.Item) -> bool:
-    """Whether the engine cannot afford this test. On engines a grid is always its covering part."""
+    """Whether the engine cannot afford this test. There a grid is its covering part.
+
+    ``pytest --whole`` leaves nothing out, for hours.
+    """
     now = engine()
-    if now is None:
+    if now is None or item.config.getoption("whole"):
         return False
-    if any(now in mark.args for mark in item.iter_markers("not_on")):
+    # What Triton's interpreter cannot afford, PTX's cannot either.
+    names = {now, INTERPRETER} if now == PTX else {now}
+    if any(names & set(mark.args) for mark in item.iter_markers("not_on")):
         return True
-    return now != ON_HOST and item.get_closest_marker("exhaustive") is not None
+    return item.get_closest_marker("exhaustive") is not None
 
 
 def not_on(*engines: str, reason: str) -> pytest.MarkDecorator:
@@ -53,7 +61,9 @@ def not_on(*engines: str, reason: str) -> pytest.MarkDecorator:
 #: For tests of the reference's own formulas.
 REFERENCE_ALONE = not_on(*ENGINES, reason="no kernel runs")
 #: For tests of autograd, dispatch and compilation, which are the same for all kernels.
-MANY_CALLS = not_on(INTERPRETER, reason="hundreds of calls, or compilation, around few kernels")
+MANY_CALLS = not_on(
+    INTERPRETER, TEAMS, reason="hundreds of calls, or compilation, around few kernels"
+)
 
 
 def covering(rows: Sequence[tuple]) -> list[int]:

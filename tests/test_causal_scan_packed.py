@@ -155,6 +155,18 @@ def test_bad_cu_seqlens(bounds, error, message):
         call(args, mask, bounds)
 
 
+@MANY_CALLS
+def test_bad_cu_seqlens_are_found_in_a_compiled_graph():
+    torch._dynamo.reset()
+    args, mask, bounds = packed()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for bad in ((0, 5, 7, 20, 21, 59), (2, 7, 7, 20, 21, 60), (0, 7, 6, 20, 21, 60)):
+        with pytest.raises(ValueError, match="causal_scan: cu_seqlens must rise from 0 to T = 60"):
+            compiled(args, mask, torch.tensor(bad))
+    torch.testing.assert_close(compiled(args, mask, bounds), call(args, mask, bounds))
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize(
     "bounds", [(0, 7, 90, 20, 21, 60), (-5, 7, 7, 20, 21, 60), (3, 7, 7, 9, 9, 30)]
 )

@@ -117,6 +117,49 @@ def test_a_bad_step_is_nan_alone():
 
 
 @MANY_CALLS
+@pytest.mark.parametrize("route", ["auto", "reference", "raw", "compiled"])
+def test_autograd_knows_that_a_step_changed_the_state(route):
+    """A gradient through a state that was stepped afterwards must not come out wrong."""
+    torch._dynamo.reset()
+    args = one_step(noise_var=torch.full((2,), 0.3))
+    call = {
+        "auto": ops.causal_step,
+        "reference": lambda **a: ops.causal_step(**a, backend="reference"),
+        "raw": lambda **a: torch.ops.kanerva.causal_step(*a.values(), None, None),
+        "compiled": torch.compile(ops.causal_step, fullgraph=True, backend="aot_eager"),
+    }[route]
+    for name in ("mean", "cov"):
+        scale = torch.ones((), requires_grad=True)
+        product = scale * args[name]  # keeps the state for its gradient
+        with torch.no_grad():
+            call(**args)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.sum().backward()
+    with torch.inference_mode():
+        call(**{n: x.clone() for n, x in args.items()})
+    torch._dynamo.reset()
+
+
+@MANY_CALLS
+def test_step_under_vmap():
+    """Ensembles decode: the states of all members change in their places."""
+    several = [one_step(noise_var=torch.full((2,), 0.3 + i)) for i in range(3)]
+    for i, args in enumerate(several):
+        args["mean"] += i
+    stacked = {n: torch.stack([a[n] for a in several]) for n in several[0]}
+    results = torch.vmap(lambda a: ops.causal_step(**a))(stacked)
+    for i, args in enumerate(several):
+        want = ops.causal_step(**args)
+        for got, expected in zip(results, want, strict=True):
+            torch.testing.assert_close(got[i], expected)
+        for name in ("mean", "cov"):
+            torch.testing.assert_close(stacked[name][i], args[name])
+    one = one_step(noise_var=torch.full((2,), 0.3))
+    with pytest.raises(RuntimeError, match=r"mean must be mapped over by torch.vmap"):
+        torch.vmap(lambda v: ops.causal_step(**{**one, "values": v}))(stacked["values"])
+
+
+@MANY_CALLS
 def test_opcheck_step():
     args = one_step(noise_var=torch.full((2,), 0.3))
     torch.library.opcheck(torch.ops.kanerva.causal_step.default, (*args.values(), None, None))

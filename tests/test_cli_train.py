@@ -108,6 +108,24 @@ def test_a_checkpoint_rebuilds_the_model(whole):
     assert "memory.prior_mean" in moved and "encoder.linear.weight" in moved
 
 
+def test_optimizer_state_of_an_old_checkpoint(tmp_path, whole):
+    """Scalar parameters were 0-d, and so was what Adam keeps of them."""
+    old = _checkpoint.load(whole / _checkpoint.FILE)
+    name = "memory.log_prior_var"
+    for key in (f"model.{name}", f"optimizer.{name}/exp_avg", f"optimizer.{name}/exp_avg_sq"):
+        assert old.tensors[key].shape == (1,)
+        old.tensors[key] = old.tensors[key].squeeze(0)
+    model = old.config.make_model()
+    old.restore_model(model)
+    optimizer = torch.optim.Adam(model.parameters())
+    old.restore_optimizer(model, optimizer)
+    state = optimizer.state[model.memory.log_prior_var]
+    assert state["exp_avg"].shape == state["exp_avg_sq"].shape == (1,) and state["step"].dim() == 0
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
 def test_the_logged_means_are_over_the_steps_between_rows(whole, tmp_path):
     assert main(arguments(tmp_path / "each", training__log_every=1)) == 0
     each = {row["step"]: row["bound"] for row in read_csv(tmp_path / "each" / "train.csv")}

@@ -67,6 +67,22 @@ def run_fixture(tool, sanitizers):
     return run
 
 
+def test_multiply_adds_are_fused(tool, tmp_path):
+    if not tool.FUSED:
+        pytest.skip("not known of this processor")
+    source = tmp_path / "fused.cpp"
+    source.write_text(
+        "#include <cstdio>\n"
+        "__attribute__((noinline)) float f(float a, float b, float c) { return a * b + c; }\n"
+        "int main() { std::puts(f(1.0f + 0x1p-12f, 1.0f + 0x1p-12f, -1.0f - 0x1p-11f) == 0x1p-24f"
+        ' ? "fused" : "apart"); }\n'
+    )
+    program = tmp_path / "fused"
+    flags = (*tool.FLAGS, *tool.FUSED, tool.OPTIMISED)
+    subprocess.run([*tool.compiler(), *flags, str(source), "-o", str(program)], check=True)
+    assert tool.run_program(program).stdout == "fused\n"
+
+
 @pytest.mark.parametrize("sanitizer", [None, "thread", "address"])
 @pytest.mark.parametrize(
     "case", ["sum", "transpose", "warps", "unwritten", "team_transpose", "team_rounds"]
@@ -211,3 +227,12 @@ def test_a_barrier_left_out_is_noticed(tool, thread_program, operator, barrier):
 def test_no_access_outside_a_buffer(tool, sanitizers):
     done = tool.run_program(tool.build_program(sanitizers("address")))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("sanitizer", [None, "thread"])
+@pytest.mark.parametrize("case", ["once", "retried", "forced", "counted", "environment"])
+def test_what_launchers_decide(tool, sanitizers, case, sanitizer):
+    """Shared memory is raised once per kernel and device; forced teams fit the processors."""
+    program = tool.build_program(sanitizer and sanitizers(sanitizer), "launching")
+    done = tool.run_program(program, case)
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stdout + done.stderr

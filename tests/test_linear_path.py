@@ -28,8 +28,8 @@ OPTIONS = {
 MEMORY = {"memory_size": 6}
 MODELS = {
     "kanerva": (KanervaMachine, MEMORY | {"key_size": 4, "latent_size": 3}),
-    "dynamic": (DynamicKanervaMachine, MEMORY | {"weight_cov": "full"}),
-    "isotropic": (DynamicKanervaMachine, MEMORY),
+    "dynamic": (DynamicKanervaMachine, {"memory_size": 4, "weight_cov": "full"}),
+    "isotropic": (DynamicKanervaMachine, {"memory_size": 4}),
     "vae": (MatchedVAE, {}),
 }
 

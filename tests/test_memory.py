@@ -165,7 +165,7 @@ def test_forget(config):
     got = module.forget(after.state, written.weights, second, mask, check=True)
     assert isinstance(got, MemoryState)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
-    with pytest.raises(ValueError, match="it was not written"):
+    with pytest.raises(ValueError, match="what is to be forgotten was not written in batch item"):
         module.forget(before, 10 * written.weights, second, check=True)
     assert module.forget(before, 10 * written.weights, second).mean.isnan().any()
 
@@ -499,11 +499,18 @@ def test_reference_backend_agrees(config):
 
 def test_repr():
     assert repr(make()) == (
-        "FusedKanervaMemory(5, 4, addressing='least_squares', noise_std=1, weight_std=1)"
+        "FusedKanervaMemory(5, 4, addressing='least_squares', noise_std=1, weight_std=1, "
+        "prior_var=1)"
     )
     text = repr(make(addressing="key", key_size=S, learn_noise=True, backend="reference"))
     assert "key_size=7, learn_noise=True, backend='reference'" in text
     assert "num_write_iters=3" in repr(make(num_write_iters=3))
+    module = make(prior_var=0.25, learn_noise=True)
+    with torch.no_grad():
+        module.log_prior_var.add_(math.log(2))
+        module.log_noise_std.add_(math.log(3))
+    assert "noise_std=3, weight_std=1, prior_var=0.5" in repr(module)
+    assert "noise_std=1, weight_std=1, prior_var=0.25" in repr(module.to("meta"))
 
 
 WRONG_CONSTRUCTIONS = [
@@ -524,6 +531,8 @@ WRONG_CONSTRUCTIONS = [
     ({"addressing": "key", "key_size": 3, "sample_weights": True}, ValueError, "sample_weights"),
     ({"addressing": "key", "key_size": 3, "num_write_iters": 2}, ValueError, "num_write_iters"),
     ({"backend": "tpu"}, ValueError, "backend must be one of"),
+    ({"prior_mean_std": -1.0}, ValueError, "prior_mean_std must be finite and at least 0"),
+    ({"prior_mean_std": 0}, ValueError, "prior_mean_std must be positive with addressing="),
 ]
 
 
@@ -583,6 +592,27 @@ def test_wrong_calls():
         (lambda: module.forget(state, values, values[0, 0]), ValueError, "values must have"),
         (lambda: module.forget(state, values[..., 1:], values), ValueError, "weights must have"),
         (lambda: module.forget(values, values, values), TypeError, "state must be a MemoryState"),
+        (lambda: module.forget(state, None, values), ValueError, "weights must be given"),
+        (
+            lambda: module.forget(state, None, values, keys=torch.randn(B, T, S)),
+            ValueError,
+            "keys must be None",
+        ),
+        (lambda: keyed.forget(state, None, values), ValueError, "keys must be given"),
+        (lambda: module.score(values, state, keys=values), ValueError, "keys must be given with"),
+        (lambda: keyed.score(values, state), ValueError, "keys must be given with"),
+        (lambda: module.merge([]), TypeError, "states must be a sequence of MemoryState, at least"),
+        (lambda: module.merge(state), TypeError, "states must be a sequence"),
+        (lambda: module.merge([state, 3]), TypeError, r"states\[1\] must be a MemoryState"),
+        (lambda: module.write(values, noise_var=-1.0), ValueError, "noise_var must be positive"),
+        (
+            lambda: module.write(values, decay=torch.ones(B, T + 1)),
+            ValueError,
+            r"decay must have shape \(..., T\) = \(3, 6\)",
+        ),
+        (lambda: module.write(values, decay=[0.5]), TypeError, "decay must be a float or a torch"),
+        (lambda: module.write(values, decay=0.5, noise_var=0), ValueError, "noise_var must be pos"),
+        (lambda: module.write(values, decay=1.5), ValueError, r"decay must be in \(0, 1\]"),
         (lambda: module.prior(-1), ValueError, "batch_size"),
     ):
         with pytest.raises(error, match=match):

@@ -89,7 +89,8 @@ def test_many_slots(which, jitter):
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        draws = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+        return draws.to(torch.get_default_device())
 
     eye = torch.eye(slots, dtype=torch.float64)
     root = randn(1, slots, rank) / rank**0.5

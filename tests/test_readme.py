@@ -19,6 +19,15 @@ def test_the_examples_run():
     assert names["following"].hidden_states.shape == (2, 1, 256)
 
 
+def test_the_examples_of_use_run():
+    text = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+    codes = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(codes) == 3
+    names = {}
+    for code in codes:
+        exec(code, names)
+
+
 def test_links_exist():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links

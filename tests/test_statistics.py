@@ -81,9 +81,14 @@ def test_float32(k, c, jitter):
 def test_many_slots(jitter):
     """On both sides of the condition from which a float32 state is served in float64."""
     generator = torch.Generator().manual_seed(0)
-    root = torch.randn(1, 257, 230, generator=generator, dtype=torch.float64) / 230**0.5
+
+    def randn(*shape):
+        draws = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+        return draws.to(torch.get_default_device())
+
+    root = randn(1, 257, 230) / 230**0.5
     cov = root @ root.mT + jitter * torch.eye(257, dtype=torch.float64)
-    mean = cov @ torch.randn(1, 257, 40, generator=generator, dtype=torch.float64)
+    mean = cov @ randn(1, 257, 40)
     state = [mean.float(), cov.float()]
     got = ops.to_statistics(*state)
     want = reference.statistics(*(x.double() for x in state))[::-1]

@@ -3,10 +3,12 @@ KANERVA_BACKEND=triton, on a GPU or, with TRITON_INTERPRET=1, on the CPU."""
 
 import functools
 import importlib
+from typing import NamedTuple
 
 import pytest
 import torch
 from helpers import Case, problem, recursion, relative_error
+from selection import grid
 
 import kanerva_ext
 from kanerva_ext import _backend, reference
@@ -87,27 +89,36 @@ def assert_right(name, shape, dtype, tolerance):
         assert relative_error(a, b.double().cpu().numpy()) < tolerance, f"{name}: result {i}"
 
 
+class Configuration(NamedTuple):
+    work: torch.dtype
+    config: tuple
+
+    @property
+    def label(self) -> str:
+        return f"{str(self.work)[6:]}-{self.config.steps}x{self.config.size}"
+
+
 def configurations():
     pytest.importorskip("triton")
     from kanerva_ext.triton import _launch
 
     return [
-        pytest.param(work, config, id=f"{str(work)[6:]}-{config.steps}x{config.size}")
-        for work, rows in _launch.TABLE.items()
-        for _, config in rows
+        Configuration(work, config) for work, rows in _launch.TABLE.items() for _, config in rows
     ]
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize(("work", "config"), configurations())
-@pytest.mark.parametrize("name", NAMES)
-def test_every_configuration_at_every_size(monkeypatch, name, work, config, shape):
+@pytest.mark.parametrize(
+    ("name", "configuration", "size"),
+    grid(NAMES, configurations(), SHAPES, name=lambda name, c, size: f"{name}-{c.label}-{size}"),
+)
+def test_every_configuration_at_every_size(monkeypatch, name, configuration, size):
     """Also where the table would not choose it: tiles much larger or smaller than the matrices."""
     from kanerva_ext.triton import _launch
 
-    monkeypatch.setitem(_launch.TABLE, work, ((float("inf"), config),))
+    work = configuration.work
+    monkeypatch.setitem(_launch.TABLE, work, ((float("inf"), configuration.config),))
     single = work == torch.float32
-    assert_right(name, shape, work, 2e-6 if single else 1e-11)
+    assert_right(name, SHAPES[size], work, 2e-6 if single else 1e-11)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

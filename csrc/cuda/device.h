@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -15,6 +16,7 @@ struct Device {
   size_t shared_per_block = 0;  // bytes a block may ask for, beside its head
   int processors = 1;           // multiprocessors
   double team_work = -1.0;      // multiply-adds from which a memory gets a team; < 0: as counted
+  bool at_once = true;          // whether all blocks of teams must have a processor to themselves
 };
 
 constexpr size_t kHeadBytes = 288;  // of a block's shared memory, for team.cuh
@@ -29,6 +31,8 @@ struct Grid {
 // USE_CUDA: what calls the launchers, compiled by a C++ compiler with the CUDA runtime at hand.
 #if defined(__CUDACC__) || defined(USE_CUDA)
 #include <cuda_runtime.h>
+
+#include "once_per_kernel.h"
 #else
 #include "host/device_on_host.h"
 #endif
@@ -36,6 +40,21 @@ struct Grid {
 #include "../core/arguments.h"
 
 namespace kanerva::cuda {
+
+// KANERVA_TEAM_WORK=0 gives every memory a team where the processors suffice for two blocks of it,
+// to test teams on small memories.
+inline double team_work_from_environment() {
+  const char* text = std::getenv("KANERVA_TEAM_WORK");
+  if (text == nullptr || *text == '\0') return -1.0;
+  char* end = nullptr;
+  const double work = std::strtod(text, &end);
+  if (*end != '\0' || !(work >= 0.0)) {
+    throw std::runtime_error(
+        "KANERVA_TEAM_WORK must be a number of multiply-adds, at least 0, got " +
+        std::string(text));
+  }
+  return work;
+}
 
 #if defined(__CUDACC__) || defined(USE_CUDA)
 
@@ -53,7 +72,22 @@ inline Device current_device() {
         "cudaDeviceGetAttribute");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index),
         "cudaDeviceGetAttribute");
-  return {size_t(shared) - kHeadBytes, processors, -1.0};
+  return {size_t(shared) - kHeadBytes, processors, team_work_from_environment(), true};
+}
+
+// Lets a kernel have all the shared memory that a block may ask for: once, so that no launch by
+// another thread, or later in a capture, lowers what a launch counts on.
+inline void allow_shared(const void* kernel) {
+  static OncePerKernel allowed;
+  int index = 0;
+  check(cudaGetDevice(&index), "cudaGetDevice");
+  allowed.call(kernel, index, [&] {
+    int most = 0;
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
+          "cudaDeviceGetAttribute");
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+          "cudaFuncSetAttribute");
+  });
 }
 
 // Zeroes memory in the stream's order.
@@ -125,10 +159,7 @@ void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared, Stream 
   if (grid.x <= 0 || grid.y <= 0) return;
   shared += kHeadBytes;
 #if defined(__CUDACC__)
-  if (shared > 48 * 1024) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-          "cudaFuncSetAttribute");
-  }
+  if (shared > 48 * 1024) allow_shared(reinterpret_cast<const void*>(kernel));
   cudaLaunchAttribute together = {};
   together.id = cudaLaunchAttributeCooperative;
   together.val.cooperative = 1;

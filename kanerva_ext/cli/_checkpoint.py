@@ -55,7 +55,10 @@ class Checkpoint(NamedTuple):
         for i, parameter in enumerate(order):
             start = f"{names[id(parameter)]}/"
             if own := _with_prefix(saved, start):
-                state["state"][i] = {key: _laid_out(own[key], parameter) for key in own}
+                state["state"][i] = {
+                    key: value if key == "step" else _laid_out(value, parameter)
+                    for key, value in own.items()
+                }
         optimizer.load_state_dict(state)
 
 
@@ -119,6 +122,8 @@ def replace_file(new: Path, path: Path) -> None:
 
 def _laid_out(saved: Tensor, parameter: Tensor) -> Tensor:
     """With the parameter's strides: fused Adam pairs elements by their place in memory."""
+    if saved.dim() == 0 and parameter.shape == (1,):  # of a checkpoint whose parameter was 0-d
+        saved = saved.reshape(1)
     if saved.shape != parameter.shape:
         return saved
     return torch.empty_like(parameter, dtype=saved.dtype).copy_(saved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,55 @@ from .linear_path import squash
 
 INITIAL_STD = 0.2  # of a code's posterior: small, so that coders learn to reconstruct first
 MAX_LOG_STD = 7.0
+
+
+def start(module: Starting) -> None:
+    """Give a module its start at the end of a constructor, and from then on with each reset."""
+    module.started = True
+    module.start()
+
+
+class Starting:
+    """A base of modules whose parameters start in another way than PyTorch's.
+
+    The start is a module's own, so that ``reset_parameters`` of every module, in any order, makes
+    a whole model new, as after ``to_empty``. It is not yet made in PyTorch's constructor, which
+    resets parameters too: `start` makes it, at the place in the stream of random numbers where it
+    has always been.
+    """
+
+    started = False
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.started:
+            self.start()
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+
+class HeLinear(Starting, nn.Linear):
+    """Starts with weights that keep the scale through a ReLU; biases as PyTorch has them."""
+
+    def start(self) -> None:
+        nn.init.normal_(self.weight, std=math.sqrt(2 / self.in_features))
+
+
+class _NormalLinear(Starting, nn.Linear):
+    """To means and log-standard-deviations, of which the second start small and alike."""
+
+    start_std = INITIAL_STD
+    from_zero = False
+
+    def start(self) -> None:
+        size = self.out_features // 2
+        scale = 0.0 if self.from_zero else math.sqrt(1 / self.in_features)
+        with torch.no_grad():
+            nn.init.normal_(self.weight[:size], std=scale)
+            nn.init.normal_(self.weight[size:], std=0.1 * scale)
+            nn.init.constant_(self.bias[size:], math.log(self.start_std))
+            nn.init.zeros_(self.bias[:size])
 
 
 class Normal(nn.Module):
@@ -32,15 +82,11 @@ class Normal(nn.Module):
         from_zero: bool = False,
     ) -> None:
         super().__init__()
-        self.hidden = nn.Linear(inputs, hidden)
-        self.out = nn.Linear(hidden, 2 * size)
-        with torch.no_grad():
-            nn.init.normal_(self.hidden.weight, std=math.sqrt(2 / inputs))
-            scale = 0.0 if from_zero else math.sqrt(1 / hidden)
-            nn.init.normal_(self.out.weight[:size], std=scale)
-            nn.init.normal_(self.out.weight[size:], std=0.1 * scale)
-            nn.init.constant_(self.out.bias[size:], math.log(std))
-            nn.init.zeros_(self.out.bias[:size])
+        self.hidden = HeLinear(inputs, hidden)
+        self.out = _NormalLinear(hidden, 2 * size)
+        self.out.start_std, self.out.from_zero = std, from_zero
+        for layer in (self.hidden, self.out):
+            start(layer)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         # Under autocast the layers are in half precision; sums of KL terms must not be.
@@ -61,9 +107,13 @@ class CodeNormal(nn.Module):
     def __init__(self, features: int, hidden: int, size: int, expects: bool) -> None:
         super().__init__()
         inputs = features + size if expects else features
-        self.correction = Normal(inputs, hidden, size, 1.0, from_zero=True)
-        self.gate = nn.Parameter(torch.zeros(size))
-        self.start(torch.ones(size))
+        # Both as for a prior of unit variance.
+        self.correction = Normal(inputs, hidden, size, math.sqrt(0.5), from_zero=True)
+        self.gate = nn.Parameter(torch.empty(size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gate)
 
     @torch.no_grad()
     def start(self, prior_var: Tensor) -> None:
@@ -147,5 +197,5 @@ def check_denoising(num_steps: int, noise: float) -> None:
 def check_sizes(**sizes: int) -> None:
     """Raises unless every size is a positive int."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name} must be a positive int, got {size!r}")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..memory import MemoryState
 from ._common import check_denoising, check_images, check_sizes, next_query
-from .coders import ConvDecoder, ConvEncoder, he_init
+from .coders import CodeLinear, ConvDecoder, ConvEncoder, HeConv, he_init
 from .likelihoods import BernoulliPixels, GaussianPixels, make_likelihood
 from .linear_path import LinearPath, PrincipalComponents, principal_components, squash
 
@@ -39,14 +39,21 @@ class LogScale(nn.Module):
                 f'likelihood="scaled_gaussian", got {image_size}'
             )
         self.image_size, self.grid = image_size, image_size // self.BLOCK
-        self.hidden = nn.Conv2d(num_channels + 2, hidden, 3, padding=1).apply(he_init)
-        self.out = nn.Conv2d(hidden, 1, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.hidden = HeConv(num_channels + 2, hidden, 3, padding=1).apply(he_init)
+        self.out = HeConv(hidden, 1, 3, padding=1)
+        self.out.weight_start = 0.0
+        he_init(self.out)
         # A product with the interpolation's matrix is faster than the interpolation.
-        cells = torch.eye(self.grid**2).view(-1, 1, self.grid, self.grid)
-        whole = F.interpolate(cells, (image_size, image_size), mode="bilinear")
-        self.register_buffer("spread", whole.flatten(1), persistent=False)
+        spread = torch.empty(self.grid**2, image_size**2)
+        self.register_buffer("spread", spread, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The interpolation; the convolutions have their own reset."""
+        cells = torch.eye(self.grid**2, device=self.spread.device)
+        cells = cells.view(-1, 1, self.grid, self.grid)
+        size = (self.image_size, self.image_size)
+        self.spread.copy_(F.interpolate(cells, size, mode="bilinear").flatten(1))
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Standardised pictures (..., channels, H, W) to (..., 1, H, W), zero at first."""
@@ -94,7 +101,7 @@ class EpisodeCoders(nn.Module):
                     f'likelihood must be "gaussian" with linear_path=True, got {likelihood!r}'
                 )
             self.linear = LinearPath(code_size, self.image_shape)
-            self.code_features = nn.Linear(code_size, num_features).apply(he_init)
+            self.code_features = CodeLinear(code_size, num_features).apply(he_init)
             self.log_scale = None
             if self.likelihood.extra_outputs:
                 self.log_scale = LogScale(num_channels, image_size)
@@ -109,9 +116,10 @@ class EpisodeCoders(nn.Module):
         coder["num_channels"] += self.likelihood.extra_outputs
         self.decoder = ConvDecoder(code_size, initial_output=start, **coder)
         if linear_path:
-            self.image_features = nn.Linear(num_features, num_features, bias=False)
-            nn.init.zeros_(self.image_features.weight)
-            nn.init.zeros_(self.decoder.blocks[-1].weight)
+            self.image_features = CodeLinear(num_features, num_features)
+            for last in (self.image_features, self.decoder.blocks[-1]):
+                last.weight_start = 0.0
+                he_init(last)
 
     def start_linear_path(self, images: Tensor | PrincipalComponents) -> None:
         """Start the linear path, and what depends on its codes' scale, at principal components.

@@ -6,12 +6,13 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .._state import register_for_loading
 from ..memory import FusedKanervaMemory, MemoryState, WriteOutput, standard_normal
 from ._common import replace_first
 from ._memory_model import MemoryModel
-from .coders import he_init
+from .coders import CodeLinear, he_init
 
 WEIGHT_COVS = ("isotropic", "full")
 
@@ -37,6 +38,9 @@ class DynamicKanervaBound(NamedTuple):
     kl_weights: Tensor
     kl_memory: Tensor | None
     autoencoding: Tensor
+
+
+register_for_loading(DynamicKanervaBound)
 
 
 class DynamicKanervaMachine(MemoryModel):
@@ -137,9 +141,10 @@ class DynamicKanervaMachine(MemoryModel):
         if linear_path:
             self.config["hidden_size"] = hidden_size
         # Features are positive; codes must not be, or all of them would share a direction.
-        self.code = nn.Linear(num_features, code_size).apply(he_init)
-        if linear_path:
-            nn.init.zeros_(self.code.weight)
+        self.code = CodeLinear(num_features, code_size)
+        if linear_path:  # nothing is added to its codes at first
+            self.code.weight_start = 0.0
+        self.code.apply(he_init)
         self.memory = FusedKanervaMemory(
             memory_size,
             code_size,

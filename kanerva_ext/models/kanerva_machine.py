@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._state import register_for_loading
 from ..memory import FusedKanervaMemory, MemoryState, WriteOutput
 from ._common import (
     CodeNormal,
@@ -43,6 +44,9 @@ class KanervaBound(NamedTuple):
     kl_y: Tensor
     kl_z: Tensor
     kl_memory: Tensor | None
+
+
+register_for_loading(KanervaBound)
 
 
 class KanervaMachine(MemoryModel):

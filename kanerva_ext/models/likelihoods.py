@@ -48,9 +48,19 @@ class GaussianPixels(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.raw_log_std = nn.Parameter(torch.empty(1))  # not 0-d: fully_shard splits it
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         # Of softplus's argument, so that the standard deviation starts at PIXEL_STD.
         start = math.log(math.expm1(math.log(PIXEL_STD) - MIN_LOG_STD))
-        self.raw_log_std = nn.Parameter(torch.tensor(start))
+        nn.init.constant_(self.raw_log_std, start)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        saved = state_dict.get(f"{prefix}raw_log_std")
+        if isinstance(saved, Tensor) and saved.dim() == 0:  # of an old checkpoint
+            state_dict[f"{prefix}raw_log_std"] = saved.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def start(self, std: float) -> None:
@@ -61,7 +71,7 @@ class GaussianPixels(nn.Module):
     @property
     def log_std(self) -> Tensor:
         """Logarithm of the pixels' standard deviation, 0-d, at least ln 1/512."""
-        return MIN_LOG_STD + F.softplus(self.raw_log_std)
+        return MIN_LOG_STD + F.softplus(self.raw_log_std).squeeze(0)
 
     def standardize(self, images: Tensor) -> Tensor:
         """What the encoder sees of images (..., C, H, W): about zero mean and unit scale."""

@@ -117,12 +117,22 @@ class LinearPath(nn.Module):
                 f"path, got {code_size}"
             )
         self.image_shape = image_shape
-        self.encoder_weight = nn.Parameter(torch.zeros(code_size, num_dims))
-        self.decoder_weight = nn.Parameter(torch.zeros(code_size, num_dims))
-        self.mean = nn.Parameter(torch.zeros(num_dims))
-        self.register_buffer("signal_var", torch.ones(code_size))
-        self.register_buffer("noise_std", torch.ones(()))
+        self.encoder_weight = nn.Parameter(torch.empty(code_size, num_dims))
+        self.decoder_weight = nn.Parameter(torch.empty(code_size, num_dims))
+        self.mean = nn.Parameter(torch.empty(num_dims))
+        self.register_buffer("signal_var", torch.empty(code_size))
+        self.register_buffer("noise_std", torch.empty(()))
         self.register_buffer("started", torch.tensor(False))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Both maps zero, as before `start`."""
+        for zero in (self.encoder_weight, self.decoder_weight, self.mean):
+            zero.zero_()
+        self.signal_var.fill_(1)
+        self.noise_std.fill_(1)
+        self.started.fill_(False)
 
     @torch.no_grad()
     def start(self, components: PrincipalComponents) -> None:

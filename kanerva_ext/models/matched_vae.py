@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._state import register_for_loading
 from ..memory import standard_normal
 from ._common import CodeNormal, Normal, check_sizes, kl_normal, replace_first, sample_normal
 from ._memory_model import EpisodeCoders
@@ -26,6 +27,9 @@ class VAEBound(NamedTuple):
     bound: Tensor
     reconstruction: Tensor
     kl_z: Tensor
+
+
+register_for_loading(VAEBound)
 
 
 class MatchedVAE(EpisodeCoders):
@@ -83,9 +87,15 @@ class MatchedVAE(EpisodeCoders):
         }
         if linear_path:
             self.code = CodeNormal(num_features, hidden_size, code_size, expects=False)
-            self.log_prior_var = nn.Parameter(torch.zeros(code_size))
+            self.log_prior_var = nn.Parameter(torch.empty(code_size))
+            self.reset_parameters()
         else:
             self.code = Normal(num_features, hidden_size, code_size)
+
+    def reset_parameters(self) -> None:
+        """The prior's own; every module in the model has its own reset."""
+        if self.linear is not None:
+            nn.init.zeros_(self.log_prior_var)
 
     def elbo(
         self,

@@ -75,7 +75,7 @@ def adaptive_write(
     (tensor([[[1., 0.]]]), tensor(1.5000))
     """
     if type(num_iters) is not int or num_iters < 1:
-        _check_iterations(num_iters)
+        num_iters = _checks.check_int("adaptive_write", "num_iters", num_iters)
     args, batch = (mean, cov, values, noise_var, ridge, mask), None
     if torch.compiler.is_compiling() or not _is_raw(*args):
         args, batch = _checks.prepare("adaptive_write", _ARGS, args)
@@ -93,13 +93,6 @@ def adaptive_write(
     if batch is not None or check:
         results = _checks.finish("adaptive_write", _ARGS, args, batch, check, results)
     return results if return_evidence else results[:4]
-
-
-def _check_iterations(num_iters: int) -> None:
-    if not isinstance(num_iters, int) or isinstance(num_iters, bool):
-        raise TypeError(f"adaptive_write: num_iters must be an int, got {type(num_iters).__name__}")
-    if num_iters < 1:
-        raise ValueError(f"adaptive_write: num_iters must be at least 1, got {num_iters}")
 
 
 def _is_raw(mean, cov, values, noise_var, ridge, mask) -> bool:

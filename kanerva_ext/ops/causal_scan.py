@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._checks import Arg
+from .._packing import check_cu_seqlens
 from ._autograd import Operator
 from .bayes_write import is_raw
 
@@ -65,7 +66,7 @@ def causal_scan(
         chunk_size: steps conditioned on at once; None chooses by shape. A backend may use fewer;
             results differ by rounding alone.
         backend, check: see `bayes_write`. ``check`` also looks at ``cu_seqlens`` on a GPU, which
-            costs a synchronisation; on the CPU they are always looked at.
+            costs a synchronisation; on the CPU they are always looked at, under torch.compile too.
 
     Returns:
         reads (B, T, C) = queries[t]' R_t, read_var (B, T) = queries[t]' U_t queries[t], the
@@ -89,9 +90,7 @@ def causal_scan(
     >>> reads[0, :, 0].round(decimals=3), var[0].round(decimals=3)
     (tensor([2.0000, 2.0000, 2.6670]), tensor([0.5000, 0.5000, 0.3330]))
     """
-    if chunk_size is not None:
-        _check_chunk_size(chunk_size)
-    chunk = chunk_size or 0
+    chunk = _checks.check_int("causal_scan", "chunk_size", chunk_size, optional=True) or 0
     if mean is None or cov is None:
         mean, cov = _default_state(mean, cov, weights, values, cu_seqlens)
     args = (mean, cov, weights, values, queries, noise_var, mask, decay)
@@ -111,7 +110,11 @@ def causal_scan(
 
 
 def _packed(args, cu_seqlens, chunk, backend, check):
-    _check_cu_seqlens(cu_seqlens, args[2], check)
+    weights = args[2]
+    if isinstance(weights, Tensor) and weights.dim() >= 2:  # else prepare() says what is wrong
+        cu_seqlens = check_cu_seqlens(
+            "causal_scan", cu_seqlens, weights.shape[-2], weights.device, "weights", check
+        )
     args, batch = _checks.prepare("causal_scan", _STATES + _STEPS, args)
     count = cu_seqlens.shape[0] - 1
     if args[0].shape[1] != count:
@@ -120,8 +123,8 @@ def _packed(args, cu_seqlens, chunk, backend, check):
             f"cu_seqlens, got N = {args[0].shape[1]}"
         )
     states = [x.flatten(0, 1) for x in args[:2]]
-    results = _operator(backend, *states, *args[2:], cu_seqlens.to(torch.int64), chunk)
-    results = (*results[:2], *(r.unflatten(0, (-1, count)) for r in results[2:]))
+    results = _operator(backend, *states, *args[2:], cu_seqlens, chunk)
+    results = (*results[:2], *(r.unflatten(0, args[0].shape[:2]) for r in results[2:]))
     return _checks.finish("causal_scan", _STATES + _STEPS, args, batch, check, results)
 
 
@@ -151,47 +154,6 @@ def _default_state(mean, cov, weights, values, cu_seqlens):
         mean = mean.expand(count, slots, code) if mean.dim() == 2 else mean
         cov = cov.expand(count, slots, slots) if cov.dim() == 2 else cov
     return mean, cov
-
-
-def _check_chunk_size(chunk_size: int) -> None:
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
-        raise TypeError(
-            f"causal_scan: chunk_size must be an int or None, got {type(chunk_size).__name__}"
-        )
-    if chunk_size < 1:
-        raise ValueError(f"causal_scan: chunk_size must be at least 1, got {chunk_size}")
-
-
-def _check_cu_seqlens(cu_seqlens: Tensor, weights: Tensor, check: bool) -> None:
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(
-            f"causal_scan: cu_seqlens must be a torch.Tensor, got {type(cu_seqlens).__name__}"
-        )
-    if cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise TypeError(
-            f"causal_scan: cu_seqlens must be torch.int32 or torch.int64, got {cu_seqlens.dtype}"
-        )
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
-        raise ValueError(
-            "causal_scan: cu_seqlens must have shape (N + 1,) with N (sequences) at least 1, got "
-            f"{tuple(cu_seqlens.shape)}"
-        )
-    if not isinstance(weights, Tensor) or weights.dim() < 2:
-        return  # which prepare() says
-    if cu_seqlens.device != weights.device:
-        raise ValueError(
-            f"causal_scan: cu_seqlens must be on {weights.device} like weights, got "
-            f"{cu_seqlens.device}"
-        )
-    if torch.compiler.is_compiling() or not (check or cu_seqlens.device.type == "cpu"):
-        return
-    bounds = cu_seqlens.tolist()
-    steps = weights.shape[-2]
-    if bounds[0] != 0 or bounds[-1] != steps or bounds != sorted(bounds):
-        shown = str(bounds) if len(bounds) < 9 else f"{bounds[:6]} ... {bounds[-1]}"
-        raise ValueError(
-            f"causal_scan: cu_seqlens must rise from 0 to T = {steps} (steps), got {shown}"
-        )
 
 
 def _is_raw(mean, cov, weights, values, queries, noise_var, mask, decay) -> bool:

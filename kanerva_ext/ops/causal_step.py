@@ -21,6 +21,7 @@ _ARGS = (
 )
 _native = _library.raw(_library.NATIVE, "causal_step")
 _triton = _library.raw(_library.TRITON, "causal_step")
+_AFTER_VERSIONS = torch._C._after_ADInplaceOrView_keyset
 
 
 def causal_step(
@@ -39,7 +40,8 @@ def causal_step(
     """One step of `causal_scan`, which it equals: decay, write, read. **Changes mean and cov.**
 
     Nothing is allocated but the results, and nothing waits for the device, so that it can be part
-    of a CUDA graph.
+    of a CUDA graph. Autograd knows of the change: a gradient that needs the state as it was raises.
+    Under `torch.vmap` mean and cov must be mapped over, and every item's change in its place.
 
     Args:
         mean: (B, K, C), float32 or float64, contiguous; becomes the mean after the step. B stands
@@ -81,15 +83,20 @@ def causal_step(
             "causal_step: the state is changed in place, so there is no gradient, and an argument "
             "requires one; use causal_scan, or call it under torch.no_grad()"
         )
-    raw, batch = _checks.prepare("causal_step", _ARGS, args)
-    for name, state in (("mean", mean), ("cov", cov)):
-        if state.shape[:-2] != batch:
-            raise ValueError(
-                f"causal_step: {name} must have the leading dimensions {tuple(batch)} of all "
-                f"arguments together, because it is changed in place, got {tuple(state.shape[:-2])}"
-            )
+    raw, batch = args, None
+    if torch.compiler.is_compiling() or not _is_raw(*args):
+        raw, batch = _checks.prepare("causal_step", _ARGS, args)
+        for name, state in (("mean", mean), ("cov", cov)):
+            if state.shape[:-2] != batch:
+                raise ValueError(
+                    f"causal_step: {name} must have the leading dimensions {tuple(batch)} of all "
+                    "arguments together, because it is changed in place, got "
+                    f"{tuple(state.shape[:-2])}"
+                )
     before = [x.clone() for x in raw[:2]] if check else raw[:2]
     results = _choose(backend, mean)(*raw)
+    if batch is None and not check:
+        return results
     raw = [*before, *raw[2:]]
     return _checks.finish("causal_step", _ARGS, raw, batch, check, results)
 
@@ -102,3 +109,83 @@ def _choose(backend: str, mean: Tensor):
         if choice == "triton":
             return _triton
     return _native
+
+
+def _is_raw(mean, cov, weights, values, queries, noise_var, mask, decay) -> bool:
+    """Whether nothing has to be cast, expanded or reshaped."""
+    try:
+        batch, slots, code = mean.shape
+        dtype, device, items = mean.dtype, mean.device, (batch,)
+        return (
+            cov.shape == (batch, slots, slots)
+            and weights.shape == queries.shape == (batch, slots)
+            and values.shape == (batch, code)
+            and noise_var.shape == items
+            and cov.dtype == noise_var.dtype == dtype
+            and (dtype, weights.dtype, values.dtype) in _checks.RAW_TRIPLES
+            and (dtype, queries.dtype) in _checks.RAW_PAIRS
+            and cov.device == weights.device == values.device == device
+            and queries.device == noise_var.device == device
+            and slots > 0
+            and code > 0
+            and (
+                mask is None
+                or (mask.shape == items and mask.dtype == torch.bool and mask.device == device)
+            )
+            and (
+                decay is None
+                or (decay.shape == items and decay.dtype == dtype and decay.device == device)
+            )
+        )
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+def _version_kernel(raw):
+    """Tells autograd that the state was changed: a compiled kernel does not by itself."""
+
+    def kernel(keyset, mean, cov, *rest):
+        torch.autograd.graph.increment_version((mean, cov))
+        return raw.redispatch(keyset & _AFTER_VERSIONS, mean, cov, *rest)
+
+    return kernel
+
+
+def _fold_vmap(raw):
+    """`torch.vmap` of a step: the mapped dimension becomes part of the batch dimension of a view,
+    so that the state of every item is changed in its place."""
+
+    def fold(info, in_dims, mean, cov, *rest):
+        for name, dim in zip(("mean", "cov"), in_dims, strict=False):
+            if dim is None:
+                raise RuntimeError(
+                    f"causal_step: {name} must be mapped over by torch.vmap, because it is changed "
+                    "in place and each call needs its own"
+                )
+        size = info.batch_size
+        states = []
+        for name, x, dim in zip(("mean", "cov"), (mean, cov), in_dims, strict=False):
+            x = x.movedim(dim, 0)
+            if not x.is_contiguous():
+                raise ValueError(
+                    f"causal_step: {name} must be contiguous with the dimension that torch.vmap "
+                    "maps over first, because it is changed in place"
+                )
+            states.append(x.flatten(0, 1))
+        rest = [
+            x
+            if x is None
+            else (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+            for x, dim in zip(rest, in_dims[2:], strict=True)
+        ]
+        results = raw(*states, *rest)
+        return tuple(r.unflatten(0, (size, r.shape[0] // size)) for r in results), (0, 0, 0)
+
+    return fold
+
+
+for _namespace, _raw in ((_library.NATIVE, _native), (_library.TRITON, _triton)):
+    _library.LIBRARIES[_namespace].impl(
+        "causal_step", _version_kernel(_raw), "ADInplaceOrView", with_keyset=True
+    )
+    torch.library.register_vmap(_raw, _fold_vmap(_raw))

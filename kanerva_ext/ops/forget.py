@@ -18,6 +18,7 @@ _ARGS = (
     Arg("noise_var", "T", "noise"),
     Arg("mask", "T", "mask", optional=True),
 )
+_NOT_WRITTEN = "what is to be forgotten was not written"
 _operator = Operator("forget", receivers=(0, 1, 2, 3, 4), saved_outputs=(0, 1))
 
 
@@ -78,4 +79,4 @@ def forget(
     results = _operator(backend, *args)
     if batch is None and not check:
         return results
-    return _checks.finish("forget", _ARGS, args, batch, check, results, "it was not written")
+    return _checks.finish("forget", _ARGS, args, batch, check, results, _NOT_WRITTEN)

@@ -35,7 +35,9 @@ def read(
 
     Returns:
         values (B, T, C) = W R, and var (B, T) = w'U w, the predictive variance of every component
-        of the read-out, without observation noise; both in the state's dtype.
+        of the read-out, without observation noise; both in the state's dtype. Below about
+        ``eps sum_k w_k^2 U_kk``, with the eps of that dtype, a variance is rounding and may be 0:
+        the covariance does not hold it.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`.

@@ -53,6 +53,24 @@ def log_det(factor: Tensor) -> Tensor:
     return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
+def running_product(x: Tensor) -> Tensor:
+    """``x.cumprod(1)`` of (B, L), by doubling: deterministic on every device, its gradient too."""
+    step = 1
+    while step < x.shape[1]:
+        x = torch.cat([x[:, :step], x[:, step:] * x[:, :-step]], 1)
+        step *= 2
+    return x
+
+
+def sum_from(x: Tensor) -> Tensor:
+    """Of (B, L): the sums from each element to the last, by doubling as `running_product`."""
+    step = 1
+    while step < x.shape[1]:
+        x = torch.cat([x[:, :-step] + x[:, step:], x[:, -step:]], 1)
+        step *= 2
+    return x
+
+
 def has_nan(*tensors: Tensor) -> Tensor:
     """(B,) bool: which batch items hold a NaN in any of ``tensors``."""
     return functools.reduce(torch.logical_or, (torch.isnan(t).flatten(1).any(1) for t in tensors))

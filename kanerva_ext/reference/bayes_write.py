@@ -7,7 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from ._common import cholesky, full_precision, has_nan, poison, symmetric, wide
+from ._common import (
+    cholesky,
+    full_precision,
+    has_nan,
+    poison,
+    running_product,
+    sum_from,
+    symmetric,
+    wide,
+)
 
 CHUNK = 16  # steps per system in the adjoint; longer ones lose digits where noise is tiny
 
@@ -135,7 +144,7 @@ class Chunk:
     def __init__(self, mean, cov, weights, values, noise_var, decay):
         self.mean, self.cov, self.weights, self.noise_var = mean, cov, weights, noise_var
         self.decay = decay
-        self.b = torch.ones_like(noise_var) if decay is None else decay.cumprod(1)
+        self.b = torch.ones_like(noise_var) if decay is None else running_product(decay)
         self.cross = weights @ cov
         system = self.cross @ weights.mT + torch.diag_embed(noise_var * self.b)
         self.factor = cholesky(symmetric(system))
@@ -200,7 +209,7 @@ class Chunk:
             weighted = d_b * self.b
             # U is divided by b_L at the end: -<gU, U> / b_L, times b_L.
             last = -(d_cov * cov_after).sum((-2, -1))[:, None]
-            tail = weighted.flip(1).cumsum(1).flip(1) + last
+            tail = sum_from(weighted) + last
             d_decay = tail / self.decay
         return d_mean0, d_cov0, d_weights, d_error, self.b * d_noise_tilde, d_decay
 

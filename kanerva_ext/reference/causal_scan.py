@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._common import full_precision, has_nan, poison, symmetric, wide
+from ._common import full_precision, has_nan, poison, sum_from, symmetric, wide
 from .bayes_write import CHUNK, Chunk, bad_items, skip_masked, write_step
 
 
@@ -169,7 +169,7 @@ def _read_adjoint(chunk: Chunk, queries: Tensor, d_reads: Tensor | None, d_var: 
     if chunk.decay is not None:
         scaled = (query_cov * queries).sum(-1) - (inside * inside).sum(-1)  # the variances times b
         d_b = chunk.noise_var * d_noise - d_var * scaled / chunk.b**2
-        d_decay = (d_b * chunk.b).flip(1).cumsum(1).flip(1) / chunk.decay
+        d_decay = sum_from(d_b * chunk.b) / chunk.decay
     return d_mean, d_cov, d_queries, d_weights, d_values, chunk.b * d_noise, d_decay
 
 

@@ -32,11 +32,12 @@ namespace kanerva::cuda {
 using Stream = void*;
 
 // KANERVA_HOST_SHARED_BYTES and KANERVA_HOST_PROCESSORS stand for other devices than an H100;
-// KANERVA_HOST_TEAM_WORK=0 makes teams serve small memories.
+// KANERVA_HOST_TEAM_WORK=0 makes teams serve small memories, of as many blocks as there are
+// processors however many memories there are: teams run one after another here.
 inline Device current_device() {
+  const double team_work = double(host::environment("KANERVA_HOST_TEAM_WORK", -1));
   return {size_t(host::environment("KANERVA_HOST_SHARED_BYTES", 227 * 1024)) - kHeadBytes,
-          int(host::environment("KANERVA_HOST_PROCESSORS", 132)),
-          double(host::environment("KANERVA_HOST_TEAM_WORK", -1))};
+          int(host::environment("KANERVA_HOST_PROCESSORS", 132)), team_work, team_work < 0.0};
 }
 
 inline void clear(void* memory, size_t bytes, Stream) { std::memset(memory, 0, bytes); }

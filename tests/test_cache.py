@@ -1,0 +1,258 @@
+"""KanervaCache: one prompt, many continuations; nothing changes behind autograd's back."""
+
+import io
+
+import pytest
+import torch
+
+from kanerva_ext import KanervaCache, KanervaLayer
+
+WIDTH, HEADS = 12, 2
+OPTIONS = ({}, {"conv_size": 0, "use_decay": False}, {"head_dim": 4, "value_dim": 7})
+
+
+def make(dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    layer = KanervaLayer(WIDTH, HEADS, **options).to(dtype)
+    if layer.decay_proj is not None:  # strong enough to matter in a few tokens
+        with torch.no_grad():
+            layer.decay_proj.bias += 6
+    return layer
+
+
+def tokens(batch, steps, dtype=torch.float64, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, steps, WIDTH, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def leaves(cache):
+    return [x for x in (*cache.state, cache.history, cache.forgotten) if x is not None]
+
+
+def assert_same(a, b):
+    for got, want in zip(leaves(a), leaves(b), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+def test_two_continuations_of_one_prompt(grad, options):
+    layer, x = make(**options), tokens(2, 6)
+    with torch.set_grad_enabled(grad):
+        prompt = layer(x, use_cache=True).cache
+        kept = prompt.clone()
+        for seed in (3, 4, 5):  # one after the other, from the same cache
+            more, cache = tokens(2, 4, seed=seed), prompt
+            want = layer(torch.cat([x, more], 1)).hidden_states[:, 6:]
+            for t in range(4):
+                out = layer(more[:, t : t + 1], cache=cache, use_cache=True)
+                cache = out.cache
+                torch.testing.assert_close(out.hidden_states, want[:, t : t + 1])
+        for got, expected in zip(leaves(prompt), leaves(kept), strict=True):
+            assert torch.equal(got, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_in_place_changes_every_field(options):
+    layer, x = make(**options), tokens(2, 9)
+    prompt = layer(x[:, :3], use_cache=True).cache
+    changed = prompt.clone()
+    places = [y.data_ptr() for y in leaves(changed)]
+    before = [y.clone() for y in leaves(changed)]
+    cache = prompt
+    for t, piece in enumerate((x[:, 3:4], x[:, 4:5], x[:, 5:8], x[:, 8:9])):
+        want = layer(piece, cache=cache, use_cache=True)
+        out = layer(piece, cache=changed, inplace=True)
+        assert out.cache is changed, t
+        torch.testing.assert_close(out.hidden_states, want.hidden_states)
+        cache = want.cache
+        assert_same(changed, cache)
+    assert [y.data_ptr() for y in leaves(changed)] == places
+    for now, then, name in zip(leaves(changed), before, ["mean", "cov"], strict=False):
+        assert not torch.equal(now, then), name
+
+
+def test_a_saved_cache_that_is_stepped_raises():
+    layer = make()
+    cache = layer(tokens(2, 5), use_cache=True).cache.detach().clone()
+    out = layer(tokens(2, 2, seed=2), cache=cache)  # keeps the cache for its gradient
+    with torch.no_grad():
+        layer(tokens(2, 1, seed=3), cache=cache, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.hidden_states.sum().backward()
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"cache.detach\(\)"):
+        requiring = KanervaCache(cache.state, cache.history, cache.forgotten.requires_grad_())
+        layer(tokens(2, 1), cache=requiring, inplace=True)
+
+
+def test_a_cache_that_requires_a_gradient_is_not_changed():
+    layer = make()
+    cache = layer(tokens(2, 5), use_cache=True).cache
+    kept = cache.clone()
+    with torch.no_grad():
+        layer(tokens(2, 1, seed=3), cache=cache, use_cache=True)
+    for got, want in zip(leaves(cache), leaves(kept), strict=True):
+        assert torch.equal(got, want)
+    cache.state.mean.sum().backward()
+
+
+@torch.no_grad()
+def test_beam_search():
+    """select() reorders and repeats sequences, as beams do."""
+    layer, x = make(), tokens(2, 5)
+    cache = layer(x, use_cache=True).cache.select([0, 0, 1])
+    text = x[[0, 0, 1]]
+    for seed, beams in ((2, [1, 0, 2]), (3, torch.tensor([2, 2, 0])), (4, range(0, 3))):
+        more = tokens(3, 1, seed=seed)
+        out = layer(more, cache=cache, use_cache=True)
+        text = torch.cat([text, more], 1)
+        torch.testing.assert_close(out.hidden_states, layer(text).hidden_states[:, -1:])
+        cache, text = out.cache.select(beams), text[torch.as_tensor(beams)]
+    assert cache.select([]).state.mean.shape[0] == 0
+    for index, error, message in (
+        (3, TypeError, "index must be a torch.Tensor or a sequence of int, got int"),
+        ([0.5], TypeError, "index must hold int alone"),
+        (torch.tensor([0.0]), TypeError, "index must be torch.int32 or torch.int64"),
+        (torch.tensor([[0]]), ValueError, "index must have shape"),
+        ([0, 3], IndexError, r"index must be in 0 .. 2, got 3"),
+        ([-1], IndexError, r"index must be in 0 .. 2, got -1"),
+    ):
+        with pytest.raises(error, match=f"KanervaCache.select: {message}"):
+            cache.select(index)
+
+
+@torch.no_grad()
+def test_whole_length_masks_in_cached_decoding():
+    """Hugging Face passes the mask of all tokens so far with every call."""
+    layer, x = make(), tokens(2, 9)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, :2] = mask[1, 4] = mask[1, 7] = 0
+    want = layer(x, mask).hidden_states
+    cache, parts = None, []
+    for a, b in ((0, 5), (5, 6), (6, 9)):
+        out = layer(x[:, a:b], mask[:, :b], cache=cache, use_cache=True)
+        cache = out.cache
+        parts.append(out.hidden_states)
+    torch.testing.assert_close(torch.cat(parts, 1), want)
+    for bad in (mask[:, :2], mask[:1], mask[0]):
+        with pytest.raises(ValueError, match=r"attention_mask must have shape .* or \(B, S\)"):
+            layer(x[:, :3], bad, cache=cache)
+    with pytest.raises(ValueError, match="the tokens of this call alone"):
+        layer(x[:, :3], mask)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_packed_sequences_with_a_cache(options):
+    """Packed prompts, packed continuations of them, and decoding as a batch."""
+    layer = make(**options)
+    first, second = (0, 4, 5, 5, 15), (0, 2, 2, 3, 9)
+    x, y, z = tokens(1, 15), tokens(1, 9, seed=2), tokens(4, 1, seed=3)
+    packed = layer(x, cu_seqlens=torch.tensor(first), use_cache=True)
+    more = layer(y, cu_seqlens=torch.tensor(second), cache=packed.cache, use_cache=True)
+    last = layer(z, cache=more.cache, use_cache=True)
+    assert more.log_evidence.shape == (1, 4, HEADS)
+    for n in range(4):
+        (a, b), (c, d) = first[n : n + 2], second[n : n + 2]
+        one = layer(x[:, a:b], use_cache=True)
+        assert_same(packed.cache.select([n]), one.cache)
+        two = layer(y[:, c:d], cache=one.cache, use_cache=True)
+        torch.testing.assert_close(more.hidden_states[:, c:d], two.hidden_states)
+        torch.testing.assert_close(more.read_var[:, c:d], two.read_var)
+        torch.testing.assert_close(more.log_evidence[:, n], two.log_evidence)
+        assert_same(more.cache.select([n]), two.cache)
+        three = layer(z[n : n + 1], cache=two.cache, use_cache=True)
+        torch.testing.assert_close(last.hidden_states[n : n + 1], three.hidden_states)
+    loss = more.hidden_states.square().sum()
+    for name, grad in zip(
+        (n for n, _ in layer.named_parameters()),
+        torch.autograd.grad(loss, list(layer.parameters())),
+        strict=True,
+    ):
+        assert grad.isfinite().all() and (grad != 0).any(), name
+    with torch.no_grad():
+        changed = packed.cache.detach().clone()
+        layer(y, cu_seqlens=torch.tensor(second), cache=changed, inplace=True)
+        assert_same(changed, more.cache)
+
+
+@torch.no_grad()
+def test_vmap_over_decoding():
+    layer, x = make(), tokens(1, 5)
+    cache = layer(x, use_cache=True).cache
+    several = tokens(3, 1, seed=4)[:, None]  # three continuations of one prompt
+    out = torch.vmap(lambda y: layer(y, cache=cache, use_cache=True))(several)
+    caches = out.cache
+    again = torch.vmap(lambda y, c: layer(y, cache=c).hidden_states)(several, caches)
+    for i in range(3):
+        one = layer(several[i], cache=cache, use_cache=True)
+        torch.testing.assert_close(out.hidden_states[i], one.hidden_states)
+        two = layer(several[i], cache=one.cache).hidden_states
+        torch.testing.assert_close(again[i], two)
+
+
+@torch.no_grad()
+def test_decoding_compiles():
+    torch._dynamo.reset()
+    layer, x = make(), tokens(2, 5)
+    cache = layer(x, use_cache=True).cache
+    for inplace in (False, True):
+        compiled = torch.compile(
+            lambda y, c: layer(y, cache=c, use_cache=True, inplace=inplace),  # noqa: B023
+            fullgraph=True,
+            backend="aot_eager",
+        )
+        y = tokens(2, 1, seed=7)
+        own, other = cache.clone(), cache.clone()
+        got, want = compiled(y, own), layer(y, cache=other, use_cache=True, inplace=inplace)
+        torch.testing.assert_close(got.hidden_states, want.hidden_states)
+        assert_same(got.cache, want.cache)
+        assert_same(own, other)
+    torch._dynamo.reset()
+
+
+def test_saved_moved_and_detached():
+    layer = make(torch.float32)
+    cache = layer(tokens(2, 5, torch.float32), use_cache=True).cache
+    buffer = io.BytesIO()
+    torch.save({"cache": cache}, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer)["cache"]  # weights_only=True
+    assert isinstance(loaded, KanervaCache)
+    assert_same(loaded, cache)
+    assert not any(x.requires_grad for x in leaves(cache.detach()))
+    assert not {x.data_ptr() for x in leaves(cache.clone())} & {x.data_ptr() for x in leaves(cache)}
+    assert all(x.dtype == torch.float64 for x in leaves(cache.to(torch.float64)))
+    half = cache.to(torch.bfloat16)
+    assert half.history.dtype == torch.bfloat16
+    assert half.state.mean.dtype == half.state.cov.dtype == half.forgotten.dtype == torch.float32
+    assert all(x.device.type == "meta" for x in leaves(cache.to("meta")))
+    # Nothing of the prompt is kept alive but what the cache is.
+    assert cache.history.untyped_storage().nbytes() == cache.history.nbytes
+
+
+def test_a_cache_of_another_layer_is_refused():
+    layer, x = make(torch.float32), tokens(2, 4, torch.float32)
+    cache = layer(x, use_cache=True).cache
+    state, history, forgotten = cache
+    double = cache.to(torch.float64)
+    for bad, error, message in (
+        (make(torch.float32, conv_size=3)(x, use_cache=True).cache, ValueError, "history of shape"),
+        (make(torch.float32, conv_size=0)(x, use_cache=True).cache, ValueError, "history of shape"),
+        (make(torch.float32, value_dim=5)(x, use_cache=True).cache, ValueError, "mean of shape"),
+        (cache.select([0]), ValueError, r"mean of shape \(B, H, K, C\) = \(2, 2, 6, 6\)"),
+        (double, TypeError, "mean of torch.float32 for tokens of torch.float32"),
+        (cache._replace(state=state._replace(cov=double.state.cov)), TypeError, "cov of torch.fl"),
+        (cache._replace(history=history.double()), TypeError, "history of torch.float32 or"),
+        (cache._replace(forgotten=forgotten[:, :1]), ValueError, "forgotten of shape"),
+        (cache._replace(forgotten=forgotten.to("meta")), ValueError, "forgotten on cpu"),
+        (cache._replace(forgotten=None), TypeError, "forgotten that is a torch.Tensor"),
+        (cache._replace(state=3), TypeError, "MemoryState, got int"),
+        (cache._replace(state=state._replace(cov=state.cov[..., :5, :5])), ValueError, "cov of sh"),
+    ):
+        with pytest.raises(error, match=f"KanervaLayer: cache must hold a {message}"):
+            layer(x, cache=bad)
+    with pytest.raises(ValueError, match="must hold a history None"):
+        make(torch.float32, conv_size=0)(x, cache=cache)
+    with pytest.raises(TypeError, match=r"mean of torch.float64 for tokens of torch.float64"):
+        make()(x.double(), cache=cache)

@@ -1,0 +1,63 @@
+// Counts of what a launch does, from which its time can be argued.
+#pragma once
+
+#include <array>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "warp.h"
+
+namespace ptx {
+
+// Of a value: the longest chain of instructions, each of which needs the result of the one before,
+// that ends in it, and the most loads on such a chain. Chains go through registers and memory.
+struct Chain {
+  uint32_t instructions = 0, loads = 0;
+  void join(const Chain& other);
+};
+
+class Counter {
+ public:
+  // Before the instruction is executed by these lanes.
+  void count(Warp& warp, const Instruction& i, Mask lanes);
+  void diverged(Warp&) { ++divergent_branches_; }
+  // A call's arguments or results go from one frame to another.
+  void pass(const Frame& from, const Frame& to, const std::vector<Call::Copy>& copies);
+  // One line of JSON.
+  std::string json(const std::string& kernel, const LaunchShape& shape) const;
+
+ private:
+  struct FrameState {
+    uint64_t serial = 0;
+    std::vector<Chain> chains;      // [slot]
+    std::vector<uint64_t> pending;  // [slot]: the load that fills it; 0: none
+    std::unordered_map<int64_t, Chain> parameters;
+  };
+  struct WarpState {
+    uint64_t loads = 0, landed = 0;                   // numbers of global loads
+    std::vector<std::pair<uint64_t, uint64_t>> sent;  // load, bytes
+    uint64_t in_flight = 0;                           // bytes
+  };
+  FrameState& state_of(const Frame& frame);
+  const std::vector<int32_t>& slots_of(const Code& code);
+  Space count_access(Warp& warp, const Instruction& i, Mask lanes, uint64_t* addresses);
+  void count_sectors(const uint64_t* addresses, Mask lanes, unsigned bytes);
+  void count_banks(const uint64_t* addresses, Mask lanes, unsigned bytes);
+  void follow_chain(Warp& warp, const Instruction& i, Mask lanes, Space space,
+                    const uint64_t* addresses);
+  void wait_for(WarpState& state, uint64_t load);
+
+  std::array<uint64_t, size_t(Kind::count)> kinds_{};
+  uint64_t instructions_ = 0, lanes_ = 0, divergent_branches_ = 0, generic_ = 0;
+  uint64_t global_requests_ = 0, sectors_ = 0, global_bytes_ = 0;
+  uint64_t shared_requests_ = 0, wavefronts_ = 0, bank_conflicts_ = 0;
+  uint64_t most_in_flight_ = 0, waits_ = 0, in_flight_at_waits_ = 0;
+  Chain longest_;
+  std::unordered_map<const Warp*, WarpState> warps_;
+  std::unordered_map<const Frame*, FrameState> frames_;
+  std::unordered_map<const Code*, std::vector<int32_t>> slots_;
+  std::unordered_map<uint64_t, Chain> memory_;  // by generic address / 4, thread or block
+};
+
+}  // namespace ptx
