@@ -368,7 +368,10 @@ def test_mixed_precision_and_compile_switches(tmp_path, monkeypatch):
         read_csv(tmp_path / name / "train.csv")[0]["bound"] for name in ("run", "float32")
     )
     assert half != full and abs(half - full) < 0.05 * full
-    assert all(t.dtype == torch.float32 for t in tensors(tmp_path / "run").values())
+    saved = tensors(tmp_path / "run")
+    # The memory's numbers are no parameters, and saved as they were given, in double precision.
+    kinds = {t.dtype for name, t in saved.items() if not name.endswith("_extra_state")}
+    assert kinds == {torch.float32}
 
 
 def test_tensorboard_is_asked_for(tmp_path, monkeypatch, capsys):
