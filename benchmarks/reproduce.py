@@ -1,20 +1,29 @@
 """The papers' figures and tables on the data at hand: docs/reproduction.md and its pictures.
 
-    python -m benchmarks.reproduce train [--jobs 2] [--only kanerva ...]
+    python -m benchmarks.reproduce train --budget HOURS [--only cifar200-kanerva ...]
+    python -m benchmarks.reproduce train [--jobs 2]
+    python -m benchmarks.reproduce ppca
+    python -m benchmarks.reproduce reading
     python -m benchmarks.reproduce figures
     python -m benchmarks.reproduce page
 
-``train`` makes the runs under ``runs/reproduction`` with the command line, as many at a time as
-there are jobs, and goes on where it was stopped; the archive with CIFAR-10 is looked for in the
-folder that KANERVA_DATA names. ``figures`` runs the other commands on them and collects every
-number in ``benchmarks/results/reproduction.json``; ``page`` writes the tables of
-docs/reproduction.md from that file alone. All in a checkout with the library built in place.
+``train`` makes the runs with the command line and goes on where it was stopped, by whatever. With
+a budget: one after the other on one core at the lowest priority, until the hours are over, to be
+started again; without: as many at a time as there are jobs. Runs are under ``runs/reproduction``,
+or in the folder that KANERVA_RUNS names; the archive with CIFAR-10 is looked for in the folder
+that KANERVA_DATA names. ``ppca`` has the exact likelihood of probabilistic PCA on it, ``reading``
+the errors of reads from corrupted queries. ``figures`` runs the other commands on the runs, also on
+those that are not at their end, and collects every number in
+``benchmarks/results/reproduction.json``, where what it finds no run of stays; ``page`` writes the
+tables of docs/reproduction.md from that file alone. All in a checkout with the library built in
+place.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -22,71 +31,18 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
+from kanerva_ext.cli import _checkpoint
 from kanerva_ext.cli._logs import read_csv
+from kanerva_ext.data import load_images
 
+from . import reproduce_experiments, reproduce_ppca, reproduce_queue, reproduce_reading
 from .machine import describe
+from .reproduce_experiments import CIFAR, DATA, EXPERIMENTS, ROOT, RUNS, Experiment, shown
 from .reproduction_page import write_page
 
-ROOT = Path(__file__).parents[1]
-RUNS = ROOT / "runs" / "reproduction"
 RESULTS = ROOT / "benchmarks" / "results" / "reproduction.json"
 PICTURES = ROOT / "docs" / "images" / "reproduction"
-DATA = os.environ.get("KANERVA_DATA", "data")  # folder of cifar10_jpeg_25k.zip
-DNC = "benchmarks/baselines/cpu-omniglot-dnc.toml"
-SEEDS = (0, 1, 2)
-
-
-class Experiment(NamedTuple):
-    """Runs that differ by their seed alone.
-
-    Attributes:
-        name: of the folders, ``NAME-sSEED``.
-        config: a preset or a file.
-        settings: ``section.key=value`` in its place.
-        seeds: one run each.
-    """
-
-    name: str
-    config: str
-    settings: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = SEEDS
-
-    def folders(self) -> list[Path]:
-        return [RUNS / f"{self.name}-s{seed}" for seed in self.seeds]
-
-    def commands(self) -> list[list[str]]:
-        """Words after ``python -m kanerva_ext.cli``, one command a seed."""
-        return [
-            ["train", self.config, "--out", str(folder.relative_to(ROOT)), "--resume", "--quiet"]
-            + [word for s in (*self.settings, f"training.seed={seed}") for word in ("--set", s)]
-            for seed, folder in zip(self.seeds, self.folders(), strict=True)
-        ]
-
-
-def cifar(name: str, preset: str) -> Experiment:
-    return Experiment(name, preset, (f"data.root={DATA}", "training.steps=4000"), (0,))
-
-
-STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (20_000, 6000, 4000))
-RATES = ("3e-3", "1e-3")
-EXPERIMENTS = (
-    Experiment("kanerva", "cpu-omniglot-kanerva", (STEPS,)),
-    Experiment("vae", "cpu-omniglot-vae", (STEPS,)),
-    Experiment("dynamic", "cpu-omniglot-dynamic", (SHORT,)),
-    Experiment(
-        "dynamic-sampled", "cpu-omniglot-dynamic", (SHORT, "model.sample_weights=true"), (0,)
-    ),
-    cifar("cifar-kanerva", "cpu-cifar10-kanerva"),
-    cifar("cifar-vae", "cpu-cifar10-vae"),
-    cifar("cifar-dynamic", "cpu-cifar10-dynamic"),
-    *(
-        Experiment(f"{name}-lr{rate}", config, (SHORTEST, f"training.learning_rate={rate}"), (0, 1))
-        for rate in RATES
-        for name, config in (("dnc", DNC), ("short-kanerva", "cpu-omniglot-kanerva"))
-    ),
-)
 
 
 def run_cli(words: list[str]) -> str:
@@ -113,85 +69,132 @@ def train(only: list[str], jobs: int) -> None:
         list(pool.map(one, queue))
 
 
-def done(experiment: Experiment) -> list[Path]:
-    """Folders of its runs that came to their end."""
-    return [folder for folder in experiment.folders() if (folder / "metrics.json").is_file()]
+def begun(experiment: Experiment) -> list[Path]:
+    """Folders of its runs that have a checkpoint."""
+    return [folder for folder in experiment.folders() if (folder / _checkpoint.FILE).is_file()]
 
 
-def collect() -> dict:
-    """Every number of the page."""
+def measure(folder: Path) -> dict:
+    """Steps, seconds, images seen and the terms of the bound of a run, of what it has come to."""
+    checkpoint = _checkpoint.load(folder / _checkpoint.FILE)
+    data, planned = checkpoint.config.data, checkpoint.config.training.steps
+    run = {"steps": checkpoint.step, "planned_steps": planned, "seconds": checkpoint.seconds}
+    run["images"] = checkpoint.step * data.batch_size * data.episode_length
+    metrics, path = folder / "metrics.json", folder / "evaluate.json"
+    if metrics.is_file():
+        run["test"] = json.loads(metrics.read_text())["test"]
+    else:
+        run_cli(["evaluate", str(folder), "--json", str(path)])
+        (terms,) = json.loads(path.read_text())["runs"]
+        run["test"] = {k: v for k, v in terms.items() if k not in ("run", "step")}
+    # A covariance beyond float32 has no KL; JSON has no word for that.
+    run["test"] = {name: value for name, value in run["test"].items() if math.isfinite(value)}
+    if (folder / "train.csv").is_file():
+        last = (read_csv(folder / "train.csv") or [{}])[-1]
+        run["train"] = {name: value for name, value in last.items() if math.isfinite(value)}
+    for key, path in (("denoise", folder), ("aware", folder / "aware")):
+        if (path / "denoise.json").is_file():
+            run[key] = json.loads((path / "denoise.json").read_text())
+    return run
+
+
+def collect(commands: dict[str, list[str]], only: list[str]) -> dict:
+    """Every number of the page; of runs not here or not asked for, what the results had."""
+    result = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    known = result.get("experiments", {})
     experiments = {}
     for experiment in EXPERIMENTS:
-        folders = done(experiment)
-        if not folders:
-            continue
-        metrics = [json.loads((f / "metrics.json").read_text()) for f in folders]
-        runs = {}
-        for folder, metric in zip(folders, metrics, strict=True):
-            run = metric | {"train": read_csv(folder / "train.csv")[-1]}
-            for key, path in (("denoise", folder), ("aware", folder / "aware")):
-                if (path / "denoise.json").is_file():
-                    run[key] = json.loads((path / "denoise.json").read_text())
-            runs[folder.name] = run
-        experiments[experiment.name] = {
-            "command": shlex.join(["kanerva", *experiment.commands()[0]]).replace(DATA, "data"),
-            "runs": runs,
-        }
-    result = {"machine": describe(), "experiments": experiments}
+        folders = begun(experiment) if not only or experiment.name in only else []
+        if folders:
+            experiments[experiment.name] = {
+                "command": shown(shlex.join(["kanerva", *experiment.commands()[0]])),
+                "runs": {folder.name: measure(folder) for folder in folders},
+                "machine": describe(),
+            }
+        elif experiment.name in known:
+            experiments[experiment.name] = known[experiment.name]
+    result |= {"machine": describe(), "experiments": experiments}
     capacity = RUNS / "capacity" / "capacity.csv"
     if capacity.is_file():
         result["capacity"] = capacity.read_text()
-    commands = RUNS / "commands.json"
-    if commands.is_file():
-        result["figures"] = json.loads(commands.read_text())
+    made = {name: shown(shlex.join(["kanerva", *words])) for name, words in commands.items()}
+    result["figures"] = result.get("figures", {}) | made
     return result
 
 
-def figures() -> None:
-    by_name = {e.name: [str(f.relative_to(ROOT)) for f in done(e)] for e in EXPERIMENTS}
-    omniglot = [n for n in ("kanerva", "dynamic", "vae") if by_name[n]]
-    first = {name: folders[0] for name, folders in by_name.items() if folders}
-    out = str(RUNS.relative_to(ROOT))
+def figures(only: list[str]) -> None:
+    by_name = {e.name: begun(e) for e in EXPERIMENTS if not only or e.name in only}
+    by_name = {name: [str(f) for f in folders] for name, folders in by_name.items() if folders}
+    omniglot = [n for n in ("kanerva", "dynamic", "vae") if n in by_name]
+    first = {name: folders[0] for name, folders in by_name.items()}
     commands: dict[str, list[str]] = {}
-    commands["curves"] = ["curves", *(first[n] for n in omniglot), "--out", f"{out}/curves"]
+    if omniglot:
+        commands["curves"] = ["curves", *(first[n] for n in omniglot), "--out", f"{RUNS}/curves"]
     for name in omniglot:
         for folder in by_name[name]:
             commands[f"denoise {folder}"] = ["denoise", folder]
             commands[f"aware {folder}"] = ["denoise", folder, "--aware", "--out", f"{folder}/aware"]
         commands[f"reconstruct {name}"] = ["reconstruct", first[name]]
         if name != "vae":
-            target = f"{out}/occlusion-{name}"
+            target = f"{RUNS}/occlusion-{name}"
             words = ["denoise", first[name], "--corruption", "occlusion", "--out", target]
             commands[f"occlusion {name}"] = words
             commands[f"generate {name}"] = ["generate", first[name]]
             commands[f"interpolate {name}"] = ["interpolate", first[name]]
-    colour = [n for n in ("cifar-kanerva", "cifar-dynamic", "cifar-vae") if n in first]
-    if colour:
-        commands["cifar"] = ["generate", *(first[n] for n in colour), "--classes", "10"]
-        commands["cifar"] += ["--reads", "0", "2", "--out", f"{out}/cifar"]
-        for name in colour:
-            commands[f"reconstruct {name}"] = ["reconstruct", first[name]]
-    stored = [*omniglot, *filter(None, map(best_rate, ("short-kanerva", "dnc")))]
+    for size in (200, 800):
+        colour = [e.name for e in CIFAR if e.name in first and e.name.startswith(f"cifar{size}-")]
+        if colour:
+            name, out = f"cifar{size}-generate", f"{RUNS}/cifar{size}"
+            commands[name] = ["generate", *(first[n] for n in colour), "--classes", "10"]
+            commands[name] += ["--reads", "0", "2", "4", "6", "8", "--out", out]
+        for each in colour:
+            commands[f"reconstruct {each}"] = ["reconstruct", first[each]]
+    stored = [*omniglot, *filter(None, (best_rate(k, by_name) for k in ("short-kanerva", "dnc")))]
     folders = [(folder, name) for name in stored for folder in by_name[name]]
-    commands["capacity"] = ["capacity", *(f for f, _ in folders), "--out", f"{out}/capacity"]
-    for _, name in folders:
-        commands["capacity"] += ["--label", name]
+    if folders:
+        commands["capacity"] = ["capacity", *(f for f, _ in folders), "--out", f"{RUNS}/capacity"]
+        for _, name in folders:
+            commands["capacity"] += ["--label", name]
     for words in commands.values():
         print("kanerva", shlex.join(words), flush=True)
         run_cli(words)
-    (RUNS / "commands.json").write_text(
-        json.dumps({name: shlex.join(["kanerva", *w]) for name, w in commands.items()}, indent=1)
-    )
-    RESULTS.write_text(json.dumps(collect(), indent=1) + "\n")
+    RESULTS.write_text(json.dumps(collect(commands, only), indent=1) + "\n")
     copy_pictures(first)
 
 
-def best_rate(kind: str) -> str | None:
+def ppca() -> None:
+    """Measures probabilistic PCA into the results."""
+    rows = reproduce_ppca.measure(
+        *(load_images("cifar10-jpeg", s, DATA) for s in ("train", "test"))
+    )
+    for row in rows:
+        print({name: round(value, 4) for name, value in row.items()})
+    result = json.loads(RESULTS.read_text())
+    RESULTS.write_text(json.dumps(result | {"ppca": rows}, indent=1) + "\n")
+
+
+def reading() -> None:
+    """Measures reads from corrupted queries into the results, of the Kanerva Machines that came to
+    their end."""
+    rows = {}
+    for experiment in (e for e in EXPERIMENTS if "kanerva" in e.name):
+        ends = [f for f in begun(experiment) if (f / "metrics.json").is_file()]
+        if not ends:
+            continue
+        folder = ends[0]
+        root = DATA if experiment.name.startswith("cifar") else None
+        rows[experiment.name] = reproduce_reading.measure(folder, root)
+        print(experiment.name, json.dumps(rows[experiment.name], indent=1))
+    result = json.loads(RESULTS.read_text())
+    RESULTS.write_text(json.dumps(result | {"reading": rows}, indent=1) + "\n")
+
+
+def best_rate(kind: str, by_name: dict[str, list[str]]) -> str | None:
     """The experiment at the learning rate whose worst seed is best."""
     worst = {
-        e.name: max(json.loads((f / "metrics.json").read_text())["test"]["bound"] for f in done(e))
-        for e in EXPERIMENTS
-        if e.name.startswith(f"{kind}-lr") and done(e)
+        name: max(measure(Path(f))["test"]["bound"] for f in folders)
+        for name, folders in by_name.items()
+        if name.startswith(f"{kind}-lr")
     }
     return min(worst, key=worst.get) if worst else None
 
@@ -200,30 +203,46 @@ def copy_pictures(first: dict[str, str]) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     sources = {"curves": RUNS / "curves" / "curves.png"}
     sources["capacity"] = RUNS / "capacity" / "capacity.png"
-    sources["cifar-generate"] = RUNS / "cifar" / "generate.png"
+    for size in (200, 800):
+        sources[f"cifar{size}-generate"] = RUNS / f"cifar{size}" / "generate.png"
     for name, folder in first.items():
         for picture in ("reconstruct", "denoise", "generate", "interpolate"):
-            sources[f"{name}-{picture}"] = ROOT / folder / f"{picture}.png"
-        sources[f"{name}-aware"] = ROOT / folder / "aware" / "denoise.png"
+            sources[f"{name}-{picture}"] = Path(folder) / f"{picture}.png"
+        sources[f"{name}-aware"] = Path(folder) / "aware" / "denoise.png"
         sources[f"{name}-occlusion"] = RUNS / f"occlusion-{name}" / "denoise.png"
     for name, source in sources.items():
         if source.is_file():
             shutil.copy(source, PICTURES / f"{name}.png")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("train", "figures", "page"))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--only", nargs="+", default=[], choices=[e.name for e in EXPERIMENTS])
+    add = parser.add_argument
+    add("what", choices=("train", "ppca", "reading", "figures", "page"))
+    add("--jobs", type=int, help="runs at a time (default: one for each core)")
+    add("--budget", type=float, metavar="HOURS", help="one run at a time, lowest priority")
+    add("--only", nargs="+", default=[], choices=[e.name for e in EXPERIMENTS])
     args = parser.parse_args()
+    if args.budget is not None and (args.what != "train" or args.jobs is not None):
+        parser.error("--budget is for train, without --jobs")
+    if args.budget is not None and not args.budget > 0:
+        parser.error(f"--budget must be positive, got {args.budget:g}")
+    if args.what == "train" and args.budget is not None:
+        queue = reproduce_experiments.queue(args.only)
+        os.chdir(ROOT)  # where the baselines' modules are found
+        return reproduce_queue.work(queue, RUNS, args.budget, lambda line: print(line, flush=True))
     if args.what == "train":
-        train(args.only, args.jobs)
+        train(args.only, args.jobs or os.cpu_count())
+    elif args.what == "ppca":
+        ppca()
+    elif args.what == "reading":
+        reading()
     elif args.what == "figures":
-        figures()
+        figures(args.only)
     else:
         write_page(json.loads(RESULTS.read_text()), ROOT / "docs" / "reproduction.md")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

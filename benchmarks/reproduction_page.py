@@ -14,10 +14,15 @@ NAMES = {
     "vae": "VAE, same coders",
     "dynamic": "Dynamic Kanerva Machine, reads at the mean address (no bound)",
     "dynamic-sampled": "Dynamic Kanerva Machine, reads at a sampled address",
-    "cifar-kanerva": "Kanerva Machine",
-    "cifar-vae": "VAE, same coders",
-    "cifar-dynamic": "Dynamic Kanerva Machine, reads at the mean address (no bound)",
+    "omniglot-kanerva": "Kanerva Machine, longer",
+    "omniglot-vae": "VAE, same coders, longer",
 }
+COLOUR_NAMES = {
+    "kanerva": "Kanerva Machine",
+    "dynamic": "Dynamic Kanerva Machine, a bound",
+    "vae": "VAE, same coders",
+}
+COLOUR = re.compile(r"cifar(\d+)-(kanerva|dynamic|vae)(-conv)?(-short)?")
 TERMS = ("bound", "reconstruction", "kl_y", "kl_z", "kl_weights", "kl_memory")
 
 
@@ -38,7 +43,7 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _terms(results: dict, names: list[str], extra: str = "") -> list[list[str]]:
+def _terms(results: dict, names: list[str]) -> list[list[str]]:
     rows = []
     for name in names:
         experiment = results["experiments"].get(name)
@@ -53,24 +58,23 @@ def _terms(results: dict, names: list[str], extra: str = "") -> list[list[str]]:
             for term in TERMS[1:]
         ]
         seconds = statistics.median(run["seconds"] for run in runs)
-        row = [NAMES[name], f"{runs[0]['steps']:,}", f"{seconds:.0f} s", each, *means]
-        if extra:
-            row.append(f"{statistics.mean(run['test'][extra] for run in runs):.2f}")
+        seen = f"{runs[0]['images'] / 1e6:.2f} million" if "images" in runs[0] else "-"
+        row = [NAMES[name], f"{runs[0]['steps']:,}", seen, f"{seconds / 60:.0f}", each, *means]
         rows.append(row)
     return rows
 
 
 def _bounds(results: dict) -> str:
-    names = ["kanerva", "dynamic", "dynamic-sampled", "vae"]
-    head = ["held-out Omniglot, nats per image", "steps", "time of a run", "bound of each seed"]
+    names = ["kanerva", "dynamic", "dynamic-sampled", "vae", "omniglot-kanerva", "omniglot-vae"]
+    head = ["held-out Omniglot, nats per image", "steps", "images seen", "minutes"]
+    head.append("bound of each seed")
     rows = _terms(results, names)
     experiments = results["experiments"]
     ratios = []
-    if "vae" in experiments:
-        vae = _mean_bound(experiments["vae"])
-        for name in names:
-            if name in experiments:
-                ratios.append(f"{_mean_bound(experiments[name]) / vae:.2f}")
+    for name in (name for name in names if name in experiments):
+        vae = experiments.get("omniglot-vae" if name.startswith("omniglot-") else "vae")
+        ratio = _mean_bound(experiments[name]) / _mean_bound(vae) if vae else None
+        ratios.append("-" if ratio is None else f"{ratio:.2f}")
     rows = [[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)]
     return _markdown([*head, *TERMS[1:], "to the VAE's bound"], rows)
 
@@ -80,11 +84,47 @@ def _mean_bound(experiment: dict) -> float:
 
 
 def _cifar(results: dict) -> str:
-    names = ["cifar-kanerva", "cifar-dynamic", "cifar-vae"]
-    head = ["5,000 test images, nats of the density per image", "steps", "time of a run", "bound"]
-    return _markdown(
-        [*head, *TERMS[1:], "bits per dimension"], _terms(results, names, "bits_per_dim")
-    )
+    """PPCA's row of a code size, then the models' at that size, the most images first."""
+    ppca = {row["components"]: [_ppca_row(row)] for row in results.get("ppca", ())}
+    found, rows = [], {}
+    for name, experiment in results["experiments"].items():
+        if match := COLOUR.fullmatch(name):
+            for run in experiment["runs"].values():
+                found.append((int(match[1]), -run["images"], match, run))
+    for size, _, match, run in sorted(found, key=lambda row: row[:2]):
+        rows.setdefault(size, ppca.get(size, [])).append(_colour_row(match, run))
+    head = ["5,000 test images", "C", "images seen", "minutes", "bits per dimension"]
+    head += ["nats of the density per image", *TERMS[1:]]
+    return _markdown(head, [row for size in sorted(rows) for row in rows[size]])
+
+
+def _ppca_row(row: dict) -> list[str]:
+    title = "probabilistic PCA, exact likelihood"
+    cells = [title, str(row["components"]), "20,000, exactly", "-", f"{row['bits_per_dim']:.3f}"]
+    return [*cells, f"{row['nats']:.0f}", *["-"] * len(TERMS[1:])]
+
+
+def _colour_row(match: re.Match, run: dict) -> list[str]:
+    title = COLOUR_NAMES[match[2]] + (" with convolutions" if match[3] else "")
+    if run["steps"] < run["planned_steps"]:
+        title += f", at {run['steps'] / run['planned_steps']:.0%} of its training"
+    test = run["test"]
+    cells = [title, match[1], f"{run['images'] / 1e6:.2f} million", f"{run['seconds'] / 60:.0f}"]
+    cells += [f"**{test['bits_per_dim']:.3f}**", f"{test['bound']:.0f}"]
+    return cells + [f"{test[term]:.1f}" if term in test else "-" for term in TERMS[1:]]
+
+
+def _ppca(results: dict) -> str:
+    rows = [
+        [
+            str(row["components"]),
+            f"{row['bits_per_dim']:.2f}",
+            f"{row['autoencoder']:.2f}",
+        ]
+        for row in results.get("ppca", ())
+    ]
+    head = ["components", "bits per dimension", "its squared error alone, the codes for nothing"]
+    return _markdown(head, rows)
 
 
 def _denoising(results: dict) -> str:
@@ -101,6 +141,21 @@ def _denoising(results: dict) -> str:
             rows.append([NAMES[name], title, *cells])
     head = ["share of wrong pixels, each seed", "next query", "corrupted", "read 1", "read 2"]
     return _markdown([*head, "read 3"], rows)
+
+
+def _reading(results: dict) -> str:
+    rows = []
+    for name, queries in results.get("reading", {}).items():
+        match = COLOUR.fullmatch(name)
+        title = f"CIFAR-10, C = {match[1]}" if match else "Omniglot"
+        for row in queries:
+            wrong = "wrong pixels" in row["measure"]
+            cells = [f"{e:.1%}" if wrong else f"{e:.3f}" for e in row["errors"]]
+            moved = f"{row['moved']:.0f}"
+            rows.append([title, row["query"], *cells, moved, f"{row['nearest']:.0%}"])
+    reads = max((len(row) - 5 for row in rows), default=1)
+    head = ["Kanerva Machine", "query", "its error", *(f"read {i + 1}" for i in range(reads))]
+    return _markdown([*head, "y is off by, deviations of q", "y is nearest to the right one"], rows)
 
 
 def _rates(results: dict) -> str:
@@ -166,7 +221,9 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "origin": _origin,
     "bounds": _bounds,
     "cifar": _cifar,
+    "ppca": _ppca,
     "denoising": _denoising,
+    "reading": _reading,
     "rates": _rates,
     "capacity": _capacity,
     "commands": _commands,

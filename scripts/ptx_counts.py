@@ -7,7 +7,8 @@ runs ``bayes_write`` once for each shape (B, T, K, C) on the library that
 divergent branches, 32-byte sectors and bytes of global memory, conflicts of the banks of shared
 memory, barriers, bytes in flight, and the longest chain of dependent instructions. With
 ``--memories N`` only N of the B memories are run, on a device with N / B of the processors, so that
-they are laid out as all of them would be, and counts that grow with B are multiplied by B / N. Counts are of PTX: ptxas may merge or drop some.
+they are laid out as all of them would be, and counts that grow with B are multiplied by B / N.
+Counts are of PTX: ptxas may merge or drop instructions.
 """
 
 from __future__ import annotations

@@ -24,7 +24,12 @@ class DerivativeChecks(OperatorBase):
     @MANY_CALLS
     @pytest.mark.parametrize(
         "sizes",
-        [(3, 4, 3), pytest.param((5, 2, 3), marks=pytest.mark.slow), (2, 1, 1), (0, 2, 2)],
+        [
+            (3, 4, 3),
+            pytest.param((5, 2, 3), marks=pytest.mark.slow),
+            pytest.param((2, 1, 1), marks=pytest.mark.slow),
+            (0, 2, 2),
+        ],
         ids=str,
     )
     def test_gradcheck(self, sizes):

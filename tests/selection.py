@@ -43,8 +43,7 @@ def is_left_out(item: pytest.Item) -> bool:
     now = engine()
     if now is None or item.config.getoption("whole"):
         return False
-    # What Triton's interpreter cannot afford, PTX's cannot either.
-    names = {now, INTERPRETER} if now == PTX else {now}
+    names = {now, TEAMS} if now == PTX else {now}  # one pays for barriers, one for instructions
     if any(names & set(mark.args) for mark in item.iter_markers("not_on")):
         return True
     return item.get_closest_marker("exhaustive") is not None

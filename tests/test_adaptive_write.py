@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    DTYPES,
     LD,
     Case,
     assert_as_accurate,
@@ -13,7 +14,7 @@ from helpers import (
     solve_spd,
 )
 from operator_checks import DATA, MASK, NOISE, RIDGE, STATE, OperatorChecks
-from selection import ENGINES, INTERPRETER, not_on
+from selection import ENGINES, INTERPRETER, grid, not_on
 
 from kanerva_ext import ops, reference
 
@@ -72,15 +73,21 @@ def name_of(case):
     return f"T{steps}-K{slots}-C{code}-v{noise:g}-mask_{mask}-n{num_iters}"
 
 
-#: The interpreter takes up to a third of a second for a step.
-EASY_AND_HARD = [
-    pytest.param(
-        case,
-        id=name_of(case),
-        marks=[] if case[0] <= 12 else not_on(INTERPRETER, reason="many steps, each alone"),
-    )
-    for case in CASES + HARD
-]
+def marks_of(case, dtype):
+    """The interpreter takes up to a third of a second for a step."""
+    return [] if case[0] <= 12 else [not_on(INTERPRETER, reason="many steps, each alone")]
+
+
+EASY_AND_HARD = pytest.mark.parametrize(
+    ("case", "dtype"),
+    grid(
+        CASES + HARD,
+        DTYPES,
+        values=lambda case, dtype: (case[1] > case[2], *case[3:], dtype),
+        name=lambda case, dtype: f"{name_of(case)}-{dtype}",
+        marks=marks_of,
+    ),
+)
 
 
 def inputs(case, dtype=torch.float64, seed=0):
@@ -136,8 +143,7 @@ def truth(case):
     return recursion(inputs(case), case[-1])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", EASY_AND_HARD)
+@EASY_AND_HARD
 def test_accuracy(case, dtype):
     args = inputs(case, dtype)
     rivals = reference.adaptive_write(*args, case[-1])
@@ -160,8 +166,7 @@ def grads(function, args, dtype):
     return torch.autograd.grad(results, leaves, cotangents, materialize_grads=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", EASY_AND_HARD)
+@EASY_AND_HARD
 def test_gradients(case, dtype):
     args = inputs(case, torch.float32)
     num_iters = case[-1]

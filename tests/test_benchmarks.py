@@ -406,12 +406,15 @@ def test_a_report_has_the_newest_of_each_device(tmp_path, monkeypatch):
 def test_the_page_of_the_reproduction(tmp_path):
     def run(bound, **more):
         terms = {"bound": bound, "reconstruction": bound - 20, "kl_z": 20.0}
-        return {"steps": 1000, "seconds": 60.0, "test": terms | more}
+        run = {"steps": 1000, "planned_steps": 1000, "seconds": 60.0, "images": 64_000}
+        return run | {"test": terms | more}
 
     def experiment(*bounds, **more):
         runs = {f"s{i}": run(bound, **more) for i, bound in enumerate(bounds)}
         return {"command": "kanerva train x", "runs": runs}
 
+    colour = experiment(-9000.0, bits_per_dim=5.25)
+    colour["runs"]["s0"] |= {"steps": 500, "planned_steps": 1000, "images": 128_000}
     noise = {"corrupted": 0.08, "after_read": [0.04, 0.03, 0.025]}
     kanerva = experiment(60.0, 66.0)
     kanerva["runs"]["s0"]["aware"] = noise
@@ -420,10 +423,14 @@ def test_the_page_of_the_reproduction(tmp_path):
         "experiments": {
             "kanerva": kanerva,
             "vae": experiment(90.0),
-            "cifar-vae": experiment(-9000.0, bits_per_dim=5.25),
+            "cifar200-vae": colour,
             "dnc-lr1e-3": experiment(120.0, 130.0),
             "short-kanerva-lr1e-3": experiment(95.0),
         },
+        "ppca": [
+            {"components": 200, "nats": -4000.0, "bits_per_dim": 6.125, "autoencoder": 5.88},
+            {"components": 800, "nats": -6600.0, "bits_per_dim": 4.9, "autoencoder": 3.82},
+        ],
         "capacity": "label,length,bound,clean_error,noisy_error\na,8,60,.01,.02\na,8,70,.03,.04\n",
     }
     page = tmp_path / "page.md"
@@ -433,10 +440,20 @@ def test_the_page_of_the_reproduction(tmp_path):
     text = page.read_text()
     assert "old" not in text
     assert (
-        "| Kanerva Machine | 1,000 | 60 s | 60.0, 66.0 | 43.0 | - | 20.0 | - | - | 0.70 |" in text
+        "| Kanerva Machine | 1,000 | 0.06 million | 1 | 60.0, 66.0 | 43.0 | - | 20.0 | - | - "
+        "| 0.70 |" in text
     )
-    assert "| VAE, same coders | 1,000 | 60 s | 90.0 | 70.0 | - | 20.0 | - | - | 1.00 |" in text
-    assert "| -9020.0 | - | 20.0 | - | - | 5.25 |" in text
+    assert "| VAE, same coders | 1,000 | 0.06 million | 1 | 90.0 | 70.0 | - | 20.0 |" in text
+    row = (
+        "| VAE, same coders, at 50% of its training | 200 | 0.13 million | 1 | **5.250** | -9000 |"
+    )
+    assert row + " -9020.0 | - | 20.0 | - | - |" in text
+    pca = text.index(
+        "| probabilistic PCA, exact likelihood | 200 | 20,000, exactly | - | 6.125 | -4000 |"
+    )
+    assert pca < text.index(row)
+    assert "exact likelihood | 800 |" not in text and "| 800 | 4.90 | 3.82 |" in text
+    assert "| 200 | 6.12 | 5.88 |" in text
     assert "and the noise that it knows of | 8.0% | 4.0% | 3.0% | 2.5% |" in text
     assert "| Differentiable Neural Computer | 120.0, 130.0 |" in text
     assert "| a | 65 |" in text and "| a | 2.0% |" in text and "| a | 3.0% |" in text

@@ -22,7 +22,9 @@ from kanerva_ext.cli import _checkpoint, main
 from kanerva_ext.cli._config import ConfigError, load_config, presets
 from kanerva_ext.cli._logs import CsvLog, read_csv
 from kanerva_ext.cli._loop import derive_seed
-from kanerva_ext.models import KanervaMachine
+from kanerva_ext.cli._run import load_run
+from kanerva_ext.data import hold_out, load_images
+from kanerva_ext.models import KanervaMachine, evaluate
 
 SMALL = {
     "model.memory_size": 8,
@@ -80,7 +82,7 @@ def whole(tmp_path_factory):
 
 def test_a_run_writes_its_files(whole):
     assert {path.name for path in whole.iterdir()} == {
-        "checkpoint.safetensors", "config.json", "metrics.json", "test.csv", "train.csv"
+        "checkpoint.safetensors", "config.json", "log.txt", "metrics.json", "test.csv", "train.csv"
     }  # fmt: skip
     rows = read_csv(whole / "train.csv")
     assert [row["step"] for row in rows] == [4, 8, 12, 16, 20, 24, 28, 30]
@@ -186,6 +188,91 @@ def test_stopped_by_a_signal_it_saves_and_goes_on(whole, tmp_path, monkeypatch, 
     assert_same_run(whole, tmp_path / "run")
 
 
+def test_so_many_minutes_and_then_on(whole, tmp_path, capsys):
+    """Stops cleanly with a checkpoint when the time is over, goes on, and says so last."""
+    folder, ends, starts = tmp_path / "run", [], []
+    words = arguments(folder, "--resume", "--minutes", "0.0005")
+    for _ in range(40):
+        starts.append(progress_of(folder))
+        assert main(words) == 0
+        ends.append(capsys.readouterr().err.splitlines()[-1])
+        if "done" in ends[-1]:
+            break
+        assert not (folder / "metrics.json").exists()
+        step = _checkpoint.load(folder / _checkpoint.FILE).step
+        images = step * 2 * SMALL["data.episode_length"]
+        assert ends[-1].startswith(f"0.0005 minutes are over; {images:,} images in ")
+        assert ends[-1].endswith(f" minutes; stopped after step {step}; --resume goes on")
+    assert len(ends) > 2 and len(set(starts)) == len(starts)
+    assert ends[-1].startswith("480 images in ") and ends[-1].endswith("done after step 30")
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
+def test_minutes_must_be_positive(tmp_path, capsys, minutes):
+    assert main(arguments(tmp_path / "run", "--minutes", minutes)) == 2
+    assert "--minutes must be positive" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "chosen"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({}, "float32")],
+)
+def test_precision_is_chosen_by_the_processor(tmp_path, monkeypatch, capsys, capabilities, chosen):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    options = {"training__precision": "auto", "training__steps": 4}
+    words = [word for word in arguments(tmp_path / "run", **options) if word != "--quiet"]
+    assert main(words) == 0
+    line = f"precision {chosen} (chosen by the processor), "
+    assert line in capsys.readouterr().err
+    assert (tmp_path / "run" / "log.txt").read_text().startswith(line)
+    assert main(arguments(tmp_path / "same", training__precision=chosen, training__steps=4)) == 0
+    rows = [read_csv(tmp_path / name / "train.csv")[0]["bound"] for name in ("run", "same")]
+    assert rows[0] == rows[1]
+
+
+def test_a_run_goes_on_in_the_precision_it_began_in(tmp_path, monkeypatch):
+    folder, options = tmp_path / "run", {"training__precision": "auto"}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert main(arguments(tmp_path / "whole", **options)) == 0
+    assert main(arguments(folder, "--minutes", "0.0001", **options)) == 0
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert main(arguments(folder, "--resume", **options)) == 0
+    assert_same_run(tmp_path / "whole", folder)
+    assert "precision bfloat16" in (folder / "log.txt").read_text().splitlines()[-1]
+
+
+def test_held_out_training_images_take_the_place_of_the_test_images(tmp_path):
+    """Characters of their own, as Omniglot's test images are; the test images are not opened."""
+    options = {"training__steps": 4, "training__evaluate_every": 0}
+    assert main(arguments(tmp_path / "run", data__validation=0.1, **options)) == 0
+    train = load_images("omniglot", "train")
+    rest, held = hold_out(train, 0.1, whole_classes=True)
+    expected = evaluate(
+        load_run(tmp_path / "run", "cpu").model, held.images, episode_length=8, pixels="as_is"
+    )
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test"] == expected
+    assert len(rest.images) + len(held.images) == len(train.images)
+
+
+def test_a_run_starts_from_anothers_parameters(whole, tmp_path, capsys):
+    options = {"training__steps": 1, "training__warm_up_steps": 1000, "model__memory_size": 7}
+    start = {"training__start": str(whole)}
+    assert main(arguments(tmp_path / "run", **options, **start)) == 0
+    first, second = tensors(whole), tensors(tmp_path / "run")
+    moved = {
+        name: (first[name] - second[name]).abs().max().item()
+        for name in first
+        if name.startswith("model.") and first[name].shape == second[name].shape
+    }
+    assert len(moved) > 20 and max(moved.values()) < 1e-4
+    assert second["model.memory.prior_mean"].shape == (7, 12)
+    assert main(arguments(tmp_path / "none", training__start=str(tmp_path / "gone"))) == 2
+    assert "gone: no such file" in capsys.readouterr().err
+
+
 def test_resuming_what_is_done_changes_nothing(whole, tmp_path):
     import shutil
 
@@ -274,13 +361,17 @@ def test_mixed_precision_and_compile_switches(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self)))
     options = {"training__precision": "bfloat16", "training__compile": "true"}
     assert main(arguments(tmp_path / "run", training__steps=4, **options)) == 0
+    options = {"training__precision": "float32"}
     assert [kind.__name__ for kind in compiled] == ["ConvEncoder", "ConvDecoder"]
-    assert main(arguments(tmp_path / "float32", training__steps=4)) == 0
+    assert main(arguments(tmp_path / "float32", training__steps=4, **options)) == 0
     half, full = (
         read_csv(tmp_path / name / "train.csv")[0]["bound"] for name in ("run", "float32")
     )
     assert half != full and abs(half - full) < 0.05 * full
-    assert all(t.dtype == torch.float32 for t in tensors(tmp_path / "run").values())
+    saved = tensors(tmp_path / "run")
+    # The memory's numbers are no parameters, and saved as they were given, in double precision.
+    kinds = {t.dtype for name, t in saved.items() if not name.endswith("_extra_state")}
+    assert kinds == {torch.float32}
 
 
 def test_tensorboard_is_asked_for(tmp_path, monkeypatch, capsys):
@@ -314,6 +405,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path, capsys):
         ("training.compile=1", "[training] compile must be bool, got 1"),
         ("training.precision=half", "[training] precision must be one of"),
         ("training.learning_rate=0", "[training] learning_rate must be positive, got 0"),
+        ("training.fixed_linear_path=2", "[training] fixed_linear_path must be in [0, 1], got 2"),
+        ("data.validation=1", "[data] validation must be in [0, 1), got 1"),
+        ("data.validation=0.0001", "[data] validation: share must leave images on both sides"),
         ("training.noise=2", "[training] noise must be in [0, 1], got 2"),
         ("data.name=omniglott", "[data] name must be one of"),
         ("data.num_classes=9999", "[data] num_classes must be in [1, 205], got 9999"),

@@ -16,7 +16,10 @@ from kanerva_ext.data import (
     DATASETS,
     PIXELS,
     EpisodeSampler,
+    ImageSet,
     default_pixels,
+    has_new_classes,
+    hold_out,
     load_images,
     load_omniglot,
     omniglot_info,
@@ -115,6 +118,27 @@ def test_default_pixels():
         "cifar10-jpeg": "dequantize",
     }
     assert set(map(default_pixels, DATASETS)) <= set(PIXELS)
+
+
+def test_held_out_classes_and_images():
+    """Whole classes of Omniglot, every n-th image elsewhere; nothing lost, nothing twice."""
+    train = load_images("omniglot", "train")
+    rest, held = hold_out(train, 0.2, whole_classes=True)
+    classes = set(train.labels.tolist())
+    assert set(rest.labels.tolist()) | set(held.labels.tolist()) == classes
+    assert not set(rest.labels.tolist()) & set(held.labels.tolist())
+    assert abs(len(held.labels.unique()) / len(classes) - 0.2) < 0.01
+    assert len(rest.images) + len(held.images) == len(train.images)
+    rows = ImageSet(torch.arange(1000).view(-1, 1, 1), torch.arange(1000), train.class_names)
+    rest, held = hold_out(rows, 0.1, whole_classes=False)
+    assert held.images.flatten().tolist() == list(range(9, 1000, 10))
+    assert sorted(rest.labels.tolist() + held.labels.tolist()) == list(range(1000))
+    for share, message in ((0, r"in \(0, 1\), got 0"), (1e-6, "images on both sides")):
+        with pytest.raises(ValueError, match=message):
+            hold_out(rows, share, whole_classes=False)
+    assert has_new_classes("omniglot") and not has_new_classes("cifar10-jpeg")
+    with pytest.raises(ValueError, match="name must be one of"):
+        has_new_classes("nothing")
 
 
 @pytest.mark.parametrize("call", [load_images, default_pixels])

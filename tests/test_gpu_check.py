@@ -188,6 +188,7 @@ def test_what_a_child_prints_is_cut(monkeypatch):
     assert outcome.output.startswith("first") and outcome.output.endswith("last\n")
 
 
+@pytest.mark.slow
 def test_waiting_for_a_turn_is_not_late():
     wait = "say({'waiting': True}); import time; time.sleep(3); say({'waiting': False});"
     outcome = run(RESULT + wait + "say({'state': 'ok'})", limit=1.5)
@@ -196,6 +197,7 @@ def test_waiting_for_a_turn_is_not_late():
     assert outcome.state == rows.HUNG and 4 < outcome.seconds < 15
 
 
+@pytest.mark.slow
 def test_a_limit_of_silence():
     code = "import time\nfor i in range(6): say({'key': str(i)}); time.sleep(0.5)\ntime.sleep(60)"
     outcome = run(RESULT + "\n" + code, limit=2, silence=True)

@@ -146,6 +146,7 @@ def test_recursions_of_many_steps_are_not_timed():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_compiled_composition():
     found = timing.compiled("read", "2x4x3x5", "forward", "products", device="cpu")["row"]
     assert found["rival"] == "compile(products)" and found["rival_error"] < 1e-5

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as xml
 
+import pytest
+
 from benchmarks.gpu import child, report, rows, suite
 from benchmarks.gpu.schedule import Schedule, Stage, Suite
 
@@ -27,6 +29,7 @@ def test_last(): pass
 """
 
 
+@pytest.mark.slow
 def test_tests_that_hang_and_die_cost_one_row_each(tmp_path, monkeypatch):
     (tmp_path / "test_of_a_file.py").write_text(OF_A_FILE)
     monkeypatch.delenv("KANERVA_TEST_DEVICE", raising=False)
@@ -77,6 +80,7 @@ def test_tests_that_hang_and_die_cost_one_row_each(tmp_path, monkeypatch):
     assert len([row for row in file.read() if "state" in row]) == len(written)
 
 
+@pytest.mark.slow
 def test_tests_cut_off_go_on_where_they_were(tmp_path, monkeypatch):
     (tmp_path / "test_slow.py").write_text(
         "import time, pytest\n"

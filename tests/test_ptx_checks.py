@@ -146,6 +146,10 @@ def test_uninitialised_reads():
     # Structures are copied with their padding.
     copy = local + "  ld.local.u64 %d6, [%d5];\n  st.local.u64 [%d5+8], %d6;\n"
     assert found(copy, out()) == set()
+    parts = local + "  ld.local.u32 %r1, [%d5+4];\n  bfe.u32 %r2, %r1, 8, 8;\n"
+    assert found(parts + "  st.local.u8 [%d5+8], %r2;\n", out()) == set()
+    got = found(parts + "  add.u32 %r2, %r2, 1;\n", out())
+    assert got == {"uninitialised read of local memory"}
 
     fresh = out()
     body = "  add.u64 %d5, %d0, %d63;\n  {}\n  ld.global.u32 %r1, [%d5];\n"

@@ -98,7 +98,13 @@ os._exit(0)
 )
 
 
-@pytest.mark.parametrize("code", [SHARDED, FLAT], ids=["fully_shard", "FullyShardedDataParallel"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(SHARDED, id="fully_shard"),
+        pytest.param(FLAT, id="FullyShardedDataParallel", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_train_as_one(code, tmp_path):
     code = code.replace("{store!r}", repr(str(tmp_path / "store")))
     with ThreadPoolExecutor(2) as pool:

@@ -144,6 +144,9 @@ def test_clone_detach_to_and_select():
         state.select([3])
 
 
+LINEAR = {"linear_path": True, "likelihood": "scaled_gaussian"}
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -151,8 +154,19 @@ def test_clone_detach_to_and_select():
         lambda: models.KanervaMachine(4, 8, num_filters=3, likelihood="gaussian", num_channels=3),
         lambda: models.DynamicKanervaMachine(4, 8, num_filters=3),
         lambda: models.MatchedVAE(8, num_filters=3, likelihood="gaussian"),
+        lambda: models.KanervaMachine(4, 8, num_filters=3, **LINEAR),
+        lambda: models.DynamicKanervaMachine(4, 8, num_filters=0, **LINEAR),
+        lambda: models.MatchedVAE(8, num_filters=3, **LINEAR),
     ],
-    ids=["kanerva", "kanerva-gaussian", "dynamic", "vae-gaussian"],
+    ids=[
+        "kanerva",
+        "kanerva-gaussian",
+        "dynamic",
+        "vae-gaussian",
+        "linear-kanerva",
+        "linear-dynamic",
+        "linear-vae",
+    ],
 )
 def test_models_start_from_the_meta_device(make):
     """to_empty, and reset_parameters of every module in any order, as FSDP has it."""

@@ -37,6 +37,14 @@ class Checkpoint(NamedTuple):
     def restore_model(self, model: nn.Module) -> None:
         model.load_state_dict(_with_prefix(self.tensors, _MODEL))
 
+    def restore_matching(self, model: nn.Module) -> list[str]:
+        """Restore what has the same name and shape in the model; its names."""
+        own = model.state_dict()
+        saved = _with_prefix(self.tensors, _MODEL)
+        names = [n for n, tensor in saved.items() if n in own and tensor.shape == own[n].shape]
+        model.load_state_dict(own | {name: saved[name] for name in names})
+        return names
+
     def restore_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """State of every parameter, by the model's names for them."""
         saved = _with_prefix(self.tensors, _OPTIMIZER)

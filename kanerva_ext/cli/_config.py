@@ -24,7 +24,7 @@ MODELS = {
     "dynamic_kanerva": models.DynamicKanervaMachine,
     "vae": models.MatchedVAE,
 }
-PRECISIONS = ("float32", "bfloat16")  # float16 would need its gradients scaled
+PRECISIONS = ("auto", "float32", "bfloat16")  # float16 would need its gradients scaled
 DECAYS = ("cosine", "constant")
 
 
@@ -43,6 +43,8 @@ class DataConfig:
         episode_length: T.
         batch_size: episodes in a step, over all processes.
         num_classes: classes in an episode; None: any.
+        validation: share of the training images that is held out and takes the place of the test
+            images, to choose settings by; see `kanerva_ext.data.hold_out`.
         augment: strength of `kanerva_ext.data.random_affine` in training.
     """
 
@@ -53,8 +55,11 @@ class DataConfig:
     batch_size: int = 16
     num_classes: int | None = None
     augment: float = 0.0
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise ConfigError(f"[data] validation must be in [0, 1), got {self.validation}")
         _check_choice("data", "name", self.name, DATASETS)
         _check_at_least("data", self, episode_length=1, batch_size=1)
         if self.pixels is None:
@@ -68,9 +73,12 @@ class TrainingConfig:
     Attributes:
         steps: in all.
         seed: of everything random: the same seed, machine and number of threads repeat a run.
+        start: folder of a run, or a checkpoint, whose parameters of the same name and shape this
+            one starts with; the others are drawn. None: all are.
         corrupted: share of an episode's images that are read by corrupted queries.
         noise: share of the pixels of those queries that are replaced by 0 or 1.
-        precision: "float32" or "bfloat16", by autocast.
+        precision: "float32" or "bfloat16", by autocast; "auto": bfloat16 where the processor has
+            instructions for its products, else float32.
         compile: `torch.compile` the coders.
         threads: of PyTorch on the CPU; None: as they are.
         log_every: steps between rows of train.csv, the means since the last.
@@ -88,6 +96,8 @@ class TrainingConfig:
     kl_warm_up: float = Schedule().kl_warm_up
     max_gradient_norm: float = Schedule().max_gradient_norm
     memory_kl_weight: float = Schedule().memory_kl_weight
+    fixed_linear_path: float = Schedule().fixed_linear_path
+    start: str | None = None
     corrupted: float = 0.0
     noise: float = 0.15
     precision: str = "float32"
@@ -104,7 +114,7 @@ class TrainingConfig:
         counts = {"steps": 1, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 0}
         counts |= {"evaluate_images": 0, "warm_up_steps": 0, "seed": 0}
         _check_at_least("training", self, **counts)
-        for name in ("corrupted", "noise", "initial_kl_weight", "kl_warm_up"):
+        for name in ("corrupted", "noise", "initial_kl_weight", "kl_warm_up", "fixed_linear_path"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ConfigError(f"[training] {name} must be in [0, 1], got {value}")

@@ -22,3 +22,13 @@ def choose_device(name: str | None, index: int | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
         raise ConfigError(f"--device {name}: {error}") from error
     return chosen
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """ "float32" or "bfloat16", for ``"auto"`` what the device multiplies faster."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"

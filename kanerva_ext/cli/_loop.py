@@ -8,6 +8,7 @@ the steps after it again; on one CPU, with the same number of threads, they come
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -20,12 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from ..data import EpisodeSampler, load_images, salt_and_pepper
+from ..data import (
+    EpisodeSampler,
+    ImageSet,
+    has_new_classes,
+    hold_out,
+    load_images,
+    salt_and_pepper,
+)
 from ..models import evaluate
+from ..models.linear_path import LinearPath
 from ..models.training import Trainer
 from . import _checkpoint
 from ._config import Config, ConfigError
-from ._device import choose_device
+from ._device import choose_device, choose_precision
 from ._logs import CsvLog, TensorBoardLog
 
 _DATA, _MODEL = 0, 1  # streams of random numbers
@@ -86,7 +95,7 @@ class _Batches:
                 f"[data] batch_size must be a multiple of the {process.count} processes, "
                 f"got {data.batch_size}"
             )
-        train = load_images(data.name, "train", data.root)
+        train, self.test = _images(config)
         self.generator = torch.Generator()
         try:
             self.sampler = EpisodeSampler(
@@ -190,19 +199,27 @@ class Run:
         self.step = checkpoint.step if checkpoint else 0
         self.seconds = checkpoint.seconds if checkpoint else 0.0
         self.batches = _Batches(config, process)
-        self.test = load_images(config.data.name, "test", config.data.root).images
+        self.test = self.batches.test.images
         torch.manual_seed(training.seed)
         self.model = config.make_model().to(process.device)
         if checkpoint:
             checkpoint.restore_model(self.model)
+        elif isinstance(getattr(self.model, "linear", None), LinearPath):
+            self.model.start_linear_path(self.batches.sampler.images)
+        if training.start is not None and not checkpoint:
+            _start_from(self.model, training.start)
         if training.compile:  # in place: the names of the parameters stay
-            self.model.encoder.compile()
-            self.model.decoder.compile()
+            for coder in (self.model.encoder, self.model.decoder):
+                if coder is not None:
+                    coder.compile()
         forward = self.model
         if process.count > 1:
             ids = [process.device.index] if process.device.type == "cuda" else None
             forward = torch.nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
-        half = None if training.precision == "float32" else getattr(torch, training.precision)
+        # A run goes on in the precision that it began in, on whatever processor.
+        begun = checkpoint.extra.get("precision") if checkpoint else None
+        self.precision = begun or choose_precision(training.precision, process.device)
+        half = None if self.precision == "float32" else getattr(torch, self.precision)
         self.trainer = Trainer(self.model, training.schedule(), forward, half)
         if checkpoint:
             checkpoint.restore_optimizer(self.model, self.trainer.optimizer)
@@ -213,8 +230,9 @@ class Run:
             self.board = TensorBoardLog(folder, self.step, tensorboard)
             (folder / "config.json").write_text(json.dumps(config.as_dict(), indent=2) + "\n")
 
-    def train(self, quiet: bool = False) -> int:
-        """Trains to the end; the exit status: 0, or 128 and the signal's number."""
+    def train(self, quiet: bool = False, minutes: float | None = None) -> int:
+        """Trains to the end, or for so many minutes; the exit status: 0, or 128 and the signal's
+        number."""
         from tqdm import tqdm
 
         training, first = self.config.training, self.process.is_first
@@ -225,25 +243,50 @@ class Run:
             disable=quiet or not first,
             mininterval=0.2 if sys.stderr.isatty() else 15,
         )
-        self.started = time.perf_counter() - self.seconds
-        status = 0
+        now = time.perf_counter()
+        self.started = now - self.seconds
+        deadline = math.inf if minutes is None else now + 60 * minutes
+        number, timed_out = 0, False
+        if first:
+            self._say_how(quiet)
         with bar, _Stop() as stop:
-            while self.step < training.steps and not status:
+            while self.step < training.steps and not (number or timed_out):
                 self._make_step()
                 if first:
                     self._report(bar)
-                if number := self.process.agree(stop.signal or 0):
-                    status = 128 + number
-                if first and (self._is_due("checkpoint") or status):
+                late = time.perf_counter() >= deadline
+                # One number for both, as all processes must agree: signals' are below 1000.
+                agreed = self.process.agree((stop.signal or 0) + 1000 * late)
+                number, timed_out = agreed % 1000, agreed >= 1000
+                if first and (self._is_due("checkpoint") or number or timed_out):
                     self._save()
                 bar.update()
         if first:
-            if status:
-                print(f"stopped after step {self.step}; --resume goes on", file=sys.stderr)
-            else:
+            if self.step == training.steps:
                 self._finish()
+                print(self._last_line("done"), file=sys.stderr)
+            else:
+                why = "" if number else f"{minutes:g} minutes are over; "
+                print(f"{why}{self._last_line('stopped')}; --resume goes on", file=sys.stderr)
             self.board.close()
-        return status
+        return 128 + number if number else 0
+
+    def _say_how(self, quiet: bool) -> None:
+        """What was chosen for this machine."""
+        training = self.config.training
+        chosen = " (chosen by the processor)" if training.precision == "auto" else ""
+        threads = torch.get_num_threads()
+        line = f"precision {self.precision}{chosen}, {threads} thread{'s' * (threads > 1)}"
+        line += f", from step {self.step} of {training.steps}"
+        (self.folder / "log.txt").open("a").write(line + "\n")
+        if not quiet:
+            print(line, file=sys.stderr)
+
+    def _last_line(self, what: str) -> str:
+        data = self.config.data
+        images = self.step * data.batch_size * data.episode_length
+        seen = f"{images:,} images in {self.seconds / 60:.1f} minutes"
+        return f"{seen}; {what} after step {self.step}"
 
     def _make_step(self) -> None:
         training, process = self.config.training, self.process
@@ -289,6 +332,7 @@ class Run:
     def _save(self) -> None:
         path = self.folder / _checkpoint.FILE
         extra = {"means": self.means.sums, "threads": torch.get_num_threads()}
+        extra["precision"] = self.precision
         optimizer = self.trainer.optimizer
         _checkpoint.save(path, self.config, self.model, optimizer, self.step, self.seconds, extra)
 
@@ -315,6 +359,25 @@ def _check_same(saved: Config, config: Config) -> None:
                     f"[{section}] {name} must be the checkpoint's, {old.get(name)!r}, to go on "
                     f"from it, got {new.get(name)!r}"
                 )
+
+
+def _images(config: Config) -> tuple[ImageSet, ImageSet]:
+    """The images to train with, and those to evaluate with."""
+    data = config.data
+    train = load_images(data.name, "train", data.root)
+    if data.validation:
+        try:
+            return hold_out(train, data.validation, whole_classes=has_new_classes(data.name))
+        except ValueError as error:
+            raise ConfigError(f"[data] validation: {error}") from error
+    return train, load_images(data.name, "test", data.root)
+
+
+def _start_from(model: torch.nn.Module, start: str) -> None:
+    path = Path(start)
+    saved = _checkpoint.load(path / _checkpoint.FILE if path.is_dir() else path)
+    if not saved.restore_matching(model):
+        raise ConfigError(f"[training] start {start} has no parameter of this model")
 
 
 def _spread(count: int, wanted: int) -> Tensor:

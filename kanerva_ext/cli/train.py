@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, help="folder of the run (default: runs/NAME)")
     add("--set", action="append", metavar="SECTION.KEY=VALUE", help="in place of the config's")
     add("--resume", action="store_true", help="go on from the folder's checkpoint, if there is one")
+    what = "stop after that many, with a checkpoint that --resume goes on from"
+    add("--minutes", type=float, metavar="N", help=what)
     add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     add("--tensorboard", action="store_true", help="log to TensorBoard too")
     add("--quiet", action="store_true", help="no progress bar")
@@ -32,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
     if args.presets:
         print("\n".join(presets()))
         return 0
+    if args.minutes is not None and not args.minutes > 0:
+        raise ConfigError(f"--minutes must be positive, got {args.minutes:g}")
     if args.config is None:
         if not (args.resume and args.out):
             raise ConfigError("a config is needed, or --resume and --out of a run")
@@ -47,4 +51,6 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is not a folder")
     with processes(args.device) as process:
-        return Run(config, out, process, args.resume, args.tensorboard).train(args.quiet)
+        return Run(config, out, process, args.resume, args.tensorboard).train(
+            args.quiet, args.minutes
+        )

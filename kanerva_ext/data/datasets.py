@@ -16,7 +16,14 @@ from ._files import ImageFiles, find, require
 from ._omniglot_images import load_drawings
 from .omniglot import load_omniglot, omniglot_info
 
-__all__ = ["DATASETS", "ImageSet", "default_pixels", "load_images"]
+__all__ = [
+    "DATASETS",
+    "ImageSet",
+    "default_pixels",
+    "has_new_classes",
+    "hold_out",
+    "load_images",
+]
 
 _SPLITS = ("train", "test", "all")
 _JPEG_NAME = "cifar10_jpeg_25k"
@@ -141,6 +148,49 @@ def default_pixels(name: str) -> str:
         ValueError: another name.
     """
     return _entry(name).pixels
+
+
+def has_new_classes(name: str) -> bool:
+    """Whether the set's test images are of other classes than its training images: Omniglot's
+    drawings are, but for the split of Burda et al.
+
+    Raises:
+        ValueError: another name.
+    """
+    _entry(name)
+    return name in ("omniglot", "omniglot-images", "omniglot-torchvision")
+
+
+def hold_out(images: ImageSet, share: float, *, whole_classes: bool) -> tuple[ImageSet, ImageSet]:
+    """Split training images in two, to train with the one and choose settings by the other.
+
+    The split depends on nothing but the arguments: every n-th image, or every n-th class with all
+    of its images, is held out.
+
+    Args:
+        images: of `load_images`.
+        share: held out, about, in (0, 1).
+        whole_classes: hold out classes, as suits a test set of new classes (`has_new_classes`).
+
+    Returns:
+        What is left, and what is held out.
+
+    Raises:
+        ValueError: a share outside (0, 1), or one that leaves nothing on one side.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must be in (0, 1), got {share}")
+    labels = images.labels
+    places = torch.arange(len(labels))
+    if whole_classes:
+        places = torch.unique(labels, return_inverse=True)[1]
+    # Out of every 1 / share in a row the last one, also where that is no whole number.
+    held = ((places + 1) * share).floor() > (places * share).floor()
+    if held.all() or not held.any():
+        raise ValueError(f"share must leave images on both sides, got {share} of {len(labels)}")
+    return tuple(
+        ImageSet(images.images[part], labels[part], images.class_names) for part in (~held, held)
+    )
 
 
 def load_images(name: str, split: str = "train", root: str | Path | None = None) -> ImageSet:

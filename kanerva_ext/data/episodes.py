@@ -55,8 +55,8 @@ def _convert(images: Tensor, pixels: str, generator: torch.Generator | None) -> 
         images = images.unsqueeze(2)
     levels = images.to(torch.float32)
     if pixels == "dequantize":
-        noise = torch.randint(_NOISE_STEPS, levels.shape, generator=generator)
-        return (levels + noise / _NOISE_STEPS) / 256
+        noise = torch.empty_like(levels).random_(0, _NOISE_STEPS, generator=generator)
+        return noise.mul_(1 / _NOISE_STEPS).add_(levels).mul_(1 / 256)
     if images.dtype == torch.uint8:
         levels = levels / 255
     if pixels == "sample" and images.dtype != torch.bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..memory import standard_normal
+from .linear_path import squash
 
 INITIAL_STD = 0.2  # of a code's posterior: small, so that coders learn to reconstruct first
 MAX_LOG_STD = 7.0
@@ -51,32 +52,86 @@ class HeLinear(Starting, nn.Linear):
 class _NormalLinear(Starting, nn.Linear):
     """To means and log-standard-deviations, of which the second start small and alike."""
 
+    start_std = INITIAL_STD
+    from_zero = False
+
     def start(self) -> None:
-        size, scale = self.out_features // 2, math.sqrt(1 / self.in_features)
+        size = self.out_features // 2
+        scale = 0.0 if self.from_zero else math.sqrt(1 / self.in_features)
         with torch.no_grad():
             nn.init.normal_(self.weight[:size], std=scale)
             nn.init.normal_(self.weight[size:], std=0.1 * scale)
-            nn.init.constant_(self.bias[size:], math.log(INITIAL_STD))
+            nn.init.constant_(self.bias[size:], math.log(self.start_std))
             nn.init.zeros_(self.bias[:size])
 
 
 class Normal(nn.Module):
     """Two-layer ReLU network to a diagonal normal: (..., inputs) to mean and log-std (..., size).
 
-    Starts with means of about unit scale and standard deviations of about `INITIAL_STD`. The
+    Starts with means of about unit scale and standard deviations of about ``std``, or
+    (``from_zero``) at mean 0 and ``std`` exactly, for a head that corrects another mean. The
     log-std stays in [-7, 7] by a scaled tanh, so that no step can overflow.
     """
 
-    def __init__(self, inputs: int, hidden: int, size: int) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        size: int,
+        std: float = INITIAL_STD,
+        from_zero: bool = False,
+    ) -> None:
         super().__init__()
         self.hidden = HeLinear(inputs, hidden)
         self.out = _NormalLinear(hidden, 2 * size)
+        self.out.start_std, self.out.from_zero = std, from_zero
         for layer in (self.hidden, self.out):
             start(layer)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.out(F.relu(self.hidden(inputs))).chunk(2, dim=-1)
+        # Under autocast the layers are in half precision; sums of KL terms must not be.
+        out = self.out(F.relu(self.hidden(inputs))).to(self.out.weight.dtype)
+        mean, log_std = out.chunk(2, dim=-1)
         return mean, MAX_LOG_STD * torch.tanh(log_std / MAX_LOG_STD)
+
+
+class CodeNormal(nn.Module):
+    """q of a code from features and the code of the linear path: a diagonal normal (..., C).
+
+    Its mean is between the code and what the prior expects, ``expected + gate (code - expected)``
+    with one trainable gate in (0, 1) for each number, plus what a `Normal` of the features and of
+    what was expected adds, nothing at first. With gate ``v / (v + 1)`` and variance ``gate`` that
+    is the exact posterior of a linear model in noise units whose prior's variance is v.
+    """
+
+    def __init__(self, features: int, hidden: int, size: int, expects: bool) -> None:
+        super().__init__()
+        inputs = features + size if expects else features
+        # Both as for a prior of unit variance.
+        self.correction = Normal(inputs, hidden, size, math.sqrt(0.5), from_zero=True)
+        self.gate = nn.Parameter(torch.empty(size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gate)
+
+    @torch.no_grad()
+    def start(self, prior_var: Tensor) -> None:
+        """Put the gate and the standard deviation where a prior of that variance (C,) has them."""
+        self.gate.copy_(prior_var.log())
+        log_std = -0.5 * (1 / prior_var).log1p()
+        log_std = MAX_LOG_STD * torch.atanh((log_std / MAX_LOG_STD).clamp(min=-0.99))
+        self.correction.out.bias[len(prior_var) :] = log_std
+
+    def forward(
+        self, features: Tensor, code: Tensor, expected: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean less what was expected, and log-std."""
+        if expected is not None:
+            features = torch.cat([features, squash(expected)], dim=-1)
+            code = code - expected
+        correction, log_std = self.correction(features)
+        return torch.sigmoid(self.gate) * code + correction, log_std
 
 
 def sample_normal(
@@ -87,12 +142,13 @@ def sample_normal(
 
 
 def kl_normal(
-    mean: Tensor, log_std: Tensor, prior_mean: Tensor | float = 0.0, prior_var: float = 1.0
+    mean: Tensor, log_std: Tensor, prior_mean: Tensor | float = 0.0, prior_var: float | Tensor = 1.0
 ) -> Tensor:
-    """KL(N(mean, diag std^2) || N(prior_mean, prior_var I)), nats: (..., size) to (...)."""
+    """KL(N(mean, diag std^2) || N(prior_mean, diag prior_var)), nats: (..., size) to (...)."""
     ratio = (2 * log_std).exp() / prior_var
     distance = (mean - prior_mean).square() / prior_var
-    return 0.5 * (ratio + distance - 1 - 2 * log_std + math.log(prior_var)).sum(-1)
+    log_var = prior_var.log() if isinstance(prior_var, Tensor) else math.log(prior_var)
+    return 0.5 * (ratio + distance - 1 - 2 * log_std + log_var).sum(-1)
 
 
 def check_images(images: Tensor, num_channels: int, image_size: int) -> None:

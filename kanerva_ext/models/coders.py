@@ -45,7 +45,7 @@ class CodeLinear(_He, nn.Linear):
         return self.in_features
 
 
-class _Conv(_He, nn.Conv2d):
+class HeConv(_He, nn.Conv2d):
     def _fan_in(self) -> int:
         return self.in_channels * math.prod(self.kernel_size)
 
@@ -66,8 +66,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, num_filters: int) -> None:
         super().__init__()
-        self.first = _Conv(num_filters, num_filters, 3, padding=1)
-        self.second = _Conv(num_filters, num_filters, 3, padding=1)
+        self.first = HeConv(num_filters, num_filters, 3, padding=1)
+        self.second = HeConv(num_filters, num_filters, 3, padding=1)
         self.second.weight_start = 0.0
         self.apply(he_init)
 
@@ -116,7 +116,7 @@ class ConvEncoder(nn.Module):
         sizes = _image_sizes(image_size, num_blocks)
         blocks: list[nn.Module] = []
         for i in range(num_blocks):
-            conv = _Conv(num_filters if i else num_channels, num_filters, 4, stride=2, padding=1)
+            conv = HeConv(num_filters if i else num_channels, num_filters, 4, stride=2, padding=1)
             blocks += [conv.apply(he_init), ResidualBlock(num_filters)]
         self.blocks = nn.Sequential(*blocks)
         self.linear = CodeLinear(num_filters * sizes[-1] ** 2, num_features).apply(he_init)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._state import register_for_loading
-from ..memory import FusedKanervaMemory, MemoryState, WriteOutput
+from ..memory import FusedKanervaMemory, MemoryState, WriteOutput, standard_normal
 from ._common import replace_first
 from ._memory_model import MemoryModel
 from .coders import CodeLinear, he_init
+
+WEIGHT_COVS = ("isotropic", "full")
 
 __all__ = ["DynamicKanervaBound", "DynamicKanervaMachine"]
 
@@ -59,6 +62,14 @@ class DynamicKanervaMachine(MemoryModel):
         noise_std: standard deviation of the observation noise of a write.
         weight_std: standard deviation of the normal prior of an address.
         num_write_iters: solves per code written.
+        weight_cov: of q(w). ``"isotropic"``: ``s^2 I``. ``"full"``: ``(R R' / noise_var +
+            I / weight_var)^-1``, the exact posterior of an address given its code and the memory's
+            mean (Lingle, Coordinate Ascent for the Dynamic Kanerva Machine, 2021, has it with a
+            further term for the memory's own covariance, which a read at the mean does not meet).
+        linear_path: linear maps beside the convolutions, see `EpisodeCoders`; codes are then in
+            units of the pixels' noise. Call `start_linear_path` before training. Gaussian pixels
+            only.
+        hidden_size: number of features, with ``linear_path`` alone.
         sample_weights: read at a sample of q(w), as a bound must. False: read at its mean, at the
             price of ``|mean|^2 / (2 weight_std^2)`` alone, as the authors' published code does
             unless told otherwise. ``bound`` is then none, but the joint -ln p(x, w|M) at a point,
@@ -94,15 +105,24 @@ class DynamicKanervaMachine(MemoryModel):
         weight_std: float = 1.0,
         num_write_iters: int = 1,
         sample_weights: bool = True,
+        weight_cov: str = "isotropic",
+        linear_path: bool = False,
+        hidden_size: int = 400,
         backend: str = "auto",
     ) -> None:
+        if weight_cov not in WEIGHT_COVS:
+            raise ValueError(f"weight_cov must be one of {WEIGHT_COVS}, got {weight_cov!r}")
+        if weight_cov == "full" and not sample_weights:
+            raise ValueError('sample_weights must be True with weight_cov="full", got False')
+        num_features = hidden_size if linear_path else 2 * code_size
         super().__init__(
-            2 * code_size,
+            num_features,
             code_size,
             num_filters=num_filters,
             image_size=image_size,
             num_channels=num_channels,
             likelihood=likelihood,
+            linear_path=linear_path,
         )
         self.config = {
             "memory_size": memory_size,
@@ -115,16 +135,23 @@ class DynamicKanervaMachine(MemoryModel):
             "weight_std": weight_std,
             "num_write_iters": num_write_iters,
             "sample_weights": sample_weights,
+            "weight_cov": weight_cov,
+            "linear_path": linear_path,
         }
+        if linear_path:
+            self.config["hidden_size"] = hidden_size
         # Features are positive; codes must not be, or all of them would share a direction.
-        self.code = CodeLinear(2 * code_size, code_size).apply(he_init)
+        self.code = CodeLinear(num_features, code_size)
+        if linear_path:  # nothing is added to its codes at first
+            self.code.weight_start = 0.0
+        self.code.apply(he_init)
         self.memory = FusedKanervaMemory(
             memory_size,
             code_size,
             noise_std=noise_std,
             weight_std=weight_std,
             num_write_iters=num_write_iters,
-            sample_weights=sample_weights,
+            sample_weights=sample_weights and weight_cov == "isotropic",
             backend=backend,
         )
 
@@ -155,11 +182,11 @@ class DynamicKanervaMachine(MemoryModel):
             written = self.memory.write(codes)
             state, kl_memory = written.state, written.kl_memory
         seen = codes if queries is None else replace_first(codes, self._query(queries))
-        read = self.memory.read(seen, state, generator=generator)
-        reconstruction = self.likelihood.nll(self.decoder(read.values), images)
-        autoencoding = self.likelihood.nll(self.decoder(codes), images)
-        bound = reconstruction + read.kl_weights
-        return DynamicKanervaBound(bound, reconstruction, read.kl_weights, kl_memory, autoencoding)
+        values, kl_weights = self._sample_read(seen, state, generator)
+        reconstruction = self.likelihood.nll(self._decode(values), images)
+        autoencoding = self.likelihood.nll(self._decode(codes), images)
+        bound = reconstruction + kl_weights
+        return DynamicKanervaBound(bound, reconstruction, kl_weights, kl_memory, autoencoding)
 
     def write(
         self,
@@ -179,8 +206,44 @@ class DynamicKanervaMachine(MemoryModel):
         """
         return self.memory.write(self._query(images), state)
 
+    def _sample_read(
+        self, codes: Tensor, state: MemoryState, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """R'w (B, T, C) at a sample of q(w), and KL(q(w) || p(w)) (B, T)."""
+        if self.config["weight_cov"] == "isotropic":
+            read = self.memory.read(codes, state, generator=generator)
+            return read.values, read.kl_weights
+        memory, var = self.memory, self.memory.weight_std**2
+        mean = state.mean
+        with torch.autocast(codes.device.type, enabled=False):
+            codes = codes.to(mean.dtype)
+            eye = torch.eye(mean.shape[-2], dtype=mean.dtype, device=mean.device)
+            precision = mean @ mean.mT / memory.noise_var + eye / var
+            factor = torch.linalg.cholesky(precision)
+            shift = codes @ mean.mT / memory.noise_var
+            address = torch.cholesky_solve(shift.mT, factor).mT
+            noise = standard_normal(address, generator)
+            # Lower factor L of the precision: L'^-1 e has its inverse for a covariance.
+            inverse = torch.linalg.solve_triangular(factor, eye.expand_as(precision), upper=False)
+            weights = address + noise @ inverse
+            log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            trace = inverse.square().sum((-2, -1))
+            rest = trace / var - len(eye) + log_det + len(eye) * math.log(var)
+            kl_weights = 0.5 * (address.square().sum(-1) / var + rest[..., None])
+            return weights @ mean, kl_weights
+
     def _query(self, images: Tensor) -> Tensor:
-        return self.code(self._features(images))
+        features = self._features(images)
+        if self.linear is None:
+            return self.code(features)
+        features, codes = self._split(features)
+        return codes + self.code(features)
+
+    def _start_codes(self, signal_var: Tensor) -> None:
+        with torch.no_grad():
+            rows = self.memory.prior_mean
+            rows.copy_(torch.randn_like(rows) * signal_var.sqrt())
+            self.memory.log_prior_var.fill_((1 + signal_var).mean().log())
 
     def _addresses(self, query: Tensor, state: MemoryState) -> Tensor:
         return self.memory.attractor(query, state, num_steps=1).weights

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .._state import register_for_loading
 from ..memory import FusedKanervaMemory, MemoryState, WriteOutput
 from ._common import (
+    CodeNormal,
     Normal,
     check_sizes,
     kl_normal,
@@ -79,7 +80,12 @@ class KanervaMachine(MemoryModel):
         code_std: standard deviation of p(z|y,M), fixed.
         encoder_noise_std: standard deviation of the noise added to the features that q(y|x) sees,
             in training alone.
+        min_latent_std: q(y|x) has that standard deviation at least, so that reads must be right
+            as far around an address. 0: as small as pays.
         sample_write_address: write at a sample of q(y|x), not at its mean.
+        linear_path: linear maps beside the convolutions, see `EpisodeCoders`: codes are in units
+            of the pixels' noise, and what is written is the code of the linear path, not a sample.
+            Call `start_linear_path` before training. Gaussian pixels only.
         backend: of the memory's operators, see `ops.bayes_write`.
 
     Raises:
@@ -113,7 +119,9 @@ class KanervaMachine(MemoryModel):
         noise_std: float = 1.0,
         code_std: float = 1.0,
         encoder_noise_std: float = 0.2,
+        min_latent_std: float = 0.0,
         sample_write_address: bool = False,
+        linear_path: bool = False,
         backend: str = "auto",
     ) -> None:
         check_sizes(code_size=code_size, latent_size=latent_size, hidden_size=hidden_size)
@@ -123,7 +131,9 @@ class KanervaMachine(MemoryModel):
             raise ValueError(
                 f"encoder_noise_std must be at least 0 and finite, got {encoder_noise_std}"
             )
-        num_features = 2 * code_size
+        if not 0 <= min_latent_std < math.inf:
+            raise ValueError(f"min_latent_std must be at least 0 and finite, got {min_latent_std}")
+        num_features = hidden_size if linear_path else 2 * code_size
         super().__init__(
             num_features,
             code_size,
@@ -131,6 +141,7 @@ class KanervaMachine(MemoryModel):
             image_size=image_size,
             num_channels=num_channels,
             likelihood=likelihood,
+            linear_path=linear_path,
         )
         self.config = {
             "memory_size": memory_size,
@@ -145,11 +156,16 @@ class KanervaMachine(MemoryModel):
             "noise_std": noise_std,
             "code_std": code_std,
             "encoder_noise_std": encoder_noise_std,
+            "min_latent_std": min_latent_std,
             "sample_write_address": sample_write_address,
+            "linear_path": linear_path,
         }
         self.latent = Normal(num_features, hidden_size, latent_size)
-        self.write_code = Normal(num_features, hidden_size, code_size)
-        self.read_code = Normal(num_features + code_size, hidden_size, code_size)
+        if linear_path:
+            self.read_code = CodeNormal(num_features, hidden_size, code_size, expects=True)
+        else:
+            self.write_code = Normal(num_features, hidden_size, code_size)
+            self.read_code = Normal(num_features + code_size, hidden_size, code_size)
         self.memory = FusedKanervaMemory(
             memory_size,
             code_size,
@@ -193,7 +209,7 @@ class KanervaMachine(MemoryModel):
             latent = self._latent(features, generator)
         read = self._read(sample_normal(*latent, generator), state)
         mean, log_std = self._code(features, read)
-        outputs = self.decoder(sample_normal(mean, log_std, generator))
+        outputs = self._decode(sample_normal(mean, log_std, generator))
         reconstruction = self.likelihood.nll(outputs, images)
         kl_y = kl_normal(*latent)
         kl_z = kl_normal(mean, log_std, read, self.config["code_std"] ** 2)
@@ -223,10 +239,11 @@ class KanervaMachine(MemoryModel):
         return self._features(images)
 
     def _addresses(self, query: Tensor, state: MemoryState) -> Tensor:
-        return self.memory.address(self.key(self.latent(query)[0]))
+        return self.memory.address(self.key(self.latent(self._own_features(query))[0]))
 
     def _codes_read(self, query: Tensor, state: MemoryState) -> Tensor:
-        return self._code(query, self._read(self.latent(query)[0], state))[0]
+        latent = self.latent(self._own_features(query))[0]
+        return self._code(query, self._read(latent, state))[0]
 
     def _prior_codes(
         self, state: MemoryState, num_samples: int, generator: torch.Generator | None
@@ -235,14 +252,33 @@ class KanervaMachine(MemoryModel):
         shape = (*mean.shape[:-2], num_samples, self.config["latent_size"])
         return self._read(standard_normal(mean.new_empty(shape), generator), state)
 
+    def _own_features(self, features: Tensor) -> Tensor:
+        """Without the codes of the linear path."""
+        return features if self.linear is None else self._split(features)[0]
+
     def _latent(
         self, features: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mean and log-std of q(y|x)."""
+        features = self._own_features(features)
         if self.training:
             noise = standard_normal(features, generator)
             features = features + self.config["encoder_noise_std"] * noise
-        return self.latent(features)
+        mean, log_std = self.latent(features)
+        if floor := self.config["min_latent_std"]:
+            log_std = 0.5 * ((2 * log_std).exp() + floor**2).log()
+        return mean, log_std
+
+    def _written_code(self, features: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.linear is not None:
+            return self._split(features)[1]
+        return sample_normal(*self.write_code(features), generator)
+
+    def _start_codes(self, signal_var: Tensor) -> None:
+        with torch.no_grad():
+            self.memory.prior_mean.zero_()
+            self.memory.log_prior_var.fill_((1 + signal_var).mean().log())
+        self.read_code.start(torch.full_like(signal_var, self.config["code_std"] ** 2))
 
     def _write(
         self,
@@ -253,7 +289,7 @@ class KanervaMachine(MemoryModel):
     ) -> WriteOutput:
         sample = self.config["sample_write_address"]
         y = sample_normal(*latent, generator) if sample else latent[0]
-        values = sample_normal(*self.write_code(features), generator)
+        values = self._written_code(features, generator)
         return self.memory.write(values, state, keys=self.key(y))
 
     def _read(self, y: Tensor, state: MemoryState) -> Tensor:
@@ -262,5 +298,8 @@ class KanervaMachine(MemoryModel):
 
     def _code(self, features: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-std of q(z|x,y,M)."""
-        distance, log_std = self.read_code(torch.cat([features, read], dim=-1))
+        if self.linear is not None:
+            distance, log_std = self.read_code(*self._split(features), read)
+        else:
+            distance, log_std = self.read_code(torch.cat([features, read], dim=-1))
         return read + distance, log_std

@@ -20,6 +20,7 @@ class BernoulliPixels(nn.Module):
     """Independent Bernoulli pixels; the decoder's outputs are logits."""
 
     initial_output = math.log(INITIAL_INK / (1 - INITIAL_INK))
+    extra_outputs = 0  # channels of the decoder's beyond the images'
 
     def standardize(self, images: Tensor) -> Tensor:
         """What the encoder sees of images (..., C, H, W): the images."""
@@ -43,6 +44,7 @@ class GaussianPixels(nn.Module):
     """
 
     initial_output = 0.0
+    extra_outputs = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +62,12 @@ class GaussianPixels(nn.Module):
             state_dict[f"{prefix}raw_log_std"] = saved.reshape(1)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    @torch.no_grad()
+    def start(self, std: float) -> None:
+        """Start at another standard deviation, one level's at least."""
+        above = max(math.log(std) - MIN_LOG_STD, math.log(2))
+        self.raw_log_std.fill_(math.log(math.expm1(above)))
+
     @property
     def log_std(self) -> Tensor:
         """Logarithm of the pixels' standard deviation, 0-d, at least ln 1/512."""
@@ -73,16 +81,48 @@ class GaussianPixels(nn.Module):
         """-ln p(image), nats: (..., C, H, W) twice to (...), float32 at least."""
         log_std = self.log_std
         mean = PIXEL_MEAN + PIXEL_STD * outputs.to(log_std.dtype)
-        scaled = (images - mean) * (-log_std).exp()
+        # The factors outside the sum: a pass over all pixels less for each.
+        error = (images - mean).flatten(-3).square().sum(-1)
         constant = log_std + 0.5 * math.log(2 * math.pi)
-        return (0.5 * scaled.square() + constant).flatten(-3).sum(-1)
+        return 0.5 * (-2 * log_std).exp() * error + math.prod(outputs.shape[-3:]) * constant
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Pictures (..., C, H, W), in [0, 1]."""
         return (PIXEL_MEAN + PIXEL_STD * outputs).clamp(0, 1)
 
 
-LIKELIHOODS = {"bernoulli": BernoulliPixels, "gaussian": GaussianPixels}
+class ScaledGaussianPixels(GaussianPixels):
+    """Independent normal pixels whose standard deviation is decoded too.
+
+    The decoder's outputs have one channel more than the images: the last is the logarithm of a
+    factor to the trainable standard deviation, for all channels of a pixel. Smooth images and
+    smooth places then count for what they are; one standard deviation for all is wrong for most.
+    """
+
+    extra_outputs = 1
+
+    def nll(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """-ln p(image), nats: (..., C + 1, H, W) and (..., C, H, W) to (...), float32 at least."""
+        floor, raw = MIN_LOG_STD, self.raw_log_std
+        channels = images.shape[-3]
+        outputs, log_factor = outputs.to(raw.dtype).split([channels, 1], dim=-3)
+        log_std = floor + F.softplus(raw + log_factor)
+        mean = PIXEL_MEAN + PIXEL_STD * outputs
+        error = (images - mean).square().sum(-3, keepdim=True)
+        pixels = 0.5 * (-2 * log_std).exp() * error + channels * log_std
+        constant = 0.5 * math.log(2 * math.pi) * math.prod(images.shape[-3:])
+        return pixels.flatten(-3).sum(-1) + constant
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Pictures (..., C, H, W), in [0, 1], of outputs (..., C + 1, H, W)."""
+        return super().mean(outputs[..., :-1, :, :])
+
+
+LIKELIHOODS = {
+    "bernoulli": BernoulliPixels,
+    "gaussian": GaussianPixels,
+    "scaled_gaussian": ScaledGaussianPixels,
+}
 
 
 def make_likelihood(name: str) -> BernoulliPixels | GaussianPixels:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._state import register_for_loading
 from ..memory import standard_normal
-from ._common import Normal, check_sizes, kl_normal, replace_first, sample_normal
+from ._common import CodeNormal, Normal, check_sizes, kl_normal, replace_first, sample_normal
 from ._memory_model import EpisodeCoders
 
 __all__ = ["MatchedVAE", "VAEBound"]
@@ -45,6 +45,10 @@ class MatchedVAE(EpisodeCoders):
         image_size: height and width of the images.
         num_channels: of the images.
         likelihood: of the pixels, ``"bernoulli"`` or ``"gaussian"``.
+        linear_path: linear maps beside the convolutions, see `EpisodeCoders`. Codes are then in
+            units of the pixels' noise, and p(z) = N(0, diag(v)) with trainable v; where the maps
+            start and the convolutions add nothing yet, the bound is the exact likelihood of
+            probabilistic PCA. Call `start_linear_path` before training. Gaussian pixels only.
 
     Raises:
         ValueError: sizes that are not positive ints.
@@ -59,15 +63,18 @@ class MatchedVAE(EpisodeCoders):
         image_size: int = 28,
         num_channels: int = 1,
         likelihood: str = "bernoulli",
+        linear_path: bool = False,
     ) -> None:
         check_sizes(code_size=code_size, hidden_size=hidden_size)
+        num_features = hidden_size if linear_path else 2 * code_size
         super().__init__(
-            2 * code_size,
+            num_features,
             code_size,
             num_filters=num_filters,
             image_size=image_size,
             num_channels=num_channels,
             likelihood=likelihood,
+            linear_path=linear_path,
         )
         self.config = {
             "code_size": code_size,
@@ -76,8 +83,19 @@ class MatchedVAE(EpisodeCoders):
             "image_size": image_size,
             "num_channels": num_channels,
             "likelihood": likelihood,
+            "linear_path": linear_path,
         }
-        self.code = Normal(2 * code_size, hidden_size, code_size)
+        if linear_path:
+            self.code = CodeNormal(num_features, hidden_size, code_size, expects=False)
+            self.log_prior_var = nn.Parameter(torch.empty(code_size))
+            self.reset_parameters()
+        else:
+            self.code = Normal(num_features, hidden_size, code_size)
+
+    def reset_parameters(self) -> None:
+        """The prior's own; every module in the model has its own reset."""
+        if self.linear is not None:
+            nn.init.zeros_(self.log_prior_var)
 
     def elbo(
         self,
@@ -99,10 +117,11 @@ class MatchedVAE(EpisodeCoders):
         features = self._features(images)
         if queries is not None:
             features = replace_first(features, self._features(queries))
-        mean, log_std = self.code(features)
-        outputs = self.decoder(sample_normal(mean, log_std, generator))
+        mean, log_std = self._posterior(features)
+        outputs = self._decode(sample_normal(mean, log_std, generator))
         reconstruction = self.likelihood.nll(outputs, images)
-        kl_z = kl_normal(mean, log_std)
+        prior_var = 1.0 if self.linear is None else self.log_prior_var.exp()
+        kl_z = kl_normal(mean, log_std, 0.0, prior_var)
         return VAEBound(reconstruction + kl_z, reconstruction, kl_z)
 
     @torch.no_grad()
@@ -119,9 +138,20 @@ class MatchedVAE(EpisodeCoders):
     def generate(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Mean images (num_samples, C, H, W) of codes drawn from the prior."""
         check_sizes(num_samples=num_samples)
-        weight = self.decoder.linear.weight
-        codes = weight.new_empty(num_samples, self.config["code_size"])
-        return self._pictures(standard_normal(codes, generator))
+        weight = next(self.code.parameters())
+        codes = standard_normal(weight.new_empty(num_samples, self.config["code_size"]), generator)
+        if self.linear is not None:
+            codes = codes * (0.5 * self.log_prior_var).exp()
+        return self._pictures(codes)
 
     def _mean_codes(self, images: Tensor) -> Tensor:
-        return self.code(self._features(images))[0]
+        return self._posterior(self._features(images))[0]
+
+    def _posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-std of q(z|x)."""
+        return self.code(*((features,) if self.linear is None else self._split(features)))
+
+    def _start_codes(self, signal_var: Tensor) -> None:
+        with torch.no_grad():
+            self.log_prior_var.copy_(signal_var.log())
+        self.code.start(signal_var)

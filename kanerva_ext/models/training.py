@@ -15,6 +15,7 @@ from ..data import salt_and_pepper, split_episodes
 from .dynamic_kanerva_machine import DynamicKanervaBound, DynamicKanervaMachine
 from .kanerva_machine import KanervaBound, KanervaMachine
 from .likelihoods import GaussianPixels, bits_per_dim
+from .linear_path import LinearPath
 from .matched_vae import MatchedVAE, VAEBound
 
 __all__ = ["Schedule", "Trainer", "TrainingStep", "evaluate", "train"]
@@ -36,6 +37,8 @@ class Schedule(NamedTuple):
         max_gradient_norm: longer gradients are scaled down to it.
         memory_kl_weight: what the memory's KL counts in the objective of the Dynamic Kanerva
             Machine, times the other terms' weight.
+        fixed_linear_path: share of the training in which a model's linear path stays as it was
+            started.
     """
 
     learning_rate: float = 3e-3
@@ -45,6 +48,7 @@ class Schedule(NamedTuple):
     kl_warm_up: float = 0.5
     max_gradient_norm: float = 50.0
     memory_kl_weight: float = 1.0
+    fixed_linear_path: float = 1.0
 
     def rate(self, step: int, progress: float) -> float:
         """The learning rate of a step."""
@@ -126,6 +130,10 @@ class Trainer:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(step, progress)
+        linear = getattr(self.model, "linear", None)
+        fixed = isinstance(linear, LinearPath) and progress < self.schedule.fixed_linear_path
+        if fixed and self.forward is self.model:  # a wrapper wants all gradients
+            linear.requires_grad_(False)
         with torch.autocast(
             self.device.type, dtype=self.precision, enabled=self.precision is not None
         ):
@@ -139,6 +147,9 @@ class Trainer:
             )
         self.optimizer.zero_grad()
         loss.backward()
+        if fixed:
+            linear.requires_grad_(True)
+            linear.zero_grad()  # a wrapped model has made them nevertheless
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.max_gradient_norm)
         self.optimizer.step()
         return type(terms)(*(None if term is None else term.detach() for term in terms))

@@ -208,6 +208,7 @@ void cvt(Opcode& opcode, const Statement& s, Builder& build, Instruction& i) {
   if (must_round && !nearest && !away && !integers) build.fail("cvt without .rn");
   const bool saturate = opcode.take("sat");
   i.kind = Kind::convert;
+  i.passes_bytes = integers;
   i.option = uint8_t((whole + 1) | (saturate ? 16 : 0));
   const Operand &target = s.operands[0], &source = s.operands[1];
   const int target_width = build.width(target), source_width = build.width(source);

@@ -150,14 +150,19 @@ void Decoder::mark_blocks() {
   for (size_t k = 0; k < n; ++k) code_.order[k] = order[size_t(block[k])];
 }
 
-// Loads from local memory whose values are only stored again: structures are copied with their
-// padding, which nobody wrote.
+// Loads from local memory whose values are only stored again, whole or in parts: structures are
+// copied with their padding, which nobody wrote.
 void Decoder::mark_copies() {
   std::set<uint32_t> used;
-  for (const Instruction& i : code_.instructions) {
-    const bool stores = i.is_write && !i.is_read;
-    const size_t end = stores ? size_t(i.has_base) : i.sources;
-    for (size_t k = 0; k < end; ++k) used.insert(i.source[k]);
+  for (size_t before = 1; before != used.size();) {
+    before = used.size();
+    for (const Instruction& i : code_.instructions) {
+      const bool stores = i.is_write && !i.is_read;
+      bool passes = i.passes_bytes;
+      for (size_t k = 0; k < i.targets; ++k) passes &= used.count(i.target[k]) == 0;
+      const size_t end = stores ? size_t(i.has_base) : passes ? 0 : i.sources;
+      for (size_t k = 0; k < end; ++k) used.insert(i.source[k]);
+    }
   }
   for (Instruction& i : code_.instructions) {
     if (!i.is_read || i.is_write) continue;

@@ -259,6 +259,7 @@ void move(Opcode& opcode, const Statement& s, Builder& build, Instruction& i) {
   const Type t = opcode.take_type();
   build.expect_operands(s, 2, 2);
   i.kind = Kind::move;
+  i.passes_bytes = t != Type::pred;
   if (t == Type::pred) {
     build.add_target(i, s.operands[0], 0);
     build.add_source(i, s.operands[1], t);
@@ -364,6 +365,7 @@ void find_logic(Opcode& opcode, const Statement& s, Builder& build, Instruction&
   } else if (base == "prmt") {
     if (opcode.take_type() != Type::b32) return;
     operands(s, build, i, 4, {Type::b32, Type::b32, Type::b32});
+    i.passes_bytes = true;
     set(&Apply3<uint32_t, Permute>::run);
   } else if (base == "lop3") {
     if (opcode.take_type() != Type::b32) return;
@@ -372,6 +374,7 @@ void find_logic(Opcode& opcode, const Statement& s, Builder& build, Instruction&
   } else if (base == "bfe") {
     const Type t = opcode.take_type();
     operands(s, build, i, bytes_of(t), {t, Type::u32, Type::u32});
+    i.passes_bytes = true;
     with_integer(t, [&](auto x) {
       using T = decltype(x);
       if constexpr (sizeof(T) >= 4) i.handler = &Apply3<T, Extract, T, uint32_t, uint32_t>::run;

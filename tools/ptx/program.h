@@ -89,8 +89,10 @@ struct Instruction {
   bool guarded = false, guard_negated = false;
   bool aligned = true;  // all of a warp must be at it
   bool is_write = false, is_read = false, is_copied_only = false, is_volatile = false;
-  uint8_t vector = 1;                          // elements of a load or store
-  uint8_t bytes = 0;                           // of one element
+  bool passes_bytes =
+      false;           // its target holds bytes of its source, and nothing that follows from them
+  uint8_t vector = 1;  // elements of a load or store
+  uint8_t bytes = 0;   // of one element
   uint8_t address_width = 8;                   // bytes of the register that holds an address
   uint8_t target_width = 0, source_width = 0;  // bytes of registers wider than the type
   uint8_t option = 0;                          // of the handler

@@ -1,0 +1,98 @@
+"""The runs of the reproduction, in the order in which they are worth making."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+RUNS = Path(os.environ.get("KANERVA_RUNS", ROOT / "runs" / "reproduction"))
+DATA = os.environ.get("KANERVA_DATA", "data")  # folder of cifar10_jpeg_25k.zip
+DNC = "benchmarks/baselines/cpu-omniglot-dnc.toml"
+SEEDS = (0, 1, 2)
+
+
+class Experiment(NamedTuple):
+    """Runs that differ by their seed alone.
+
+    Attributes:
+        name: of the folders, ``NAME-sSEED``.
+        config: a preset or a file.
+        settings: ``section.key=value`` in its place.
+        seeds: one run each.
+    """
+
+    name: str
+    config: str
+    settings: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = SEEDS
+
+    def folders(self) -> list[Path]:
+        return [RUNS / f"{self.name}-s{seed}" for seed in self.seeds]
+
+    def commands(self) -> list[list[str]]:
+        """Words after ``python -m kanerva_ext.cli``, one command a seed."""
+        return [
+            ["train", self.config, "--out", str(folder), "--resume", "--quiet"]
+            + [word for s in (*self.settings, f"training.seed={seed}") for word in ("--set", s)]
+            for seed, folder in zip(self.seeds, self.folders(), strict=True)
+        ]
+
+    def queue(self) -> list[tuple[Path, list[str]]]:
+        """Folder and command of every run."""
+        return list(zip(self.folders(), self.commands(), strict=True))
+
+
+def shown(words: str) -> str:
+    """A command as the page shows it: data and runs where the page says they are."""
+    return words.replace(f"{RUNS}/", "runs/reproduction/").replace(f"root={DATA}", "root=data")
+
+
+def cifar(model: str, size: int, suffix: str = "", more: tuple[str, ...] = ()) -> Experiment:
+    settings = [f"data.root={DATA}"] + [f"model.code_size={size}"] * (size != 200)
+    name = f"cifar{size}-{model}{suffix}"
+    return Experiment(name, f"cpu-cifar10-{model}", (*settings, *more), (0, 1))
+
+
+def with_convolutions(model: str) -> Experiment:
+    """From where the run without them ended."""
+    start = cifar(model, 200).folders()[0]
+    more = ("model.num_filters=16", f"training.start={start}")
+    more += ("training.learning_rate=1e-3", "training.steps=20_000")
+    return cifar(model, 200, "-conv", more)._replace(seeds=(0,))
+
+
+LONG, STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (80_000, 20_000, 6000, 4000))
+RATES = ("3e-3", "1e-3")
+_CIFAR = (("kanerva", 200), ("vae", 200), ("kanerva", 800), ("vae", 800), ("dynamic", 200))
+SHORT_STEPS = (1500, 800, 250, 200, 400)
+CIFAR_SHORT = tuple(
+    cifar(*each, "-short", (f"training.steps={steps}",))._replace(seeds=(0,))
+    for each, steps in zip(_CIFAR, SHORT_STEPS, strict=True)
+)
+CIFAR = (*CIFAR_SHORT, *(cifar(*each) for each in _CIFAR))
+CIFAR += tuple(map(with_convolutions, ("kanerva", "vae")))
+EXPERIMENTS = (
+    *CIFAR,
+    Experiment("omniglot-kanerva", "cpu-omniglot-kanerva", (LONG,)),
+    Experiment("omniglot-vae", "cpu-omniglot-vae", (LONG,)),
+    Experiment("kanerva", "cpu-omniglot-kanerva", (STEPS,)),
+    Experiment("vae", "cpu-omniglot-vae", (STEPS,)),
+    Experiment("dynamic", "cpu-omniglot-dynamic", (SHORT,)),
+    Experiment(
+        "dynamic-sampled", "cpu-omniglot-dynamic", (SHORT, "model.sample_weights=true"), (0,)
+    ),
+    *(
+        Experiment(f"{name}-lr{rate}", config, (SHORTEST, f"training.learning_rate={rate}"), (0, 1))
+        for rate in RATES
+        for name, config in (("dnc", DNC), ("short-kanerva", "cpu-omniglot-kanerva"))
+    ),
+)
+
+
+def queue(only: list[str]) -> list[tuple[Path, list[str]]]:
+    """Folder and command of every run, the first seeds of all experiments first."""
+    chosen = [e for e in EXPERIMENTS if not only or e.name in only]
+    rounds = range(max(len(e.seeds) for e in chosen))
+    return [e.queue()[i] for i in rounds for e in chosen if i < len(e.seeds)]
