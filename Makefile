@@ -36,7 +36,7 @@ OPERATOR_TESTS := $(addprefix tests/test_,$(addsuffix .py,bayes_write solve_addr
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: demo info test test-slow test-all test-triton test-cuda-on-host test-cuda-teams \
+.PHONY: demo info test test-slow test-all test-triton test-cuda test-cuda-on-host test-cuda-teams \
   test-ptx check-clang \
   check-torch check-kernels check-triton check-floors develop lint format bench \
   sdist wheel dist check-installed clean help
@@ -86,6 +86,9 @@ test-cuda-on-host: build/kernels_on_host/library.so
 test-cuda-teams: build/kernels_on_host/library.so
 	KANERVA_TEST_LIBRARY=$(CURDIR)/$< KANERVA_HOST_TEAM_WORK=0 KANERVA_HOST_PROCESSORS=3 \
 	  $(PYTEST) $(OPERATOR_TESTS)
+
+# One after the other: they share the library.
+test-cuda: test-cuda-on-host test-cuda-teams
 
 # The CUDA kernels as the PTX that nvcc makes of them, in the interpreter of tools/ptx: its own tests,
 # every kernel plain and without one of its barriers, the operators' tests on one architecture, a few
