@@ -85,12 +85,14 @@ def prepare() -> tuple[plan.Plan, targets.Layout]:
 
 
 class FreshBuildPy(build_py):
-    """Empties the folder that is packed first: a module deleted since must not be in the wheel."""
+    """Empties the folders that are packed first: a module deleted since must not be in the wheel,
+    and what a build that was killed left there would end this one."""
 
     def run(self) -> None:
         prepare()  # what is missing is said at once, not below a list of copied files
         if not self.editable_mode:
             shutil.rmtree(self.build_lib, ignore_errors=True)
+            shutil.rmtree(self.get_finalized_command("bdist").bdist_base, ignore_errors=True)
         super().run()
 
 

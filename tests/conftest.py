@@ -50,11 +50,12 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     # What is tested is what was installed, whatever else the path leads to.
     tested = Path(kanerva_ext.__file__).resolve().parent
-    if tested not in (folder.resolve() for folder in installed_folders()):
+    built = next(tested.glob("_C.*"), None) is not None  # its pip may have left an egg-info there
+    if not built or tested not in (folder.resolve() for folder in installed_folders()):
         raise pytest.UsageError(
-            f"the tests would run on {tested}, which is neither installed nor built in this "
-            f"checkout; expected one of {[str(f) for f in installed_folders()]}: pip install . "
-            "or make develop"
+            f"the tests would run on {tested}, which has no compiled library or is neither "
+            f"installed nor this checkout's: pip install . or make develop; expected one of "
+            f"{[str(f) for f in installed_folders()]}"
         )
     # The tests of the operators make their tensors there.
     if "KANERVA_TEST_DEVICE" in os.environ:

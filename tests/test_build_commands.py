@@ -257,6 +257,22 @@ def test_setup_works_without_torch(tmp_path):
     assert done.stdout.split()[-1] == importlib.import_module("kanerva_ext").__version__
 
 
+def test_what_a_killed_build_left_is_not_packed_again(tmp_path, monkeypatch):
+    from setuptools import Distribution
+
+    from build_backend import build_ext
+
+    monkeypatch.setattr(build_ext, "prepare", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    command = build_ext.FreshBuildPy(Distribution({"name": "x", "packages": []}))
+    command.ensure_finalized()
+    left = [Path(command.build_lib), Path(command.get_finalized_command("bdist").bdist_base)]
+    for folder in left:
+        (folder / "wheel/x-1.dist-info").mkdir(parents=True)
+    command.run()
+    assert not any((folder / "wheel").exists() for folder in left)
+
+
 def test_sdist_holds_all_that_a_wheel_needs(tmp_path):
     done = run_setup("egg_info", "--egg-base", str(tmp_path), "sdist", "--dist-dir", str(tmp_path))
     assert done.returncode == 0, done.stderr
