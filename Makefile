@@ -37,9 +37,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: demo info test test-slow test-all test-triton test-cuda test-cuda-on-host test-cuda-teams \
-  test-ptx check-clang \
-  check-torch check-kernels check-triton check-floors develop lint format bench \
-  sdist wheel dist check-installed clean help
+  test-ptx check-clang check-torch check-kernels check-triton check-floors check-installed \
+  develop lint format bench sdist wheel dist clean help
 
 help:
 	@echo 'make demo     train a small Kanerva Machine on Omniglot and show pictures'
@@ -72,6 +71,7 @@ test-slow: $(VENV)/.installed
 	$(PYTEST) -m 'slow or exhaustive' --ignore-glob='*/test_ptx_*'
 
 test-all: test test-slow
+	$(PYTEST) $(wildcard tests/test_ptx_*.py)
 
 # What an engine cannot afford is marked where the tests are: see tests/selection.py.
 test-triton: $(VENV)/.installed

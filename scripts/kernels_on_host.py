@@ -27,6 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from barriers_left_out import needless_barriers  # noqa: E402
+
 from build_backend import plan, probe  # noqa: E402
 
 BUILD = ROOT / "build/kernels_on_host"
@@ -118,22 +120,6 @@ def run_program(program: Path, what: str | None = None, **variables: str):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def needless_barriers(program: Path, operator: str) -> tuple[list[int], int]:
-    """Barriers of ``operator`` that can be left out unnoticed, and how many a block has at most."""
-    done = run_program(program, operator)
-    if done.returncode != 0:
-        raise SystemExit(f"{operator} fails with all barriers:\n{done.stdout}{done.stderr}")
-    count = int(done.stdout.rsplit(":", 1)[1])
-
-    def unnoticed(barrier: int) -> bool:
-        left_out = {"KANERVA_HOST_SKIP_BARRIER": str(barrier)}
-        return run_program(program, operator, **left_out).returncode == 0
-
-    with ThreadPoolExecutor(probe.cores()) as pool:
-        found = list(pool.map(unnoticed, range(count)))
-    return [barrier for barrier, needless in enumerate(found) if needless], count
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", type=Path, help="build the library for the tests there")
@@ -152,7 +138,8 @@ def main() -> int:
         sys.stderr.write(done.stderr)
         return done.returncode
     if options.mutate:
-        needless, count = needless_barriers(build_program("thread"), options.operator)
+        run = functools.partial(run_program, build_program("thread"), options.operator)
+        needless, count = needless_barriers(run, "KANERVA_HOST_SKIP_BARRIER", options.operator)
         print(f"{options.operator}: {count} barriers, {len(needless)} not missed: {needless}")
     return 0
 

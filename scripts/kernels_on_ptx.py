@@ -16,6 +16,7 @@ says which ones nothing misses. Needs nvcc; no GPU.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import subprocess
 import sys
@@ -24,9 +25,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-sys.path.insert(1, str(ROOT / "tools/ptx"))
+sys.path[1:1] = [str(ROOT / "tools/ptx"), str(ROOT / "scripts")]
 
 import build_interpreter as interpreter  # noqa: E402
+from barriers_left_out import needless_barriers  # noqa: E402
 
 from build_backend import plan, probe, targets  # noqa: E402
 
@@ -158,22 +160,6 @@ def run_program(program: Path, arch: str, operator: str | None = None, **variabl
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def needless_barriers(program: Path, arch: str, operator: str) -> tuple[list[int], int]:
-    """Barriers of ``operator`` that can be left out unnoticed, and how many a block has at most."""
-    done = run_program(program, arch, operator)
-    if done.returncode != 0:
-        raise SystemExit(f"{operator} fails with all barriers:\n{done.stdout}{done.stderr}")
-    count = int(done.stdout.rsplit(":", 1)[1])
-
-    def unnoticed(barrier: int) -> bool:
-        left_out = {"KANERVA_PTX_SKIP_BARRIER": str(barrier)}
-        return run_program(program, arch, operator, **left_out).returncode == 0
-
-    with ThreadPoolExecutor(probe.cores()) as pool:
-        found = list(pool.map(unnoticed, range(count)))
-    return [barrier for barrier, needless in enumerate(found) if needless], count
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", choices=ARCHS, default="sm_90a")
@@ -198,7 +184,8 @@ def main() -> int:
         return done.returncode
     if options.mutate:
         program = build_program(options.arch, False, options.host_arch)
-        needless, count = needless_barriers(program, options.arch, options.operator)
+        run = functools.partial(run_program, program, options.arch, options.operator)
+        needless, count = needless_barriers(run, "KANERVA_PTX_SKIP_BARRIER", options.operator)
         print(f"{options.operator}: {count} barriers, {len(needless)} not missed: {needless}")
     return 0
 

@@ -4,25 +4,11 @@ import io
 
 import pytest
 import torch
+from layers import HEADS, make, tokens
 
-from kanerva_ext import KanervaCache, KanervaLayer
+from kanerva_ext import KanervaCache
 
-WIDTH, HEADS = 12, 2
 OPTIONS = ({}, {"conv_size": 0, "use_decay": False}, {"head_dim": 4, "value_dim": 7})
-
-
-def make(dtype=torch.float64, **options):
-    torch.manual_seed(0)
-    layer = KanervaLayer(WIDTH, HEADS, **options).to(dtype)
-    if layer.decay_proj is not None:  # strong enough to matter in a few tokens
-        with torch.no_grad():
-            layer.decay_proj.bias += 6
-    return layer
-
-
-def tokens(batch, steps, dtype=torch.float64, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, steps, WIDTH, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def leaves(cache):

@@ -5,29 +5,15 @@ import itertools
 
 import pytest
 import torch
+from layers import HEADS, WIDTH, make, tokens
 
 from kanerva_ext import KanervaCache, KanervaLayer, ops
 
-WIDTH, HEADS = 12, 2
 OPTIONS = (
     {},
     {"conv_size": 0, "use_decay": False, "use_gate": False},
     {"head_dim": 4, "value_dim": 7, "conv_size": 3},
 )
-
-
-def make(dtype=torch.float64, **options):
-    torch.manual_seed(0)
-    layer = KanervaLayer(WIDTH, HEADS, **options).to(dtype)
-    if layer.decay_proj is not None:  # strong enough to matter in a few tokens
-        with torch.no_grad():
-            layer.decay_proj.bias += 6
-    return layer
-
-
-def tokens(batch, steps, dtype=torch.float64, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, steps, WIDTH, generator=generator, dtype=torch.float64).to(dtype)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -6,7 +6,7 @@ is passed over where this source is installed already; so each is useful alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from . import rows, tools, visit
@@ -210,10 +210,17 @@ class Plan:
         ]
 
     def _compare(self, index: int) -> list[Task]:
+        return self._at_shape(index, TIMED, "compare", "compare")
+
+    def _profile(self, index: int) -> list[Task]:
+        return self._at_shape(index, COUNTED, "counters", "profile")
+
+    def _at_shape(self, index: int, operators: Iterable[str], prefix: str, kind: str) -> list[Task]:
+        """Each operator at the shape of that index, in both directions."""
         return [
-            self._timing(f"compare/{op}/{shape}/{direction}", 90, "compare", operator=op,
+            self._timing(f"{prefix}/{op}/{shape}/{direction}", 90, kind, operator=op,
                          shape=shape, direction=direction)
-            for op in TIMED
+            for op in operators
             for shape in [(TIMED_SCANS if op == "causal_scan" else TIMED_SHAPES)[index]]
             for direction in DIRECTIONS
         ]  # fmt: skip
@@ -243,15 +250,6 @@ class Plan:
                              rival=rival)
             )  # fmt: skip
         return tasks
-
-    def _profile(self, index: int) -> list[Task]:
-        return [
-            self._timing(f"counters/{op}/{shape}/{direction}", 90, "profile", operator=op,
-                         shape=shape, direction=direction)
-            for op in COUNTED
-            for shape in [(TIMED_SCANS if op == "causal_scan" else TIMED_SHAPES)[index]]
-            for direction in DIRECTIONS
-        ]  # fmt: skip
 
     # ----------------------------------------------------------------------------------- Triton
 

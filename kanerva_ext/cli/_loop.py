@@ -278,7 +278,8 @@ class Run:
         threads = torch.get_num_threads()
         line = f"precision {self.precision}{chosen}, {threads} thread{'s' * (threads > 1)}"
         line += f", from step {self.step} of {training.steps}"
-        (self.folder / "log.txt").open("a").write(line + "\n")
+        with (self.folder / "log.txt").open("a") as log:
+            log.write(line + "\n")
         if not quiet:
             print(line, file=sys.stderr)
 

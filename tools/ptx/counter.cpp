@@ -18,20 +18,6 @@ uint64_t memory_key(const Warp& warp, int lane, Space space, uint64_t address) {
   return (space == Space::shared ? uint64_t(1) : uint64_t(2)) << 62 | owner << 24 | address / 4;
 }
 
-Kind resolved(Kind kind, Space space) {
-  const bool loads = kind == Kind::generic_load;
-  switch (space) {
-    case Space::global:
-      return loads ? Kind::load_global : Kind::store_global;
-    case Space::shared:
-      return loads ? Kind::load_shared : Kind::store_shared;
-    case Space::local:
-      return loads ? Kind::load_local : Kind::store_local;
-    default:
-      return Kind::parameter;
-  }
-}
-
 }  // namespace
 
 void Chain::join(const Chain& other) {
@@ -198,7 +184,8 @@ void Counter::count(Warp& warp, const Instruction& i, Mask lanes) {
   if ((i.is_read || i.is_write) && lanes != 0 && space != Space::kernel_param &&
       !(space == Space::param && !i.has_base)) {
     space = count_access(warp, i, lanes, addresses);
-    if (kind == Kind::generic_load || kind == Kind::generic_store) kind = resolved(kind, space);
+    if (kind == Kind::generic_load || kind == Kind::generic_store)
+      kind = memory_kind(space, kind == Kind::generic_load);
   }
   ++kinds_[size_t(kind)];
   if (lanes != 0) follow_chain(warp, i, lanes, space, addresses);

@@ -95,21 +95,6 @@ Handler memory_handler(Type t, bool loads, bool is_parameter) {
   }
 }
 
-Kind memory_kind(Space space, bool loads) {
-  switch (space) {
-    case Space::global:
-      return loads ? Kind::load_global : Kind::store_global;
-    case Space::shared:
-      return loads ? Kind::load_shared : Kind::store_shared;
-    case Space::local:
-      return loads ? Kind::load_local : Kind::store_local;
-    case Space::generic:
-      return loads ? Kind::generic_load : Kind::generic_store;
-    default:
-      return Kind::parameter;
-  }
-}
-
 void load_or_store(Opcode& opcode, const Statement& s, Builder& build, Instruction& i) {
   const bool loads = opcode.base() == "ld";
   build.expect_operands(s, 2, 2);
@@ -222,6 +207,21 @@ void async(Opcode& opcode, const Statement& s, Builder& build, Instruction& i) {
 void nothing(Warp&, const Instruction&, Mask) {}
 
 }  // namespace
+
+Kind memory_kind(Space space, bool loads) {
+  switch (space) {
+    case Space::global:
+      return loads ? Kind::load_global : Kind::store_global;
+    case Space::shared:
+      return loads ? Kind::load_shared : Kind::store_shared;
+    case Space::local:
+      return loads ? Kind::load_local : Kind::store_local;
+    case Space::generic:
+      return loads ? Kind::generic_load : Kind::generic_store;
+    default:
+      return Kind::parameter;
+  }
+}
 
 void land_copies(Warp& w, int lane, uint64_t keep) {
   auto& copies = w.copies[lane];

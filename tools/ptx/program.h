@@ -76,6 +76,7 @@ enum class Kind : uint8_t {
   count
 };
 const char* name_of(Kind kind);
+Kind memory_kind(Space space, bool loads);  // of a load or a store there
 
 struct Instruction {
   Handler handler = nullptr;
