@@ -359,8 +359,12 @@ class DerivativeChecks(OperatorBase):
             torch.func.grad(lambda x: first(x).sum()),
         ):
             torch._dynamo.reset()
-            with pytest.raises(Exception, match=r"(?s)kanerva_ext\.ops, outside torch\.compile"):
-                torch.compile(transformed, backend="aot_eager")(x)
+            try:  # PyTorch 2.14 leaves the compiled region where a transform meets the operator
+                got = torch.compile(transformed, backend="aot_eager")(x)
+            except Exception as error:
+                assert "kanerva_ext.ops, outside torch.compile" in str(error), error
+            else:
+                torch.testing.assert_close(got, transformed(x))
         torch._dynamo.reset()
 
     @MANY_CALLS
