@@ -5,23 +5,22 @@ The files are build/ptx/ARCH/NAME.ptx, where nothing else is said; only what cha
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(1, str(ROOT / "tools/ptx"))
+
+from build_interpreter import BUILD, alone  # noqa: E402
 
 from build_backend import probe, targets  # noqa: E402
 
-BUILD = ROOT / "build/ptx"
 #: Whose host code is compiled too: it is the same for all.
 HOST_ARCH = "sm_90a"
 
@@ -49,21 +48,12 @@ def compile_all(sources: list[Path], arch: str, folder: Path | None = None) -> l
     """The PTX files of ``sources`` for ``arch``, such as "sm_80"; for `HOST_ARCH` object files of
     their host code lie beside them: see `host_object`."""
     folder = folder or BUILD / arch
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder), ThreadPoolExecutor(probe.cores()) as pool:
+    with alone(folder), ThreadPoolExecutor(probe.cores()) as pool:
         return list(pool.map(lambda source: _compile_one(source, arch, folder), sources))
 
 
 def host_object(ptx: Path) -> Path:
     return ptx.with_suffix(".cu.o")
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Another process that wants the same files waits, and then finds them."""
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _newest(source: Path) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,23 +30,33 @@ def compiler() -> list[str]:
     return list(probe.find_compiler(os.environ).command)
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Makes the folder. Another process that wants the same files waits, and then finds them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def compile_all(
     sources: list[Path], folder: Path, flags: tuple[str, ...] = (), headers: Path = HERE
 ) -> list[Path]:
     """Object files of ``sources`` in ``folder``; only what changed, or a header of the folder
     ``headers``, is compiled."""
     newest = max(header.stat().st_mtime for header in headers.rglob("*.h"))
-    folder.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: Path) -> Path:
         output = folder / (source.name + ".o")
         fresh = max(newest, source.stat().st_mtime)
         if not output.exists() or output.stat().st_mtime < fresh:
-            command = [*compiler(), *FLAGS, *X86, *flags, "-c", str(source), "-o", str(output)]
+            new = output.with_suffix(".new")  # whole or not there
+            command = [*compiler(), *FLAGS, *X86, *flags, "-c", str(source), "-o", str(new)]
             subprocess.run(command, check=True)
+            new.replace(output)
         return output
 
-    with ThreadPoolExecutor(probe.cores()) as pool:
+    with alone(folder), ThreadPoolExecutor(probe.cores()) as pool:
         return list(pool.map(compile_one, sources))
 
 
@@ -60,9 +73,12 @@ def library() -> Path:
         [HERE / "api.cpp"], BUILD / "engine", ("-fvisibility=default",)
     )
     target = BUILD / "libptx.so"
-    if not target.exists() or target.stat().st_mtime < max(o.stat().st_mtime for o in objects):
-        command = [*compiler(), "-shared", "-o", str(target), *map(str, objects)]
-        subprocess.run(command, check=True)
+    with alone(BUILD):
+        if not target.exists() or target.stat().st_mtime < max(o.stat().st_mtime for o in objects):
+            new = target.with_suffix(".new")
+            command = [*compiler(), "-shared", "-o", str(new), *map(str, objects)]
+            subprocess.run(command, check=True)
+            new.replace(target)
     return target
 
 
