@@ -11,7 +11,7 @@ pytest.importorskip("tqdm")
 
 import kanerva_ext
 from kanerva_ext.cli import _demo_figures as figures
-from kanerva_ext.cli import demo, main
+from kanerva_ext.cli import _demo_results, demo, main
 from kanerva_ext.data import load_omniglot
 from kanerva_ext.models import KanervaMachine, MatchedVAE, evaluate
 
@@ -56,7 +56,7 @@ def test_metrics_are_written(trained):
     assert metrics["steps"] == 3
     assert {"bound", "reconstruction", "kl_y", "kl_z", "kl_memory"} <= set(metrics["kanerva"])
     for key in ("denoising_kanerva", "denoising_vae"):
-        assert len(metrics[key]) == 1 + demo.NUM_READS
+        assert len(metrics[key]) == 1 + _demo_results.NUM_READS
         assert 0.06 < metrics[key][0] < 0.09  # half of the replaced pixels are wrong
     assert metrics["seconds"] > 0 and metrics["seed"] == 0
 
@@ -122,7 +122,7 @@ def test_minutes_hold(tmp_path, capsys):
 def test_the_table():
     terms = {"bound": 100.04, "reconstruction": 80.0, "kl_z": 20.04, "standard_error": 1.3}
     kanerva = terms | {"bound": 90.0, "kl_y": 12.0, "kl_z": 3.0, "kl_memory": 200.0}
-    text = demo._table(
+    text = _demo_results.table(
         {
             "kanerva": kanerva,
             "kanerva_other_memory": kanerva | {"bound": 150.0},
@@ -150,7 +150,7 @@ def test_denoising_error_of_a_perfect_reader():
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(32, generator=generator)
     model.clean = images[order].float().view(1, 32, 1, 28, 28)
-    errors = demo.denoising_errors(model, images, seed=0)
+    errors = _demo_results.denoising_errors(model, images, seed=0)
     assert 0.06 < errors[0] < 0.09
     assert errors[1:] == [0.0, 0.0, 0.0]
 
@@ -176,7 +176,7 @@ def test_tile():
         (["--learning-rate", "0"], "--learning-rate must be positive and finite, got 0.0"),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such file"),
         (["--checkpoint", __file__, "--code-size", "9"], "are the checkpoint's; leave them out"),
-        (["--out", __file__], "is not a folder"),
+        (["--out", __file__], "--out must be a folder, got "),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
