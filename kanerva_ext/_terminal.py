@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -23,25 +24,30 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
         name: that the line begins with, such as "kanerva info".
         command: its None is 0.
     """
+    status = 1
     try:
         status = command() or 0
     except BrokenPipeError:
-        _drop(sys.stdout)
-        return 1
+        pass
     except KeyboardInterrupt:
         status = INTERRUPTED
         complain(name, "interrupted")
     except OSError as error:
         status = 2
+        # Those of files are named; see `_files.naming`.
+        if error.filename is None and error.errno == errno.ENOSPC:
+            _drop(sys.stdout)
+            error.filename = "standard output"
         complain(name, describe(error))
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _drop(sys.stdout)
-    except OSError as error:
-        _drop(sys.stdout)
-        complain(name, f"standard output: {error.strerror}")
-        return status or 2
+    finally:  # also where argparse ends the program
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop(sys.stdout)
+        except OSError as error:
+            _drop(sys.stdout)
+            complain(name, f"standard output: {error.strerror}")
+            status = 2
     return status
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -157,7 +158,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def show(args: argparse.Namespace) -> None:
     info = collect()
-    print(json.dumps(info, indent=2, sort_keys=True) if args.json else render(info))
+    with contextlib.suppress(BrokenPipeError):  # `head -3` has what it wants
+        print(json.dumps(info, indent=2, sort_keys=True) if args.json else render(info))
 
 
 def main(argv: list[str] | None = None) -> int:

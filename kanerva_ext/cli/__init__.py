@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 
 import torch
@@ -42,6 +43,15 @@ NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed", "st
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 2 for a mistake of the user's."""
     argv = sys.argv[1:] if argv is None else argv
+    name = f"kanerva {argv[0]}" if argv and argv[0] in COMMANDS else "kanerva"
+    try:
+        return run_command(name, lambda: _run_command(name, argv))
+    finally:
+        remove_empty_folders()
+
+
+def _run_command(name: str, argv: list[str]) -> int:
+    """The status of a command; 2 for what is the user's to mend, said in one line."""
     parser = argparse.ArgumentParser(
         prog="kanerva",
         description="Generative memory models: train them and look at what they do.",
@@ -57,26 +67,19 @@ def main(argv: list[str] | None = None) -> int:
         subparser = subparsers.add_parser(command, help=summary, description=module.__doc__)
         module.add_arguments(subparser)
     args = parser.parse_args(argv)
-    name = f"kanerva {args.command}"
-    try:
-        return run_command(name, lambda: _dispatch(name, modules[args.command], args))
-    finally:
-        remove_empty_folders()
-
-
-def _dispatch(name: str, module, args: argparse.Namespace) -> int:
-    """The status of a command; 2 for what is the user's to mend, said in one line."""
     try:
         if args.command != "info":  # which says itself what is missing
             check_default_backend()
-        return module.run(args)
+        return modules[args.command].run(args)
     except (ConfigError, ImportError) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL
         complain(name, f"{error}{f'; {TRAIN_PACKAGES}' if missing else ''}")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        complain(name, f"not enough memory; take smaller sizes ({str(error).splitlines()[0]})")
+        asked = re.search(r"(\d+) bytes", str(error))
+        what = f" for the {int(asked[1]):,} bytes asked for" if asked else ""
+        complain(name, f"not enough memory{what}; take smaller sizes")
     return 2
 
 

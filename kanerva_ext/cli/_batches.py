@@ -84,8 +84,7 @@ def _load(data: DataConfig, split: str) -> ImageSet:
         return load_images(data.name, split, data.root)
     except (ValueError, RuntimeError, FileNotFoundError) as error:
         raise ConfigError(
-            f"[data] {error}; --set data.root=FOLDER says where it is. {data.name}: "
-            f"{describe_root(data.name)}"
+            f"[data] {error}; {data.name} {describe_root(data.name)} (--set data.root=FOLDER)"
         ) from error
 
 

@@ -25,7 +25,7 @@ def describe_presets() -> str:
     for name in presets():
         first = (PRESETS / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0]
         data = load_config(name).data
-        lines += [name, f"  {first.lstrip('# ')}", f"  Data: {describe_root(data.name)}."]
+        lines += [name, f"  {first.lstrip('# ')}", f"  {data.name} {describe_root(data.name)}"]
     return "\n".join(lines)
 
 

@@ -112,15 +112,15 @@ def fit(
         bar.set_postfix_str(f"step {now.step}, nats/image: {', '.join(bounds)}", refresh=False)
         bar.update(100 * now.progress - bar.n)
 
-    steps = train(
-        models,
-        iter(sampler),
-        learning_rate=args.learning_rate,
-        warm_up=args.checkpoint is None,
-        seed=args.seed,
-        threads=args.threads,
-        on_step=report,
-        **budget,
-    )
-    bar.close()
+    with bar:
+        steps = train(
+            models,
+            iter(sampler),
+            learning_rate=args.learning_rate,
+            warm_up=args.checkpoint is None,
+            seed=args.seed,
+            threads=args.threads,
+            on_step=report,
+            **budget,
+        )
     return curves, steps

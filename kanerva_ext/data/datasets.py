@@ -120,7 +120,7 @@ class _Entry(NamedTuple):
 
 
 _DOWNLOADED = (
-    "torchvision (pip install torchvision) downloads it to root, by default "
+    "is downloaded by torchvision (pip install torchvision) to root, by default "
     f"{_torchvision.DEFAULT_ROOT}"
 )
 _OMNIGLOT_URL = "https://github.com/brendenlake/omniglot, in python/"
@@ -128,14 +128,15 @@ _DRAWINGS = "the folder of images_background.zip and images_evaluation.zip, or o
 _ENTRIES = {
     "omniglot": _Entry(_shipped, "as_is", None, "ships with the package"),
     "omniglot-images": _Entry(
-        _omniglot_images, "as_is", _DRAWINGS, f"root is {_DRAWINGS}: {_OMNIGLOT_URL}"
+        _omniglot_images, "as_is", _DRAWINGS, f"needs as root {_DRAWINGS}: {_OMNIGLOT_URL}"
     ),
     "omniglot-torchvision": _Entry(_torchvision.load_omniglot, "as_is", None, _DOWNLOADED),
     "omniglot-burda": _Entry(
         _omniglot_burda,
         "sample",
         "the folder of chardata.mat",
-        "root is the folder of chardata.mat: https://github.com/yburda/iwae, in datasets/OMNIGLOT/",
+        "needs as root the folder of chardata.mat: https://github.com/yburda/iwae, in "
+        "datasets/OMNIGLOT/",
     ),
     "mnist": _Entry(_torchvision.load_mnist, "sample", None, _DOWNLOADED),
     "cifar10": _Entry(_torchvision.load_cifar10, "dequantize", None, _DOWNLOADED),
@@ -143,7 +144,7 @@ _ENTRIES = {
         _cifar10_jpeg,
         "dequantize",
         f"the folder of {_JPEG_NAME}.zip",
-        f"root is the folder of {_JPEG_NAME}.zip, or any folder of 32 x 32 images named "
+        f"needs as root the folder of {_JPEG_NAME}.zip, or any folder of 32 x 32 images named "
         "train/<class>/*.jpg and test/<class>/*.jpg; the original files of CIFAR-10 are the data "
         "set cifar10, which torchvision downloads",
     ),
@@ -172,7 +173,7 @@ def default_pixels(name: str) -> str:
 
 
 def describe_root(name: str) -> str:
-    """What it takes to have a set's files, and where they are to be had.
+    """What it takes to have a set's files, and where they are to be had: what to say of its name.
 
     Raises:
         ValueError: another name.
