@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,7 +155,7 @@ class Config:
         kind = options.pop("type", None)
         make = _model_class(kind)
         for name, value in options.items():
-            _check_size("model", name, value)
+            _check_number("model", name, value)
         parameters = inspect.signature(make).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for name in options:
@@ -202,14 +203,17 @@ def _section(section: str, kind: type, values: Any) -> Any:
         if type(value) not in options and not (type(value) is int and float in options):
             names = " or ".join(option.__name__ for option in options if option is not type(None))
             raise ConfigError(f"[{section}] {name} must be {names}, got {value!r}")
-        _check_size(section, name, value)
+        _check_number(section, name, value)
     return kind(**values)
 
 
-def _check_size(section: str, name: str, value: Any) -> None:
+def _check_number(section: str, name: str, value: Any) -> None:
+    """Nothing that no training can mean: an integer too large, a number that is none."""
     limit = MAX_SEED if name == "seed" else MAX_INTEGER
     if isinstance(value, int) and abs(value) > limit:
         raise ConfigError(f"[{section}] {name} must be at most {limit}, got {value}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"[{section}] {name} must be finite, got {value}")
 
 
 def _check_known(section: str | None, name: str, known: list[str]) -> None:

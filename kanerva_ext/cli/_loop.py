@@ -91,6 +91,12 @@ class Run:
         self.test = self.batches.test.images
         torch.manual_seed(training.seed)
         self.model = config.make_model().to(process.device)
+        expected = getattr(self.model, "image_shape", None)
+        shape = tuple(self.batches.sampler.images.shape[1:])
+        if expected and (1, *shape)[-3:] != tuple(expected):
+            raise ConfigError(
+                f"[model] takes images {tuple(expected)}, those of [data] are {shape}"
+            )
         if checkpoint:
             checkpoint.restore_model(self.model)
         elif isinstance(getattr(self.model, "linear", None), LinearPath):

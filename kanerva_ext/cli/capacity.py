@@ -36,6 +36,7 @@ from ._run import (
 NUMBERS, PICTURE = "capacity.csv", "capacity.png"
 LENGTHS = [8, 16, 32, 64, 100, 150, 200]
 BATCH_IMAGES = 800
+MAX_EPISODES = 1000
 MEASURES = ("bound", "reconstruction", "clean_error", "noisy_error")
 
 
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_at_least(args, lengths=1, classes=1, episodes=1)
+    check_at_least(args, lengths=1, classes=1, episodes=(1, MAX_EPISODES))
     check_share(args)
     runs = load_runs(args)
     labels = args.label or [re.sub(r"-s(eed)?\d+$", "", each.folder.name) for each in runs]
