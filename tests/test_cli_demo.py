@@ -1,6 +1,9 @@
 """The demo, end to end but short: pictures, figures, checkpoints, messages."""
 
 import json
+import os
+import resource
+import shutil
 
 import pytest
 import torch
@@ -202,3 +205,64 @@ def test_files_that_are_no_checkpoints(tmp_path, capsys):
         options = ["--minutes", "0", "--checkpoint", str(path), "--out", str(tmp_path / "out")]
         assert main(["demo", *options]) == 2
         assert f"{path} is no checkpoint of this demo" in capsys.readouterr().err
+
+
+# The folder
+
+
+def test_files_follow_the_umask(trained):
+    mask = os.umask(0o022)
+    os.umask(mask)
+    for path in trained.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask, path
+
+
+def test_a_checkpoint_is_named_by_its_folder(trained, tmp_path, capsys):
+    options = ["--minutes", "0", "--threads", "1", "--out", str(tmp_path / "out")]
+    assert main(["demo", "--checkpoint", str(trained), *options]) == 0
+    assert main(["demo", "--checkpoint", str(tmp_path), *options]) == 2
+    assert f"{tmp_path / 'checkpoint.safetensors'}: no such file" in capsys.readouterr().err
+
+
+def test_a_demo_replaces_the_one_before_and_says_so(trained, tmp_path, capsys):
+    out = shutil.copytree(trained, tmp_path / "out")
+    (out / "mine.txt").write_text("kept")
+    old = {path.name: path.read_bytes() for path in out.iterdir()}
+    options = ["--minutes", "0", "--checkpoint", str(trained), "--threads", "1", "--seed", "1"]
+    assert main(["demo", *options, "--out", str(out)]) == 0
+    assert f"The files of the demo in {out} will be replaced." in capsys.readouterr().out
+    new = {path.name: path.read_bytes() for path in out.iterdir()}
+    # This one has no curves of a training, and must not show those of the other.
+    assert set(old) - set(new) == {"training.png"} and set(new) <= set(old)
+    same = {name for name in new if new[name] == old[name]}
+    assert same == {"mine.txt"}
+
+
+def test_a_demo_that_fails_leaves_the_one_before(trained, tmp_path, monkeypatch, capsys):
+    out = shutil.copytree(trained, tmp_path / "out")
+    old = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(demo, "SPACE", 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    options = ["--minutes", "0", "--checkpoint", str(trained), "--threads", "1", "--seed", "1"]
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (25_000, before[1]))
+        assert main(["demo", *options, "--out", str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err
+    assert said.startswith(f"kanerva demo: {out}/") and said.endswith(": File too large\n")
+    assert ".demo-" not in said and said.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == old
+
+
+def test_a_run_of_train_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path} is a run of kanerva train" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_train_is_named(runs, tmp_path, capsys):
+    options = ["--minutes", "0", "--checkpoint", str(runs["vae"]), "--out", str(tmp_path / "out")]
+    assert main(["demo", *options]) == 2
+    assert "is of kanerva train, which goes on with --resume" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
