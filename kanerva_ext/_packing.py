@@ -45,6 +45,8 @@ def check_cu_seqlens(
 
 
 def _check_values(cu_seqlens: Tensor, steps: int, op: str) -> None:
+    if hasattr(cu_seqlens, "full_tensor"):  # a DTensor has no tolist
+        cu_seqlens = cu_seqlens.full_tensor()
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != steps or bounds != sorted(bounds):
         shown = str(bounds) if len(bounds) < 9 else f"{bounds[:6]} ... {bounds[-1]}"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from ._version import __version__
 
@@ -173,8 +174,10 @@ def as_index(where: str, index: Tensor | Sequence[int], like: Tensor) -> Tensor:
 
 
 def register_for_loading(*kinds: type) -> None:
-    """Let ``torch.load(weights_only=True)``, its default, make these tuples of tensors."""
+    """Let ``torch.load`` (``weights_only``, its default) and ``torch.export`` make these tuples."""
     torch.serialization.add_safe_globals(list(kinds))
+    for kind in kinds:
+        _pytree._register_namedtuple(kind, serialized_type_name=f"kanerva_ext.{kind.__name__}")
 
 
 class WriteOutput(NamedTuple):

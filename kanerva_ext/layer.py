@@ -31,8 +31,8 @@ class KanervaOutput(NamedTuple):
         hidden_states: (B, T, d_model); 0 at padding.
         cache: for the next call, if it was asked for, else None; of N packed sequences, a cache
             with N for B.
-        read_var: (B, T, H), predictive variance of each head's read, in the state's dtype; of no
-            meaning at padding.
+        read_var: (B, T, H), predictive variance of each head's read, in the state's dtype; 0 at
+            padding.
         log_evidence: (B, H), ln p(values | keys) of each head, nats; (1, N, H) of packed sequences.
     """
 
@@ -207,7 +207,7 @@ class KanervaLayer(nn.Module):
         if order is not None:
             back = order.argsort(-1)
             out = _take(out.masked_fill(~kept[..., None], 0), back)
-            read_var = _take(read_var, back)
+            read_var = _take(read_var.masked_fill(~kept[..., None], 0), back)
         if inplace:
             _overwrite(cache, state, history, forgotten)
         elif use_cache:

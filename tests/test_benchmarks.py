@@ -227,10 +227,6 @@ def test_costs_grow_with_every_dimension(operator):
         assert larger == small if axis == "steps" and not has_steps else larger > small
 
 
-def test_read_costs_two_products():
-    assert costs.read_flops(Shape(1, 7, 5, 3)) == 2 * 7 * 5 * 3 + 2 * 7 * 5 * 5 + 2 * 7 * 5
-
-
 def test_the_traffic_of_a_call_is_its_tensors():
     problem = Problem("read", SHAPE, "forward")
     b, t, k, c = SHAPE

@@ -7,41 +7,12 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from helpers import run_python
+from memory_cases import CONFIGURATIONS, B, C, K, S, T, each_config, episode, loss, make
 
 from kanerva_ext import FusedKanervaMemory, MemoryState, memory, ops
 
-B, T, K, C, S = 3, 6, 5, 4, 7
 
-CONFIGURATIONS = {
-    "plain": {},
-    "noise": {"learn_noise": True, "noise_std": 0.3},
-    "iterated": {"num_write_iters": 3},
-    "sampled": {"sample_weights": True, "sample_memory": True, "weight_std": 0.7},
-    "key": {"addressing": "key", "key_size": S},
-    "key_noise": {"addressing": "key", "key_size": S, "learn_noise": True, "sample_memory": True},
-}
-
-
-@pytest.fixture(params=CONFIGURATIONS)
-def config(request):
-    return CONFIGURATIONS[request.param]
-
-
-def make(**options):
-    return FusedKanervaMemory(K, C, **options)
-
-
-def episode(module, dtype=torch.float32, b=(B,), t=T):
-    """Values, and the keyword arguments of forward."""
-    is_key = module.key_size is not None
-    keys = {"keys": torch.randn(*b, t, S, dtype=dtype)} if is_key else {}
-    return torch.randn(*b, t, C, dtype=dtype), keys
-
-
-def loss(out):
-    return out.values.square().sum() + out.kl_weights.sum() + out.kl_memory.sum()
-
-
+@each_config
 def test_shapes_and_dtypes(config):
     module = make(**config)
     for b in ((B,), (2, 2), ()):
@@ -57,6 +28,7 @@ def test_shapes_and_dtypes(config):
             assert all(torch.isfinite(x).all() for x in (*out[:4], *out.state, *out[5:]))
 
 
+@each_config
 def test_every_parameter_gets_a_gradient(config):
     """From values, kl_weights and kl_memory alone: no parameter is unused under DDP."""
     module = make(**config)
@@ -100,6 +72,7 @@ def test_ddp_finds_no_unused_parameter():
     assert "every parameter was used" in result.stdout, result.stderr
 
 
+@each_config
 def test_forward_is_write_then_read(config):
     module = make(**{k: v for k, v in config.items() if not k.startswith("sample")})
     values, keys = episode(module)
@@ -153,6 +126,7 @@ def test_given_weights_and_state():
     torch.testing.assert_close(out.kl_memory, ops.memory_kl(mean, cov, *first.state))
 
 
+@each_config
 def test_forget(config):
     """An episode that was written between two others leaves no trace."""
     module = make(**config).double()
@@ -184,6 +158,7 @@ def test_key_addressing_has_unit_rows():
     torch.testing.assert_close(given.state, out.state)
 
 
+@each_config
 def test_mask_makes_episodes_of_different_lengths(config):
     module = make(**{k: v for k, v in config.items() if not k.startswith("sample")})
     values, keys = episode(module)
@@ -338,6 +313,7 @@ def test_attractor_is_deterministic_and_differentiable():
     assert shared.values.shape == (B, T, C) and shared.trajectory.shape == (2, B, T, C)
 
 
+@each_config
 def test_training_lowers_the_loss(config):
     module = make(**config)
     values, keys = episode(module)
@@ -353,6 +329,7 @@ def test_training_lowers_the_loss(config):
     assert math.isfinite(history[-1]) and history[-1] < 0.8 * history[0]
 
 
+@each_config
 def test_state_dict_deepcopy_and_pickle(config):
     module = make(**config)
     values, keys = episode(module)
@@ -374,121 +351,7 @@ def test_state_dict_deepcopy_and_pickle(config):
     assert module.prior_mean.abs().sum() > 0
 
 
-def test_double_and_half(config):
-    module = make(**config).double()
-    values, keys = episode(module, torch.float64)
-    out = module(values, **keys)
-    assert out.values.dtype == out.state.cov.dtype == torch.float64
-    loss(out).backward()
-    half = make(**config).bfloat16()
-    values, keys = episode(half, torch.bfloat16)
-    out = half(values, **keys)
-    assert out.values.dtype == out.state.mean.dtype == torch.float32
-    loss(out).backward()
-    assert half.prior_mean.grad.dtype == torch.bfloat16
-
-
-def test_autocast(config):
-    module = make(**{k: v for k, v in config.items() if not k.startswith("sample")})
-    values, keys = episode(module)
-    want = module(values, **keys)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = module(values.bfloat16(), **keys)
-    assert out.values.dtype == torch.float32
-    tolerance = 1e-4 if module.key_size is None else 0.1  # keys @ A is a matrix product of its own
-    again = module(values.bfloat16(), **keys)
-    torch.testing.assert_close(out.values, again.values, rtol=tolerance, atol=tolerance)
-    assert torch.isfinite(want.values).all()
-
-
-def test_compile_and_functional_call(config):
-    torch._dynamo.reset()
-    module = make(**{k: v for k, v in config.items() if not k.startswith("sample")})
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for _ in range(3):
-            values, keys = episode(module)
-            out, want = compiled(values, **keys), module(values, **keys)
-            torch.testing.assert_close(out.values, want.values)
-            torch.testing.assert_close(out.kl_memory, want.kl_memory)
-            got = torch.autograd.grad(loss(out), list(module.parameters()))
-            for a, b in zip(
-                got, torch.autograd.grad(loss(want), list(module.parameters())), strict=True
-            ):
-                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    torch._dynamo.reset()
-    parameters = dict(module.named_parameters())
-
-    def functional(p, v):
-        return loss(torch.func.functional_call(module, p, (v,), keys))
-
-    grads = torch.func.grad(functional)(parameters, values)
-    for name, want in zip(
-        parameters,
-        torch.autograd.grad(functional(parameters, values), list(parameters.values())),
-        strict=True,
-    ):
-        torch.testing.assert_close(grads[name], want)
-
-
-def test_compile_with_sampling_runs():
-    torch._dynamo.reset()
-    module = make(sample_weights=True, sample_memory=True)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    loss(compiled(episode(module)[0])).backward()
-    torch._dynamo.reset()
-
-
-def test_export():
-    module = make(learn_noise=True)
-    values, _ = episode(module)
-    for strict in (False, True):
-        exported = torch.export.export(module, (values,), strict=strict).module()
-        torch.testing.assert_close(exported(values), module(values))
-
-
-def test_activation_checkpointing():
-    module = make()
-    values = episode(module)[0].requires_grad_()
-    again = torch.utils.checkpoint.checkpoint(module, values, use_reentrant=False)
-    for got, want in zip(
-        torch.autograd.grad(loss(again), (values, *module.parameters())),
-        torch.autograd.grad(loss(module(values)), (values, *module.parameters())),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, want)
-
-
-def test_ensemble_by_vmap():
-    modules = [make() for _ in range(3)]
-    values, _ = episode(modules[0])
-    parameters, _ = torch.func.stack_module_state(modules)
-    out = torch.vmap(
-        lambda p, v: torch.func.functional_call(modules[0], p, (v,)).values, in_dims=(0, None)
-    )(parameters, values)
-    torch.testing.assert_close(out, torch.stack([m(values).values for m in modules]))
-
-
-def test_inference_mode():
-    module = make()
-    values, _ = episode(module)
-    with torch.inference_mode():
-        out = module(values)
-    torch.testing.assert_close(out.values, module(values).values)
-
-
-def test_gradcheck_through_the_module():
-    module = make(learn_noise=True, num_write_iters=2).double()
-    values = torch.randn(2, 3, C, dtype=torch.float64, requires_grad=True)
-    names = [n for n, _ in module.named_parameters()]
-
-    def function(values, *parameters):
-        out = torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), values)
-        return out.values, out.var, out.kl_weights, out.kl_memory, out.log_evidence
-
-    assert torch.autograd.gradcheck(function, (values, *module.parameters()), fast_mode=True)
-
-
+@each_config
 def test_reference_backend_agrees(config):
     module = make(**{k: v for k, v in config.items() if not k.startswith("sample")}).double()
     values, keys = episode(module, torch.float64)

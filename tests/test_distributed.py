@@ -1,0 +1,130 @@
+"""DTensor arguments: two processes on the CPU give what one gives."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from helpers import run_python
+
+CODE = """
+import datetime, os, torch, torch.distributed as dist
+from torch.distributed.tensor import (
+    Replicate, Shard, distribute_module, distribute_tensor, init_device_mesh
+)
+from torch.distributed.tensor.experimental import implicit_replication
+import kanerva_ext.distributed
+from kanerva_ext import FusedKanervaMemory, ops
+torch.set_num_threads(1)
+rank = int(os.environ["KANERVA_RANK"])
+timeout = datetime.timedelta(seconds=120)
+store = dist.FileStore({store!r}, 2)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timeout)
+mesh = init_device_mesh("cpu", (2,))
+T, K, C = 5, 4, 7
+
+def inputs(batch):
+    torch.manual_seed(0)
+    root = torch.randn(batch, K, K, dtype=torch.float64)
+    tensors = dict(
+        mean=torch.randn(batch, K, C), cov=root @ root.mT + torch.eye(K),
+        weights=torch.randn(batch, T, K), values=torch.randn(batch, T, C),
+        queries=torch.randn(batch, T, C), asked=torch.randn(batch, T, K),
+        noise=torch.rand(batch, T) + 0.5, ridge=torch.rand(batch) + 0.5,
+        prior_mean=torch.randn(batch, K, C), prior_cov=torch.eye(K).expand(batch, K, K),
+    )
+    return {{name: tensor.double().contiguous() for name, tensor in tensors.items()}}
+
+def forget(mean, cov, weights, values, noise, **_):
+    after = ops.bayes_write(mean, cov, weights, values, noise)
+    return ops.forget(*after[:2], weights, values, noise)
+
+OPERATORS = dict(
+    bayes_write=lambda mean, cov, weights, values, noise, **_: ops.bayes_write(
+        mean, cov, weights, values, noise
+    ),
+    solve_addresses=lambda mean, queries, ridge, **_: ops.solve_addresses(mean, queries, ridge),
+    read=lambda mean, cov, weights, **_: ops.read(mean, cov, weights),
+    recall=lambda mean, cov, queries, ridge, **_: ops.recall(mean, cov, queries, ridge),
+    memory_kl=lambda mean, cov, prior_mean, prior_cov, **_: ops.memory_kl(
+        mean, cov, prior_mean, prior_cov
+    ),
+    to_statistics=lambda mean, cov, **_: ops.to_statistics(mean, cov),
+    from_statistics=lambda mean, cov, **_: ops.from_statistics(cov, mean),
+    adaptive_write=lambda mean, cov, values, noise, ridge, **_: ops.adaptive_write(
+        mean, cov, values, noise, ridge
+    ),
+    forget=forget,
+    causal_scan=lambda mean, cov, weights, values, asked, noise, **_: ops.causal_scan(
+        mean, cov, weights, values, asked, noise
+    ),
+)
+
+def results(function, tensors):
+    found = function(**tensors)
+    found = list(found) if isinstance(found, tuple) else [found]
+    sum(r.square().sum() for r in found).backward()
+    return found + [t.grad for t in tensors.values() if t.grad is not None]
+
+for batch in (3, 1):  # one process has less; a batch that is too small is gathered
+    for placement in (Shard(0), Replicate(), Shard(1)):
+        for name, function in OPERATORS.items():
+            plain = {{n: t.clone().requires_grad_() for n, t in inputs(batch).items()}}
+            split = {{
+                n: distribute_tensor(t, mesh, [placement if t.dim() > 1 else Shard(0)])
+                .requires_grad_()
+                for n, t in inputs(batch).items()
+            }}
+            got, want = results(function, split), results(function, plain)
+            assert len(got) == len(want)
+            for g, w in zip(got, want):
+                torch.testing.assert_close(g.full_tensor(), w, msg=f"{{name}} {{placement}}")
+            if placement == Shard(0) and batch > 1:
+                assert got[0].placements == (Shard(0),), (name, got[0].placements)
+print("operators agree", flush=True)
+
+# A step changes the state where it lies; packed sequences are not split.
+t = inputs(3)
+state = [distribute_tensor(t[n].clone(), mesh, [Shard(0)]) for n in ("mean", "cov")]
+one = [t["mean"].clone(), t["cov"].clone()]
+names = ("weights", "values", "asked", "noise")
+with torch.no_grad():
+    got = ops.causal_step(
+        *state, *(distribute_tensor(t[n][:, 0].clone(), mesh, [Shard(0)]) for n in names)
+    )
+    want = ops.causal_step(*one, *(t[n][:, 0] for n in names))
+for g, w in zip([*got, *state], [*want, *one]):
+    torch.testing.assert_close(g.full_tensor(), w)
+offsets = torch.tensor([0, 2, T])
+args = [inputs(2)["mean"][None], inputs(2)["cov"][None]] + [t[n][:1] for n in names]
+everywhere = [distribute_tensor(a.contiguous(), mesh, [Replicate()]) for a in args]
+got = ops.causal_scan(*everywhere, cu_seqlens=distribute_tensor(offsets, mesh, [Replicate()]))
+for g, w in zip(got, ops.causal_scan(*args, cu_seqlens=offsets)):
+    torch.testing.assert_close(g.full_tensor(), w)
+print("steps and packed sequences agree", flush=True)
+
+torch.manual_seed(0)
+memory = FusedKanervaMemory(K, C, sample_weights=False).double()
+values = inputs(4)["values"]
+want = memory.read(values, memory.write(values).state).values
+want.sum().backward()
+gradients = [p.grad.clone() for p in memory.parameters() if p.grad is not None]
+memory.zero_grad()
+distribute_module(memory, mesh)
+split = distribute_tensor(values, mesh, [Shard(0)])
+with implicit_replication():
+    got = memory.read(split, memory.write(split).state).values
+    got.sum().backward()
+assert got.placements == (Shard(0),)
+torch.testing.assert_close(got.full_tensor(), want)
+for g, w in zip([p.grad for p in memory.parameters() if p.grad is not None], gradients):
+    torch.testing.assert_close(g.full_tensor(), w)
+print("the memory agrees", flush=True)
+os._exit(0)  # joining gloo's threads can hang
+"""
+
+
+def test_two_processes_compute_as_one(tmp_path):
+    code = CODE.format(store=str(tmp_path / "store"))
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda r: run_python(code, KANERVA_RANK=str(r)), (0, 1)))
+    for result in results:
+        for part in ("operators agree", "steps and packed sequences agree", "the memory agrees"):
+            assert part in result.stdout, result.stderr[-3000:]

@@ -1,0 +1,61 @@
+"""PyTorch's FlopCounterMode counts the operators once kanerva_ext.flops is imported."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import kanerva_ext.flops
+from kanerva_ext import ops
+
+B, T, K, C = 3, 5, 4, 7
+
+
+def counted(function) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def state(**options):
+    return torch.randn(B, K, C, **options), torch.eye(K).expand(B, K, K)
+
+
+def test_a_read_and_its_gradient():
+    mean, cov = state(requires_grad=True)
+    products = B * (2 * T * K * C + 2 * T * K * K + 2 * T * K)
+    forward = counted(lambda: ops.read(mean, cov, torch.randn(B, T, K)))
+    both = counted(lambda: ops.read(mean, cov, torch.randn(B, T, K))[0].sum().backward())
+    assert forward == products
+    assert both == 3 * products
+
+
+def test_packed_sequences_count_their_steps_once():
+    offsets = torch.tensor([0, 2, T])
+    mean, cov = torch.randn(1, 2, K, C), torch.eye(K).expand(1, 2, K, K)
+    weights, values = torch.randn(1, T, K), torch.randn(1, T, C)
+
+    def scan(mean, cov, **options):
+        return counted(lambda: ops.causal_scan(mean, cov, weights, values, weights, 0.1, **options))
+
+    assert scan(mean, cov, cu_seqlens=offsets) == scan(mean[:, 0], cov[:, 0]) > 0
+
+
+@pytest.mark.parametrize("name", sorted(kanerva_ext.flops.FORWARD))
+def test_every_operator_counts_and_grows_with_every_size(name):
+    sizes = kanerva_ext.flops.Sizes(2, 8, 8, 16)
+    least = kanerva_ext.flops.FORWARD[name](sizes)
+    assert least > 0
+    for field in sizes._fields:
+        larger = kanerva_ext.flops.FORWARD[name](sizes._replace(**{field: 64}))
+        without_steps = name in ("memory_kl", "statistics", "causal_step") and field == "steps"
+        assert (larger == least) if without_steps else (larger > least)
+
+
+def test_every_operator_is_registered():
+    from torch.utils.flop_counter import flop_registry
+
+    for namespace in ("kanerva", "kanerva_triton"):
+        for schema in torch._C._jit_get_all_schemas():
+            if schema.name.startswith(f"{namespace}::"):
+                packet = getattr(getattr(torch.ops, namespace), schema.name.split("::")[1])
+                assert packet in flop_registry, schema.name
