@@ -180,6 +180,7 @@ def test_curves_show_the_memory(runs, tmp_path, monkeypatch):
     assert names == ["kanerva"]
     rows = read_csv(runs["kanerva"] / "test.csv")
     drawn = [list(line.get_ydata()) for line in memory.lines]
+    assert all(line.get_marker() == "o" for line in memory.lines)  # one point makes no line
     assert [row["kl_memory"] for row in rows] in drawn
 
 

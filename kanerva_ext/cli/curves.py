@@ -65,6 +65,8 @@ def _draw(logs: list[tuple[str, list[dict], list[dict]]], axis: str, path: Path)
                             *zip(*points, strict=True),
                             style,
                             color=f"C{i}",
+                            marker="o" if len(points) == 1 else None,  # else invisible
+                            markersize=3,
                             linewidth=width,
                             alpha=0.4 if rows is train and test else 1.0,
                             label=label if rows is (test or train) else None,
