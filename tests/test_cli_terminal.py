@@ -98,7 +98,8 @@ def test_a_full_standard_output(words, tmp_path):
     with open("/dev/full", "w") as full:
         process = subprocess.run(
             [sys.executable, "-m", "kanerva_command", *words],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(e for e in sys.path if e)},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(e for e in sys.path if e), "PYTHONUNBUFFERED": ""},
             cwd=tmp_path,
             stdout=full,
             stderr=subprocess.PIPE,
