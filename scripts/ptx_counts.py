@@ -111,9 +111,12 @@ def main() -> int:
     if not options.library.is_file():
         raise SystemExit(f"ptx_counts: --library: there is no file {options.library}")
     shapes = [parse_shape(text) for text in options.shape]
-    import torch
+    try:
+        import torch
 
-    import kanerva_ext  # noqa: F401 - defines the operators
+        import kanerva_ext  # noqa: F401 - defines the operators
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"ptx_counts: {error}; pip install torch, and kanerva_ext") from None
 
     torch.ops.load_library(str(options.library.resolve()))
     for B, T, K, C in shapes:
