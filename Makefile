@@ -36,8 +36,7 @@ OPERATOR_TESTS := $(addprefix tests/test_,$(addsuffix .py,bayes_write solve_addr
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: demo info test test-slow test-all test-triton test-cuda test-cuda-on-host test-cuda-teams \
-  test-ptx check-clang check-torch check-kernels check-triton check-floors check-installed \
+.PHONY: demo info test test-slow test-all test-triton test-ptx check-clang check-torch check-kernels check-triton check-floors check-installed \
   develop lint format bench sdist wheel dist clean help
 
 help:
@@ -48,11 +47,9 @@ help:
 	@echo 'make lint | format | bench | sdist | wheel | clean'
 	@echo 'The operators on other kernels:'
 	@echo '  make test-triton        the Triton kernels, in the interpreter'
-	@echo '  make test-cuda-on-host  the CUDA kernels, compiled for the CPU'
-	@echo '  make test-cuda-teams    the same with teams of blocks for all memories'
 	@echo '  make test-ptx           the CUDA kernels as PTX, in the interpreter of tools/ptx'
 	@echo 'Other compilers and libraries:'
-	@echo '  make check-kernels      nvcc for every GPU: registers, no spills'
+	@echo '  make check-kernels      nvcc for every GPU: what docs/kernels.md says holds, no spills'
 	@echo '  make check-triton       Triton for every GPU'
 	@echo '  make check-clang        the C++ sources with $(CLANG)'
 	@echo '  make check-torch        builds under PyTorch $(TORCHES)'
@@ -77,31 +74,18 @@ test-all: test test-slow
 test-triton: $(VENV)/.installed
 	TRITON_INTERPRET=1 KANERVA_BACKEND=triton $(PYTEST) $(OPERATOR_TESTS) tests/test_triton.py
 
-build/kernels_on_host/library.so: $(VENV)/.installed $(shell find csrc -type f)
-	$(BIN)/python scripts/kernels_on_host.py --library $@
-
-test-cuda-on-host: build/kernels_on_host/library.so
-	KANERVA_TEST_LIBRARY=$(CURDIR)/$< $(PYTEST) $(OPERATOR_TESTS)
-
-test-cuda-teams: build/kernels_on_host/library.so
-	KANERVA_TEST_LIBRARY=$(CURDIR)/$< KANERVA_HOST_TEAM_WORK=0 KANERVA_HOST_PROCESSORS=3 \
-	  $(PYTEST) $(OPERATOR_TESTS)
-
-# One after the other: they share the library.
-test-cuda: test-cuda-on-host test-cuda-teams
-
 # The CUDA kernels as the PTX that nvcc makes of them, in the interpreter of tools/ptx: its own tests,
-# every kernel plain and without one of its barriers, the operators' tests on one architecture, a few
-# kernels on the others. Needs nvcc.
-PTX_ARCH   ?= sm_90a
-PTX_OTHERS ?= sm_80 sm_120
+# every kernel plain and without one of its barriers, the operators' tests on one architecture, and
+# with teams of blocks for every memory on another, a few shapes on all. Needs nvcc.
+PTX_LIBRARY := $(CURDIR)/build/ptx/library.so
+ON_PTX = OMP_WAIT_POLICY=passive KANERVA_TEST_LIBRARY=$(PTX_LIBRARY) KANERVA_PTX=$(CURDIR)/build/ptx
 test-ptx: $(VENV)/.installed
 	KANERVA_TEST_PTX=1 $(PYTEST) $(wildcard tests/test_ptx_*.py)
-	$(BIN)/python scripts/kernels_on_ptx.py --library build/ptx/library.so --arch $(PTX_ARCH)
-	OMP_WAIT_POLICY=passive KANERVA_TEST_ENGINE=ptx \
-	  KANERVA_TEST_LIBRARY=$(CURDIR)/build/ptx/library.so $(PYTEST) $(OPERATOR_TESTS)
-	set -e; for arch in $(PTX_OTHERS); do \
-	  $(BIN)/python scripts/kernels_on_ptx.py --run --arch $$arch --host-arch $(PTX_ARCH); done
+	$(BIN)/python scripts/kernels_on_ptx.py --library $(PTX_LIBRARY)
+	$(ON_PTX)/sm_90a $(PYTEST) $(OPERATOR_TESTS)
+	$(BIN)/python scripts/kernels_on_ptx.py --run --arch sm_80
+	$(BIN)/python scripts/kernels_on_ptx.py --run --arch sm_120
+	$(ON_PTX)/sm_120 KANERVA_TEAM_WORK=0 KANERVA_PTX_PROCESSORS=6 $(PYTEST) $(OPERATOR_TESTS)
 
 check-kernels: $(VENV)/.installed
 	$(BIN)/python scripts/kernel_report.py --check
@@ -118,7 +102,7 @@ check-clang: $(VENV)/.installed
 	PYTHONPATH=$(CURDIR)/build/clang $(PYTEST) -m 'not slow and not exhaustive' $(OPERATOR_TESTS)
 
 check-torch: $(VENV)/.installed
-	$(BIN)/python scripts/check_torch.py $(TORCHES) --headers $(TORCH_HEADERS)
+	$(BIN)/python scripts/check_torch.py $(TORCHES) --headers $(TORCH_HEADERS) --rehearse
 
 # One shape; the floors of CI hold on any machine.
 check-floors: $(VENV)/.installed

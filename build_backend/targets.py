@@ -203,10 +203,7 @@ def _binding_edges(plan: Plan, layout: Layout, core: list[Edge]) -> list[Edge]:
 
 
 def _cuda_edges(plan: Plan, layout: Layout) -> list[Edge]:
-    """The kernels by nvcc, which sees no torch; what registers them by the C++ compiler.
-
-    csrc/cuda/host/ is for the tests, which run the kernels on the host.
-    """
+    """The kernels by nvcc, which sees no torch; what registers them by the C++ compiler."""
     nvcc = plan.cuda.nvcc
     assert nvcc is not None  # decide_cuda never builds without one
     gencode = [flag for a in plan.cuda.archs for flag in a.gencode()]

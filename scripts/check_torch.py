@@ -30,6 +30,16 @@ from build_backend.errors import BuildError  # noqa: E402
 PROBE = ROOT / "scripts/torch_probe.py"
 # Every operator, forward and with gradients, on hard data; transforms and compilation.
 TESTS = ("read", "recall", "solve_addresses", "statistics", "causal_step")
+# Of benchmarks/gpu_check.py, each phase's: an operator alone and by teams, under a sanitizer, its
+# tests, its time, by Triton.
+QUESTIONS = ("smoke/read/small", "memcheck/read/plain", "test/causal_step/", "rates/first")
+QUESTIONS += ("compare/read/16x32x32x100/forward", "duel/read/16x32x32x100")
+RECORD = """
+import runpy, sys
+runpy.run_path(sys.argv[1])["load_benchmarks"]()
+from benchmarks.gpu import visit
+visit.record_build(visit.source_hash(), sys.argv[2])
+"""
 TEST_PACKAGES = ("pytest>=8", "hypothesis>=6.80", "scipy>=1.10", "pytest-xdist>=3.6")
 
 
@@ -109,6 +119,17 @@ class Environment:
         printed = self.run("-m", "pytest", *options, *files)
         print(f"  tests: {printed.strip().splitlines()[-1]}")
 
+    def rehearse(self, arch: str) -> None:
+        """A few questions of benchmarks/gpu_check.py, each of which must end in "no GPU"."""
+        started = time.monotonic()
+        check = str(ROOT / "benchmarks/gpu_check.py")
+        self.run("-c", RECORD, check, arch)  # what is installed was built from this source
+        only = [word for question in QUESTIONS for word in ("--only", question)]
+        out = str(self.folder / "rehearsal")
+        printed = self.run(check, "rehearse", "--out", out, "--seconds", "300", *only)
+        said = printed.strip().splitlines()[-1]
+        print(f"  {said} ({time.monotonic() - started:.0f} s)", flush=True)
+
 
 def _build_requirements() -> tuple[str, ...]:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -177,12 +198,15 @@ def compile_only(environment: Environment) -> None:
     for folder in (torch.include, torch.include / "torch/csrc/api/include"):
         command += ["-isystem", str(folder)]
     sources = sorted((ROOT / "csrc/cpu").glob("*.cpp"))
-    for source in (*sources, ROOT / "csrc/cuda/register.cpp"):
-        on_host = ("-DKANERVA_ON_HOST",) if source.name == "register.cpp" else ()
-        if subprocess.run([*command, *on_host, str(source)], check=False).returncode != 0:
+    nvcc = probe.find_nvcc()
+    if nvcc is not None and nvcc.include:
+        sources.append(ROOT / "csrc/cuda/register.cpp")
+        command += ["-DUSE_CUDA", "-isystem", str(nvcc.include)]
+    for source in sources:
+        if subprocess.run([*command, str(source)], check=False).returncode != 0:
             raise SystemExit(f"check_torch: PyTorch {environment.version}: {source} fails")
     print(
-        f"PyTorch {environment.version}: {len(sources) + 1} sources compile against its headers "
+        f"PyTorch {environment.version}: {len(sources)} sources compile against its headers "
         f"({time.monotonic() - started:.0f} s)"
     )
 
@@ -196,6 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--headers", nargs="*", default=[], metavar="VERSION", help="only compiled against")
     add("--python", default=sys.executable, help="of the environments (default: this one)")
     add("--arch", default="9.0a", help="of the CUDA kernels (default 9.0a)")
+    add("--rehearse", action="store_true", help="the GPU check, under the oldest version")
     add("--keep", type=Path, metavar="FOLDER", help="environments are made, and stay, there")
     args = parser.parse_args(argv)
     try:
@@ -233,6 +258,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"PyTorch {version}: installed ({time.monotonic() - started:.0f} s)", flush=True)
             wheel = environment.build(tree, args.arch, nvcc is not None)
             environment.try_out(nvcc is not None)
+            if args.rehearse and version == versions[0] and nvcc is not None:
+                environment.rehearse(args.arch)
             print(f"  done ({time.monotonic() - started:.0f} s)", flush=True)
             ends[version] = (environment, wheel)
         if len(versions) > 1:

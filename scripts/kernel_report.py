@@ -1,7 +1,10 @@
 """What the CUDA kernels take of a multiprocessor: registers, spills, stack, static shared memory.
 
-Compiles csrc/cuda/*.cu with nvcc (no GPU needed) and writes docs/kernels.md. With --check it writes
-nothing and fails when that file is out of date or a kernel spills that may not.
+Compiles csrc/cuda/*.cu with nvcc and ptxas (no GPU needed) and writes docs/kernels.md. With --check
+it writes nothing and fails when that file is out of date or has a kernel that spills and may not.
+
+ptxas takes most of the time, and gives the same for the same PTX: so the page has digests of the
+PTX, and --check compiles no further than that.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,11 +21,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(1, str(ROOT / "scripts"))
 
-from build_backend import arch, probe, targets  # noqa: E402
+import compile_ptx  # noqa: E402
+
+from build_backend import arch, probe  # noqa: E402
 
 PAGE = ROOT / "docs/kernels.md"
-ARCHS = arch.parse(arch.DEFAULT_ARCHS)
+ARCHS = tuple(f"sm_{a.base}{a.suffix}" for a in arch.parse(arch.DEFAULT_ARCHS))
 # Patterns of kernel names that may spill: those off the path of the float32 operators.
 MAY_SPILL: tuple[str, ...] = ()
 
@@ -105,36 +110,58 @@ def shorten(signature: str) -> str:
     return re.sub(r"\b(?:\w+::)+", "", text)
 
 
-def compile_one(nvcc: str, source: Path, target: arch.Arch, folder: Path) -> list[Usage]:
-    number = target.base + target.suffix
-    output = folder / f"{source.stem}.sm_{number}.cubin"
-    command = [nvcc, *targets.NVCC_FLAGS, f"-arch=sm_{number}", "-cubin", "-Xptxas", "-v"]
-    command += [f"-I{ROOT / 'csrc'}", "-o", str(output), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def assemble(ptx: Path, target: str) -> list[Usage]:
+    """What ptxas says of the kernels in a PTX file."""
+    ptxas = Path(compile_ptx.find_nvcc().path).resolve().with_name("ptxas")
+    command = [str(ptxas), f"-arch={target}", "-v", "--generate-line-info", str(ptx)]
+    done = subprocess.run([*command, "-o", "/dev/null"], capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"kernel_report: {source.name} for sm_{number}:\n{done.stderr}")
+        raise SystemExit(f"kernel_report: ptxas: {ptx.name} for {target}:\n{done.stderr}")
     return parse(done.stderr)
 
 
-def collect(nvcc: str, sources: list[Path]) -> dict[tuple[str, str], dict[str, Usage]]:
+def compile_kernels() -> dict[str, dict[str, Path]]:
+    """File -> architecture -> its PTX."""
+    sources = compile_ptx.kernels()
+    if not sources:
+        raise SystemExit("kernel_report: there are no kernels in csrc/cuda")
+    found: dict[str, dict[str, Path]] = {source.name: {} for source in sources}
+    for target in ARCHS:
+        for source, ptx in zip(sources, compile_ptx.compile_all(sources, target), strict=True):
+            found[source.name][target] = ptx
+    return found
+
+
+def collect(ptx: dict[str, dict[str, Path]]) -> dict[tuple[str, str], dict[str, Usage]]:
     """(file, kernel) -> architecture -> usage."""
-    jobs = [(source, target) for source in sources for target in ARCHS]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ThreadPoolExecutor(max(1, probe.cores())) as pool,
-    ):
-        found = list(pool.map(lambda job: compile_one(nvcc, *job, Path(folder)), jobs))
+    jobs = [(file, target) for file in ptx for target in ARCHS]
+    with ThreadPoolExecutor(max(1, probe.cores())) as pool:
+        found = list(pool.map(lambda job: assemble(ptx[job[0]][job[1]], job[1]), jobs))
     names = demangle(usage.name for usages in found for usage in usages)
     table: dict[tuple[str, str], dict[str, Usage]] = {}
-    for (source, target), usages in zip(jobs, found, strict=True):
+    for (file, target), usages in zip(jobs, found, strict=True):
         for usage in usages:
-            row = table.setdefault((source.name, names[usage.name]), {})
-            row[f"sm_{target.base}{target.suffix}"] = usage
+            table.setdefault((file, names[usage.name]), {})[target] = usage
     return dict(sorted(table.items()))
 
 
+def digests(ptx: dict[str, dict[str, Path]], nvcc_version: str) -> str:
+    """The part of the page that tells whether the rest is of these sources and this compiler."""
+    lines = [
+        "## Digests of the PTX",
+        "",
+        f"Of the instructions that nvcc {nvcc_version} makes; ptxas gives the same for the same.",
+        "",
+        f"| file | {' | '.join(ARCHS)} |",
+        f"|---|{'---|' * len(ARCHS)}",
+    ]
+    for file, targets in ptx.items():
+        cells = [compile_ptx.digest(targets[target].read_text()) for target in ARCHS]
+        lines.append(f"| {file} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def render(table: dict[tuple[str, str], dict[str, Usage]], nvcc_version: str) -> str:
-    columns = [f"sm_{a.base}{a.suffix}" for a in ARCHS]
     lines = [
         "# CUDA kernels: registers and memory",
         "",
@@ -142,11 +169,11 @@ def render(table: dict[tuple[str, str], dict[str, Usage]], nvcc_version: str) ->
         "Registers per thread; then, where there are any, bytes of stack, of spill stores/loads,",
         "and of static shared memory. Dynamic shared memory is chosen by the launchers.",
         "",
-        f"| file | kernel | {' | '.join(columns)} |",
-        f"|---|---|{'---|' * len(columns)}",
+        f"| file | kernel | {' | '.join(ARCHS)} |",
+        f"|---|---|{'---|' * len(ARCHS)}",
     ]
     for (file, kernel), row in table.items():
-        cells = [row[c].text() if c in row else "-" for c in columns]
+        cells = [row[c].text() if c in row else "-" for c in ARCHS]
         lines.append(f"| {file} | `{kernel}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -160,26 +187,42 @@ def forbidden_spills(table: dict[tuple[str, str], dict[str, Usage]]) -> list[str
     ]
 
 
+def spills_in_page(text: str) -> list[str]:
+    """Rows of kernels that spill and may not."""
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "spills" in line]
+    kernels = [(row, row.split("`")[1]) for row in rows]
+    return [
+        f"a kernel spills: {r}" for r, k in kernels if not any(re.search(p, k) for p in MAY_SPILL)
+    ]
+
+
+def check(expected: str) -> list[str]:
+    """What is wrong with the page, given its last part as it should be."""
+    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    problems = spills_in_page(text)
+    if not text.endswith("\n" + expected):
+        changed = [line for line in expected.splitlines() if line not in text.splitlines()]
+        problems.append(f"{PAGE} is out of date: run python scripts/kernel_report.py; it lacks")
+        problems += changed
+    return problems
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare with docs/kernels.md")
     options = parser.parse_args(arguments)
-    nvcc = probe.find_nvcc()
-    if nvcc is None:
-        raise SystemExit("kernel_report: nvcc was not found; set CUDA_HOME to a CUDA toolkit")
-    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    if not sources:
-        raise SystemExit("kernel_report: there are no kernels in csrc/cuda")
-    table = collect(nvcc.path, sources)
-    text = render(table, nvcc.version)
+    version = compile_ptx.find_nvcc().version
+    ptx = compile_kernels()
+    end = digests(ptx, version)
+    if options.check:
+        problems = check(end)
+        print("\n".join(problems or [f"{PAGE} is up to date"]))
+        return 1 if problems else 0
+    table = collect(ptx)
+    PAGE.write_text(render(table, version) + "\n" + end, encoding="utf-8")
     problems = forbidden_spills(table)
-    if not options.check:
-        PAGE.write_text(text, encoding="utf-8")
-        print(f"{PAGE}: {len(table)} kernels")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        problems.append(f"{PAGE} is out of date: run python scripts/kernel_report.py")
-    print("\n".join(problems), file=sys.stderr)
-    return 1 if options.check and problems else 0
+    print("\n".join([f"{PAGE}: {len(table)} kernels", *problems]))
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ divergent branches, 32-byte sectors and bytes of global memory, conflicts of the
 memory, barriers, bytes in flight, and the longest chain of dependent instructions. With
 ``--memories N`` only N of the B memories are run, on a device with N / B of the processors, so that
 they are laid out as all of them would be, and counts that grow with B are multiplied by B / N.
+With ``--steps T`` three or more shapes that differ in T alone give the counts of so many steps: the
+line through the last two is followed, and what the others miss it by is said.
 Counts are of PTX: ptxas may merge or drop instructions.
 """
 
@@ -78,6 +80,41 @@ def count(shape: tuple[int, int, int, int]) -> list[dict]:
         return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def extrapolate(points: list[tuple[int, list[dict]]], steps: int) -> tuple[list[dict], float]:
+    """Launches at ``steps`` on the line through the last two of the points (T, launches), and the
+    largest part of any count by which the points before miss it."""
+    (first, early), (last, late) = points[-2:]
+    if {tuple(x["kernel"] for x in found) for _, found in points} != {
+        tuple(x["kernel"] for x in late)
+    }:
+        raise SystemExit("ptx_counts: --steps: the kernels are not the same at all T")
+
+    def flat(launch: dict) -> dict[str, int]:
+        grows = {key: launch[key] for key in (*TOTALS, "longest_chain", "longest_chain_of_loads")}
+        return grows | {f"kinds/{kind}": n for kind, n in launch["kinds"].items()}
+
+    def at(index: int, key: str, T: int) -> float:
+        a, b = flat(early[index]).get(key, 0), flat(late[index])[key]
+        return b + (b - a) * (T - last) / (last - first)
+
+    missed = 0.0
+    for T, found in points[:-2]:
+        for index, launch in enumerate(found):
+            for key, n in flat(launch).items():
+                missed = max(missed, abs(at(index, key, T) - n) / max(n, 1))
+    result = []
+    for index, launch in enumerate(late):
+        new = dict(launch, kinds={})
+        for key in flat(launch):
+            value = round(at(index, key, steps))
+            if key.startswith("kinds/"):
+                new["kinds"][key.removeprefix("kinds/")] = value
+            else:
+                new[key] = value
+        result.append(new)
+    return result, missed
+
+
 def render(launches: list[dict], scale: int) -> str:
     """A table with a column for each launch."""
     names = demangle(launch["kernel"] for launch in launches)
@@ -106,11 +143,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", type=Path, required=True)
     parser.add_argument("--shape", action="append", required=True, help="BxTxKxC")
+    parser.add_argument("--steps", type=int, metavar="T", help="counts of so many steps, by a line")
     parser.add_argument("--memories", type=int, help="run this many of the B memories")
     options = parser.parse_args()
     if not options.library.is_file():
         raise SystemExit(f"ptx_counts: --library: there is no file {options.library}")
     shapes = [parse_shape(text) for text in options.shape]
+    if options.steps is not None:
+        alike = len({(B, K, C) for B, _, K, C in shapes}) == 1
+        if len(shapes) < 3 or not alike or len({T for _, T, _, _ in shapes}) < len(shapes):
+            parser.error("--steps needs three or more of --shape, which differ in T alone")
+        if options.memories:
+            parser.error("--steps goes without --memories")
     try:
         import torch
 
@@ -119,16 +163,22 @@ def main() -> int:
         raise SystemExit(f"ptx_counts: {error}; pip install torch, and kanerva_ext") from None
 
     torch.ops.load_library(str(options.library.resolve()))
-    for B, T, K, C in shapes:
+    points = []
+    for B, T, K, C in sorted(shapes) if options.steps else shapes:
         run = min(B, options.memories or B)
         if B % run:
             raise SystemExit(f"ptx_counts: --memories must divide B = {B}, got {run}")
         print(f"bayes_write (B {B}, T {T}, K {K}, C {C}), float32", end="")
         print(f", counted over {run} memories\n" if run < B else "\n")
         if run < B:
-            os.environ["KANERVA_HOST_PROCESSORS"] = str(max(1, PROCESSORS * run // B))
-        print(render(count((run, T, K, C)), B // run), end="\n\n")
-        os.environ.pop("KANERVA_HOST_PROCESSORS", None)
+            os.environ["KANERVA_PTX_PROCESSORS"] = str(max(1, PROCESSORS * run // B))
+        points.append((T, count((run, T, K, C))))
+        print(render(points[-1][1], B // run), end="\n\n", flush=True)
+        os.environ.pop("KANERVA_PTX_PROCESSORS", None)
+    if options.steps is not None:
+        found, missed = extrapolate(points, options.steps)
+        print(f"T {options.steps}, on a line that the others miss by at most {missed:.2%}\n")
+        print(render(found, 1))
     return 0
 
 

@@ -20,7 +20,7 @@ import torch
 
 import kanerva_ext
 
-pytest_plugins = ["cli_runs"]
+pytest_plugins = ["cli_runs", "ptx_tool"]
 
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,7 @@ def pytest_configure(config):
     # The tests of the operators make their tensors there.
     if "KANERVA_TEST_DEVICE" in os.environ:
         torch.set_default_device(os.environ["KANERVA_TEST_DEVICE"])
-    # Kernels to test instead of the CPU's own: see scripts/kernels_on_host.py.
+    # Kernels to test instead of the CPU's own: see scripts/kernels_on_ptx.py.
     if "KANERVA_TEST_LIBRARY" in os.environ:
         torch.ops.load_library(os.environ["KANERVA_TEST_LIBRARY"])
     if "TRITON_INTERPRET" in os.environ:

@@ -18,20 +18,17 @@ from typing import Any
 import pytest
 
 INTERPRETER = "interpreter"  # Triton's: a tenth of a second for every few tiles
-TEAMS = "teams"  # CUDA kernels on the host, with teams of blocks for every memory
-ON_HOST = "on_host"  # the same, as a GPU would have it
-PTX = "ptx"  # the instructions that nvcc makes, one after another
-ENGINES = (INTERPRETER, TEAMS, ON_HOST, PTX)
+PTX = "ptx"  # the instructions that nvcc makes of the CUDA kernels, one after another
+TEAMS = "teams"  # the same, with a team of blocks for every memory
+ENGINES = (INTERPRETER, PTX, TEAMS)
 
 
 def engine() -> str | None:
     """What runs the kernels under test; None for the library as it is installed."""
-    if "KANERVA_TEST_ENGINE" in os.environ:
-        return os.environ["KANERVA_TEST_ENGINE"]
     if "TRITON_INTERPRET" in os.environ:
         return INTERPRETER
     if "KANERVA_TEST_LIBRARY" in os.environ:
-        return TEAMS if "KANERVA_HOST_TEAM_WORK" in os.environ else ON_HOST
+        return TEAMS if "KANERVA_TEAM_WORK" in os.environ else PTX
     return None
 
 
@@ -43,7 +40,7 @@ def is_left_out(item: pytest.Item) -> bool:
     now = engine()
     if now is None or item.config.getoption("whole"):
         return False
-    names = {now, TEAMS} if now == PTX else {now}  # one pays for barriers, one for instructions
+    names = {now, PTX} if now == TEAMS else {now}
     if any(names & set(mark.args) for mark in item.iter_markers("not_on")):
         return True
     return item.get_closest_marker("exhaustive") is not None
@@ -61,7 +58,7 @@ def not_on(*engines: str, reason: str) -> pytest.MarkDecorator:
 REFERENCE_ALONE = not_on(*ENGINES, reason="no kernel runs")
 #: For tests of autograd, dispatch and compilation, which are the same for all kernels.
 MANY_CALLS = not_on(
-    INTERPRETER, TEAMS, reason="hundreds of calls, or compilation, around few kernels"
+    INTERPRETER, PTX, reason="hundreds of calls, or compilation, around few kernels"
 )
 
 

@@ -20,7 +20,7 @@ from helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_checks import DATA, MASK, NOISE, STATE, OperatorChecks
-from selection import INTERPRETER, MANY_CALLS, REFERENCE_ALONE, TEAMS, grid, not_on
+from selection import INTERPRETER, MANY_CALLS, PTX, REFERENCE_ALONE, grid, not_on
 
 from kanerva_ext import ops, reference
 
@@ -101,7 +101,7 @@ def check_covariance(p: Problem, cov):
         assert (variance <= before * (1 + 8 * eps)).all()
 
 
-@not_on(INTERPRETER, TEAMS, reason="65,536 steps")
+@not_on(INTERPRETER, PTX, reason="65,536 steps")
 @pytest.mark.parametrize(("method", "dtype"), grid(METHODS, DTYPES, values=lambda m, d: (m, "any")))
 def test_65536_steps(method, dtype):
     floor = 1e-10 if dtype == torch.float64 else None
@@ -346,7 +346,7 @@ def test_changing_a_float_noise_recompiles_once():
     torch._dynamo.reset()
 
 
-@not_on(INTERPRETER, TEAMS, reason="40 examples of up to 40 steps")
+@not_on(INTERPRETER, PTX, reason="40 examples of up to 40 steps")
 @settings(max_examples=40, deadline=None)
 @given(
     b=st.integers(1, 3),

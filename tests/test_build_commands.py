@@ -104,7 +104,7 @@ def cuda_plan() -> object:
 
 
 def test_cuda_commands(tmp_path):
-    layout = make_layout(tmp_path, "cuda/read.cu", "cuda/register.cpp", "cuda/host/fibers.cpp")
+    layout = make_layout(tmp_path, "cuda/read.cu", "cuda/register.cpp")
     found = commands(targets.edges(cuda_plan(), layout))
     command = found["compile cuda/read.cu [8.0;9.0a+PTX]"]
     assert command.startswith("/cuda/bin/nvcc ")
@@ -125,11 +125,8 @@ def test_cuda_commands(tmp_path):
 
 
 def test_registration_of_cuda_operators_is_plain_cpp(tmp_path):
-    """nvcc sees no torch; what sees torch has the C++ compiler's flags and the toolkit's headers.
-
-    The kernels' runs on the host, in csrc/cuda/host/, are no part of the library.
-    """
-    layout = make_layout(tmp_path, "cuda/read.cu", "cuda/register.cpp", "cuda/host/fibers.cpp")
+    """nvcc sees no torch; what sees torch has the C++ flags and the toolkit's headers."""
+    layout = make_layout(tmp_path, "cuda/read.cu", "cuda/register.cpp")
     found = commands(targets.edges(cuda_plan(), layout))
     sees_torch = {what for what, command in found.items() if str(INCLUDE) in command}
     assert sees_torch == {"compile cpu/read.cpp", "compile cuda/register.cpp"}
@@ -143,7 +140,6 @@ def test_registration_of_cuda_operators_is_plain_cpp(tmp_path):
     ):
         assert words in command
     assert "-DUSE_CUDA" not in found["compile cpu/read.cpp"]
-    assert not [what for what in found if "fibers" in what]
 
 
 @pytest.mark.parametrize("folder", ["cpu", "bindings"])

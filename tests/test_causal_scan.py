@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_checks import DATA, MASK, NOISE, STATE, OperatorChecks
 from scan_truth import scan, scan_grads, scan_problem
-from selection import INTERPRETER, MANY_CALLS, REFERENCE_ALONE, TEAMS, grid, not_on
+from selection import INTERPRETER, MANY_CALLS, PTX, REFERENCE_ALONE, TEAMS, grid, not_on
 from torch import Tensor
 
 from kanerva_ext import ops, reference
@@ -114,7 +114,7 @@ def test_any_chunk_length_gives_the_same(case, chunk_size, dtype):
     assert_true(case, dtype, call(*scan_problem(case, dtype), chunk_size=chunk_size))
 
 
-@not_on(INTERPRETER, TEAMS, reason="65,536 steps")
+@not_on(INTERPRETER, PTX, reason="65,536 steps")
 @pytest.mark.parametrize("dtype", grid(DTYPES, values=lambda dtype: ()))
 def test_65536_steps(dtype):
     assert_true(LONG, dtype, call(*scan_problem(LONG, dtype)))
@@ -200,7 +200,10 @@ def test_closed_form_of_the_reference(case):
 
 
 @not_on(INTERPRETER, reason="300 steps")
-@pytest.mark.parametrize("chunk_size", CHUNKS)
+@pytest.mark.parametrize(
+    "chunk_size",
+    [pytest.param(1, marks=not_on(TEAMS, reason="300 chunks")), *CHUNKS[1:]],
+)
 def test_gradients_with_any_chunk_length(chunk_size):
     """Several chunks in the adjoint, with decay across them."""
     for decay in (False, True):
@@ -317,7 +320,7 @@ def test_indefinite_system_is_nan():
             assert result[1].isnan().all() and not result[0].isnan().any()
 
 
-@not_on(INTERPRETER, TEAMS, reason="40 examples of up to 40 steps")
+@not_on(INTERPRETER, PTX, reason="40 examples of up to 40 steps")
 @settings(max_examples=40, deadline=None)
 @given(
     b=st.integers(1, 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -415,3 +416,36 @@ def test_a_rehearsal_tells_what_is_not_as_it_should_be(tmp_path, monkeypatch, ca
     monkeypatch.setattr(phases.Plan, "stages", lambda self, phase: stages(good))
     assert command.main(["rehearse", "--out", str(tmp_path / "c")]) == 1
     assert "contact: smoke/a: not asked" in capsys.readouterr().out
+
+
+def test_a_rehearsal_that_asks_nothing_in_a_phase_fails(tmp_path, monkeypatch, capsys):
+    def stages(self, phase):
+        code = "import os; open(os.environ['KANERVA_RESULT'], 'w').write('{\"state\": \"%s\"}')"
+        asked = {"device": rows.NO_GPU, "build": rows.OK, "smoke/a": rows.NO_GPU}
+        if phase == "triton":
+            del asked["smoke/a"]
+        tasks = [
+            Task(key, (sys.executable, "-c", code % state), 30) for key, state in asked.items()
+        ]
+        return [Stage("s", tasks)]
+
+    monkeypatch.setattr(phases.Plan, "stages", stages)
+    assert command.main(["rehearse", "--out", str(tmp_path)]) == 1
+    text = capsys.readouterr().out
+    assert "triton: no question of its own was asked" in text and "contact: no question" not in text
+
+
+def test_what_check_torch_asks_is_asked_in_every_phase(tmp_path):
+    text = (Path(phases.__file__).parents[2] / "scripts/check_torch.py").read_text()
+    words = {
+        word.value
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Assign | ast.AugAssign)
+        and ast.unparse(node).startswith("QUESTIONS")
+        for word in ast.walk(node)
+        if isinstance(word, ast.Constant)
+    }
+    for phase in phases.PHASES:
+        found = phases.keys(plan(tmp_path, rehearsal=True).stages(phase))
+        assert any(word in key for word in words for key in found), phase
+    assert len(words) == 6

@@ -60,3 +60,51 @@ def test_table_and_spills(monkeypatch):
     assert "g<float> spills on sm_80" in problem
     monkeypatch.setattr(kernel_report, "MAY_SPILL", (r"^g<",))
     assert kernel_report.forbidden_spills(table) == []
+
+
+PTX = """\
+.version 9.0
+.target sm_90a
+	// .globl	_ZN1a39_GLOBAL__N__405c4b7b_7_read_cu_9cd1cbf411read_kernelEv
+.entry _ZN1a39_GLOBAL__N__405c4b7b_7_read_cu_9cd1cbf411read_kernelEv(
+	.loc	1 37 0
+	add.s32 	%r1, %r2, 1;	// begin inline asm
+	.file	1 "/somewhere/csrc/cuda/read.cu"
+	.section	.debug_str
+.b8 95,90
+"""
+
+
+def test_a_digest_is_of_the_instructions():
+    digest = kernel_report.compile_ptx.digest
+    moved = PTX.replace(" 37 0", " 38 0").replace("/somewhere", "/elsewhere").replace("95", "96")
+    renamed = moved.replace("405c4b7b", "0123abcd").replace("9cd1cbf4", "89abcdef")
+    assert digest(PTX) == digest(moved) == digest(renamed)
+    others = [PTX.replace("%r2, 1", "%r2, 2"), PTX.replace("sm_90a", "sm_80")]
+    others.append(PTX.replace("read_kernel", "reap_kernel"))
+    assert len({digest(PTX), *map(digest, others)}) == 4
+
+
+def test_a_page_of_other_sources_or_with_spills_is_refused(monkeypatch, tmp_path):
+    def ends(text):
+        files = {}
+        for target in kernel_report.ARCHS:
+            (tmp_path / target).write_text(text)
+            files[target] = tmp_path / target
+        return kernel_report.digests({"read.cu": files}, "13.0")
+
+    fill, g = kernel_report.parse(PTXAS)
+    page = tmp_path / "kernels.md"
+    monkeypatch.setattr(kernel_report, "PAGE", page)
+    assert "out of date" in kernel_report.check(ends(PTX))[0]
+    page.write_text(
+        kernel_report.render({("a.cu", "fill"): {"sm_80": fill}}, "13") + "\n" + ends(PTX)
+    )
+    assert kernel_report.check(ends(PTX)) == []
+    problem, *lines = kernel_report.check(ends(PTX.replace("add", "sub")))
+    assert "out of date" in problem and [x.startswith("| read.cu |") for x in lines] == [True]
+    page.write_text(kernel_report.render({("a.cu", "g"): {"sm_80": g}}, "13") + "\n" + ends(PTX))
+    (problem,) = kernel_report.check(ends(PTX))
+    assert problem.startswith("a kernel spills: | a.cu | `g` |")
+    monkeypatch.setattr(kernel_report, "MAY_SPILL", (r"^g$",))
+    assert kernel_report.check(ends(PTX)) == []

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import Case, assert_as_accurate, problem
 from operator_checks import STATE, OperatorChecks
-from selection import INTERPRETER, grid, not_on
+from selection import INTERPRETER, TEAMS, grid, not_on
 
 from kanerva_ext import ops, reference
 
@@ -66,7 +66,7 @@ def test_float32(case):
         assert_as_accurate(got, want, rival, name=name)
 
 
-@not_on(INTERPRETER, reason="all problems, the large ones too")
+@not_on(INTERPRETER, TEAMS, reason="all problems, the large ones too")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_positive_and_zero_for_equal_beliefs(dtype):
     for case in CASES:
@@ -78,7 +78,7 @@ def test_positive_and_zero_for_equal_beliefs(dtype):
             assert (kl.abs() <= rounding).all(), (case, kl)
 
 
-@not_on(INTERPRETER, reason="many tiles")
+@not_on(INTERPRETER, TEAMS, reason="many tiles")
 @pytest.mark.parametrize(
     ("which", "jitter"),
     grid(("belief", "prior", "both"), (0.1, 1e-2, 1e-6), values=lambda w, j: (w, j < 0.1)),

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from ptx_programs import kernel, module
+from ptx_tool import load_script
 
 SHARED = ".shared .align 16 .b8 tile[8192];\n"
 
@@ -120,3 +121,24 @@ def test_bytes_in_flight():
     got = counts(body + one_by_one, words())
     assert got["most_bytes_in_flight"] == got["mean_bytes_in_flight"] == 128
     assert got["waits"] == 8
+
+
+def test_counts_of_more_steps_lie_on_a_line():
+    ptx_counts = load_script("ptx_counts")
+
+    def launches(T: int, bend: int = 0) -> list[dict]:
+        grows = (*ptx_counts.TOTALS, "longest_chain", "longest_chain_of_loads")
+        counted = dict.fromkeys(grows, 100 + 7 * T + bend)
+        kinds = {"barrier": 3 * T, "shuffle": 5}
+        return [{"kernel": "k", "most_bytes_in_flight": 128, "kinds": kinds} | counted]
+
+    points = [(T, launches(T)) for T in (8, 16, 32)]
+    (found,), missed = ptx_counts.extrapolate(points, 1000)
+    assert missed == 0 and found["instructions"] == found["longest_chain"] == 7100
+    assert found["kinds"] == {"barrier": 3000, "shuffle": 5}
+    assert found["most_bytes_in_flight"] == 128
+    (_,), missed = ptx_counts.extrapolate([(8, launches(8, bend=44)), *points[1:]], 1000)
+    assert missed == pytest.approx(44 / 200)
+    other = [dict(launches(8)[0], kernel="another")]
+    with pytest.raises(SystemExit, match="not the same"):
+        ptx_counts.extrapolate([(8, other), *points[1:]], 1000)

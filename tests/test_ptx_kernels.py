@@ -5,45 +5,27 @@ Their results are compared with the truth by the operators' own tests, run on th
 ``scripts/kernels_on_ptx.py --library`` makes (``make test-ptx``).
 """
 
-import importlib.util
+import functools
 import os
-import sys
-from pathlib import Path
 
+import ptx_tool
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "scripts/kernels_on_ptx.py"
 ARCH = os.environ.get("KANERVA_PTX_ARCH", "sm_90a")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not SCRIPT.is_file(), reason="needs the source tree, which is not here"),
-    pytest.mark.skipif(
-        os.environ.get("KANERVA_TEST_PTX") != "1", reason="set KANERVA_TEST_PTX=1 to compile to PTX"
-    ),
-]
+pytestmark = ptx_tool.MARKS
 
 
 @pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("kernels_on_ptx", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    before = list(sys.path)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = before  # the tests must not find the checkout's package
-    return module
+def run(kernels_on_ptx):
+    """run(operator, ...) runs one, or all, of operators.cpp."""
+    ptx = kernels_on_ptx.compile_all(kernels_on_ptx.kernels(), ARCH)
+    program = kernels_on_ptx.build_program()
+    return functools.partial(kernels_on_ptx.run_program, program, ptx[0].parent)
 
 
-@pytest.fixture(scope="module")
-def program(tool):
-    return tool.build_program(ARCH)
-
-
-def test_nothing_is_found_and_results_do_not_depend_on_the_order(tool, program):
-    done = tool.run_program(program, ARCH)
+def test_nothing_is_found_and_results_do_not_depend_on_the_order(run):
+    done = run()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.count(" ok\n") > 60
     assert "PTX: 0 launches" not in done.stdout
@@ -59,8 +41,14 @@ def test_nothing_is_found_and_results_do_not_depend_on_the_order(tool, program):
         ("causal_scan_backward", 84),
     ],
 )
-def test_a_barrier_left_out_is_noticed(tool, program, operator, barrier):
-    left_out = {"KANERVA_PTX_SKIP_BARRIER": str(barrier)}
-    done = tool.run_program(program, ARCH, operator, **left_out)
+def test_a_barrier_left_out_is_noticed(run, operator, barrier):
+    done = run(operator, KANERVA_PTX_SKIP_BARRIER=str(barrier))
     assert done.returncode != 0, done.stdout[-2000:]
     assert "race in " in done.stderr, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("operator", ["read", "statistics_backward", "forget", "causal_scan"])
+def test_a_write_past_a_buffer_is_noticed(run, operator):
+    done = run(operator, KANERVA_SHORT_RESULTS="1")
+    assert done.returncode != 0, done.stdout[-2000:]
+    assert "access outside " in done.stderr, done.stderr[-2000:]

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from helpers import CASES, METHODS
-from selection import ENGINES, covering, grid, not_on
+from selection import ENGINES, INTERPRETER, PTX, TEAMS, covering, engine, grid, not_on
 
 
 def pairs_of(rows):
@@ -51,3 +51,21 @@ def test_engines_that_do_not_exist_are_refused():
     assert not_on(*ENGINES, reason="because").args == ENGINES
     with pytest.raises(ValueError, match=r"no such engine: \['gpu'\]; there are \('interpreter'"):
         not_on("gpu", reason="because")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ((), None),
+        (("TRITON_INTERPRET",), INTERPRETER),
+        (("KANERVA_TEST_LIBRARY",), PTX),
+        (("KANERVA_TEST_LIBRARY", "KANERVA_TEAM_WORK"), TEAMS),
+        (("KANERVA_TEAM_WORK",), None),
+    ],
+)
+def test_the_engine_under_test(monkeypatch, variables, expected):
+    for name in ("TRITON_INTERPRET", "KANERVA_TEST_LIBRARY", "KANERVA_TEAM_WORK"):
+        monkeypatch.delenv(name, raising=False)
+    for name in variables:
+        monkeypatch.setenv(name, "0")
+    assert engine() == expected

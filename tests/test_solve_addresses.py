@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import LD, assert_as_accurate, extended, solve_spd
 from operator_checks import DATA, RIDGE, STATE, OperatorChecks
-from selection import INTERPRETER, not_on
+from selection import INTERPRETER, TEAMS, not_on
 
 from kanerva_ext import ops, reference
 
@@ -32,7 +32,8 @@ class Case(NamedTuple):
     @property
     def marks(self):
         large = max(self.slots, self.code, self.steps) > 100
-        return [not_on(INTERPRETER, reason="many tiles")] if large else []
+        engines = (INTERPRETER, TEAMS) if self.slots > 250 else (INTERPRETER,)
+        return [not_on(*engines, reason="many tiles")] if large else []
 
     def __str__(self):
         return f"{self.kind}-{self.ridge:g}-K{self.slots}-C{self.code}-T{self.steps}"

@@ -170,7 +170,8 @@ def stand_in_tools() -> Iterator[None]:
 
 
 def rehearse(options: argparse.Namespace) -> int:
-    """All phases where there is no GPU: 0 if every question ends in `rows.NO_GPU`."""
+    """All phases where there is no GPU: 0 if every phase asks something, and all ends in
+    `rows.NO_GPU`."""
     if visit.query_gpu("name"):
         print(
             "gpu_check: there is a GPU here; a rehearsal is for machines without", file=sys.stderr
@@ -184,6 +185,8 @@ def rehearse(options: argparse.Namespace) -> int:
             found = rows.latest(rows.RowFile(phases.files_of(options.out, phase)).read())
             missing = (found.get("end") or {}).get("missing", ["the end"])
             wrong += [f"{phase}: {key}: not asked" for key in missing]
+            if all(key in (*ANSWERED, "device") for key, row in found.items() if "state" in row):
+                wrong.append(f"{phase}: no question of its own was asked")
             for key, row in found.items():
                 expected = rows.OK if key in ANSWERED else rows.NO_GPU
                 if "state" in row and row["state"] != expected:

@@ -35,8 +35,8 @@ COLUMNS = {
 }
 NOT_RUN = {
     "CUDA C++": (
-        "written; compiled for sm_80, sm_90a, sm_100, sm_120; runs on the host under the tests; "
-        "has not run on a GPU"
+        "written; compiled for sm_80, sm_90a, sm_100, sm_120; runs as PTX in an interpreter under "
+        "the tests; has not run on a GPU"
     ),
     "Triton": (
         "written; compiled for sm_80, sm_90, sm_100, sm_120, gfx942; runs in the interpreter under "
@@ -48,11 +48,10 @@ BEFORE = """# Which kernels have run on a GPU
 Made by `python -m benchmarks.gpu.status_page` from the rows in `benchmarks/results/`.
 
 {first} The CUDA kernels are compiled for sm_80, sm_90a, sm_100 and sm_120 (and PTX for later
-GPUs), and the same sources run on the host under the tests, a block's threads as fibers with real
-barriers. There the tensor cores (`csrc/cuda/tiles.cuh`) are emulated. The Triton kernels compile
-for the same GPUs and gfx942 and run in Triton's interpreter under the tests, where products in
-`tf32x3` are exact. [kernels.md](kernels.md) and [triton_kernels.md](triton_kernels.md) have their
-registers and memory.
+GPUs), and their PTX runs in an interpreter under the tests ([ptx.md](ptx.md)), which assumes how
+tensor cores round. The Triton kernels compile for the same GPUs and gfx942 and run in Triton's
+interpreter under the tests, where products in `tf32x3` are exact. [kernels.md](kernels.md) and
+[triton_kernels.md](triton_kernels.md) have their registers and memory.
 
 """
 AFTER = """

@@ -1,13 +1,16 @@
-// What kernels and their launchers may use of a device. nvcc compiles the kernels for GPUs; any C++
-// compiler compiles the same sources for the host (host/device_on_host.h), where a block's threads
-// are fibers with real barriers: that is how the kernels are tested without a GPU.
+// What kernels and their launchers may use of a device.
 #pragma once
+
+#include <cuda_runtime.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+
+#include "../core/arguments.h"
+#include "once_per_kernel.h"
 
 namespace kanerva::cuda {
 
@@ -16,7 +19,6 @@ struct Device {
   size_t shared_per_block = 0;  // bytes a block may ask for, beside its head
   int processors = 1;           // multiprocessors
   double team_work = -1.0;      // multiply-adds from which a memory gets a team; < 0: as counted
-  bool at_once = true;          // whether all blocks of teams must have a processor to themselves
 };
 
 constexpr size_t kHeadBytes = 288;  // of a block's shared memory, for team.cuh
@@ -25,21 +27,6 @@ constexpr int kMostBlocks = 256;    // in a team
 struct Grid {
   int64_t x = 1, y = 1, z = 1;  // memories, blocks of columns, blocks in a team
 };
-
-}  // namespace kanerva::cuda
-
-// USE_CUDA: what calls the launchers, compiled by a C++ compiler with the CUDA runtime at hand.
-#if defined(__CUDACC__) || defined(USE_CUDA)
-#include <cuda_runtime.h>
-
-#include "once_per_kernel.h"
-#else
-#include "host/device_on_host.h"
-#endif
-
-#include "../core/arguments.h"
-
-namespace kanerva::cuda {
 
 // KANERVA_TEAM_WORK=0 gives every memory a team where the processors suffice for two blocks of it,
 // to test teams on small memories.
@@ -56,8 +43,6 @@ inline double team_work_from_environment() {
   return work;
 }
 
-#if defined(__CUDACC__) || defined(USE_CUDA)
-
 using Stream = cudaStream_t;
 
 inline void check(cudaError_t error, const char* what) {
@@ -72,7 +57,7 @@ inline Device current_device() {
         "cudaDeviceGetAttribute");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index),
         "cudaDeviceGetAttribute");
-  return {size_t(shared) - kHeadBytes, processors, team_work_from_environment(), true};
+  return {size_t(shared) - kHeadBytes, processors, team_work_from_environment()};
 }
 
 // Lets a kernel have all the shared memory that a block may ask for: once, so that no launch by
@@ -94,8 +79,6 @@ inline void allow_shared(const void* kernel) {
 inline void clear(void* memory, size_t bytes, Stream stream) {
   check(cudaMemsetAsync(memory, 0, bytes, stream), "cudaMemsetAsync");
 }
-
-#endif
 
 #if defined(__CUDACC__)
 
@@ -142,10 +125,6 @@ __device__ inline void arrive_and_wait(unsigned* counter, unsigned target) {
   __threadfence();
 }
 
-#endif
-
-#if defined(__CUDACC__) || !defined(USE_CUDA)
-
 template <class T>
 struct Same {
   using type = T;
@@ -158,7 +137,6 @@ void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared, Stream 
             typename Same<P>::type... args) {
   if (grid.x <= 0 || grid.y <= 0) return;
   shared += kHeadBytes;
-#if defined(__CUDACC__)
   if (shared > 48 * 1024) allow_shared(reinterpret_cast<const void*>(kernel));
   cudaLaunchAttribute together = {};
   together.id = cudaLaunchAttributeCooperative;
@@ -171,10 +149,6 @@ void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared, Stream 
   how.attrs = &together;
   how.numAttrs = grid.z > 1 ? 1 : 0;
   check(cudaLaunchKernelEx(&how, kernel, args...), "kernel launch");
-#else
-  (void)stream;
-  host::run_blocks(grid, unsigned(threads), shared, [&] { kernel(args...); });
-#endif
 }
 
 #endif

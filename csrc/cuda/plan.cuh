@@ -17,8 +17,7 @@ struct Work {
 inline int most_blocks(const Sizes& n, const Device& device) {
   if (device.shared_per_block < sizeof(TileMemory)) return 1;
   const int64_t wide = n.C > n.K ? n.C : n.K, tiles = (n.K * wide + 4095) / 4096;
-  int64_t most = device.processors;
-  if (device.at_once) most /= n.B > 0 ? n.B : 1;
+  int64_t most = device.processors / (n.B > 0 ? n.B : 1);
   if (device.team_work < 0.0) most = most < tiles ? most : tiles;  // else teams are asked for
   return int(most < kMostBlocks ? most : kMostBlocks);
 }

@@ -30,8 +30,9 @@ def compiler() -> list[str]:
 def compile_all(
     sources: list[Path], folder: Path, flags: tuple[str, ...] = (), headers: Path = HERE
 ) -> list[Path]:
-    """Object files of ``sources`` in ``folder``; only what changed is compiled."""
-    newest = max(header.stat().st_mtime for header in headers.glob("*.h"))
+    """Object files of ``sources`` in ``folder``; only what changed, or a header of the folder
+    ``headers``, is compiled."""
+    newest = max(header.stat().st_mtime for header in headers.rglob("*.h"))
     folder.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: Path) -> Path:
@@ -47,9 +48,9 @@ def compile_all(
 
 
 def engine() -> list[Path]:
-    """The interpreter's object files, without what binds it to Python or to CUDA's runtime."""
+    """The interpreter's object files, without what binds it to Python, CUDA's runtime or torch."""
     sources = sorted(HERE.glob("*.cpp"))
-    apart = {"api.cpp", "runtime.cpp"}
+    apart = {"api.cpp", "runtime.cpp", "register_on_cpu.cpp"}
     return compile_all([s for s in sources if s.name not in apart], BUILD / "engine")
 
 

@@ -1,6 +1,7 @@
 // In the place of the CUDA runtime: the few calls that the library's launchers make. Their kernels
 // are run by the interpreter, on PTX files of the folder that KANERVA_PTX names.
 //
+// KANERVA_PTX_PROCESSORS and KANERVA_PTX_SHARED_BYTES stand for other devices than an H100,
 // KANERVA_PTX_SEED varies the order of warps and blocks, KANERVA_PTX_SKIP_BARRIER=n leaves out the
 // n-th barrier of every block, KANERVA_PTX_COUNTS names a file that gets a line of JSON for each
 // launch, KANERVA_PTX_STATISTICS=1 has totals printed at the end.
@@ -23,13 +24,14 @@
 
 namespace {
 
-constexpr int kMostShared = 227 * 1024;  // bytes that a block can ask for, of an H100
-constexpr int kProcessors = 132;
-
 int64_t environment(const char* name, int64_t otherwise) {
   const char* text = std::getenv(name);
   return text && *text ? std::atoll(text) : otherwise;
 }
+
+// Of the device: bytes of shared memory that a block can ask for.
+int most_shared() { return int(environment("KANERVA_PTX_SHARED_BYTES", 227 * 1024)); }
+int processors() { return int(environment("KANERVA_PTX_PROCESSORS", 132)); }
 
 class Runtime {
  public:
@@ -92,7 +94,7 @@ class Runtime {
 
   static ptx::Options options() {
     ptx::Options o;
-    o.seed = uint64_t(environment("KANERVA_PTX_SEED", environment("KANERVA_HOST_SEED", 1) - 1));
+    o.seed = uint64_t(environment("KANERVA_PTX_SEED", 0));
     o.skip_barrier = int(environment("KANERVA_PTX_SKIP_BARRIER", -1));
     o.checks_races = environment("KANERVA_PTX_RACES", 1) != 0;
     o.weak_memory = environment("KANERVA_PTX_WEAK_MEMORY", 1) != 0;
@@ -114,11 +116,6 @@ class Runtime {
         uint64_t(shape.grid[0]) * shape.grid[1] * shape.grid[2] > uint64_t(processors()))
       throw ptx::Fault("a cooperative launch of more blocks than processors");
   }
-  // A team for every memory, which tests ask for, goes beyond what a device would start at once.
-  static int64_t processors() {
-    return environment("KANERVA_HOST_TEAM_WORK", -1) >= 0 ? int64_t(1) << 30 : kProcessors;
-  }
-
   ptx::Module& module_of(const std::string& kernel) {
     const auto known = kernels_.find(kernel);
     if (known != kernels_.end()) return *known->second;
@@ -183,7 +180,7 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStr
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value > kMostShared) {
+  if (value > most_shared()) {
     Runtime::get().fail("more dynamic shared memory than a block can have: " +
                         std::to_string(value));
     return cudaErrorInvalidValue;
@@ -203,7 +200,7 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? kMostShared : kProcessors;
+  *value = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? most_shared() : processors();
   return cudaSuccess;
 }
 

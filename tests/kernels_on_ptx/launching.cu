@@ -1,60 +1,14 @@
 // What launchers of the CUDA kernels decide on the host: ./launching CASE prints "ok" or "wrong".
-#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
-#include <thread>
-#include <vector>
 
-#include "../../csrc/cuda/once_per_kernel.h"
 #include "../../csrc/cuda/plan.cuh"
 
 namespace {
 
 using namespace kanerva;
 using namespace kanerva::cuda;
-
-// The limit of shared memory of two kernels on two devices, as a driver keeps it.
-int limits[2][2];
-
-void launch_many(OncePerKernel& once, std::atomic<int>& raised, std::atomic<bool>& wrong) {
-  for (int i = 0; i < 1000; ++i) {
-    const int kernel = i % 2, device = i / 2 % 2;
-    int& limit = limits[kernel][device];
-    once.call(&limits[kernel], device, [&] {
-      limit = 100;
-      ++raised;
-    });
-    if (limit != 100) wrong = true;
-  }
-}
-
-bool once() {
-  OncePerKernel once;
-  std::atomic<int> raised{0};
-  std::atomic<bool> wrong{false};
-  std::vector<std::thread> threads;
-  for (int i = 0; i < 8; ++i) threads.emplace_back([&] { launch_many(once, raised, wrong); });
-  for (std::thread& thread : threads) thread.join();
-  return !wrong && raised == 4;
-}
-
-bool retried() {
-  OncePerKernel once;
-  int calls = 0;
-  const auto refuse_once = [&] {
-    if (++calls == 1) throw std::runtime_error("refused");
-  };
-  for (int i = 0; i < 3; ++i) {
-    try {
-      once.call(&calls, 0, refuse_once);
-      if (i == 0) return false;
-    } catch (const std::runtime_error&) {
-      if (i > 0) return false;
-    }
-  }
-  return calls == 2;
-}
 
 Sizes sizes(int64_t B) {
   Sizes n = {};
@@ -107,11 +61,7 @@ int main(int count, char** arguments) {
   const struct {
     const char* name;
     bool (*run)();
-  } cases[] = {{"once", once},
-               {"retried", retried},
-               {"forced", forced},
-               {"counted", counted},
-               {"environment", environment}};
+  } cases[] = {{"forced", forced}, {"counted", counted}, {"environment", environment}};
   for (const auto& one : cases) {
     if (count > 1 && std::strcmp(arguments[1], one.name) == 0) {
       std::puts(one.run() ? "ok" : "wrong");

@@ -1,0 +1,14 @@
+"""What launchers of the CUDA kernels decide on the host: tests/kernels_on_ptx/launching.cu."""
+
+import ptx_tool
+import pytest
+
+pytestmark = ptx_tool.MARKS
+
+
+@pytest.mark.parametrize("case", ["forced", "counted", "environment"])
+def test_what_launchers_decide(kernels_on_ptx, case):
+    """Forced teams fit the processors; work is counted; a bad KANERVA_TEAM_WORK is refused."""
+    program = kernels_on_ptx.build_launching()
+    done = kernels_on_ptx.run_program(program, kernels_on_ptx.FIXTURES, case)
+    assert done.stdout.startswith("ok\n"), done.stdout + done.stderr
