@@ -5,7 +5,7 @@ VENV   ?= .venv
 # The PyTorch to install. The extra index has its small CPU builds; TORCH_ARGS= leaves it out, and
 # TORCH= keeps whatever $(VENV) holds (or lets pip choose).
 TORCH      ?= torch==2.13.0
-TORCH_ARGS ?= --retries 2 --extra-index-url https://download.pytorch.org/whl/cpu
+TORCH_ARGS ?= --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 # What to install: this tree, or a wheel.
 PACKAGE ?= .
 # Processes of the tests, and whatever else pytest is to be told.
@@ -21,11 +21,11 @@ CLANG         ?= clang++
 BIN  := $(VENV)/bin
 # The targets for developers use the active virtual environment if there is one.
 DEV  := $(or $(VIRTUAL_ENV),$(VENV))
-CODE := build_backend kanerva_ext tests benchmarks examples scripts tools setup.py
+CODE := build_backend kanerva_ext kanerva_command.py tests benchmarks examples scripts tools setup.py
 CODE := $(wildcard $(CODE))
 CXX_CODE = $(shell find csrc $(wildcard tools) \
              -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-SOURCES := setup.py pyproject.toml $(shell find build_backend csrc kanerva_ext -type f \
+SOURCES := setup.py pyproject.toml kanerva_command.py $(shell find build_backend csrc kanerva_ext -type f \
              -not -path '*/__pycache__/*' -not -name '*.so')
 # Processes start where a test file lies whole: its trained models are made once.
 PYTEST := $(BIN)/pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)

@@ -23,6 +23,9 @@ from pathlib import Path
 
 import torch
 
+from kanerva_ext import backends
+from kanerva_ext._backend import AVAILABLE, NAMES
+
 from . import ceilings, costs, counters, machine, timers
 from .measure import (
     KANERVA,
@@ -46,6 +49,7 @@ RESULTS = Path(__file__).parent / "results"
 FLOORS = Path(__file__).parent / "floors.toml"
 SMALL = 3  # shapes of --shapes small
 NAME = 22  # width of an operator and its backend in a line
+MAX_THREADS = 1024
 QUIET = 0.1  # load of other processes, in cores, above which a row is measured again
 
 
@@ -248,6 +252,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--backend",
         action="append",
+        choices=NAMES,
         help='default: "auto" on a CPU, every compiled backend that is here on a GPU',
     )
     parser.add_argument("--compile", "--full", action="store_true", help="torch.compile rivals too")
@@ -265,12 +270,39 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.shapes not in ("small", "all"):
         try:
-            options.shapes = [
-                Shape(*map(int, name.split("x"))) for name in options.shapes.split(",")
-            ]
-        except (TypeError, ValueError):
-            parser.error(f'--shapes must be "small", "all" or BxTxKxC,..., got {options.shapes!r}')
+            options.shapes = parse_shapes(options.shapes)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f'--shapes must be "small", "all" or {error}')
+    for name, high in (("repeats", 10**6), ("threads", MAX_THREADS)):
+        value = getattr(options, name)
+        if not 1 <= value <= high:
+            parser.error(f"--{name} must be from 1 to {high}, got {value}")
+    for name in ("seconds", "patience"):
+        value = getattr(options, name)
+        if not 0 <= value < float("inf"):
+            parser.error(f"--{name} must be at least 0 and finite, got {value}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this PyTorch finds no GPU")
+    there = backends()
+    for name in options.backend or ():
+        if there.get(name, AVAILABLE) != AVAILABLE:
+            parser.error(f"--backend {name} is not available: {there[name]}")
+        if name in ("cpu", "cuda") and name != options.device:
+            parser.error(f"--backend {name} serves no tensors of --device {options.device}")
+    if options.json is not None and options.json.suffix == ".json" and options.json.is_dir():
+        parser.error(f"--json must be a file or a directory without .json, got {options.json}")
     return options
+
+
+def parse_shapes(text: str) -> list[Shape]:
+    """Of "16x32x32x100,8x128x128x256"; an ArgumentTypeError where it is none."""
+    shapes = []
+    for name in text.split(","):
+        sizes = [int(part) if part.isdecimal() else 0 for part in name.split("x")]
+        if len(sizes) != len(Shape._fields) or not all(1 <= size < 2**31 for size in sizes):
+            raise argparse.ArgumentTypeError(f"BxTxKxC,... of sizes from 1 on, got {name!r}")
+        shapes.append(Shape(*sizes))
+    return shapes
 
 
 def main(arguments: list[str] | None = None) -> int:

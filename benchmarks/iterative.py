@@ -20,7 +20,7 @@ import torch
 from kanerva_ext import ops
 
 from . import machine, timers
-from .compare import RESULTS, write_json
+from .compare import RESULTS, parse_shapes, write_json
 from .measure import interleaved
 from .rivals import Shape
 from .timers import Timer
@@ -135,7 +135,7 @@ def compare(shape: Shape, timer: Timer, rounds: int, seconds: float) -> Row:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.iterative", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default=timers.default_device())
-    parser.add_argument("--shapes", help="BxTxKxC,...; B is batch times heads")
+    parser.add_argument("--shapes", type=parse_shapes, help="BxTxKxC,...; B is batch times heads")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=11, help="rounds at most")
     parser.add_argument("--seconds", type=float, default=20.0, help="per shape")
@@ -147,8 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(machine.headline(about))
     rows = []
     with torch.inference_mode():
-        for name in (options.shapes or SHAPES[options.device]).split(","):
-            shape = Shape(*map(int, name.split("x")))
+        for shape in options.shapes or parse_shapes(SHAPES[options.device]):
             rows.append(compare(shape, timer, options.repeats, options.seconds))
             print(rows[-1].line(), flush=True)
     if options.json:

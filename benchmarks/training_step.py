@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kanerva_ext.cli._config import load_config
+from kanerva_ext.cli._config_files import load_config
 from kanerva_ext.models.training import Trainer
 
 from .compare import RESULTS, write_json

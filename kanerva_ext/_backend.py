@@ -48,25 +48,20 @@ def load() -> None:
     """Load the compiled operators, or record why they cannot be.
 
     Raises:
-        ImportError: this is a source tree in which nothing was compiled.
+        ImportError: nothing was compiled here: a source tree, or a copy of its Python files.
     """
     folder = Path(__file__).parent
     library = folder / "_C.abi3.so"
     if library.exists():
         _load_library("cpu", library)
-    elif (folder.parent / "csrc").is_dir() and os.environ.get("KANERVA_BACKEND") != "reference":
-        raise ImportError(
-            f"{folder} is a source tree without its compiled library, and hides the kanerva_ext "
-            "that may be installed: start Python in another folder (or with -P), or run "
-            "`make develop` to build it here; KANERVA_BACKEND=reference uses it as it is, slowly",
-            name="kanerva_ext",
-        )
-    else:
+    elif os.environ.get("KANERVA_BACKEND") == "reference":
         _status["cpu"] = (
             f"{library} does not exist: the package was installed or imported without its C++ "
             "library; reinstall it with a C++17 compiler at hand (pip install --force-reinstall "
             "--no-deps .) and read the build's last lines"
         )
+    else:
+        raise ImportError(_why_not_compiled(folder), name="kanerva_ext")
     library = folder / "_C_cuda.abi3.so"
     if not library.exists():
         _status["cuda"] = ""
@@ -84,6 +79,23 @@ def load() -> None:
 
         _library.serve_gpus_by_triton()
     _route()
+
+
+def _why_not_compiled(folder: Path) -> str:
+    """Why a package without its library is not imported, and what to do."""
+    searched = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    if any(Path(each).resolve() == folder.parent.resolve() for each in searched):
+        way_out = f"take {folder.parent} out of PYTHONPATH"
+    else:
+        way_out = "start Python in another folder (or with -P)"
+    if (folder.parent / "csrc").is_dir():
+        what, build = "a source tree", "run `make develop` to build it here"
+    else:
+        what, build = "a copy of the Python files", "run `pip install .` in the source tree"
+    return (
+        f"{folder} is {what} without its compiled library, and hides the kanerva_ext that may be "
+        f"installed: {way_out}, or {build}; KANERVA_BACKEND=reference uses it as it is, slowly"
+    )
 
 
 def _find_triton() -> None:
@@ -312,7 +324,15 @@ def _require(name: str) -> None:
 
 
 def from_environment() -> None:
-    """Take the default from ``KANERVA_BACKEND``; a missing backend fails at the first call."""
+    """Take the default from ``KANERVA_BACKEND``; a missing backend fails at the first call.
+
+    Raises:
+        ImportError: it names no backend. (It is read when the package is imported.)
+    """
     global default
-    default = check_name(os.environ.get("KANERVA_BACKEND", "auto"), "KANERVA_BACKEND")
+    name = os.environ.get("KANERVA_BACKEND") or "auto"
+    try:
+        default = check_name(name, "KANERVA_BACKEND")
+    except ValueError as error:
+        raise ImportError(str(error), name="kanerva_ext") from None
     _route()

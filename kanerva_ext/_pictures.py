@@ -10,7 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["DPI", "GAP", "GREY", "draw_columns", "draw_row", "new_figure", "save", "show", "tile"]
+from ._files import replacing
+
+__all__ = ["DPI", "GAP", "GREY", "draw_columns", "draw_row", "name_figure", "new_figure"]
+__all__ += ["save", "show", "tile"]
 
 GAP = 2  # pixels between images
 DPI = 120
@@ -49,7 +52,9 @@ def new_figure(width: float, height: float):
 
 
 def save(figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.05)
+    """A PNG file, whole or not at all."""
+    with replacing(path) as new:
+        figure.savefig(new, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.05)
 
 
 def show(axes, picture: Tensor, title: str = "") -> None:
@@ -59,19 +64,31 @@ def show(axes, picture: Tensor, title: str = "") -> None:
     axes.set_axis_off()
 
 
-def draw_row(pictures: list[tuple[str, Tensor]], path: Path, inches_per_pixel: float) -> None:
-    """Titled pictures of `tile` side by side, pixels of one size."""
+def draw_row(
+    pictures: list[tuple[str, Tensor]], path: Path, inches_per_pixel: float, title: str = ""
+) -> None:
+    """Titled pictures of `tile` side by side, pixels of one size, under a title of them all."""
     widths = [picture.shape[1] for _, picture in pictures]
     height = max(picture.shape[0] for _, picture in pictures)
     figure = new_figure(sum(widths) * inches_per_pixel * 1.05, height * inches_per_pixel + 0.4)
     axes = figure.subplots(1, len(pictures), width_ratios=widths, squeeze=False)
     figure.subplots_adjust(wspace=0.04, left=0, right=1)
-    for ax, (title, picture) in zip(axes[0], pictures, strict=True):
-        show(ax, picture, title)
+    for ax, (name, picture) in zip(axes[0], pictures, strict=True):
+        show(ax, picture, name)
         ax.set_anchor("N")
+    name_figure(figure, title)
     save(figure, path)
 
 
-def draw_columns(columns: list[tuple[str, Tensor]], path: Path) -> None:
+def name_figure(figure, title: str) -> None:
+    """A title above all that is drawn; none of an empty text."""
+    if title:
+        figure.draw_without_rendering()
+        top = figure.get_tightbbox().y1 / figure.get_figheight()
+        figure.text(0.5, top + 0.1 / figure.get_figheight(), title, ha="center", fontsize=11)
+
+
+def draw_columns(columns: list[tuple[str, Tensor]], path: Path, title: str = "") -> None:
     """Titled columns of images as `tile` takes them: row i is one image in every column."""
-    draw_row([(title, tile(images, 1)) for title, images in columns], path, INCHES_PER_PIXEL)
+    pictures = [(name, tile(images, 1)) for name, images in columns]
+    draw_row(pictures, path, INCHES_PER_PIXEL, title)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -17,7 +18,7 @@ import torch
 import kanerva_ext
 
 from . import _backend
-from ._terminal import until_the_reader_leaves
+from ._terminal import run_command
 from ._version import __version__
 
 VARIABLES = ("KANERVA_BACKEND", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET")
@@ -157,14 +158,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def show(args: argparse.Namespace) -> None:
     info = collect()
-    print(json.dumps(info, indent=2, sort_keys=True) if args.json else render(info))
+    with contextlib.suppress(BrokenPipeError):  # `head -3` has what it wants
+        print(json.dumps(info, indent=2, sort_keys=True) if args.json else render(info))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kanerva_ext.info", description=__doc__)
     add_arguments(parser)
     args = parser.parse_args(argv)
-    return until_the_reader_leaves(lambda: show(args))
+    return run_command("kanerva_ext.info", lambda: show(args))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +28,7 @@ def torches() -> list[str]:
     """Each PyTorch of this environment: its version, and a digest of its files' sizes and times."""
     found = []
     for torch in metadata.distributions():
-        if torch.metadata["Name"].lower() == "torch":
+        if (torch.metadata["Name"] or "").lower() == "torch":
             paths = (Path(str(file.locate())) for file in torch.files or ())
             stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()]
             digest = hashlib.sha256(repr(sorted(stats)).encode()).hexdigest()
@@ -58,7 +59,12 @@ def main() -> int:
         print(*before, sep="\n")
         return 0
     if len(before) != 1:
-        raise SystemExit(f"check_dist: there must be one torch, there are {len(before)}")
+        raise SystemExit(
+            f"check_dist: {sys.executable} must have one torch, it has {len(before) or 'none'}: "
+            "pip install torch"
+        )
+    if missing := [name for name in ("build", "pip") if find_spec(name) is None]:
+        raise SystemExit(f"check_dist: {', '.join(missing)} missing: pip install {missing[0]}")
     run("build", "--sdist", "--outdir", str(out), str(ROOT))
     sdist = max(out.glob("kanerva_ext-*.tar.gz"), key=lambda path: path.stat().st_mtime)
     words = ("pip", "wheel", "--verbose", "--no-deps", "--wheel-dir", str(out), str(sdist))

@@ -68,6 +68,9 @@ class Environment:
             check=False,
         )
         if done.returncode != 0:
+            told = [line for line in done.stdout.splitlines() if line.startswith("ERROR:")]
+            if told and f"torch=={self.version}" in words:  # there is no such version, say
+                raise SystemExit(f"check_torch: PyTorch {self.version}: {' '.join(told)}")
             raise SystemExit(
                 f"check_torch: PyTorch {self.version}: {' '.join(command)} failed with "
                 f"{done.returncode}:\n{done.stdout[-20_000:]}"
@@ -138,6 +141,44 @@ def _key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
+def _program_problem(python: str) -> str:
+    """Why environments cannot be made of this interpreter; empty where they can."""
+    code = "import ensurepip, sys, venv; print(*sys.version_info[:2])"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"{python}: {error.strerror}"
+    try:
+        version = tuple(map(int, done.stdout.split()))
+    except ValueError:
+        version = ()
+    if done.returncode != 0 or len(version) != 2:
+        said = done.stderr.strip().splitlines() or ["it prints no version"]
+        return f"{python} is no Python with venv and ensurepip: {said[-1]}"
+    return (
+        "" if version >= (3, 10) else f"{python} is Python {done.stdout.strip()}, not 3.10 or later"
+    )
+
+
+def _arch_problem(text: str, nvcc: plan.Nvcc | None) -> str:
+    """Why the CUDA kernels cannot be built for these; empty where they can."""
+    try:
+        plan.decide_cuda("1", has_sources=True, nvcc=nvcc, torch=None, arch_list=text)
+    except BuildError as error:
+        return str(error)
+    return ""
+
+
+def _folder_problem(folder: Path) -> str:
+    """Why nothing can be made in this folder, which is made if need be; empty where it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+
+
 def compile_only(environment: Environment) -> None:
     """Whether the sources that see PyTorch's headers compile against this version's."""
     started = time.monotonic()
@@ -187,14 +228,23 @@ def main(argv: list[str] | None = None) -> int:
         headers = sorted(args.headers, key=_key)
     except ValueError:
         parser.error(f"versions are numbers such as 2.11.0, got {args.versions + args.headers}")
+    for version in versions + headers:
+        if _key(version) < plan.MIN_TORCH:
+            parser.error(f"kanerva_ext needs PyTorch {plan.MIN_TORCH_TEXT} or later, got {version}")
+    if problem := _program_problem(args.python):
+        parser.error(f"--python {problem}")
     try:
         nvcc = probe.find_nvcc()
     except BuildError as error:
         parser.error(str(error))
+    if nvcc is not None and (problem := _arch_problem(args.arch, nvcc)):
+        parser.error(f"--arch {args.arch}: {problem}")
+    if args.keep is not None and (problem := _folder_problem(args.keep)):
+        parser.error(f"--keep {problem}")
     if nvcc is None:
         print("no nvcc: the CUDA library is left out")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = args.keep or Path(scratch)
+        folder = (args.keep or Path(scratch)).resolve()
         # One tree for all: what does not see PyTorch's headers is compiled once.
         tree = Path(scratch) / "tree"
         made = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.so", "__pycache__")

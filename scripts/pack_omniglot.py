@@ -28,19 +28,24 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-from scipy.ndimage import label
+try:
+    import numpy as np
+    from scipy.ndimage import label
 
-from kanerva_ext.data._files import ImageFiles
-from kanerva_ext.data._omniglot_images import (
-    HELD_OUT_SEED,
-    HELD_OUT_SHARE,
-    INK_THRESHOLD,
-    Drawing,
-    held_out_characters,
-    iterate_drawings,
-    shrink,
-)
+    from kanerva_ext.data._files import ImageFiles
+    from kanerva_ext.data._omniglot_images import (
+        HELD_OUT_SEED,
+        HELD_OUT_SHARE,
+        INK_THRESHOLD,
+        Drawing,
+        held_out_characters,
+        iterate_drawings,
+        shrink,
+    )
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"pack_omniglot: {error}; pip install numpy scipy pillow, and kanerva_ext"
+    ) from None
 
 
 def read_drawings(archives: list[Path]) -> dict[Drawing, np.ndarray]:

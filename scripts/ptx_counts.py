@@ -155,9 +155,12 @@ def main() -> int:
             parser.error("--steps needs three or more of --shape, which differ in T alone")
         if options.memories:
             parser.error("--steps goes without --memories")
-    import torch
+    try:
+        import torch
 
-    import kanerva_ext  # noqa: F401 - defines the operators
+        import kanerva_ext  # noqa: F401 - defines the operators
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"ptx_counts: {error}; pip install torch, and kanerva_ext") from None
 
     torch.ops.load_library(str(options.library.resolve()))
     points = []

@@ -10,10 +10,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
+try:
+    import torch
 
-import kanerva_ext
-from kanerva_ext.ops import _library
+    import kanerva_ext
+    from kanerva_ext.ops import _library
+except ModuleNotFoundError as error:
+    raise SystemExit(f"torch_probe: {error}; pip install torch, and kanerva_ext") from None
 
 
 def missing(cuda: bool) -> list[str]:

@@ -24,13 +24,16 @@ from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
 
-import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+try:
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
 
-import kanerva_ext.triton as kernels
-from kanerva_ext.triton import _launch
+    import kanerva_ext.triton as kernels
+    from kanerva_ext.triton import _launch
+except ModuleNotFoundError as error:
+    raise SystemExit(f"triton_report: {error}; pip install torch triton, and kanerva_ext") from None
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/triton_kernels.md"
 TARGETS = {

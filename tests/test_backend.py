@@ -127,6 +127,9 @@ def test_a_broken_library_is_reported(tmp_path, monkeypatch):
     _backend.load()
     assert "could not be loaded under torch" in kanerva_ext.backends()["cpu"]
     (tmp_path / "_C.abi3.so").unlink()
+    with pytest.raises(ImportError, match="a copy of the Python files without its compiled"):
+        _backend.load()
+    monkeypatch.setenv("KANERVA_BACKEND", "reference")
     _backend.load()
     assert "reinstall it with a C++17 compiler" in kanerva_ext.backends()["cpu"]
 

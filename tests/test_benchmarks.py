@@ -456,3 +456,50 @@ def test_the_page_of_the_reproduction(tmp_path):
     page.write_text("no markers")
     with pytest.raises(ValueError, match="no markers of origin"):
         write_page(results, page)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shapes", "1x2x3"], "of sizes from 1 on, got '1x2x3'"),
+        (["--shapes", "0x1x1x1"], "of sizes from 1 on, got '0x1x1x1'"),
+        (["--shapes", "1x1x1x99999999999"], "of sizes from 1 on, got"),
+        (["--shapes", "large"], "of sizes from 1 on, got 'large'"),
+        (["--threads", "0"], "--threads must be from 1 to 1024, got 0"),
+        (["--threads", "99999"], "--threads must be from 1 to 1024, got 99999"),
+        (["--repeats", "0"], "--repeats must be from 1 to 1000000, got 0"),
+        (["--seconds", "nan"], "--seconds must be at least 0 and finite, got nan"),
+        (["--backend", "tpu"], "invalid choice: 'tpu'"),
+    ],
+)
+def test_compare_refuses(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        compare.parse(["--device", "cpu", *words])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_compare_refuses_what_is_not_here(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(compare, "backends", lambda: {"cuda": "not built", "cpu": "available"})
+    for words, message in (
+        (["--device", "cuda"], "--device cuda: this PyTorch finds no GPU"),
+        (["--device", "cpu", "--backend", "cuda"], "--backend cuda is not available: not built"),
+    ):
+        with pytest.raises(SystemExit):
+            compare.parse(words)
+        assert message in capsys.readouterr().err
+
+
+def test_benchmarks_name_missing_packages():
+    """-S: without those of the environment."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "benchmarks.compare"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "benchmarks: numpy, torch missing: pip install '.[benchmark]'\n"

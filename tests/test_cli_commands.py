@@ -155,7 +155,8 @@ def test_evaluate_refuses(runs, tmp_path, capsys):
 def test_reconstruct(name, runs, tmp_path, monkeypatch, capsys):
     seen = calls(monkeypatch, "draw_reconstructions")
     cli("reconstruct", runs[name], "--out", tmp_path, "--count", 5, "--seed", 2)
-    ((images, pictures, addresses, path),) = seen
+    ((images, pictures, addresses, path, title),) = seen
+    assert title == f"{name}, step 8"
     assert path == tmp_path / "reconstruct.png" and path.is_file()
     run = load_run(runs[name])
     episode = run.episode(2)
@@ -189,7 +190,7 @@ def test_the_default_folder_is_the_run_s(runs):
 def test_a_model_without_addresses_has_no_bars(own_run, tmp_path, monkeypatch):
     seen = calls(monkeypatch, "draw_reconstructions")
     cli("reconstruct", own_run, "--out", tmp_path)
-    ((images, pictures, addresses, _),) = seen
+    ((images, pictures, addresses, _, _),) = seen
     assert addresses is None and not torch.equal(images, pictures)
     assert torch.equal(pictures[0], pictures[1])  # both are the mean image
 
@@ -295,7 +296,8 @@ def test_denoise(name, corruption, aware, runs, tmp_path, monkeypatch, capsys):
     else:
         spread = error(reads[1], episodes).std().item() / math.sqrt(len(episodes))
         assert numbers["standard_errors"][2] == pytest.approx(spread, rel=1e-3)
-    ((columns, path),) = seen
+    ((columns, path, title),) = seen
+    assert title == f"{name}, step 8"
     assert path.is_file()
     assert [title for title, _ in columns] == ["clean", "corrupted", "read 1", "read 2"]
     for (_, shown), whole in zip(columns, (episodes, queries, *reads), strict=True):
@@ -328,7 +330,7 @@ def test_generate(name, runs, tmp_path, monkeypatch, capsys):
     assert f"{name}: 38 classes left out, the test data has 37" in out
     (((panel,), path),) = seen
     assert path == tmp_path / "generate.png" and path.is_file()
-    assert panel.title == name and [block.title for block in panel.blocks] == [
+    assert panel.title == f"{name}, step 8" and [block.title for block in panel.blocks] == [
         "1 class",
         "3 classes",
     ]
@@ -371,7 +373,7 @@ def test_generate_side_by_side(runs, tmp_path, monkeypatch):
     options = ["--classes", 1, 2, "--reads", 0, "--count", 3]
     cli("generate", runs["vae"], runs["kanerva"], *options)
     ((panels, path),) = seen
-    assert [panel.title for panel in panels] == ["vae", "kanerva"]
+    assert [panel.title for panel in panels] == ["vae, step 8", "kanerva, step 8"]
     assert (tmp_path / path).is_file()
     ((_, rows),) = panels[0].blocks
     samples = torch.cat([row for _, row in rows])
@@ -391,7 +393,8 @@ def test_a_model_that_cannot_generate(own_run, capsys):
 def test_interpolate(name, runs, tmp_path, monkeypatch):
     seen = calls(monkeypatch, "draw_columns")
     cli("interpolate", runs[name], "--out", tmp_path, "--steps", 3, "--pairs", 4)
-    ((columns, path),) = seen
+    ((columns, path, title),) = seen
+    assert title == f"{name}, step 8"
     assert path == tmp_path / "interpolate.png" and path.is_file()
     assert [title for title, _ in columns] == ["image", "0.00", "0.50", "1.00", "image"]
     run = load_run(runs[name])

@@ -1,6 +1,9 @@
 """The demo, end to end but short: pictures, figures, checkpoints, messages."""
 
 import json
+import os
+import resource
+import shutil
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ pytest.importorskip("tqdm")
 
 import kanerva_ext
 from kanerva_ext.cli import _demo_figures as figures
-from kanerva_ext.cli import demo, main
+from kanerva_ext.cli import _demo_results, demo, main
 from kanerva_ext.data import load_omniglot
 from kanerva_ext.models import KanervaMachine, MatchedVAE, evaluate
 
@@ -56,7 +59,7 @@ def test_metrics_are_written(trained):
     assert metrics["steps"] == 3
     assert {"bound", "reconstruction", "kl_y", "kl_z", "kl_memory"} <= set(metrics["kanerva"])
     for key in ("denoising_kanerva", "denoising_vae"):
-        assert len(metrics[key]) == 1 + demo.NUM_READS
+        assert len(metrics[key]) == 1 + _demo_results.NUM_READS
         assert 0.06 < metrics[key][0] < 0.09  # half of the replaced pixels are wrong
     assert metrics["seconds"] > 0 and metrics["seed"] == 0
 
@@ -122,7 +125,7 @@ def test_minutes_hold(tmp_path, capsys):
 def test_the_table():
     terms = {"bound": 100.04, "reconstruction": 80.0, "kl_z": 20.04, "standard_error": 1.3}
     kanerva = terms | {"bound": 90.0, "kl_y": 12.0, "kl_z": 3.0, "kl_memory": 200.0}
-    text = demo._table(
+    text = _demo_results.table(
         {
             "kanerva": kanerva,
             "kanerva_other_memory": kanerva | {"bound": 150.0},
@@ -150,7 +153,7 @@ def test_denoising_error_of_a_perfect_reader():
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(32, generator=generator)
     model.clean = images[order].float().view(1, 32, 1, 28, 28)
-    errors = demo.denoising_errors(model, images, seed=0)
+    errors = _demo_results.denoising_errors(model, images, seed=0)
     assert 0.06 < errors[0] < 0.09
     assert errors[1:] == [0.0, 0.0, 0.0]
 
@@ -176,7 +179,7 @@ def test_tile():
         (["--learning-rate", "0"], "--learning-rate must be positive and finite, got 0.0"),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such file"),
         (["--checkpoint", __file__, "--code-size", "9"], "are the checkpoint's; leave them out"),
-        (["--out", __file__], "is not a folder"),
+        (["--out", __file__], "--out must be a folder, got "),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
@@ -202,3 +205,64 @@ def test_files_that_are_no_checkpoints(tmp_path, capsys):
         options = ["--minutes", "0", "--checkpoint", str(path), "--out", str(tmp_path / "out")]
         assert main(["demo", *options]) == 2
         assert f"{path} is no checkpoint of this demo" in capsys.readouterr().err
+
+
+# The folder
+
+
+def test_files_follow_the_umask(trained):
+    mask = os.umask(0o022)
+    os.umask(mask)
+    for path in trained.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask, path
+
+
+def test_a_checkpoint_is_named_by_its_folder(trained, tmp_path, capsys):
+    options = ["--minutes", "0", "--threads", "1", "--out", str(tmp_path / "out")]
+    assert main(["demo", "--checkpoint", str(trained), *options]) == 0
+    assert main(["demo", "--checkpoint", str(tmp_path), *options]) == 2
+    assert f"{tmp_path / 'checkpoint.safetensors'}: no such file" in capsys.readouterr().err
+
+
+def test_a_demo_replaces_the_one_before_and_says_so(trained, tmp_path, capsys):
+    out = shutil.copytree(trained, tmp_path / "out")
+    (out / "mine.txt").write_text("kept")
+    old = {path.name: path.read_bytes() for path in out.iterdir()}
+    options = ["--minutes", "0", "--checkpoint", str(trained), "--threads", "1", "--seed", "1"]
+    assert main(["demo", *options, "--out", str(out)]) == 0
+    assert f"The files of the demo in {out} will be replaced." in capsys.readouterr().out
+    new = {path.name: path.read_bytes() for path in out.iterdir()}
+    # This one has no curves of a training, and must not show those of the other.
+    assert set(old) - set(new) == {"training.png"} and set(new) <= set(old)
+    same = {name for name in new if new[name] == old[name]}
+    assert same == {"mine.txt"}
+
+
+def test_a_demo_that_fails_leaves_the_one_before(trained, tmp_path, monkeypatch, capsys):
+    out = shutil.copytree(trained, tmp_path / "out")
+    old = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(demo, "SPACE", 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    options = ["--minutes", "0", "--checkpoint", str(trained), "--threads", "1", "--seed", "1"]
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (25_000, before[1]))
+        assert main(["demo", *options, "--out", str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err
+    assert said.startswith(f"kanerva demo: {out}/") and said.endswith(": File too large\n")
+    assert ".demo-" not in said and said.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == old
+
+
+def test_a_run_of_train_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path} is a run of kanerva train" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_train_is_named(runs, tmp_path, capsys):
+    options = ["--minutes", "0", "--checkpoint", str(runs["vae"]), "--out", str(tmp_path / "out")]
+    assert main(["demo", *options]) == 2
+    assert "is of kanerva train, which goes on with --resume" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -52,6 +52,35 @@ def test_importing_it_says_what_to_do(tree):
     )
 
 
+def test_pythonpath_is_named_where_it_led_there(tree, tmp_path):
+    done = python(tmp_path, "-c", "import kanerva_ext", PYTHONPATH=f"{tmp_path}{os.pathsep}{tree}")
+    assert f"take {tree} out of PYTHONPATH" in done.stderr and "another folder" not in done.stderr
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_copy_of_the_package_says_what_to_do(tree, tmp_path, zipped):
+    """Without csrc/ beside it; it ran as plain PyTorch, with one warning."""
+    shutil.copytree(tree / "kanerva_ext", tmp_path / "copy/kanerva_ext")
+    copy = tmp_path / "copy"
+    if zipped:
+        copy = Path(shutil.make_archive(str(tmp_path / "copy"), "zip", copy))
+    done = python(tmp_path, "-c", "import kanerva_ext", PYTHONPATH=str(copy))
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert last.startswith(f"ImportError: {copy / 'kanerva_ext'} is a copy of the Python files")
+    assert f"take {copy} out of PYTHONPATH" in last and "pip install ." in last
+    code = "import kanerva_ext; print(kanerva_ext.backends()['cpu'])"
+    done = python(tmp_path, "-c", code, PYTHONPATH=str(copy), KANERVA_BACKEND="reference")
+    assert done.returncode == 0 and "does not exist" in done.stdout, done.stderr
+
+
+def test_the_command_says_so_in_one_line(tree, tmp_path):
+    path = os.pathsep.join([str(tree), str(CHECKOUT)])
+    done = python(tmp_path, "-m", "kanerva_command", "info", PYTHONPATH=path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"kanerva: {tree / 'kanerva_ext'} is a source tree without")
+
+
 @pytest.mark.parametrize("module", ["info", "cli"])
 def test_modules_say_so_in_one_line(tree, module):
     done = python(tree, "-m", f"kanerva_ext.{module}")

@@ -7,6 +7,27 @@
 
 namespace kanerva::ops {
 
+// A string argument of an operator. PyTorch's own conversion to std::string (up to 2.13) leaks one
+// at every call.
+class StringArgument {
+ public:
+  explicit StringArgument(StringHandle handle) : handle_(handle) {}
+  StringArgument(const StringArgument&) = delete;
+  StringArgument& operator=(const StringArgument&) = delete;
+  ~StringArgument() { torch_delete_string(handle_); }
+
+  std::string text() const {
+    size_t length = 0;
+    const char* data = nullptr;
+    KANERVA_TORCH_CHECK(torch_string_length(handle_, &length));
+    KANERVA_TORCH_CHECK(torch_string_c_str(handle_, &data));
+    return {data, length};
+  }
+
+ private:
+  StringHandle handle_;
+};
+
 inline WriteMethod write_method(const std::string& name) {
   if (name == "auto") return WriteMethod::automatic;
   if (name == "chunk") return WriteMethod::chunk;
@@ -39,10 +60,12 @@ void bayes_write_inputs(const Backend& on, Args& args, const Tensor& mean, const
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> bayes_write(Tensor mean, Tensor cov, Tensor weights,
                                                Tensor values, Tensor noise_var, OptionalTensor mask,
-                                               OptionalTensor decay, std::string method) {
+                                               OptionalTensor decay, StringHandle method) {
+  const StringArgument method_name(method);
   const Backend on(mean);
   BayesWriteArgs args;
-  bayes_write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay, method);
+  bayes_write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay,
+                     method_name.text());
   const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
   Output mean_out = output(on, mean, {B, K, C});
   Output cov_out = output(on, mean, {B, K, K});
@@ -58,10 +81,12 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bayes_write_backward(
     OptionalTensor grad_mean, OptionalTensor grad_cov, OptionalTensor grad_log_evidence,
     Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, OptionalTensor mask,
-    OptionalTensor decay, std::string method, Tensor posterior_mean, Tensor posterior_cov) {
+    OptionalTensor decay, StringHandle method, Tensor posterior_mean, Tensor posterior_cov) {
+  const StringArgument method_name(method);
   const Backend on(mean);
   BayesWriteBackwardArgs args;
-  bayes_write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay, method);
+  bayes_write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay,
+                     method_name.text());
   const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   args.grad_mean = state_view(on, grad_mean, "grad_mean", {B, K, C}, args.mean.dtype);
   args.grad_cov = state_view(on, grad_cov, "grad_cov", {B, K, K}, args.mean.dtype);

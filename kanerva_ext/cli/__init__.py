@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 
+import torch
+
 from .. import __version__
-from .._terminal import until_the_reader_leaves
+from .._terminal import complain, run_command
 from ..data._files import TRAIN_PACKAGES
 from ._config import ConfigError
+from ._device import check_default_backend
+from ._folders import remove_empty_folders
 
 __all__ = ["main"]
 
@@ -25,12 +30,34 @@ COMMANDS = (
     "capacity",
     "info",
 )
+PAPERS = """\
+The models: The Kanerva Machine: A Generative Distributed Memory (Wu, Wayne, Graves, Lillicrap,
+ICLR 2018); Learning Attractor Dynamics for Generative Memory (Wu, Wayne, Gregor, Lillicrap,
+NeurIPS 2018), the Dynamic Kanerva Machine; and a VAE with the same coders.
+"""
+OPTIONAL = ("safetensors", "tqdm", "matplotlib")
+# PyTorch's allocator on a CPU raises a plain RuntimeError; sizes beyond 2**63 bytes another one.
+NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed", "std::bad_alloc")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 2 for a mistake of the user's."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="kanerva", description="Generative memory models.")
+    name = f"kanerva {argv[0]}" if argv and argv[0] in COMMANDS else "kanerva"
+    try:
+        return run_command(name, lambda: _run_command(name, argv))
+    finally:
+        remove_empty_folders()
+
+
+def _run_command(name: str, argv: list[str]) -> int:
+    """The status of a command; 2 for what is the user's to mend, said in one line."""
+    parser = argparse.ArgumentParser(
+        prog="kanerva",
+        description="Generative memory models: train them and look at what they do.",
+        epilog=PAPERS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"kanerva_ext {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules = {}
@@ -41,14 +68,22 @@ def main(argv: list[str] | None = None) -> int:
         module.add_arguments(subparser)
     args = parser.parse_args(argv)
     try:
-        return until_the_reader_leaves(lambda: modules[args.command].run(args))
-    except (ConfigError, ImportError, FileNotFoundError) as error:
-        hint = ""
-        if isinstance(error, ModuleNotFoundError) and error.name in (
-            "safetensors",
-            "tqdm",
-            "matplotlib",
-        ):
-            hint = f"; {TRAIN_PACKAGES}"
-        print(f"kanerva {args.command}: {error}{hint}", file=sys.stderr)
-        return 2
+        if args.command != "info":  # which says itself what is missing
+            check_default_backend()
+        return modules[args.command].run(args)
+    except (ConfigError, ImportError) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL
+        complain(name, f"{error}{f'; {TRAIN_PACKAGES}' if missing else ''}")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        asked = re.search(r"(\d+) bytes", str(error))
+        what = f" for the {int(asked[1]):,} bytes asked for" if asked else ""
+        complain(name, f"not enough memory{what}; take smaller sizes")
+    return 2
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(phrase in str(error) for phrase in NO_MEMORY)

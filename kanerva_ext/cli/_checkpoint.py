@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from .._files import naming, write_bytes
 from ._config import Config, ConfigError, from_dict
 
 FILE = "checkpoint.safetensors"
@@ -72,8 +72,6 @@ def save(
     extra: dict[str, Any],
 ) -> None:
     """Write a checkpoint; whenever the process is killed, the file is the old or the new one."""
-    from safetensors.torch import save as to_bytes
-
     tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.state.items():
@@ -82,10 +80,15 @@ def save(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"config": config.as_dict(), "step": step, "seconds": seconds, "extra": extra}
     metadata["kanerva_ext"] = __version__
-    new = path.with_suffix(".new")
-    # Not save_file, which lets nobody else read the file.
-    new.write_bytes(to_bytes(tensors, {n: json.dumps(value) for n, value in metadata.items()}))
-    replace_file(new, path)
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """A safetensors file, the metadata as JSON in it."""
+    from safetensors.torch import save as to_bytes
+
+    # Not save_file, which lets nobody else read the file, and whose errors name no path.
+    write_bytes(path, to_bytes(tensors, {n: json.dumps(value) for n, value in metadata.items()}))
 
 
 def load(path: Path) -> Checkpoint:
@@ -97,27 +100,15 @@ def load(path: Path) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
+        raise ConfigError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
-        with safe_open(path, "pt") as file:
+        with naming(path), safe_open(path, "pt") as file:
             metadata = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = from_dict(metadata["config"])
         return Checkpoint(config, metadata["step"], metadata["seconds"], metadata["extra"], tensors)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ConfigError(f"{path} is no checkpoint of a run: {error}") from error
-
-
-def replace_file(new: Path, path: Path) -> None:
-    """Put ``new`` in the place of ``path``, on the disk before this returns."""
-    with new.open("rb") as file:
-        os.fsync(file.fileno())
-    new.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _laid_out(saved: Tensor, parameter: Tensor) -> Tensor:

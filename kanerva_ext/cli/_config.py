@@ -1,4 +1,4 @@
-"""What a run is: model, data and training, from a TOML file or a preset, checked."""
+"""What a run is: model, data and training, checked."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-import json
-import sys
-import types
+import math
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .. import models
 from ..data import DATASETS, default_pixels
 from ..models.training import Schedule
 
-PRESETS = Path(__file__).parents[1] / "configs"
 MODELS = {
     "kanerva": models.KanervaMachine,
     "dynamic_kanerva": models.DynamicKanervaMachine,
@@ -26,6 +22,9 @@ MODELS = {
 }
 PRECISIONS = ("auto", "float32", "bfloat16")  # float16 would need its gradients scaled
 DECAYS = ("cosine", "constant")
+MAX_INTEGER = 2**31 - 1  # of whatever is no seed
+MAX_SEED = 2**63 - 1
+MAX_THREADS = 1024
 
 
 class ConfigError(ValueError):
@@ -122,8 +121,10 @@ class TrainingConfig:
             value = getattr(self, name)
             if not value > 0:
                 raise ConfigError(f"[training] {name} must be positive, got {value}")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"[training] threads must be at least 1, got {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise ConfigError(
+                f"[training] threads must be from 1 to {MAX_THREADS}, got {self.threads}"
+            )
 
     def schedule(self) -> Schedule:
         return Schedule(*(getattr(self, name) for name in Schedule._fields))
@@ -153,6 +154,8 @@ class Config:
         options = dict(self.model)
         kind = options.pop("type", None)
         make = _model_class(kind)
+        for name, value in options.items():
+            _check_number("model", name, value)
         parameters = inspect.signature(make).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for name in options:
@@ -161,28 +164,6 @@ class Config:
             return make(**options)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"[model] {error}") from error
-
-
-def presets() -> list[str]:
-    """Names of the configurations that come with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
-
-
-def load_config(source: str | Path, overrides: list[str] | None = None) -> Config:
-    """The configuration of a preset's name or of a .toml or .json file.
-
-    Args:
-        source: a name of `presets`, or a path. A file may name another in ``base``, whose keys
-            hold where it has none of its own.
-        overrides: ``"section.key=value"`` each, the value in TOML's notation, or a bare word.
-
-    Raises:
-        ConfigError: no such file, or a value that does not fit.
-    """
-    values = _load_values(str(source), ())
-    for override in overrides or []:
-        _apply(values, override)
-    return from_dict(values)
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -211,64 +192,6 @@ def _model_class(kind: Any) -> Any:
         raise ConfigError(f"[model] type {kind!r} cannot be loaded: {error}") from error
 
 
-def _load_values(source: str, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = Path(source)
-    if path.suffix not in (".toml", ".json"):
-        path = PRESETS / f"{source}.toml"
-        if not path.is_file():
-            known = ", ".join(presets())
-            raise ConfigError(f"{source}: no .toml or .json file, and no preset; those are {known}")
-    if path in seen:
-        raise ConfigError(f"{path} is its own base")
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    try:
-        values = json.loads(text) if path.suffix == ".json" else _toml().loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not base.endswith((".toml", ".json")):
-        return _merged(_load_values(base, (*seen, path)), values)
-    return _merged(_load_values(str(path.parent / base), (*seen, path)), values)
-
-
-def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    return base | {
-        key: base[key] | value
-        if isinstance(value, dict) and isinstance(base.get(key), dict)
-        else value
-        for key, value in values.items()
-    }
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not (equals and dot and name):
-        raise ConfigError(f"--set takes section.key=value, got {override!r}")
-    try:
-        value = _toml().loads(f"value = {text}")["value"]
-    except ValueError:
-        value = text.strip()  # a bare word
-    values.setdefault(section, {})[name] = value
-
-
-def _toml() -> types.ModuleType:
-    if sys.version_info >= (3, 11):
-        import tomllib
-
-        return tomllib
-    try:
-        import tomli
-    except ImportError as error:
-        raise ConfigError(f"{error}; pip install tomli") from error
-    return tomli
-
-
 def _section(section: str, kind: type, values: Any) -> Any:
     if not isinstance(values, dict):
         raise ConfigError(f"[{section}] must be a section, got {values!r}")
@@ -277,12 +200,20 @@ def _section(section: str, kind: type, values: Any) -> Any:
         _check_known(section, name, list(expected))
         allowed = expected[name]
         options = typing.get_args(allowed) or (allowed,)
-        if type(value) is int and float in options:
-            continue
-        if type(value) not in options:
+        if type(value) not in options and not (type(value) is int and float in options):
             names = " or ".join(option.__name__ for option in options if option is not type(None))
             raise ConfigError(f"[{section}] {name} must be {names}, got {value!r}")
+        _check_number(section, name, value)
     return kind(**values)
+
+
+def _check_number(section: str, name: str, value: Any) -> None:
+    """Nothing that no training can mean: an integer too large, a number that is none."""
+    limit = MAX_SEED if name == "seed" else MAX_INTEGER
+    if isinstance(value, int) and abs(value) > limit:
+        raise ConfigError(f"[{section}] {name} must be at most {limit}, got {value}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"[{section}] {name} must be finite, got {value}")
 
 
 def _check_known(section: str | None, name: str, known: list[str]) -> None:

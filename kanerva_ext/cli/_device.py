@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .. import _backend
 from ._config import ConfigError
 
 
@@ -11,7 +12,7 @@ def choose_device(name: str | None, index: int | None = None) -> torch.device:
     """The device of that name; None: a GPU (the one of ``index``) if there is one, else the CPU.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: it is not there, or ``KANERVA_BACKEND`` names a backend that does not serve it.
     """
     if name is None:
         gpu = "cuda" if index is None else f"cuda:{index}"
@@ -21,7 +22,23 @@ def choose_device(name: str | None, index: int | None = None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
         raise ConfigError(f"--device {name}: {error}") from error
+    check_backend(chosen)
     return chosen
+
+
+def check_default_backend() -> None:
+    """Raises ConfigError where ``KANERVA_BACKEND`` names a backend that is missing here."""
+    name = _backend.default
+    if name != "auto" and (why := _backend.backends()[name]) != _backend.AVAILABLE:
+        raise ConfigError(f"KANERVA_BACKEND={name} is not available: {why}")
+
+
+def check_backend(device: torch.device) -> None:
+    """Raises ConfigError where ``KANERVA_BACKEND`` names a backend that does not serve it."""
+    try:
+        _backend.choose("auto", "read", device, (1, 1, 1))
+    except RuntimeError as error:
+        raise ConfigError(f"KANERVA_BACKEND={_backend.default}: {error}") from error
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._pictures import GAP, draw_columns, new_figure, save, show, tile
+from .._pictures import GAP, draw_columns, name_figure, new_figure, save, show, tile
 
 __all__ = ["Block", "Panel", "Series", "draw_capacity", "draw_columns", "draw_panels"]
 __all__ += ["draw_reconstructions"]
@@ -42,11 +42,11 @@ class Series(NamedTuple):
 
 
 def draw_reconstructions(
-    images: Tensor, pictures: Tensor, addresses: Tensor | None, path: Path
+    images: Tensor, pictures: Tensor, addresses: Tensor | None, path: Path, title: str = ""
 ) -> None:
     """Images (N, C, H, W), what was read of them, and bars of their addresses (N, K), if any."""
     if addresses is None:
-        draw_columns([("image", images), ("reconstruction", pictures)], path)
+        draw_columns([("image", images), ("reconstruction", pictures)], path, title)
         return
     count, slots = addresses.shape
     figure = new_figure(7, 0.85 * count + 0.4)
@@ -65,10 +65,11 @@ def draw_reconstructions(
         bars.tick_params(labelsize=7, labelbottom=False, bottom=False)
         for side in ("top", "left", "bottom"):
             bars.spines[side].set_visible(False)
-    for ax, title in zip(
+    for ax, name in zip(
         axes[0], ("image", "reconstruction", f"mean address, {slots} slots"), strict=True
     ):
-        ax.set_title(title, fontsize=9)
+        ax.set_title(name, fontsize=9)
+    name_figure(figure, title)
     save(figure, path)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
-from ._checkpoint import replace_file
+from .._files import append_text, write_text
 from ._config import ConfigError
 
 
@@ -23,30 +24,37 @@ class CsvLog:
         self.fields: list[str] = []
         if path.is_file():
             kept = [row for row in read_csv(path) if row["step"] <= step]
-            new = path.with_suffix(".new")
-            new.unlink(missing_ok=True)
-            target, self.path = self.path, new
-            new.touch()
-            for row in kept:
-                self.append(row)
-            self.path = target
-            replace_file(new, path)
+            write_text(path, "".join(self._lines(row) for row in kept))
 
     def append(self, row: dict[str, float]) -> None:
-        with self.path.open("a", newline="") as file:
-            if not self.fields:
-                self.fields = list(row)
-                csv.writer(file, lineterminator="\n").writerow(self.fields)
-            writer = csv.DictWriter(file, self.fields, lineterminator="\n")
-            writer.writerow({name: _text(value) for name, value in row.items()})
+        append_text(self.path, self._lines(row))
+
+    def _lines(self, row: dict[str, float]) -> str:
+        """The row as it is written; before the first one the names."""
+        text = io.StringIO()
+        if not self.fields:
+            self.fields = list(row)
+            csv.writer(text, lineterminator="\n").writerow(self.fields)
+        writer = csv.DictWriter(text, self.fields, lineterminator="\n")
+        writer.writerow({name: _text(value) for name, value in row.items()})
+        return text.getvalue()
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
-    """The rows of a file of `CsvLog`; a last line that was cut off is left out."""
-    whole_lines = path.read_text().rpartition("\n")[0].splitlines()
-    return [
-        {name: _number(text) for name, text in row.items()} for row in csv.DictReader(whole_lines)
-    ]
+    """The rows of a file of `CsvLog`; a last line that was cut off is left out.
+
+    Raises:
+        ConfigError: it is no such file.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+        rows = list(csv.DictReader(lines, strict=True))
+        if rows and "step" not in rows[0]:
+            raise ValueError("it has no column step")
+        return [{name: _number(text) for name, text in row.items()} for row in rows]
+    # Short and long rows hold None and lists.
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise ConfigError(f"{path} is no log of a run: {error}") from error
 
 
 class TensorBoardLog:

@@ -9,119 +9,26 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
+import shlex
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
-from ..data import (
-    EpisodeSampler,
-    ImageSet,
-    has_new_classes,
-    hold_out,
-    load_images,
-    salt_and_pepper,
-)
+from .._files import append_text, write_text
 from ..models import evaluate
 from ..models.linear_path import LinearPath
 from ..models.training import Trainer
 from . import _checkpoint
+from ._batches import MODEL, Batches, derive_seed, spread
 from ._config import Config, ConfigError
-from ._device import choose_device, choose_precision
+from ._device import choose_precision
+from ._folders import make_folder
 from ._logs import CsvLog, TensorBoardLog
-
-_DATA, _MODEL = 0, 1  # streams of random numbers
-
-
-class Process(NamedTuple):
-    """This process among those of torchrun; alone without it."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-    def agree(self, number: int) -> int:
-        """The largest of all processes' numbers: they must all stop after the same step."""
-        if self.count == 1:
-            return number
-        numbers = torch.tensor(number, device=self.device)
-        distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
-        return int(numbers.item())
-
-
-@contextmanager
-def processes(device: str | None):
-    """Joins torchrun's processes, if there are any, and leaves them at the end."""
-    count = int(os.environ.get("WORLD_SIZE", 1))
-    local = os.environ.get("LOCAL_RANK")
-    chosen = choose_device(device, None if local is None else int(local))
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    if count == 1:
-        yield Process(0, 1, chosen)
-        return
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield Process(distributed.get_rank(), count, chosen)
-    finally:
-        distributed.destroy_process_group()
-
-
-def derive_seed(seed: int, stream: int, step: int, rank: int = 0) -> int:
-    """A seed of its own for every step, stream and process."""
-    sequence = np.random.SeedSequence([seed, stream, step, rank])
-    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-class _Batches:
-    """The episodes of a step, as a function of its number alone; of this process its share."""
-
-    def __init__(self, config: Config, process: Process) -> None:
-        self.config, self.process = config, process
-        data = config.data
-        if data.batch_size % process.count:
-            raise ConfigError(
-                f"[data] batch_size must be a multiple of the {process.count} processes, "
-                f"got {data.batch_size}"
-            )
-        train, self.test = _images(config)
-        self.generator = torch.Generator()
-        try:
-            self.sampler = EpisodeSampler(
-                train.images,
-                train.labels,
-                episode_length=data.episode_length,
-                batch_size=data.batch_size,
-                num_classes=data.num_classes,
-                augment=data.augment,
-                pixels=data.pixels,
-                generator=self.generator,
-            )
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"[data] {error}") from error
-
-    def at(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Images (B, T, C, H, W) and corrupted queries (B, Q, C, H, W) or None."""
-        training = self.config.training
-        self.generator.manual_seed(derive_seed(training.seed, _DATA, step))
-        images, queries = self.sampler.sample(), None
-        if num_corrupted := round(training.corrupted * images.shape[1]):
-            queries = salt_and_pepper(images[:, :num_corrupted], training.noise, self.generator)
-        share = len(images) // self.process.count
-        own = slice(self.process.rank * share, (self.process.rank + 1) * share)
-        device = self.process.device
-        return images[own].to(device), None if queries is None else queries[own].to(device)
+from ._processes import Process, Stop
 
 
 class _Means:
@@ -146,26 +53,6 @@ class _Means:
         return means
 
 
-class _Stop:
-    """Becomes true at the first SIGINT or SIGTERM, so that a step can be finished first."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __enter__(self) -> _Stop:
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame) -> None:
-        if self.signal is not None:  # the second time: at once
-            self.before[number](number, frame) if callable(self.before[number]) else sys.exit(1)
-        self.signal = number
-
-
 class Run:
     """A training in a folder.
 
@@ -177,8 +64,9 @@ class Run:
         tensorboard: log to TensorBoard too.
 
     Raises:
-        ConfigError: the folder has a checkpoint and ``resume`` is False, or its configuration is
-            another one in more than where the data is and how often to report.
+        ConfigError: the folder cannot be written to, or has a checkpoint and ``resume`` is False,
+            or its configuration is another one in more than where the data is, how often to report
+            and how many steps to make in all, which are no fewer than it has made.
     """
 
     def __init__(
@@ -188,20 +76,27 @@ class Run:
         training = config.training
         if training.threads is not None:
             torch.set_num_threads(training.threads)
-        folder.mkdir(parents=True, exist_ok=True)
+        if process.is_first:
+            make_folder(folder)
         path = folder / _checkpoint.FILE
         checkpoint = None
         if path.exists():
             if not resume:
                 raise ConfigError(f"{path} exists; --resume goes on from it, or name another --out")
             checkpoint = _checkpoint.load(path)
-            _check_same(checkpoint.config, config)
+            _check_same(checkpoint, config)
         self.step = checkpoint.step if checkpoint else 0
         self.seconds = checkpoint.seconds if checkpoint else 0.0
-        self.batches = _Batches(config, process)
+        self.batches = Batches(config, process)
         self.test = self.batches.test.images
         torch.manual_seed(training.seed)
         self.model = config.make_model().to(process.device)
+        expected = getattr(self.model, "image_shape", None)
+        shape = tuple(self.batches.sampler.images.shape[1:])
+        if expected and (1, *shape)[-3:] != tuple(expected):
+            raise ConfigError(
+                f"[model] takes images {tuple(expected)}, those of [data] are {shape}"
+            )
         if checkpoint:
             checkpoint.restore_model(self.model)
         elif isinstance(getattr(self.model, "linear", None), LinearPath):
@@ -226,9 +121,13 @@ class Run:
         self.means = _Means(checkpoint.extra["means"] if checkpoint else {})
         self.generator = torch.Generator(process.device)
         if process.is_first:
+            numbers = sum(parameter.nbytes for parameter in self.model.parameters())
+            make_folder(folder, size=3 * numbers)  # the optimiser has two for each
+            if self.step < training.steps:  # of a run that was at its end and goes on
+                (folder / "metrics.json").unlink(missing_ok=True)
             self.logs = {name: CsvLog(folder / f"{name}.csv", self.step) for name in _SPLITS}
             self.board = TensorBoardLog(folder, self.step, tensorboard)
-            (folder / "config.json").write_text(json.dumps(config.as_dict(), indent=2) + "\n")
+            write_text(folder / "config.json", json.dumps(config.as_dict(), indent=2) + "\n")
 
     def train(self, quiet: bool = False, minutes: float | None = None) -> int:
         """Trains to the end, or for so many minutes; the exit status: 0, or 128 and the signal's
@@ -249,7 +148,7 @@ class Run:
         number, timed_out = 0, False
         if first:
             self._say_how(quiet)
-        with bar, _Stop() as stop:
+        with bar, Stop() as stop:
             while self.step < training.steps and not (number or timed_out):
                 self._make_step()
                 if first:
@@ -263,8 +162,9 @@ class Run:
                 bar.update()
         if first:
             if self.step == training.steps:
-                self._finish()
+                terms = self._finish()
                 print(self._last_line("done"), file=sys.stderr)
+                self._say_what_now(terms)
             else:
                 why = "" if number else f"{minutes:g} minutes are over; "
                 print(f"{why}{self._last_line('stopped')}; --resume goes on", file=sys.stderr)
@@ -278,8 +178,7 @@ class Run:
         threads = torch.get_num_threads()
         line = f"precision {self.precision}{chosen}, {threads} thread{'s' * (threads > 1)}"
         line += f", from step {self.step} of {training.steps}"
-        with (self.folder / "log.txt").open("a") as log:
-            log.write(line + "\n")
+        append_text(self.folder / "log.txt", line + "\n")
         if not quiet:
             print(line, file=sys.stderr)
 
@@ -289,10 +188,16 @@ class Run:
         seen = f"{images:,} images in {self.seconds / 60:.1f} minutes"
         return f"{seen}; {what} after step {self.step}"
 
+    def _say_what_now(self, terms: dict[str, float]) -> None:
+        print(f"test bound {terms['bound']:.2f} nats per image, in {self.folder}")
+        memory = hasattr(self.model, "write")
+        command = "generate" if hasattr(self.model, "generate") and memory else "reconstruct"
+        print(f"next: kanerva {command} {shlex.quote(str(self.folder))}")
+
     def _make_step(self) -> None:
         training, process = self.config.training, self.process
         images, queries = self.batches.at(self.step)
-        self.generator.manual_seed(derive_seed(training.seed, _MODEL, self.step, process.rank))
+        self.generator.manual_seed(derive_seed(training.seed, MODEL, self.step, process.rank))
         progress = self.step / training.steps
         self.means.add(self.trainer.step(images, queries, self.step, progress, self.generator))
         self.step += 1
@@ -316,7 +221,7 @@ class Run:
         if self._is_due("evaluate") and not last:
             few = training.evaluate_images or len(self.test)
             row = {"step": self.step, "seconds": self.seconds}
-            self._log("test", row | self._evaluate(self.test[_spread(len(self.test), few)], 1))
+            self._log("test", row | self._evaluate(self.test[spread(len(self.test), few)], 1))
 
     def _evaluate(self, images: Tensor, rounds: int) -> dict[str, float]:
         data = self.config.data
@@ -337,50 +242,43 @@ class Run:
         optimizer = self.trainer.optimizer
         _checkpoint.save(path, self.config, self.model, optimizer, self.step, self.seconds, extra)
 
-    def _finish(self) -> None:
+    def _finish(self) -> dict[str, float]:
         terms = self._evaluate(self.test, rounds=4)
         # Made again by a run that is resumed at its end: once in the log.
         self.logs["test"] = CsvLog(self.folder / "test.csv", self.step - 1)
         self._log("test", {"step": self.step, "seconds": self.seconds} | terms)
         metrics = {"steps": self.step, "seconds": self.seconds, "test": terms}
-        (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        return terms
 
 
 _SPLITS = ("train", "test")
-# What may differ from the checkpoint's: nothing that the steps made so far depend on.
-_FREE = {"log_every", "evaluate_every", "evaluate_images", "checkpoint_every"}
+# What may differ from the checkpoint's: how often to report, where the data is, and the steps in
+# all. With other steps the schedule is that of a run of so many, from here on.
+_FREE = {"log_every", "evaluate_every", "evaluate_images", "checkpoint_every", "root", "steps"}
 
 
-def _check_same(saved: Config, config: Config) -> None:
+def _check_same(checkpoint: _checkpoint.Checkpoint, config: Config) -> None:
     for section in ("model", "data", "training"):
-        old, new = saved.as_dict()[section], config.as_dict()[section]
+        old, new = checkpoint.config.as_dict()[section], config.as_dict()[section]
         for name in old | new:
-            if name not in _FREE and name != "root" and old.get(name) != new.get(name):
+            if name not in _FREE and old.get(name) != new.get(name):
                 raise ConfigError(
                     f"[{section}] {name} must be the checkpoint's, {old.get(name)!r}, to go on "
                     f"from it, got {new.get(name)!r}"
                 )
-
-
-def _images(config: Config) -> tuple[ImageSet, ImageSet]:
-    """The images to train with, and those to evaluate with."""
-    data = config.data
-    train = load_images(data.name, "train", data.root)
-    if data.validation:
-        try:
-            return hold_out(train, data.validation, whole_classes=has_new_classes(data.name))
-        except ValueError as error:
-            raise ConfigError(f"[data] validation: {error}") from error
-    return train, load_images(data.name, "test", data.root)
+    if config.training.steps < checkpoint.step:
+        raise ConfigError(
+            f"[training] steps must be at least the {checkpoint.step} that the checkpoint has "
+            f"made, got {config.training.steps}"
+        )
 
 
 def _start_from(model: torch.nn.Module, start: str) -> None:
     path = Path(start)
-    saved = _checkpoint.load(path / _checkpoint.FILE if path.is_dir() else path)
+    try:
+        saved = _checkpoint.load(path / _checkpoint.FILE if path.is_dir() else path)
+    except ConfigError as error:
+        raise ConfigError(f"[training] start: {error}") from error
     if not saved.restore_matching(model):
         raise ConfigError(f"[training] start {start} has no parameter of this model")
-
-
-def _spread(count: int, wanted: int) -> Tensor:
-    """Indices of about ``wanted`` of ``count`` images, evenly spread over them."""
-    return torch.arange(0, count, max(1, count // max(wanted, 1)))[:wanted]

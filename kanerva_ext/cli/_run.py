@@ -16,8 +16,9 @@ from ..data import EpisodeSampler, ImageSet, load_images
 from ..memory import MemoryState
 from ..models.likelihoods import BernoulliPixels
 from . import _checkpoint
-from ._config import Config, ConfigError
+from ._config import MAX_INTEGER, MAX_SEED, MAX_THREADS, Config, ConfigError
 from ._device import choose_device
+from ._folders import make_folder
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class LoadedRun:
     root: str | None
 
     @property
+    def title(self) -> str:
+        """Of its pictures."""
+        return f"{self.name}, step {self.step:,}"
+
+    @property
     def has_memory(self) -> bool:
         return hasattr(self.model, "write")
 
@@ -69,7 +75,7 @@ class LoadedRun:
         data = self.config.data
         try:
             images = _load_images(data.name, split, self.root)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, FileNotFoundError) as error:
             raise ConfigError(f"data {data.name!r} of {self.name}: {error}; see --root") from error
         shape = tuple(images.images.shape[1:])
         expected = getattr(self.model, "image_shape", None)
@@ -226,10 +232,8 @@ def load_runs(args: argparse.Namespace) -> list[LoadedRun]:
 def output_folder(out: Path | None, runs: list[LoadedRun]) -> Path:
     """``out``, made if need be; None: the folder of a single run, the current one of several."""
     if out is None:
-        return runs[0].folder if len(runs) == 1 else Path()
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out must be a folder, got {out}")
-    out.mkdir(parents=True, exist_ok=True)
+        out = runs[0].folder if len(runs) == 1 else Path()
+    make_folder(out)
     return out
 
 
@@ -238,14 +242,21 @@ def fewest_images(labels: Tensor, num_classes: int) -> int:
     return int(labels.unique(return_counts=True)[1].sort().values[:num_classes].sum())
 
 
-def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
-    """Raises ConfigError for an option, or one value of its list, that is below its bound."""
+MAX_SHOWN = 100  # images in a row of a picture
+_LIMITS = {"seed": MAX_SEED, "threads": MAX_THREADS}
+
+
+def check_at_least(args: argparse.Namespace, **bounds: int | tuple[int, int]) -> None:
+    """Raises ConfigError for an option, or one value of its list, that is below its bound, or above
+    the second one; without a second one, above anything that can be meant."""
     for name, bound in bounds.items():
-        value = getattr(args, name)
+        value, limit = getattr(args, name), _LIMITS.get(name, MAX_INTEGER)
+        low, high = bound if isinstance(bound, tuple) else (bound, limit)
         for each in value if isinstance(value, list) else [value]:
-            if each < bound:
+            if not low <= each <= high:
                 option = name.replace("_", "-")
-                raise ConfigError(f"--{option} must be at least {bound}, got {each}")
+                which = f"at least {low}" if each < low else f"at most {high}"
+                raise ConfigError(f"--{option} must be {which}, got {each}")
 
 
 def choose_count(args: argparse.Namespace, name: str, default: int, limit: int, what: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .._files import write_text
 from ..data import salt_and_pepper
 from . import _figures
 from ._config import ConfigError
@@ -34,6 +36,7 @@ from ._run import (
 NUMBERS, PICTURE = "capacity.csv", "capacity.png"
 LENGTHS = [8, 16, 32, 64, 100, 150, 200]
 BATCH_IMAGES = 800
+MAX_EPISODES = 1000
 MEASURES = ("bound", "reconstruction", "clean_error", "noisy_error")
 
 
@@ -52,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_at_least(args, lengths=1, classes=1, episodes=1)
+    check_at_least(args, lengths=1, classes=1, episodes=(1, MAX_EPISODES))
     check_share(args)
     runs = load_runs(args)
     labels = args.label or [re.sub(r"-s(eed)?\d+$", "", each.folder.name) for each in runs]
@@ -146,15 +149,16 @@ def _num_classes(run: LoadedRun, length: int, wanted: int) -> int:
 
 
 def _write(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        errors = [f"{name}_standard_error" for name in MEASURES]
-        both = [name for pair in zip(MEASURES, errors, strict=True) for name in pair]
-        writer.writerow(["run", "label", "length", "classes", *both])
-        for row in rows:
-            values = [value for name in MEASURES for value in row[name]]
-            cells = ["" if value is None else f"{value:.6g}" for value in values]
-            writer.writerow([row["run"], row["label"], row["length"], row["classes"], *cells])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    errors = [f"{name}_standard_error" for name in MEASURES]
+    both = [name for pair in zip(MEASURES, errors, strict=True) for name in pair]
+    writer.writerow(["run", "label", "length", "classes", *both])
+    for row in rows:
+        values = [value for name in MEASURES for value in row[name]]
+        cells = ["" if value is None else f"{value:.6g}" for value in values]
+        writer.writerow([row["run"], row["label"], row["length"], row["classes"], *cells])
+    write_text(path, text.getvalue())
 
 
 def _table(rows: list[dict], format_error: Callable[[float], str]) -> str:

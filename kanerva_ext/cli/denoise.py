@@ -12,10 +12,12 @@ import json
 import torch
 from torch import Tensor
 
+from .._files import write_text
 from ..data import occlude, salt_and_pepper, split_episodes
 from . import _figures
 from ._config import ConfigError
 from ._run import (
+    MAX_SHOWN,
     LoadedRun,
     Mean,
     add_run_arguments,
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_share(args)
-    check_at_least(args, reads=1)
+    check_at_least(args, reads=(1, MAX_SHOWN))
     runs = load_runs(args)
     (run,) = runs
     if args.aware and (args.corruption != "salt-and-pepper" or not run.is_bernoulli):
@@ -56,17 +58,18 @@ def run(args: argparse.Namespace) -> int:
     length = run.config.data.episode_length
     count = choose_count(args, "count", 8, length, "the episode's images")
     out = output_folder(args.out, runs)
-    errors, columns = _read_all(run, args)
+    errors, images = _read_all(run, args)
     means = [Mean.of(values) for values in errors]
     titles = ["corrupted", *(f"read {i + 1}" for i in range(args.reads))]
-    shown = [column[:count] for column in columns]
-    _figures.draw_columns(list(zip(["clean", *titles], shown, strict=True)), out / PICTURE)
+    shown = [column[:count] for column in images]
+    columns = list(zip(["clean", *titles], shown, strict=True))
+    _figures.draw_columns(columns, out / PICTURE, run.title)
     names = ("corruption", "share", "reads", "aware", "seed")
     numbers = {"run": run.name, "step": run.step} | {name: getattr(args, name) for name in names}
     numbers |= {"measure": run.error_name, "episodes": errors.shape[1]}
     numbers |= {"corrupted": means[0].mean, "after_read": [each.mean for each in means[1:]]}
     numbers["standard_errors"] = [each.standard_error for each in means]
-    (out / NUMBERS).write_text(json.dumps(numbers, indent=2) + "\n")
+    write_text(out / NUMBERS, json.dumps(numbers, indent=2) + "\n")
     cells = [run.format_error(each.mean) for each in means]
     print(table([run.error_name, *titles], [[run.name, *cells]]))
     print(out / PICTURE)

@@ -9,8 +9,10 @@ import argparse
 import json
 from pathlib import Path
 
+from .._files import write_text
 from ..models import evaluate
 from ._config import ConfigError
+from ._folders import make_folder
 from ._run import LoadedRun, add_run_arguments, check_at_least, load_runs, output_folder, table
 
 FILE = "evaluate.json"
@@ -33,7 +35,12 @@ def run(args: argparse.Namespace) -> int:
         for each in runs:
             if not each.has_memory:
                 raise ConfigError(f"--other-memory needs a memory, {each.name} has none")
-    files = [] if args.json is None else [args.json]
+    files = []
+    if args.json is not None:
+        if args.json.is_dir():
+            raise ConfigError(f"--json must be a file, got the folder {args.json}")
+        make_folder(args.json.parent, "--json")
+        files.append(args.json)
     if args.out is not None:
         files.append(output_folder(args.out, runs) / FILE)
     terms = [_evaluate(each, args) for each in runs]
@@ -44,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
         for each, values in zip(runs, terms, strict=True)
     ]
     for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings | {"runs": results}, indent=2) + "\n")
+        write_text(file, json.dumps(settings | {"runs": results}, indent=2) + "\n")
     return 0
 
 

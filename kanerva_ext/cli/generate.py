@@ -14,6 +14,7 @@ from . import _figures
 from ._config import ConfigError
 from ._figures import Block, Panel
 from ._run import (
+    MAX_SHOWN,
     LoadedRun,
     add_run_arguments,
     check_at_least,
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @torch.no_grad()
 def run(args: argparse.Namespace) -> int:
-    check_at_least(args, classes=1, reads=0, count=1)
+    check_at_least(args, classes=1, reads=0, count=(1, MAX_SHOWN))
     runs = load_runs(args)
     for each in runs:
         if not hasattr(each.model, "generate"):
@@ -58,6 +59,10 @@ def run(args: argparse.Namespace) -> int:
 def _from_memory(run: LoadedRun, args: argparse.Namespace) -> Panel:
     labels = run.images().labels
     available = len(labels.unique())
+    if min(args.classes) > available:
+        raise ConfigError(
+            f"--classes must be at most the test data's {available}, got {args.classes}"
+        )
     blocks = []
     for num_classes in args.classes:
         what = "1 class" if num_classes == 1 else f"{num_classes} classes"
@@ -77,13 +82,9 @@ def _from_memory(run: LoadedRun, args: argparse.Namespace) -> Panel:
             samples = run.model.generate(state, args.count, reads, generator=generator)
             rows.append((f"{reads} reads" if reads != 1 else "1 read", samples[0].cpu()))
         blocks.append(Block(what, rows))
-    if not blocks:
-        raise ConfigError(
-            f"--classes must be at most the test data's {available}, got {args.classes}"
-        )
-    return Panel(run.name, blocks)
+    return Panel(run.title, blocks)
 
 
 def _from_prior(run: LoadedRun, args: argparse.Namespace, rows: int) -> Panel:
     samples = run.model.generate(rows * args.count, generator=run.generator(args.seed)).cpu()
-    return Panel(run.name, [Block("samples", [("", row) for row in samples.split(args.count)])])
+    return Panel(run.title, [Block("samples", [("", row) for row in samples.split(args.count)])])

@@ -8,7 +8,14 @@ import torch
 
 from . import _figures
 from ._config import ConfigError
-from ._run import add_run_arguments, check_at_least, choose_count, load_runs, output_folder
+from ._run import (
+    MAX_SHOWN,
+    add_run_arguments,
+    check_at_least,
+    choose_count,
+    load_runs,
+    output_folder,
+)
 
 FILE = "interpolate.png"
 
@@ -22,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @torch.no_grad()
 def run(args: argparse.Namespace) -> int:
-    check_at_least(args, steps=2)
+    check_at_least(args, steps=(2, MAX_SHOWN))
     runs = load_runs(args)
     (run,) = runs
     images = run.episode(args.seed)
@@ -40,6 +47,6 @@ def run(args: argparse.Namespace) -> int:
         columns.append((f"{share:.2f}", read[0].cpu()))
     columns.append(("image", pairs[0, 1::2]))
     path = output_folder(args.out, runs) / FILE
-    _figures.draw_columns(columns, path)
+    _figures.draw_columns(columns, path, run.title)
     print(path)
     return 0

@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
     if addresses is not None:
         addresses = addresses[0].cpu()
     path = output_folder(args.out, runs) / FILE
-    _figures.draw_reconstructions(images[0, :count], pictures[0, :count], addresses, path)
+    shown = (images[0, :count], pictures[0, :count], addresses)
+    _figures.draw_reconstructions(*shown, path, run.title)
     print(path)
     error = run.format_error(run.pixel_error(pictures, images).item())
     print(f"{run.error_name} over the episode's {length} images: {error}")

@@ -1,7 +1,15 @@
 """Image sets, the episodes made of them, and random changes to images."""
 
 from .augment import occlude, random_affine, salt_and_pepper
-from .datasets import DATASETS, ImageSet, default_pixels, has_new_classes, hold_out, load_images
+from .datasets import (
+    DATASETS,
+    ImageSet,
+    default_pixels,
+    describe_root,
+    has_new_classes,
+    hold_out,
+    load_images,
+)
 from .episodes import PIXELS, EpisodeSampler, split_episodes
 from .omniglot import OmniglotInfo, load_omniglot, omniglot_info
 
@@ -12,6 +20,7 @@ __all__ = [
     "ImageSet",
     "OmniglotInfo",
     "default_pixels",
+    "describe_root",
     "has_new_classes",
     "hold_out",
     "load_images",

@@ -20,6 +20,7 @@ __all__ = [
     "DATASETS",
     "ImageSet",
     "default_pixels",
+    "describe_root",
     "has_new_classes",
     "hold_out",
     "load_images",
@@ -115,17 +116,38 @@ class _Entry(NamedTuple):
     load: Callable[[Path, str], tuple]
     pixels: str
     root: str | None  # what it must be, for the error without one; None: it has a default
+    source: str  # what it takes to have the files, as a sentence without its point
 
 
+_DOWNLOADED = (
+    "is downloaded by torchvision (pip install torchvision) to root, by default "
+    f"{_torchvision.DEFAULT_ROOT}"
+)
+_OMNIGLOT_URL = "https://github.com/brendenlake/omniglot, in python/"
 _DRAWINGS = "the folder of images_background.zip and images_evaluation.zip, or of the small sets"
 _ENTRIES = {
-    "omniglot": _Entry(_shipped, "as_is", None),
-    "omniglot-images": _Entry(_omniglot_images, "as_is", _DRAWINGS),
-    "omniglot-torchvision": _Entry(_torchvision.load_omniglot, "as_is", None),
-    "omniglot-burda": _Entry(_omniglot_burda, "sample", "the folder of chardata.mat"),
-    "mnist": _Entry(_torchvision.load_mnist, "sample", None),
-    "cifar10": _Entry(_torchvision.load_cifar10, "dequantize", None),
-    "cifar10-jpeg": _Entry(_cifar10_jpeg, "dequantize", f"the folder of {_JPEG_NAME}.zip"),
+    "omniglot": _Entry(_shipped, "as_is", None, "ships with the package"),
+    "omniglot-images": _Entry(
+        _omniglot_images, "as_is", _DRAWINGS, f"needs as root {_DRAWINGS}: {_OMNIGLOT_URL}"
+    ),
+    "omniglot-torchvision": _Entry(_torchvision.load_omniglot, "as_is", None, _DOWNLOADED),
+    "omniglot-burda": _Entry(
+        _omniglot_burda,
+        "sample",
+        "the folder of chardata.mat",
+        "needs as root the folder of chardata.mat: https://github.com/yburda/iwae, in "
+        "datasets/OMNIGLOT/",
+    ),
+    "mnist": _Entry(_torchvision.load_mnist, "sample", None, _DOWNLOADED),
+    "cifar10": _Entry(_torchvision.load_cifar10, "dequantize", None, _DOWNLOADED),
+    "cifar10-jpeg": _Entry(
+        _cifar10_jpeg,
+        "dequantize",
+        f"the folder of {_JPEG_NAME}.zip",
+        f"needs as root the folder of {_JPEG_NAME}.zip, or any folder of 32 x 32 images named "
+        "train/<class>/*.jpg and test/<class>/*.jpg; the original files of CIFAR-10 are the data "
+        "set cifar10, which torchvision downloads",
+    ),
 }
 
 #: The names that `load_images` knows.
@@ -148,6 +170,18 @@ def default_pixels(name: str) -> str:
         ValueError: another name.
     """
     return _entry(name).pixels
+
+
+def describe_root(name: str) -> str:
+    """What it takes to have a set's files, and where they are to be had: what to say of its name.
+
+    Raises:
+        ValueError: another name.
+
+    >>> describe_root("omniglot")
+    'ships with the package'
+    """
+    return _entry(name).source
 
 
 def has_new_classes(name: str) -> bool:

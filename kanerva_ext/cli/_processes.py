@@ -1,0 +1,72 @@
+"""The processes of a training: one, or those of torchrun; and the signals that stop it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import distributed
+
+from ._device import choose_device
+
+
+class Process(NamedTuple):
+    """This process among those of torchrun; alone without it."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def agree(self, number: int) -> int:
+        """The largest of all processes' numbers: they must all stop after the same step."""
+        if self.count == 1:
+            return number
+        numbers = torch.tensor(number, device=self.device)
+        distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
+        return int(numbers.item())
+
+
+@contextmanager
+def processes(device: str | None):
+    """Joins torchrun's processes, if there are any, and leaves them at the end."""
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    local = os.environ.get("LOCAL_RANK")
+    chosen = choose_device(device, None if local is None else int(local))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if count == 1:
+        yield Process(0, 1, chosen)
+        return
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Process(distributed.get_rank(), count, chosen)
+    finally:
+        distributed.destroy_process_group()
+
+
+class Stop:
+    """Becomes true at the first SIGINT or SIGTERM, so that a step can be finished first."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> Stop:
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame) -> None:
+        if self.signal is not None:  # the second time: at once
+            self.before[number](number, frame) if callable(self.before[number]) else sys.exit(1)
+        self.signal = number
