@@ -20,7 +20,8 @@ import pytest
 INTERPRETER = "interpreter"  # Triton's: a tenth of a second for every few tiles
 PTX = "ptx"  # the instructions that nvcc makes of the CUDA kernels, one after another
 TEAMS = "teams"  # the same, with a team of blocks for every memory
-ENGINES = (INTERPRETER, PTX, TEAMS)
+SANITIZED = "sanitized"  # the CPU's kernels, with every access and operation checked
+ENGINES = (INTERPRETER, PTX, TEAMS, SANITIZED)
 
 
 def engine() -> str | None:
@@ -29,6 +30,8 @@ def engine() -> str | None:
         return INTERPRETER
     if "KANERVA_TEST_LIBRARY" in os.environ:
         return TEAMS if "KANERVA_TEAM_WORK" in os.environ else PTX
+    if "KANERVA_TEST_SANITIZED" in os.environ:
+        return SANITIZED
     return None
 
 
@@ -40,7 +43,7 @@ def is_left_out(item: pytest.Item) -> bool:
     now = engine()
     if now is None or item.config.getoption("whole"):
         return False
-    names = {now, PTX} if now == TEAMS else {now}
+    names = {now, PTX} if now in (TEAMS, SANITIZED) else {now}
     if any(names & set(mark.args) for mark in item.iter_markers("not_on")):
         return True
     return item.get_closest_marker("exhaustive") is not None

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from helpers import CASES, METHODS
-from selection import ENGINES, INTERPRETER, PTX, TEAMS, covering, engine, grid, not_on
+from selection import ENGINES, INTERPRETER, PTX, SANITIZED, TEAMS, covering, engine, grid, not_on
 
 
 def pairs_of(rows):
@@ -61,10 +61,12 @@ def test_engines_that_do_not_exist_are_refused():
         (("KANERVA_TEST_LIBRARY",), PTX),
         (("KANERVA_TEST_LIBRARY", "KANERVA_TEAM_WORK"), TEAMS),
         (("KANERVA_TEAM_WORK",), None),
+        (("KANERVA_TEST_SANITIZED",), SANITIZED),
     ],
 )
 def test_the_engine_under_test(monkeypatch, variables, expected):
-    for name in ("TRITON_INTERPRET", "KANERVA_TEST_LIBRARY", "KANERVA_TEAM_WORK"):
+    names = ("TRITON_INTERPRET", "KANERVA_TEST_LIBRARY", "KANERVA_TEAM_WORK")
+    for name in (*names, "KANERVA_TEST_SANITIZED"):
         monkeypatch.delenv(name, raising=False)
     for name in variables:
         monkeypatch.setenv(name, "0")
