@@ -43,6 +43,7 @@ class Workspace {
     size_t size;
   };
   void trim();
+  static void release(const Block& block);
 
   Block blocks_[kBlocks] = {};
   size_t count_ = 0, block_ = 0, used_ = 0, depth_ = 0;
