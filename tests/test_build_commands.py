@@ -33,7 +33,13 @@ from build_helpers import (
 
 
 def make_layout(folder: Path, *names: str) -> object:
-    for name in ("cpu/kernels.cpp", "cpu/dispatch.cpp", "torch/register_cpu.cpp", "numpy/m.cpp", *names):
+    for name in (
+        "cpu/kernels.cpp",
+        "cpu/dispatch.cpp",
+        "torch/register_cpu.cpp",
+        "numpy/m.cpp",
+        *names,
+    ):
         path = folder / "csrc" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
