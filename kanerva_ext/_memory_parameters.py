@@ -13,13 +13,14 @@ from . import _backend
 from ._beliefs import wide
 from ._checks import check_int
 from ._memory_checks import check_codes, positive
+from ._settings import SavedSettings
 from ._state import MemoryState
 
 ADDRESSINGS = ("least_squares", "key")
 INITIAL_WEIGHT_STD = 0.3  # of a sampled address, before training
 
 
-class MemoryParameters(nn.Module):
+class MemoryParameters(SavedSettings):
     """The parameters of `FusedKanervaMemory`, whose arguments these are."""
 
     def __init__(
@@ -109,37 +110,22 @@ class MemoryParameters(nn.Module):
         if self.key_size is not None:
             nn.init.normal_(self.address_matrix)
 
-    def get_extra_state(self) -> Tensor:
-        """What the ``state_dict`` holds beside the parameters: noise_std (0: learned) and
-        weight_std, (2,) float64."""
-        noise_std = 0.0 if self.learn_noise else self._noise_std
-        return torch.tensor([noise_std, self.weight_std], dtype=torch.float64, device="cpu")
+    def settings(self) -> dict[str, float]:
+        """noise_std (0: learned, a parameter) and weight_std."""
+        return {
+            "noise_std": 0.0 if self.learn_noise else self._noise_std,
+            "weight_std": self.weight_std,
+        }
 
-    def set_extra_state(self, state: Tensor) -> None:
-        """Nothing: a checkpoint of other values is refused, see `_load_from_state_dict`."""
+    def _differ(self, theirs: float, ours: float) -> bool:
+        return bool(theirs and ours) and super()._differ(theirs, ours)
 
-    def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         for name in ("log_prior_var", "log_noise_std", "log_weight_std"):  # 0-d in old checkpoints
             saved = state_dict.get(prefix + name)
             if isinstance(saved, Tensor) and saved.dim() == 0:
                 state_dict[prefix + name] = saved.reshape(1)
-        extra = f"{prefix}_extra_state"
-        own = self.get_extra_state()
-        saved = state_dict.setdefault(extra, own)  # old checkpoints have none
-        for name, theirs, ours in zip(
-            ("noise_std", "weight_std"), saved.tolist(), own.tolist(), strict=True
-        ):
-            if theirs and ours and not math.isclose(theirs, ours, rel_tol=1e-6):
-                error_msgs.append(
-                    f"{prefix}{name} is {theirs:g} in the checkpoint and {ours:g} in this "
-                    f"FusedKanervaMemory: construct it with {name}={theirs:g} (or remove {extra!r} "
-                    "from the checkpoint)"
-                )
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         noise_std = self._shown("log_noise_std", self._noise_std)

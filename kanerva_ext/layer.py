@@ -15,6 +15,7 @@ from ._checks import check_int
 from ._convolution import ShortConvolution
 from ._memory_checks import LARGEST, SMALLEST
 from ._packing import Places, check_cu_seqlens, places
+from ._settings import SavedSettings
 from ._state import MemoryState, register_for_loading
 from .cache import KanervaCache, check_cache
 
@@ -44,7 +45,7 @@ class KanervaOutput(NamedTuple):
     log_evidence: Tensor
 
 
-class KanervaLayer(nn.Module):
+class KanervaLayer(SavedSettings):
     """Causal sequence mixing by exact recursive least squares, with the memory's uncertainty.
 
     Each head writes (key, value) of every token into a Bayesian memory of head_dim slots and then
@@ -148,6 +149,10 @@ class KanervaLayer(nn.Module):
         self.gate_proj = nn.Linear(d_model, self._widths[2], bias=False) if use_gate else None
         self.norm = nn.RMSNorm(self.value_dim, eps=norm_eps)
         self.out_proj = nn.Linear(self._widths[2], d_model, bias=False)
+
+    def settings(self) -> dict[str, float]:
+        """What the ``state_dict`` holds beside the parameters."""
+        return {"noise_floor": self.noise_floor, "norm_eps": float(self.norm.eps or 0)}
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew, as the constructor does; also after ``to_empty``."""

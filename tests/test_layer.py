@@ -375,3 +375,15 @@ def test_bad_input():
         with pytest.raises(error, match=f"KanervaLayer: {message}"):
             layer(*args, **options)
     assert isinstance(cache, KanervaCache)
+
+
+def test_the_noise_floor_is_saved_and_checked():
+    saved = KanervaLayer(8, 2).state_dict()
+    with pytest.raises(RuntimeError, match=r"noise_floor is 0\.001 in the checkpoint and 0\.2 in"):
+        KanervaLayer(8, 2, noise_floor=0.2, noise_var=1.0).load_state_dict(saved)
+    KanervaLayer(8, 2).load_state_dict(saved)
+    del saved["_extra_state"]  # as old checkpoints are
+    KanervaLayer(8, 2, noise_floor=0.2, noise_var=1.0).load_state_dict(saved)
+    saved["_extra_state"] = "what"
+    with pytest.raises(RuntimeError, match=r"_extra_state must be a tensor .* got str"):
+        KanervaLayer(8, 2).load_state_dict(saved)

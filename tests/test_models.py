@@ -11,6 +11,7 @@ from kanerva_ext.data import load_omniglot, salt_and_pepper, split_episodes
 from kanerva_ext.models import (
     ConvDecoder,
     ConvEncoder,
+    DynamicKanervaMachine,
     KanervaMachine,
     MatchedVAE,
     evaluate,
@@ -407,3 +408,20 @@ def test_bad_queries(episodes):
     for model in (kanerva(), vae()):
         with pytest.raises(ValueError, match=r"queries must be .* got \(4, 9\)"):
             model.elbo(episodes, queries=torch.zeros(4, 9, 1, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (KanervaMachine, "code_std", 0.1),
+        (KanervaMachine, "encoder_noise_std", 3.0),
+        (KanervaMachine, "min_latent_std", 1.0),
+        (DynamicKanervaMachine, "num_write_iters", 3),
+    ],
+)
+def test_settings_are_saved_and_checked(kind, name, value):
+    sizes = {"memory_size": 4, "code_size": 8, "num_filters": 4}
+    saved = kind(**sizes).state_dict()
+    kind(**sizes).load_state_dict(saved)
+    with pytest.raises(RuntimeError, match=f"{name} is .* in the checkpoint and {value:g} in this"):
+        kind(**sizes, **{name: value}).load_state_dict(saved)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._settings import SavedSettings
 from ..memory import MemoryState
 from ._common import check_denoising, check_images, check_sizes, next_query
 from .coders import CodeLinear, ConvDecoder, ConvEncoder, HeConv, he_init
@@ -204,7 +205,7 @@ class EpisodeCoders(nn.Module):
         return torch.stack(steps)
 
 
-class MemoryModel(EpisodeCoders):
+class MemoryModel(SavedSettings, EpisodeCoders):
     """A model of episodes whose images are read from a memory that was written from them.
 
     A subclass has ``elbo`` and ``write``, and says how an image is read:
@@ -214,6 +215,13 @@ class MemoryModel(EpisodeCoders):
     * ``_codes_read(query, state)``: the codes (B, T, code_size) to decode, by the means;
     * ``_prior_codes(state, num_samples, generator)``: codes at addresses drawn from their prior.
     """
+
+    #: Names in ``config`` of numbers that change the bound and are no parameters.
+    SETTINGS: tuple[str, ...] = ()
+
+    def settings(self) -> dict[str, float]:
+        """What the ``state_dict`` holds beside the parameters."""
+        return {name: float(self.config[name]) for name in self.SETTINGS}
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, state: MemoryState | None = None) -> Tensor:

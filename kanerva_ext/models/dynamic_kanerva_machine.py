@@ -92,6 +92,8 @@ class DynamicKanervaMachine(MemoryModel):
     torch.Size([2, 4, 1, 28, 28])
     """
 
+    SETTINGS = ("num_write_iters",)
+
     def __init__(
         self,
         memory_size: int = 32,

@@ -104,6 +104,8 @@ class KanervaMachine(MemoryModel):
     torch.Size([2, 4, 1, 28, 28])
     """
 
+    SETTINGS = ("code_std", "encoder_noise_std", "min_latent_std")
+
     def __init__(
         self,
         memory_size: int = 32,
