@@ -44,5 +44,5 @@ def _register(op: torch._ops.OpOverload) -> None:
 
 
 for _namespace in _library.LIBRARIES:
-    for _name in _library.FAKES:
+    for _name in _library.NAMES:
         _register(_library.raw(_namespace, _name))

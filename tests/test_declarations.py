@@ -6,6 +6,7 @@ is a change for users. These lists are written by hand on purpose: the package d
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import NamedTuple
 
@@ -109,6 +110,21 @@ def test_schema(namespace, name):
     operator = getattr(getattr(torch.ops, namespace), name).default
     assert str(operator._schema) == f"{namespace}::{name}{SCHEMAS[name]}"
     assert torch.Tag.pt2_compliant_tag in operator.tags
+
+
+@pytest.mark.parametrize("name", [*GRADIENTS, "causal_step"])
+def test_a_declaration_agrees_with_itself(name):
+    operator = importlib.import_module(f"kanerva_ext.ops.{name}").OPERATOR
+    schema = getattr(torch.ops.kanerva, name).default._schema
+    assert operator.name == name
+    assert len(operator.results) == len(schema.returns)
+    for arg, declared in zip(operator.args, schema.arguments, strict=False):
+        optional = str(declared.type) == "Optional[Tensor]"
+        assert (arg.name, arg.optional) == (declared.name, optional)
+    assert all(
+        "Tensor" not in str(a.type) or a.name == "cu_seqlens"
+        for a in schema.arguments[len(operator.args) :]
+    )
 
 
 class Calls(TorchDispatchMode):
