@@ -53,8 +53,8 @@ class Operator:
 
     def __call__(self, backend: str, *args):
         route = self._native
-        if backend != "auto" or _backend.routed:
-            choice = _backend.choose(backend, self.name, args[0].device, args[0].shape)
+        if backend != "auto" or _backend.must_choose:
+            choice = _backend.choose(backend, args[0].device)
             if choice == "reference":
                 return self.reference(*args)
             if choice == "triton":

@@ -115,8 +115,8 @@ def causal_step(
 
 
 def _choose(backend: str, mean: Tensor):
-    if backend != "auto" or _backend.routed:
-        choice = _backend.choose(backend, "causal_step", mean.device, mean.shape)
+    if backend != "auto" or _backend.must_choose:
+        choice = _backend.choose(backend, mean.device)
         if choice == "reference":
             return reference.causal_step
         if choice == "triton":
