@@ -77,8 +77,9 @@ def bayes_write(
         throughout, without effect on other items.
 
     Raises:
-        TypeError: wrong type or dtype. ValueError: wrong shape, device, number or method.
-        RuntimeError: the backend cannot serve; or ``check`` found a bad item.
+        TypeError: wrong type or dtype.
+        ValueError: wrong shape, device, number or method; or ``check`` found a bad item.
+        RuntimeError: the backend cannot serve.
 
     Differentiable in every floating-point tensor. The gradient of ``cov`` is the symmetrised one.
 
