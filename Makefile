@@ -69,10 +69,12 @@ test-slow: $(VENV)/.installed
 
 test-all: test test-slow
 	$(PYTEST) $(wildcard tests/test_ptx_*.py)
+	KANERVA_TEST_MINUTES=10 $(PYTEST) --dist load tests/test_state_machines.py
 
 # What an engine cannot afford is marked where the tests are: see tests/selection.py.
 test-triton: $(VENV)/.installed
-	TRITON_INTERPRET=1 KANERVA_BACKEND=triton $(PYTEST) $(OPERATOR_TESTS) tests/test_triton.py
+	TRITON_INTERPRET=1 KANERVA_BACKEND=triton $(PYTEST) $(OPERATOR_TESTS) tests/test_triton.py \
+	  tests/test_state_machines.py
 
 # The CUDA kernels as the PTX that nvcc makes of them, in the interpreter of tools/ptx: its own tests,
 # every kernel plain and without one of its barriers, the operators' tests on one architecture, and

@@ -13,7 +13,7 @@ MIN_TORCH_TEXT = "2.11"
 # Oldest libtorch stable ABI that the libraries may run on: major, minor in the two top bytes.
 TORCH_TARGET = f"0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"
 
-# Compiler flags per instruction set; csrc/core/kernels*.cpp are compiled once for each.
+# Compiler flags per instruction set; csrc/cpu/kernels*.cpp are compiled once for each.
 ISA_FLAGS = {
     "baseline": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),

@@ -125,7 +125,9 @@ def _compile(
 
 def _core_edges(plan: Plan, layout: Layout) -> list[Edge]:
     have = tuple(f"-DKANERVA_HAVE_{isa.upper()}" for isa in plan.isas if isa != "baseline")
-    kernels = layout.sources("core/kernels*.cpp")
+    kernels = layout.sources("cpu/kernels*.cpp")
+    if not kernels:
+        raise BuildError(f"no sources in {layout.csrc / 'cpu'}: the source tree is incomplete.")
     found = [
         _compile(
             plan, layout, source, (f"-DKANERVA_ISA={isa}", *ISA_FLAGS[isa], *have), variant=isa
@@ -133,7 +135,7 @@ def _core_edges(plan: Plan, layout: Layout) -> list[Edge]:
         for isa in plan.isas
         for source in kernels
     ]
-    rest = [source for source in layout.sources("core/*.cpp") if source not in kernels]
+    rest = [source for source in layout.sources("cpu/*.cpp") if source not in kernels]
     return found + [_compile(plan, layout, source, have) for source in rest]
 
 
@@ -176,9 +178,9 @@ def _compile_with_torch(
 
 
 def _torch_edges(plan: Plan, layout: Layout, core: list[Edge]) -> list[Edge]:
-    sources = layout.sources("cpu/*.cpp")
+    sources = layout.sources("torch/register_cpu.cpp")
     if not sources:
-        raise BuildError(f"no sources in {layout.csrc / 'cpu'}: the source tree is incomplete.")
+        raise BuildError(f"no sources in {layout.csrc / 'torch'}: the source tree is incomplete.")
     objects = [_compile_with_torch(plan, layout, source) for source in sources]
     # Defined or in torch: a symbol that is missing fails here and not at a user's import.
     needs = (*_needs(plan.torch.lib, "torch_cpu"), "-Wl,-z,defs")
@@ -186,10 +188,10 @@ def _torch_edges(plan: Plan, layout: Layout, core: list[Edge]) -> list[Edge]:
 
 
 def _binding_edges(plan: Plan, layout: Layout, core: list[Edge]) -> list[Edge]:
-    sources = layout.sources("bindings/*.cpp")
+    sources = layout.sources("numpy/*.cpp")
     if not sources:
         raise BuildError(
-            f"no sources in {layout.csrc / 'bindings'}: the source tree is incomplete."
+            f"no sources in {layout.csrc / 'numpy'}: the source tree is incomplete."
         )
     if not (layout.python_include / "Python.h").is_file():
         raise BuildError(
@@ -221,7 +223,7 @@ def _cuda_edges(plan: Plan, layout: Layout) -> list[Edge]:
     # torch's stable headers declare the current stream only with USE_CUDA.
     objects += [
         _compile_with_torch(plan, layout, source, ("-DUSE_CUDA",), toolkit)
-        for source in layout.sources("cuda/*.cpp")
+        for source in layout.sources("torch/register_cuda.cpp")
     ]
     # A torch without CUDA has no libtorch_cuda: an empty library of that name stands in for the
     # linker, which only has to record the name.

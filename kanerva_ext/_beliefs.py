@@ -17,7 +17,8 @@ DECAYED_STEPS = 16  # whose decays are multiplied up, and must not underflow
 
 def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Contiguous normal noise of the shape, dtype and device of ``like``."""
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    options = {} if generator is None else {"generator": generator}  # exported sizes take none
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device, **options)
 
 
 def sample_memory(state: MemoryState, generator: torch.Generator | None = None) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ._state import MemoryState
 
+#: Of standard deviations and variances: float32 holds their squares.
+SMALLEST, LARGEST = 1e-18, 1e18
 MASK_DTYPES = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
@@ -32,15 +34,36 @@ def without_masked(tensor: Tensor | None, mask: Tensor | None) -> Tensor | None:
         raise ValueError(
             f"mask must have shape (..., T) with T = {tensor.shape[-2]}, got {tuple(mask.shape)}"
         )
+    try:
+        torch.broadcast_shapes(mask.shape[:-1], tensor.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            f"mask must have shape (B, T), which broadcasts with {tuple(tensor.shape[:-1])}, got "
+            f"{tuple(mask.shape)}"
+        ) from None
     return torch.where(mask[..., None], tensor, 0)
 
 
-def check_state(state: MemoryState, name: str = "state") -> MemoryState:
+def check_state(
+    state: MemoryState, memory_size: int, code_size: int, name: str = "state"
+) -> MemoryState:
+    """``state`` as a MemoryState of this module's sizes."""
     if not isinstance(state, tuple) or len(state) != 2:
         raise TypeError(
             f"{name} must be a MemoryState (mean, cov), got {type(state).__name__}"
             + (f" of {len(state)}" if isinstance(state, tuple) else "")
         )
+    for part, found, letters, shape in (
+        ("mean", state[0], "(..., memory_size, code_size)", (memory_size, code_size)),
+        ("cov", state[1], "(..., memory_size, memory_size)", (memory_size, memory_size)),
+    ):
+        if not isinstance(found, Tensor):
+            raise TypeError(f"{name} must hold a {part} of tensors, got {type(found).__name__}")
+        if found.shape[-2:] != shape:
+            raise ValueError(
+                f"{name} must hold a {part} of shape {letters} = (..., {shape[0]}, {shape[1]}), "
+                f"got {tuple(found.shape)}"
+            )
     return state if isinstance(state, MemoryState) else MemoryState(*state)
 
 
@@ -63,4 +86,9 @@ def positive(name: str, value: float, zero: bool = False) -> float:
     if not (0 < value < math.inf or (zero and value == 0)):
         expected = "finite and at least 0" if zero else "positive and finite"
         raise ValueError(f"{name} must be {expected}, got {value}")
+    if value and not SMALLEST <= value <= LARGEST:
+        raise ValueError(
+            f"{name} must be in {SMALLEST:g} .. {LARGEST:g}, whose squares float32 holds, got "
+            f"{value}"
+        )
     return float(value)

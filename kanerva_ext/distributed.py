@@ -10,13 +10,15 @@ another way is gathered first, as everywhere in DTensor.
     mean = distribute_tensor(mean, mesh, [Shard(0)])  # (B, K, C); and cov, weights, values
     mean, cov, log_evidence = kanerva_ext.ops.bayes_write(mean, cov, weights, values, 0.1)
 
-Gradients follow. Packed sequences (``cu_seqlens``) are not split: each process has all of them.
+Gradients follow. A step in place (``causal_step``) changes its state where it lies, so mean and cov
+must be alike, split over the batch or not at all. Packed sequences (``cu_seqlens``) are not split:
+each process has all of them.
 """
 
 from __future__ import annotations
 
 import torch
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import Placement, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
 from .ops import _library
@@ -28,6 +30,7 @@ def _register(op: torch._ops.OpOverload) -> None:
     names = [argument.name for argument in op._schema.arguments]
     tensors = ["Tensor" in str(argument.type) for argument in op._schema.arguments]
     results = len(op._schema.returns)
+    mutable = op._schema.is_mutable
 
     @register_sharding(op)
     def placements(*args):
@@ -39,8 +42,22 @@ def _register(op: torch._ops.OpOverload) -> None:
             inputs = [placement if is_given else None for is_given in given]
             return [placement] * results, inputs
 
+        if mutable:
+            return [alike(_placement_in_place(op._schema.name, args))]
         packed = "cu_seqlens" in names and given[names.index("cu_seqlens")]
         return [alike(Replicate())] if packed else [alike(Replicate()), alike(Shard(0))]
+
+
+def _placement_in_place(name: str, args: tuple) -> Placement:
+    """The one of mean and cov, which must not be moved: the copy would change in their place."""
+    found = {placement for spec in args[:2] for placement in spec.placements}
+    if len(found) != 1 or not found <= {Replicate(), Shard(0)}:
+        given = " and ".join(str(tuple(spec.placements)) for spec in args[:2])
+        raise ValueError(
+            f"{name}: mean and cov must both be Shard(0) or both be Replicate(), since they are "
+            f"changed in place, got {given}"
+        )
+    return found.pop()
 
 
 for _namespace in _library.LIBRARIES:

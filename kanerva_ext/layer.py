@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 from . import _backend, ops
 from ._checks import check_int
 from ._convolution import ShortConvolution
+from ._memory_checks import LARGEST, SMALLEST
 from ._packing import Places, check_cu_seqlens, places
 from ._state import MemoryState, register_for_loading
 from .cache import KanervaCache, check_cache
@@ -119,10 +121,14 @@ class KanervaLayer(nn.Module):
                 f"KanervaLayer: num_kv_heads must divide num_heads = {num_heads}, got "
                 f"{num_kv_heads}"
             )
-        if not 0 < noise_floor < noise_var < math.inf:
+        for name, value in (("noise_var", noise_var), ("noise_floor", noise_floor)):
+            if isinstance(value, bool) or not isinstance(value, Real):
+                _wrong(name, "a number", value)
+        if not SMALLEST <= noise_floor < noise_var <= LARGEST:
             raise ValueError(
-                "KanervaLayer: noise_var must be finite and above noise_floor, which must be "
-                f"positive, got noise_var={noise_var}, noise_floor={noise_floor}"
+                "KanervaLayer: noise_var must be above noise_floor, and both in "
+                f"{SMALLEST:g} .. {LARGEST:g}, got noise_var={noise_var}, "
+                f"noise_floor={noise_floor}"
             )
         self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads
         self.head_dim = head_dim
@@ -257,10 +263,6 @@ class KanervaLayer(nn.Module):
         one = cache is not None and bounds is None and keys.shape[2] == 1
         if one and (inplace or not _needs_scan()):
             state = cache.state if inplace else cache.state.clone()
-            if not (state.mean.is_contiguous() and state.cov.is_contiguous()):
-                raise ValueError(
-                    "KanervaLayer: cache must be contiguous with inplace=True: clone() it"
-                )
             step = [
                 None if x is None else x.select(2, 0).flatten(0, 1)  # a memory is an item
                 for x in (keys, values, queries, noise, mask, decay)
@@ -368,6 +370,18 @@ class KanervaLayer(nn.Module):
                 "one is needed: call it under torch.no_grad(), with cache.detach() where the cache "
                 "requires one, or with inplace=False"
             )
+        # Before the first field changes: a step that fails half-way would be lost.
+        writable = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+        for field in fields:
+            if not field.is_contiguous():
+                raise ValueError(
+                    "KanervaLayer: cache must be contiguous with inplace=True: clone() it"
+                )
+            if not writable and field.is_inference():
+                raise ValueError(
+                    "KanervaLayer: cache must not come from torch.inference_mode with inplace=True "
+                    "outside of it: clone() it"
+                )
 
     def extra_repr(self) -> str:
         parts = [f"num_heads={self.num_heads}"]

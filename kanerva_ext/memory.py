@@ -115,7 +115,7 @@ class FusedKanervaMemory(MemoryParameters):
         check_codes("values", values, self.code_size, "code_size")
         if keys is not None and self.key_size is None:
             raise ValueError('keys must be None without addressing="key"')
-        state = self.prior(values.shape[:-2]) if state is None else check_state(state)
+        state = self.prior(values.shape[:-2]) if state is None else self._checked(state)
         mask = as_mask(mask)
         values, keys = without_masked(values, mask), without_masked(keys, mask)
         noise_var = self.noise_var if noise_var is None else noise_var
@@ -131,13 +131,16 @@ class FusedKanervaMemory(MemoryParameters):
                     state, values, noise_var, self.ridge, decay, **options
                 )
         else:
-            weights = self._given(weights, keys)
+            weights = without_masked(self._given(weights, keys), mask)
             mean, cov, evidence = ops.bayes_write(
                 *state, weights, values, noise_var, decay=decay, **options
             )
         posterior = MemoryState(mean, cov)
         kl_memory = ops.memory_kl(*posterior, *state, backend=self.backend)
         return WriteOutput(posterior, weights, self._kl_weights(weights, mask), kl_memory, evidence)
+
+    def _checked(self, state: MemoryState, name: str = "state") -> MemoryState:
+        return check_state(state, self.memory_size, self.code_size, name)
 
     def _given(self, weights: Tensor | None, keys: Tensor | None) -> Tensor:
         """Addresses as they were given, or of keys."""
@@ -180,7 +183,7 @@ class FusedKanervaMemory(MemoryParameters):
             `MemoryState` without them; NaN in an item with an address that was not written at.
         """
         check_codes("values", values, self.code_size, "code_size")
-        mean, cov = check_state(state)
+        mean, cov = self._checked(state)
         if keys is not None and self.key_size is None:
             raise ValueError('keys must be None without addressing="key"')
         if weights is None and self.key_size is None:
@@ -206,8 +209,8 @@ class FusedKanervaMemory(MemoryParameters):
         """
         if isinstance(states, MemoryState) or not isinstance(states, Sequence) or not states:
             raise TypeError("states must be a sequence of MemoryState, at least one")
-        states = [check_state(state, f"states[{i}]") for i, state in enumerate(states)]
-        prior = self.prior(()) if prior is None else check_state(prior, "prior")
+        states = [self._checked(state, f"states[{i}]") for i, state in enumerate(states)]
+        prior = self.prior(()) if prior is None else self._checked(prior, "prior")
         return _beliefs.merge(states, prior, self.backend)
 
     def read(
@@ -289,7 +292,7 @@ class FusedKanervaMemory(MemoryParameters):
         if (keys is None) != (self.key_size is None):
             raise ValueError('keys must be given with addressing="key" and only then')
         mask = as_mask(mask)
-        mean, cov = check_state(state)
+        mean, cov = self._checked(state)
         queries, keys = without_masked(queries, mask), without_masked(keys, mask)
         noise_var = self.noise_var
         if keys is not None:
@@ -306,7 +309,7 @@ class FusedKanervaMemory(MemoryParameters):
 
     def _to_read(self, state: MemoryState) -> MemoryState:
         """The belief to read from: the one that was given, unless `compare_memories` swaps it."""
-        state = check_state(state)
+        state = self._checked(state)
         if self._read_from is None:
             return state
         return _beliefs.other_than(state, self._read_from, self.prior)

@@ -16,7 +16,8 @@ class MemoryComparison(NamedTuple):
     """What `compare_memories` returns: the mean loss with each memory.
 
     A memory is used where ``own`` is well below the other two. Where all three are alike, nothing
-    of the episode is read: the memory holds nothing, or the model does not look.
+    of the episode is read: the memory holds nothing, or the model does not look, or it reads
+    another memory than the one that was given.
 
     Attributes:
         own: reading what was given, as in training.
@@ -51,8 +52,11 @@ def compare_memories(
         `MemoryComparison`.
 
     Raises:
-        TypeError: ``memory`` is no `FusedKanervaMemory`, or ``loss`` cannot be called.
+        TypeError: ``memory`` is no `FusedKanervaMemory`; ``loss`` cannot be called, or returns
+            neither a number nor a tensor.
         ValueError: a batch of one is read.
+
+    While it runs, every read of ``memory`` is swapped, those of other threads too.
 
     >>> import torch, kanerva_ext
     >>> memory = kanerva_ext.FusedKanervaMemory(memory_size=8, code_size=16, noise_std=0.1)
@@ -77,7 +81,13 @@ def compare_memories(
             memory._read_from = which
             with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
                 torch.manual_seed(seed)
-                results.append(float(torch.as_tensor(loss()).double().mean()))
+                found = loss()
+            if not isinstance(found, (Tensor, int, float)):
+                raise TypeError(
+                    "compare_memories: loss must return a float or a tensor, got "
+                    f"{type(found).__name__}"
+                )
+            results.append(float(torch.as_tensor(found).double().mean()))
     finally:
         memory._read_from = before
     return MemoryComparison(*results)

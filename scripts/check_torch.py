@@ -197,10 +197,10 @@ def compile_only(environment: Environment) -> None:
     command += [f"-DTORCH_TARGET_VERSION={plan.TORCH_TARGET}", f"-I{ROOT / 'csrc'}"]
     for folder in (torch.include, torch.include / "torch/csrc/api/include"):
         command += ["-isystem", str(folder)]
-    sources = sorted((ROOT / "csrc/cpu").glob("*.cpp"))
+    sources = [ROOT / "csrc/torch/register_cpu.cpp"]
     nvcc = probe.find_nvcc()
     if nvcc is not None and nvcc.include:
-        sources.append(ROOT / "csrc/cuda/register.cpp")
+        sources.append(ROOT / "csrc/torch/register_cuda.cpp")
         command += ["-DUSE_CUDA", "-isystem", str(nvcc.include)]
     for source in sources:
         if subprocess.run([*command, str(source)], check=False).returncode != 0:

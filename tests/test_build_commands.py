@@ -33,7 +33,13 @@ from build_helpers import (
 
 
 def make_layout(folder: Path, *names: str) -> object:
-    for name in ("core/kernels.cpp", "core/dispatch.cpp", "cpu/read.cpp", "bindings/m.cpp", *names):
+    for name in (
+        "cpu/kernels.cpp",
+        "cpu/dispatch.cpp",
+        "torch/register_cpu.cpp",
+        "numpy/m.cpp",
+        *names,
+    ):
         path = folder / "csrc" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
@@ -55,28 +61,28 @@ def commands(edges) -> dict[str, str]:
 def test_kernels_are_compiled_once_per_instruction_set(tmp_path):
     found = commands(targets.edges(make_plan(), make_layout(tmp_path)))
     kernels = {what: command for what, command in found.items() if "kernels" in what}
-    assert list(kernels) == [f"compile core/kernels.cpp [{isa}]" for isa in plan.ISA_FLAGS]
+    assert list(kernels) == [f"compile cpu/kernels.cpp [{isa}]" for isa in plan.ISA_FLAGS]
     for isa, flags in plan.ISA_FLAGS.items():
-        command = kernels[f"compile core/kernels.cpp [{isa}]"]
+        command = kernels[f"compile cpu/kernels.cpp [{isa}]"]
         assert f"-DKANERVA_ISA={isa} " in command
         assert all(flag in command for flag in flags)
-    assert "-mavx" not in kernels["compile core/kernels.cpp [baseline]"]
-    assert "-mavx" not in found["compile core/dispatch.cpp"]
-    assert "-DKANERVA_HAVE_AVX2 -DKANERVA_HAVE_AVX512" in found["compile core/dispatch.cpp"]
+    assert "-mavx" not in kernels["compile cpu/kernels.cpp [baseline]"]
+    assert "-mavx" not in found["compile cpu/dispatch.cpp"]
+    assert "-DKANERVA_HAVE_AVX2 -DKANERVA_HAVE_AVX512" in found["compile cpu/dispatch.cpp"]
 
 
 def test_dispatch_knows_what_is_not_built(tmp_path):
     found = commands(targets.edges(make_plan(isas=("baseline",)), make_layout(tmp_path)))
-    assert "KANERVA_HAVE" not in found["compile core/dispatch.cpp"]
-    assert [what for what in found if "[" in what] == ["compile core/kernels.cpp [baseline]"]
+    assert "KANERVA_HAVE" not in found["compile cpu/dispatch.cpp"]
+    assert [what for what in found if "[" in what] == ["compile cpu/kernels.cpp [baseline]"]
 
 
 def test_only_the_torch_library_sees_torch(tmp_path):
     found = commands(targets.edges(make_plan(), make_layout(tmp_path)))
     sees_torch = {what for what, command in found.items() if str(INCLUDE) in command}
-    assert sees_torch == {"compile cpu/read.cpp"}
-    assert "-DTORCH_TARGET_VERSION=0x020b000000000000" in found["compile cpu/read.cpp"]
-    assert "-fvisibility=hidden" in found["compile cpu/read.cpp"]
+    assert sees_torch == {"compile torch/register_cpu.cpp"}
+    assert "-DTORCH_TARGET_VERSION=0x020b000000000000" in found["compile torch/register_cpu.cpp"]
+    assert "-fvisibility=hidden" in found["compile torch/register_cpu.cpp"]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="the linker's options are those of Linux")
@@ -95,7 +101,7 @@ def test_links(tmp_path):
 
 def test_user_flags_come_after_ours(tmp_path):
     found = commands(targets.edges(make_plan(cxxflags=("-O1", "-g")), make_layout(tmp_path)))
-    command = found["compile cpu/read.cpp"]
+    command = found["compile torch/register_cpu.cpp"]
     assert command.index("-O3") < command.index("-O1 -g")
 
 
@@ -104,7 +110,7 @@ def cuda_plan() -> object:
 
 
 def test_cuda_commands(tmp_path):
-    layout = make_layout(tmp_path, "cuda/read.cu", "cuda/register.cpp")
+    layout = make_layout(tmp_path, "cuda/read.cu", "torch/register_cuda.cpp")
     found = commands(targets.edges(cuda_plan(), layout))
     command = found["compile cuda/read.cu [8.0;9.0a+PTX]"]
     assert command.startswith("/cuda/bin/nvcc ")
@@ -119,18 +125,18 @@ def test_cuda_commands(tmp_path):
     link = found["link _C_cuda.abi3.so"]
     assert "-cudart static" in link
     assert "-ltorch_cuda" in link
-    for name in ("obj/cuda/read.cu.o", "obj/cuda/register.o"):
+    for name in ("obj/cuda/read.cu.o", "obj/torch/register_cuda.o"):
         assert str(layout.build / name) in link
     assert not [what for what in commands(targets.edges(make_plan(), layout)) if "cuda" in what]
 
 
 def test_registration_of_cuda_operators_is_plain_cpp(tmp_path):
     """nvcc sees no torch; what sees torch has the C++ flags and the toolkit's headers."""
-    layout = make_layout(tmp_path, "cuda/read.cu", "cuda/register.cpp")
+    layout = make_layout(tmp_path, "cuda/read.cu", "torch/register_cuda.cpp")
     found = commands(targets.edges(cuda_plan(), layout))
     sees_torch = {what for what, command in found.items() if str(INCLUDE) in command}
-    assert sees_torch == {"compile cpu/read.cpp", "compile cuda/register.cpp"}
-    command = found["compile cuda/register.cpp"]
+    assert sees_torch == {"compile torch/register_cpu.cpp", "compile torch/register_cuda.cpp"}
+    command = found["compile torch/register_cuda.cpp"]
     assert command.startswith("ccache g++ ")
     for words in (
         "-DUSE_CUDA",
@@ -139,10 +145,10 @@ def test_registration_of_cuda_operators_is_plain_cpp(tmp_path):
         "-fvisibility=hidden",
     ):
         assert words in command
-    assert "-DUSE_CUDA" not in found["compile cpu/read.cpp"]
+    assert "-DUSE_CUDA" not in found["compile torch/register_cpu.cpp"]
 
 
-@pytest.mark.parametrize("folder", ["cpu", "bindings"])
+@pytest.mark.parametrize("folder", ["cpu", "torch", "numpy"])
 def test_incomplete_source_tree(tmp_path, folder):
     layout = make_layout(tmp_path)
     shutil.rmtree(tmp_path / "csrc" / folder)
@@ -320,14 +326,14 @@ def test_the_torch_library_uses_only_the_stable_abi():
 @pytest.mark.skipif(probe.find_nvcc() is None, reason="needs nvcc (a CUDA toolkit; no GPU)")
 def test_cuda_library_builds_against_any_torch(tmp_path, capfd):
     """A PyTorch without CUDA included: its stable ABI headers are enough."""
-    layout = make_layout(tmp_path, "cuda/twice.cu", "cuda/register.cpp")
+    layout = make_layout(tmp_path, "cuda/twice.cu", "torch/register_cuda.cpp")
     (tmp_path / "csrc/cuda/twice.cu").write_text(
         "__global__ void twice(float* x, int n) {\n"
         "  int i = blockIdx.x * blockDim.x + threadIdx.x;\n  if (i < n) x[i] *= 2;\n}\n"
         "void launch(float* x, int n, cudaStream_t stream) {\n"
         "  twice<<<1, 32, 0, stream>>>(x, n);\n}\n"
     )
-    (tmp_path / "csrc/cuda/register.cpp").write_text(
+    (tmp_path / "csrc/torch/register_cuda.cpp").write_text(
         "#include <cuda_runtime.h>\n#include <torch/csrc/stable/tensor.h>\n"
         "void launch(float* x, int n, cudaStream_t stream);\n"
         "void run(const torch::stable::Tensor& x) {\n  void* stream = nullptr;\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from layers import HEADS, make, tokens
 
-from kanerva_ext import KanervaCache
+from kanerva_ext import KanervaCache, KanervaLayer
 
 OPTIONS = ({}, {"conv_size": 0, "use_decay": False}, {"head_dim": 4, "value_dim": 7})
 
@@ -242,3 +242,19 @@ def test_a_cache_of_another_layer_is_refused():
         make(torch.float32, conv_size=0)(x, cache=cache)
     with pytest.raises(TypeError, match=r"mean of torch.float64 for tokens of torch.float64"):
         make()(x.double(), cache=cache)
+
+
+def test_a_step_in_place_that_cannot_be_made_changes_nothing():
+    layer, given = KanervaLayer(8, 2), torch.randn(1, 5, 8)
+    with torch.inference_mode():
+        inference = layer(given, use_cache=True).cache
+    prompt = layer(given, use_cache=True).cache.detach()
+    expanded = prompt._replace(forgotten=prompt.forgotten[:, :1].expand(1, 2))
+    for cache, match in ((inference, "inference_mode"), (expanded, "must be contiguous")):
+        before = cache.state.mean.clone()
+        for steps in (1, 2):
+            with torch.no_grad(), pytest.raises(ValueError, match=match):
+                layer(given[:, :steps], cache=cache, inplace=True)
+            assert torch.equal(cache.state.mean, before)
+    with torch.inference_mode():
+        assert layer(given[:, :1], cache=inference, inplace=True).cache is inference

@@ -92,6 +92,22 @@ with torch.no_grad():
     want = ops.causal_step(*one, *(t[n][:, 0] for n in names))
 for g, w in zip([*got, *state], [*want, *one]):
     torch.testing.assert_close(g.full_tensor(), w)
+for first, second in ((Replicate(), Shard(0)), (Shard(1), Shard(1))):  # these would be copied
+    moved = [distribute_tensor(t[n].clone(), mesh, [p]) for n, p in
+             (("mean", first), ("cov", second))]
+    try:
+        ops.causal_step(*moved, *(distribute_tensor(t[n][:, 0].clone(), mesh, [Shard(0)])
+                                  for n in names))
+    except Exception as error:
+        assert "mean and cov must both be Shard(0)" in str(error), error
+    else:
+        raise SystemExit("a copy of the state was changed")
+everywhere = [distribute_tensor(t[n].clone(), mesh, [Replicate()]) for n in ("mean", "cov")]
+with torch.no_grad():
+    ops.causal_step(*everywhere, *(distribute_tensor(t[n][:, 0].clone(), mesh, [Shard(0)])
+                                   for n in names))
+for g, w in zip(everywhere, one):
+    torch.testing.assert_close(g.full_tensor(), w)
 offsets = torch.tensor([0, 2, T])
 args = [inputs(2)["mean"][None], inputs(2)["cov"][None]] + [t[n][:1] for n in names]
 everywhere = [distribute_tensor(a.contiguous(), mesh, [Replicate()]) for a in args]

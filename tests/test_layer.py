@@ -325,7 +325,7 @@ def test_bad_cu_seqlens(compiled):
         ({"num_heads": 0}, ValueError, "num_heads must be at least 1, got 0"),
         ({"head_dim": 2.0}, TypeError, "head_dim must be an int or None, got float"),
         ({"conv_size": -1}, ValueError, "conv_size must be at least 0"),
-        ({"noise_floor": 0.0}, ValueError, "noise_floor, which must be positive"),
+        ({"noise_floor": 0.0}, ValueError, "above noise_floor, and both in"),
         ({"noise_var": 1e-4}, ValueError, "above noise_floor"),
         ({"backend": "tpu"}, ValueError, "backend must be one of"),
         ({"num_kv_heads": 3}, ValueError, "num_kv_heads must divide num_heads = 2, got 3"),

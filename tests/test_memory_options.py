@@ -384,3 +384,59 @@ def test_compare_memories():
     for args, message in (((3, len), "memory must be a Fused"), ((module, 3), "loss must be")):
         with pytest.raises(TypeError, match=f"compare_memories: {message}"):
             kanerva_ext.compare_memories(*args)
+
+
+def test_a_state_of_other_sizes_is_refused():
+    memory = FusedKanervaMemory(3, 8, sample_weights=True)
+    other = FusedKanervaMemory(5, 8).prior(2)
+    codes = torch.randn(2, 4, 8)
+    for call in (
+        lambda state: memory.read(codes, state),
+        lambda state: memory.write(codes, state),
+        lambda state: memory.generate(state, 2),
+        lambda state: memory.score(codes, state),
+        lambda state: memory.merge([state]),
+        lambda state: memory.attractor(codes, state, 2),
+        lambda state: memory.forget(state, torch.randn(2, 4, 3), codes),
+    ):
+        with pytest.raises(ValueError, match=r"= \(\.\.\., 3, 8\), got \(2, 5, 8\)"):
+            call(other)
+        with pytest.raises(TypeError, match="must hold a mean of tensors, got int"):
+            call((1, 2))
+
+
+def test_masked_nan_in_given_addresses_has_no_gradient():
+    memory = FusedKanervaMemory(3, 8)
+    weights = torch.randn(1, 4, 3)
+    weights[0, 2] = float("nan")
+    weights.requires_grad_()
+    out = memory.write(torch.randn(1, 4, 8), weights=weights, mask=torch.tensor([[1, 1, 0, 1]]))
+    (out.kl_weights.sum() + out.kl_memory.sum()).backward()
+    assert torch.equal(weights.grad[0, 2], torch.zeros(3))
+    assert weights.grad.isfinite().all() and weights.grad.count_nonzero() == 9
+
+
+def test_a_mask_of_another_batch_is_refused():
+    memory = FusedKanervaMemory(3, 8)
+    with pytest.raises(ValueError, match=r"broadcasts with \(2, 4\), got \(3, 4\)"):
+        memory.write(torch.randn(2, 4, 8), mask=torch.ones(3, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", ["noise_std", "weight_std", "prior_var", "prior_mean_std"])
+@pytest.mark.parametrize("value", [1e-23, 1e50])
+def test_numbers_whose_squares_float32_does_not_hold_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be in 1e-18 \.\. 1e\+18"):
+        FusedKanervaMemory(3, 8, **{name: value})
+
+
+def test_sampling_is_exported_with_a_dynamic_batch():
+    memory = FusedKanervaMemory(3, 8, sample_weights=True, sample_memory=True)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(memory, (torch.randn(2, 4, 8),), dynamic_shapes=({0: batch},))
+    assert program.module()(torch.randn(3, 4, 8)).values.shape == (3, 4, 8)
+
+
+def test_a_comparison_needs_a_number():
+    memory = FusedKanervaMemory(3, 8)
+    with pytest.raises(TypeError, match="must return a float or a tensor, got NoneType"):
+        kanerva_ext.compare_memories(memory, lambda: None)

@@ -1,6 +1,6 @@
 // What adaptive_write and its gradient have in common: the address of a step, its gain, and the
 // inverse of the system of addresses, kept up to date; by a team, in float64. The system is the
-// smaller of R R' + lambda I (K x K) and R'R + lambda I (C x C), as in ../core/address_solver.h.
+// smaller of R R' + lambda I (K x K) and R'R + lambda I (C x C), as in ../cpu/address_solver.h.
 //   w = (R R' + lambda I)^-1 R z,  c = U w,  h = w'c,  s = h + v,  d = z - R'w,
 //   R <- R + c d'/s,  U <- U - c c'/s
 #pragma once

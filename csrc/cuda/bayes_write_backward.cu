@@ -1,5 +1,5 @@
 // bayes_write, backward: one launch, one block or team per memory. The closed-form adjoint of
-// ../core/bayes_write_backward.h, chunk by chunk from the last to the first; the states at the
+// ../cpu/bayes_write_backward.h, chunk by chunk from the last to the first; the states at the
 // starts of the chunks are computed again, about twice the square root of their number kept in the
 // workspace.
 //

@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-#include "../core/half.h"
+#include "../common/half.h"
 #include "team.cuh"
 
 namespace kanerva::cuda {

@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../core/arguments.h"
+#include "../common/arguments.h"
 #include "once_per_kernel.h"
 
 namespace kanerva::cuda {

@@ -1,5 +1,5 @@
 // The write of a whole episode in information form, by a team: for episodes longer than the memory.
-// The algebra is that of ../core/information.h with N factorised by elimination:
+// The algebra is that of ../cpu/information.h with N factorised by elimination:
 //   G = W' diag(1/n) W,  N = I + Q G Q' = F F',  B = F^-1 Q,  U = B'B   with U0 = Q'Q
 //   H = W' diag(1/n) Z,  R = R0 + U (H - G R0),  ln|S| = sum ln n + ln|N|
 // Addresses and values are scaled by n^-1/2 when they are loaded, so that G and U come out exactly

@@ -1,6 +1,6 @@
 // recall, forward and backward: least-squares addresses w = (R R' + lambda I)^-1 R z and, where a
 // covariance is given, the read at them; one block or team per memory, queries in tiles. The
-// smaller of two equal forms is factorised, as in ../core/address_solver.h: K x K, or, for a code
+// smaller of two equal forms is factorised, as in ../cpu/address_solver.h: K x K, or, for a code
 // narrower than the memory, w = R (R'R + lambda I)^-1 z.
 //
 // Floor at B = 16, T = K = 32, C = 100: 1 MB in and out, 0.3 us at 3 TB/s; 6 million multiply-adds;
@@ -8,7 +8,7 @@
 //
 // Arithmetic: float32 while the condition, from the pivots, is at most 16; else float64. One step
 // of refinement above 2 and 1e3: an explicit inverse alone is not backward stable.
-#include "../core/limits.h"
+#include "../common/limits.h"
 #include "spd.cuh"
 
 namespace kanerva::cuda {

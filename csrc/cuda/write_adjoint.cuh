@@ -1,5 +1,5 @@
 // The adjoint of the write of one memory, by a team, in closed form, chunk by chunk. The algebra is
-// that of ../core/bayes_write_backward.h and, for causal_scan, what its reads add to it:
+// that of ../cpu/bayes_write_backward.h and, for causal_scan, what its reads add to it:
 // add_reads().
 #pragma once
 

@@ -1,11 +1,11 @@
 // The K x K and L x L half of a write, by a team: factors of a chunk of L steps, from the
-// covariance or from a square root of it. The algebra is that of ../core/write_chunk.h with V' =
+// covariance or from a square root of it. The algebra is that of ../cpu/write_chunk.h with V' =
 // F^-1 formed by elimination:
 //   X = W U,  S = X W' + diag(n) = F F',  V' = F^-1,  P = V'X,  U <- (U - P'P) / b
 // A masked step is a step with address and value zero and noise one: it changes nothing.
 #pragma once
 
-#include "../core/limits.h"
+#include "../common/limits.h"
 #include "factorise.cuh"
 
 namespace kanerva::cuda {

@@ -3,7 +3,7 @@
 // A Backend stands for where an operator runs. It is made from the operator's first tensor and has
 //   check_device(tensor, name)       throws unless the tensor is there
 //   device_type(), device_index()    where outputs go
-//   <op>(const <Op>Args&)            for every operator of core/arguments.h
+//   <op>(const <Op>Args&)            for every operator of common/arguments.h
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -15,8 +15,9 @@
 #include <algorithm>
 #include <initializer_list>
 #include <optional>
+#include <string>
 
-#include "../core/arguments.h"
+#include "../common/arguments.h"
 
 // torch 2.13 renamed the check of its C calls, with messages; 2.11 and 2.12 have the older one.
 #ifdef STABLE_TORCH_ERROR_CODE_CHECK
@@ -44,13 +45,35 @@ inline Dtype dtype_of(const Tensor& t, const char* name) {
     default:
       break;
   }
-  STD_TORCH_CHECK(false, name, " must be float16, bfloat16, float32 or float64");
+  STD_TORCH_CHECK(false, name, " must be float16, bfloat16, float32 or float64, got ",
+                  torch::headeronly::toString(t.scalar_type()));
+}
+
+inline const char* dtype_name(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float32:
+      return "float32";
+    case Dtype::float64:
+      return "float64";
+    case Dtype::float16:
+      return "float16";
+    case Dtype::bfloat16:
+      return "bfloat16";
+  }
+  return "";
+}
+
+template <class Sizes>
+std::string shape_text(const Sizes& sizes) {
+  std::string text = "(";
+  for (const int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + ")";
 }
 
 inline void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
   const auto sizes = t.sizes();
   const bool same = std::equal(shape.begin(), shape.end(), sizes.begin(), sizes.end());
-  STD_TORCH_CHECK(same, name, " does not have the shape that the other arguments ask for");
+  STD_TORCH_CHECK(same, name, " must have shape ", shape_text(shape), ", got ", shape_text(sizes));
 }
 
 // A view of t with leading batch dimension; the shape is checked, any strides are fine.
@@ -78,7 +101,8 @@ template <class Backend, class T>
 View state_view(const Backend& on, const T& t, const char* name,
                 std::initializer_list<int64_t> shape, Dtype state) {
   const View v = view(on, t, name, shape);
-  STD_TORCH_CHECK(!v || v.dtype == state, name, " must have the dtype of the state");
+  STD_TORCH_CHECK(!v || v.dtype == state, name, " must be ", dtype_name(state),
+                  " like the state, got ", dtype_name(v.dtype));
   return v;
 }
 
@@ -86,7 +110,8 @@ template <class Backend>
 View mask_view(const Backend& on, const OptionalTensor& t, int64_t B, int64_t T) {
   if (!t.has_value()) return View{};
   on.check_device(*t, "mask");
-  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Bool, "mask must be bool");
+  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Bool, "mask must be bool, got ",
+                  torch::headeronly::toString(t->scalar_type()));
   check_shape(*t, "mask", {B, T});
   View v;
   v.data = t->data_ptr();
@@ -98,7 +123,7 @@ View mask_view(const Backend& on, const OptionalTensor& t, int64_t B, int64_t T)
 inline Dtype state_dtype(const Tensor& mean) {
   const Dtype d = dtype_of(mean, "mean");
   STD_TORCH_CHECK(d == Dtype::float32 || d == Dtype::float64,
-                  "the state must be float32 or float64");
+                  "mean must be float32 or float64, got ", dtype_name(d));
   return d;
 }
 

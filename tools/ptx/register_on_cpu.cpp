@@ -1,6 +1,6 @@
 // Registers the CUDA operators for the CPU's tensors, in the place of the CPU's own kernels: with
 // runtime.cpp for the CUDA runtime, the operators' tests run on the interpreted kernels.
-#include "../../csrc/cuda/backend.h"
+#include "../../csrc/torch/cuda_backend.h"
 
 namespace {
 
@@ -21,4 +21,6 @@ struct Interpreted {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(kanerva, CPU, m) { kanerva::cuda::register_operators<Interpreted>(m); }
+STABLE_TORCH_LIBRARY_IMPL(kanerva, CPU, m) {
+  kanerva::ops::register_operators<kanerva::cuda::Backend<Interpreted>>(m);
+}

@@ -3,7 +3,7 @@
 
 #include <initializer_list>
 
-#include "arguments.h"
+#include "../common/arguments.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {

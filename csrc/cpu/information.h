@@ -8,7 +8,7 @@
 // for a float32 state.
 #pragma once
 
-#include "limits.h"
+#include "../common/limits.h"
 #include "matrices.h"
 #include "write_chunk.h"
 

@@ -1,17 +1,8 @@
-// The CUDA launchers for torch's tensors.
+// The operators by the CUDA launchers, as tensors.h asks for them.
 #pragma once
 
-#include "../torch/adaptive_write.h"
-#include "../torch/bayes_write.h"
-#include "../torch/causal_scan.h"
-#include "../torch/causal_step.h"
-#include "../torch/forget.h"
-#include "../torch/memory_kl.h"
-#include "../torch/read.h"
-#include "../torch/recall.h"
-#include "../torch/solve_addresses.h"
-#include "../torch/statistics.h"
-#include "launchers.h"
+#include "../cuda/launchers.h"
+#include "operators.h"
 
 namespace kanerva::cuda {
 
@@ -27,7 +18,7 @@ inline int32_t index_of(const ops::Tensor& t) {
   return index;
 }
 
-// See torch/tensors.h. A Platform is what runs the kernels. It has
+// A Platform is what runs the kernels. It has
 //
 //   kName, device_type()              of the tensors that it takes
 //   Current current(index)            makes a device current while it lives
@@ -75,14 +66,5 @@ class Backend {
 
   const int32_t index_;
 };
-
-// Registers every operator with a torch library.
-template <class Platform, class Library>
-void register_operators(Library& m) {
-#define KANERVA_REGISTER(op, Args) m.impl(#op, TORCH_BOX(&ops::op<Backend<Platform>>));
-  KANERVA_OPERATORS(KANERVA_REGISTER)
-#undef KANERVA_REGISTER
-  m.impl("causal_step", TORCH_BOX(&ops::causal_step<Backend<Platform>>));
-}
 
 }  // namespace kanerva::cuda

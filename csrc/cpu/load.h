@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
-#include "arguments.h"
-#include "half.h"
+#include "../common/arguments.h"
+#include "../common/half.h"
 #include "simd.h"
 
 namespace kanerva {

@@ -10,7 +10,7 @@
 #include <optional>
 #include <string>
 
-#include "../core/arguments.h"
+#include "../common/arguments.h"
 
 namespace py = pybind11;
 

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "executor.h"
+#include "../common/executor.h"
 #include "simd.h"
 #include "workspace.h"
 

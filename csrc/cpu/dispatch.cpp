@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "arguments.h"
+#include "../common/arguments.h"
 
 namespace kanerva {
 

@@ -10,8 +10,8 @@
 // afresh.
 #pragma once
 
+#include "../common/limits.h"
 #include "delayed_matrix.h"
-#include "limits.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {

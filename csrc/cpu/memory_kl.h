@@ -5,7 +5,7 @@
 // with many slots and well-conditioned covariances, which amplify rounding little.
 #pragma once
 
-#include "limits.h"
+#include "../common/limits.h"
 #include "matrices.h"
 
 namespace kanerva {

@@ -5,7 +5,7 @@
 #include <mutex>
 #include <optional>
 
-#include "backend.h"
+#include "cuda_backend.h"
 
 namespace kanerva::cuda {
 
@@ -46,6 +46,6 @@ struct Cuda {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(kanerva, CUDA, m) { register_operators<Cuda>(m); }
+STABLE_TORCH_LIBRARY_IMPL(kanerva, CUDA, m) { ops::register_operators<Backend<Cuda>>(m); }
 
 }  // namespace kanerva::cuda

@@ -1,9 +1,9 @@
-// The operators on the CPU, as csrc/torch/ asks for them.
-#pragma once
-
-#include "../torch/tensors.h"
+// Registers the CPU's operators with torch.
+#include "operators.h"
 
 namespace kanerva::cpu {
+
+namespace {
 
 // Torch's own pool, so that torch.set_num_threads holds.
 class TorchExecutor final : public Executor {
@@ -32,5 +32,9 @@ struct Backend {
   KANERVA_OPERATORS(KANERVA_OPERATOR)
 #undef KANERVA_OPERATOR
 };
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(kanerva, CPU, m) { ops::register_operators<Backend>(m); }
 
 }  // namespace kanerva::cpu

@@ -6,8 +6,8 @@
 //   D = Z - W R,  E = F^-1 D,  R <- R + P'E,  log_evidence -= (b |E|^2 + ...) / 2.
 #pragma once
 
+#include "../common/limits.h"
 #include "information.h"
-#include "limits.h"
 #include "write_chunk.h"
 
 namespace kanerva {
