@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from kanerva_ext.cli._run import LoadedRun, load_run
+from kanerva_ext.cli._loaded_run import LoadedRun, load_run
 from kanerva_ext.data import occlude, salt_and_pepper, split_episodes
 
 QUERIES = {

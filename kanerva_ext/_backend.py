@@ -7,20 +7,17 @@ import importlib.util
 import os
 import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from . import _choice
-
 NAMES = ("auto", "cpu", "cuda", "triton", "reference")
 AVAILABLE = "available"
 #: What ``backend="auto"`` means in every public function; set by `use_backend`.
 default = "auto"
-#: Whether a call with ``backend="auto"`` has to ask `choose`; False where it may not cost.
-routed = False
+#: Whether a call with ``backend="auto"`` has to ask `choose`, which costs a microsecond.
+must_choose = False
 #: Name of each backend -> "available" or why it is missing.
 _status: dict[str, str] = {
     "cpu": "the C++ library has not been loaded",
@@ -73,12 +70,13 @@ def load() -> None:
     else:
         _load_library("cuda", library)
     _find_triton()
-    gpus = torch.version.cuda or torch.version.hip
-    if gpus and _status["triton"] == AVAILABLE and _status["cuda"] != AVAILABLE:
-        from .ops import _library
+    _see_whether_to_choose()
 
-        _library.serve_gpus_by_triton()
-    _route()
+
+def triton_serves_gpus() -> bool:
+    """Whether Triton's kernels are to serve GPUs, because no CUDA library does."""
+    gpus = torch.version.cuda or torch.version.hip
+    return bool(gpus) and _status["triton"] == AVAILABLE and _status["cuda"] != AVAILABLE
 
 
 def _why_not_compiled(folder: Path) -> str:
@@ -149,12 +147,10 @@ def _reason(name: str) -> str:
     return _status[name]
 
 
-def _route() -> None:
-    global routed
-    cuda = _status["cuda"] == AVAILABLE
-    unsure = cuda and (_unserved is None or bool(_unserved))
-    both = cuda and _status["triton"] == AVAILABLE and bool(_choice.RULES)
-    routed = default != "auto" or unsure or both
+def _see_whether_to_choose() -> None:
+    global must_choose
+    may_be_unserved = _unserved is None or bool(_unserved)
+    must_choose = default != "auto" or (_status["cuda"] == AVAILABLE and may_be_unserved)
 
 
 def serves_capability(capability: tuple[int, int], archs: list[str]) -> bool:
@@ -186,7 +182,7 @@ def unserved_devices() -> dict[int, str]:
                     f"{', '.join(archs)}"
                 )
         _unserved = found
-        _route()
+        _see_whether_to_choose()
     return _unserved
 
 
@@ -235,7 +231,7 @@ class use_backend:
         check_name(name, "name")
         _require(name)
         self._previous, default = default, name
-        _route()
+        _see_whether_to_choose()
 
     def __enter__(self) -> use_backend:
         return self
@@ -248,35 +244,34 @@ class use_backend:
     ) -> None:
         global default
         default = self._previous
-        _route()
+        _see_whether_to_choose()
 
 
-def choose(backend: str, operator: str, device: torch.device, shape: Sequence[int]) -> str:
-    """Who serves a call whose mean (B, K, C) has this ``shape``: "native" (compiled, registered for
-    the device), "triton" or "reference". A RuntimeError if ``backend`` cannot.
+def choose(backend: str, device: torch.device) -> str:
+    """Who serves a call on this ``device``: "native" (compiled, registered for the device),
+    "triton" or "reference". A RuntimeError if ``backend`` cannot.
     """
     check_name(backend)
     if backend == "auto":
         backend = default
     if backend == "auto":
-        return _choose_for(operator, device, shape)
+        return _choose_for(device)
     if backend != "reference":
         _require(backend)
         _check_device(backend, device)
     return backend if backend in ("reference", "triton") else "native"
 
 
-def _choose_for(operator: str, device: torch.device, shape: Sequence[int]) -> str:
+def _choose_for(device: torch.device) -> str:
     if device.type != "cuda" or _status["cuda"] != AVAILABLE:
         return "native"
-    triton = _status["triton"] == AVAILABLE
     why = _why_unserved(device)
-    if why and not triton:
-        _warn_once(f"cuda:{device.index}", "the call", why)
-        return "reference"
-    if triton and (why or _choice.prefers_triton(operator, shape)):
+    if not why:
+        return "native"
+    if _status["triton"] == AVAILABLE:
         return "triton"
-    return "native"
+    _warn_once(f"cuda:{device.index}", "the call", why)
+    return "reference"
 
 
 def _check_device(backend: str, device: torch.device) -> None:
@@ -335,4 +330,4 @@ def from_environment() -> None:
         default = check_name(name, "KANERVA_BACKEND")
     except ValueError as error:
         raise ImportError(str(error), name="kanerva_ext") from None
-    _route()
+    _see_whether_to_choose()

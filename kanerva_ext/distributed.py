@@ -61,5 +61,5 @@ def _placement_in_place(name: str, args: tuple) -> Placement:
 
 
 for _namespace in _library.LIBRARIES:
-    for _name in _library.FAKES:
+    for _name in _library.NAMES:
         _register(_library.raw(_namespace, _name))

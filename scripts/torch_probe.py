@@ -24,7 +24,7 @@ def missing(cuda: bool) -> list[str]:
     keys = ["CPU", "CompositeExplicitAutograd", *(["CUDA"] if cuda else [])]
     return [
         f"{name}: {key}"
-        for name in _library.FAKES
+        for name in _library.NAMES
         for key in keys
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{_library.NATIVE}::{name}", key)
     ]
@@ -46,7 +46,7 @@ def main() -> int:
         print(*problems, sep="\n", file=sys.stderr)
         return 1
     devices = "the CPU, CUDA and every other device" if args.cuda else "the CPU and other devices"
-    print(f"  {len(_library.FAKES)} operators are registered for {devices}")
+    print(f"  {len(_library.NAMES)} operators are registered for {devices}")
     return 0
 
 

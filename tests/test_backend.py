@@ -7,7 +7,7 @@ import torch
 from helpers import run_python
 
 import kanerva_ext
-from kanerva_ext import _backend, _choice, ops
+from kanerva_ext import _backend, ops
 
 ARGS = (torch.zeros(1, 2, 3), torch.eye(2)[None], torch.ones(1, 1, 2))
 
@@ -144,7 +144,7 @@ def cuda_package(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.ops, "load_library", lambda path: loaded.append(Path(path).name))
     monkeypatch.setattr(_backend, "_warned", set())
     monkeypatch.setattr(_backend, "_unserved", None)
-    monkeypatch.setattr(_backend, "routed", False)
+    monkeypatch.setattr(_backend, "must_choose", False)
     for name, status in _backend._status.items():
         monkeypatch.setitem(_backend._status, name, status)
     return loaded
@@ -158,8 +158,8 @@ def pretend(monkeypatch, capabilities, archs):
     monkeypatch.setattr(_backend, "_build_info", lambda: {"cuda_archs": archs})
 
 
-def choice(backend, device, shape=(2, 3, 4)):
-    return _backend.choose(backend, "read", device, shape)
+def choice(backend, device):
+    return _backend.choose(backend, device)
 
 
 def test_cuda_library_is_loaded_only_where_torch_has_cuda(cuda_package, monkeypatch):
@@ -184,7 +184,7 @@ def test_why_there_is_no_cuda_library(cuda_package, tmp_path, monkeypatch):
         ops.read(*ARGS, backend="cuda")
     with pytest.warns(RuntimeWarning, match="no compiled kernels for cuda tensors: .*nvcc was not"):
         _backend.warn_reference("read", torch.device("cuda", 0))
-    assert not _backend.routed
+    assert not _backend.must_choose
 
 
 def test_a_broken_cuda_library_is_reported(cuda_package, monkeypatch):
@@ -226,7 +226,7 @@ def test_a_gpu_that_no_code_was_built_for(cuda_package, monkeypatch):
     pretend(monkeypatch, [(9, 0), (7, 5)], ["8.0", "9.0a"])
     _backend.load()
     new, old = torch.device("cuda", 0), torch.device("cuda", 1)
-    assert _backend.routed
+    assert _backend.must_choose
     assert choice("auto", torch.device("cpu")) == "native"
     assert _backend._unserved is None, "CPU tensors start no GPU"
     assert choice("auto", new) == "native"
@@ -243,42 +243,45 @@ def test_a_gpu_that_no_code_was_built_for(cuda_package, monkeypatch):
     assert choice("cuda", new) == "native"
     with pytest.raises(RuntimeError, match=r"cuda:1 \(GPU 1\) has compute capability 7\.5, but"):
         choice("cuda", old)
-    assert _backend.routed, "the second GPU must go on being asked about"
+    assert _backend.must_choose, "the second GPU must go on being asked about"
 
 
 def test_gpus_are_looked_at_once(cuda_package, monkeypatch):
     pretend(monkeypatch, [(9, 0)], ["9.0a"])
     _backend.load()
     assert choice("auto", torch.device("cuda", 0)) == "native"
-    assert not _backend.routed, "later calls must not pay for the check"
+    assert not _backend.must_choose, "later calls must not pay for the check"
     with kanerva_ext.use_backend("reference"):
-        assert _backend.routed
-    assert not _backend.routed
+        assert _backend.must_choose
+    assert not _backend.must_choose
 
 
-def test_measurements_choose_between_cuda_and_triton(cuda_package, monkeypatch):
+def test_cuda_serves_where_triton_could_too(cuda_package, monkeypatch):
     pretend(monkeypatch, [(9, 0)], ["9.0a"])
-    rules = (
-        _choice.Rule("read", "cuda", "a file", slots=(0, 8), code=(4, 4)),
-        _choice.Rule("read", "triton", "a file", slots=(0, 8)),
-    )
-    monkeypatch.setattr(_choice, "RULES", rules)
     _backend.load()
     monkeypatch.setitem(_backend._status, "triton", "available")
     device = torch.device("cuda", 0)
-    assert choice("auto", device, (2, 8, 5)) == "triton"
-    assert choice("auto", device, (2, 8, 4)) == "native", "the first rule that fits"
-    assert choice("auto", device, (2, 9, 5)) == "native", "what no rule names"
-    assert _backend.choose("auto", "recall", device, (2, 8, 5)) == "native"
-    assert _backend.routed
-    assert choice("cuda", device, (2, 8, 5)) == "native", "what is asked for is obeyed"
-    assert choice("triton", device, (2, 9, 5)) == "triton"
+    assert choice("auto", device) == "native"
+    assert not _backend.must_choose
+    assert choice("cuda", device) == "native"
+    assert choice("triton", device) == "triton", "what is asked for is obeyed"
 
 
-def test_rules_are_backed_by_results():
-    results = Path(__file__).parent.parent / "benchmarks" / "results"
-    for rule in _choice.RULES:
-        assert rule.backend in ("cuda", "triton") and (results / rule.source).exists(), rule
+@pytest.mark.parametrize(
+    ("gpu_torch", "triton", "cuda", "expected"),
+    [
+        ("13.0", "available", "it was not built", True),
+        ("13.0", "available", "available", False),
+        ("13.0", "it is not installed", "it was not built", False),
+        (None, "available", "it was not built", False),
+    ],
+)
+def test_when_triton_serves_gpus(monkeypatch, gpu_torch, triton, cuda, expected):
+    monkeypatch.setattr(torch.version, "cuda", gpu_torch)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setitem(_backend._status, "triton", triton)
+    monkeypatch.setitem(_backend._status, "cuda", cuda)
+    assert _backend.triton_serves_gpus() is expected
 
 
 def test_where_triton_is_available(monkeypatch):

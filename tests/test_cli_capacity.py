@@ -15,7 +15,7 @@ from cli_runs import calls, cli, generator, refused, rms, wrong_pixels
 
 from kanerva_ext._pictures import GAP, GREY, tile
 from kanerva_ext.cli import _figures, capacity
-from kanerva_ext.cli._run import Mean, load_run
+from kanerva_ext.cli._loaded_run import Mean, load_run
 from kanerva_ext.data import salt_and_pepper
 
 pytestmark = pytest.mark.usefixtures("threads")

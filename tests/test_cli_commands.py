@@ -17,7 +17,7 @@ from cli_runs import LENGTH, calls, cli, generator, refused, rms, wrong_pixels
 
 from kanerva_ext import models
 from kanerva_ext.cli._config import ConfigError
-from kanerva_ext.cli._run import load_run
+from kanerva_ext.cli._loaded_run import load_run
 from kanerva_ext.data import load_images, occlude, salt_and_pepper, split_episodes
 
 pytestmark = pytest.mark.usefixtures("threads")

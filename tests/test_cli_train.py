@@ -22,8 +22,8 @@ from kanerva_ext.cli import _checkpoint, main
 from kanerva_ext.cli._batches import derive_seed
 from kanerva_ext.cli._config import ConfigError
 from kanerva_ext.cli._config_files import load_config, presets
+from kanerva_ext.cli._loaded_run import load_run
 from kanerva_ext.cli._logs import CsvLog, read_csv
-from kanerva_ext.cli._run import load_run
 from kanerva_ext.data import hold_out, load_images
 from kanerva_ext.models import KanervaMachine, evaluate
 

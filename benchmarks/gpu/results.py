@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from . import choice, phases, report, rows, visit
+from . import phases, report, rows, visit
 
 RESULTS = visit.ROOT / "benchmarks/results"
 PREFIX = "gpu_"  # of the benchmark's name: gpu_contact, gpu_tests, ...
@@ -93,10 +93,6 @@ def save(folder: Path, target: Path = RESULTS) -> list[Path]:
         for about, *own in visits(found):
             name = f"{PREFIX}{phase}"
             content = {"benchmark": name, "machine": machine_of(about), "rows": trimmed(own)}
-            if phase == "triton":
-                commit = str(about["commit"])[:10] or about["source"]
-                source = f"{name}-{about['visit']}-{commit}.json"
-                content["rules"] = choice.rules(own, source)
             written.append(write(name, about, content, target))
             compared = comparisons(own)
             rates = next((r for r in reversed(own) if r["key"].startswith("rates/")

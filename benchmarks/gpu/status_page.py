@@ -33,16 +33,7 @@ COLUMNS = {
     ),
     "Triton": (("smoke", "graphs by triton", "determinism by triton"), (), "triton"),
 }
-NOT_RUN = {
-    "CUDA C++": (
-        "written; compiled for sm_80, sm_90a, sm_100, sm_120; runs as PTX in an interpreter under "
-        "the tests; has not run on a GPU"
-    ),
-    "Triton": (
-        "written; compiled for sm_80, sm_90, sm_100, sm_120, gfx942; runs in the interpreter under "
-        "the tests; has not run on a GPU"
-    ),
-}
+NOT_RUN = "-"
 BEFORE = """# Which kernels have run on a GPU
 
 Made by `python -m benchmarks.gpu.status_page` from the rows in `benchmarks/results/`.
@@ -52,6 +43,8 @@ GPUs), and their PTX runs in an interpreter under the tests ([ptx.md](ptx.md)), 
 tensor cores round. The Triton kernels compile for the same GPUs and gfx942 and run in Triton's
 interpreter under the tests, where products in `tf32x3` are exact. [kernels.md](kernels.md) and
 [triton_kernels.md](triton_kernels.md) have their registers and memory.
+
+All operators are written in both. A dash says that one has not run on a GPU.
 
 """
 AFTER = """
@@ -76,9 +69,7 @@ crashes, loses the CUDA context or fills the disk is a line too, and costs no ot
 again goes on with what is missing; `--again KEY` asks anew, `--only TEXT` a part, `--dry-run`
 says what would be asked, `--seconds` is the limit. `summary` names every failure, also as
 `FOLDER/tests.xml`. `python3 benchmarks/gpu_check.py take --out FOLDER` brings the rows here: into
-`benchmarks/results/`, this page and [performance.md](performance.md); the rules for
-`backend="auto"` by what was faster (`kanerva_ext/_choice.py`) are in the file
-`gpu_triton-*.json`.
+`benchmarks/results/`, this page and [performance.md](performance.md).
 
 `KANERVA_TEAM_WORK=0` gives every memory a team of blocks, as many as the processors have room
 for: the rows "teams" are so, since without it only large memories get one.
@@ -95,8 +86,7 @@ on CPUs only.
 Where the CUDA kernels were not built, and on AMD GPUs, the Triton kernels serve tensors on a GPU;
 without Triton the reference (plain PyTorch) does, with one warning. `backend="cuda"` and
 `backend="triton"` raise an error that says why theirs are not there; `python -m kanerva_ext.info`
-says how to get them. Where both are there, `kanerva_ext/_choice.py` says which serves an operator
-at a shape: the CUDA kernels always, until there are measurements.
+says how to get them. Where both are there, the CUDA kernels serve `backend="auto"`.
 """
 
 
@@ -146,7 +136,7 @@ def table(found: dict[str, dict[str, dict]]) -> list[str]:
             ran = {gpu: text for gpu, x in found.items() if (text := cell(operator, column, x))}
             gpus += [gpu for gpu in ran if gpu not in gpus]
             text = "; ".join(f"{gpu}: {text}" for gpu, text in ran.items())
-            cells.append(text or NOT_RUN[column])
+            cells.append(text or NOT_RUN)
         lines.append(f"| {title} | {' | '.join(cells)} | {', '.join(gpus) or '-'} |")
     return lines
 

@@ -17,7 +17,7 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-// What may be left of a variance, as its reciprocal: measured errors as in bayes_write.h.
+// What may be left of a variance, as its reciprocal: measured errors as in limits.h.
 constexpr double kShrinkForFloat32 = 16.0;
 constexpr double kShrinkForFloat64 = 1e3;
 

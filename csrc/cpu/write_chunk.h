@@ -1,4 +1,4 @@
-// The K x K and L x L half of a write, in float64: factors of a chunk of L steps.
+// The K x K and L x L half of a write: factors of a chunk of L steps.
 //
 // For a chunk with addresses W (L x K), effective noise n_t = v_t b_t and row covariance U:
 //   X = W U,  S = X W' + diag(n) = F F',  V = F^-T (upper),  P = F^-1 X,  U <- U - P'P

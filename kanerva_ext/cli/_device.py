@@ -36,7 +36,7 @@ def check_default_backend() -> None:
 def check_backend(device: torch.device) -> None:
     """Raises ConfigError where ``KANERVA_BACKEND`` names a backend that does not serve it."""
     try:
-        _backend.choose("auto", "read", device, (1, 1, 1))
+        _backend.choose("auto", device)
     except RuntimeError as error:
         raise ConfigError(f"KANERVA_BACKEND={_backend.default}: {error}") from error
 

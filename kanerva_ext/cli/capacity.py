@@ -21,7 +21,7 @@ from .._files import write_text
 from ..data import salt_and_pepper
 from . import _figures
 from ._config import ConfigError
-from ._run import (
+from ._loaded_run import (
     LoadedRun,
     Mean,
     add_run_arguments,

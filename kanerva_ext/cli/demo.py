@@ -31,7 +31,7 @@ from ._demo_results import PICTURES, draw, measure, table
 from ._demo_training import fit, load_checkpoint, save_checkpoint
 from ._device import check_backend
 from ._folders import make_folder
-from ._run import check_at_least
+from ._loaded_run import check_at_least
 
 RESERVED = 15.0  # seconds of the wall time, for evaluation and pictures
 MAX_SIZES = {"batch_size": 1024, "memory_size": 4096, "code_size": 8192}

@@ -16,7 +16,7 @@ from .._files import write_text
 from ..data import occlude, salt_and_pepper, split_episodes
 from . import _figures
 from ._config import ConfigError
-from ._run import (
+from ._loaded_run import (
     MAX_SHOWN,
     LoadedRun,
     Mean,

@@ -13,7 +13,14 @@ from .._files import write_text
 from ..models import evaluate
 from ._config import ConfigError
 from ._folders import make_folder
-from ._run import LoadedRun, add_run_arguments, check_at_least, load_runs, output_folder, table
+from ._loaded_run import (
+    LoadedRun,
+    add_run_arguments,
+    check_at_least,
+    load_runs,
+    output_folder,
+    table,
+)
 
 FILE = "evaluate.json"
 _FIRST = ("bound", "standard_error", "bits_per_dim")  # columns

@@ -13,7 +13,7 @@ import torch
 from . import _figures
 from ._config import ConfigError
 from ._figures import Block, Panel
-from ._run import (
+from ._loaded_run import (
     MAX_SHOWN,
     LoadedRun,
     add_run_arguments,

@@ -8,7 +8,7 @@ import torch
 
 from . import _figures
 from ._config import ConfigError
-from ._run import (
+from ._loaded_run import (
     MAX_SHOWN,
     add_run_arguments,
     check_at_least,

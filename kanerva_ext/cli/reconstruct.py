@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from . import _figures
-from ._run import add_run_arguments, choose_count, load_runs, output_folder
+from ._loaded_run import add_run_arguments, choose_count, load_runs, output_folder
 
 FILE = "reconstruct.png"
 

@@ -31,32 +31,30 @@ from torch.autograd import forward_ad
 
 from .. import _backend, reference
 from . import _library
+from ._declaration import Declaration
 
 _OFFSETS = (torch.int32, torch.int64)  # the dtypes of cu_seqlens
 
 
 class Operator:
-    """Calls one operator on raw arguments by the cheapest route that is right.
+    """Declares one operator, and calls it on raw arguments by the cheapest route that is right.
 
-    Args:
-        name: of the raw operator, of its reference and, with ``_backward``, of its gradient.
-        receivers: indices of the inputs that the gradient's results belong to, ascending.
-        saved_outputs: indices of the outputs that the gradient takes after the inputs.
+    ``fake`` is that of `_library.declare`. The operator's name is also that of its reference and,
+    with ``_backward``, of its gradient.
     """
 
-    def __init__(
-        self, name: str, receivers: Sequence[int], saved_outputs: Sequence[int] = ()
-    ) -> None:
-        self.name = name
-        self.reference = getattr(reference, name)
-        self._native = _Route(_library.NATIVE, name, receivers, saved_outputs)
-        self._triton = _Route(_library.TRITON, name, receivers, saved_outputs)
-        self._grad_args = 1 + max(receivers)
+    def __init__(self, declaration: Declaration, fake: Callable | None = None) -> None:
+        _library.declare(declaration, fake)
+        self.name = declaration.name
+        self.reference = getattr(reference, self.name)
+        self._native = _Route(_library.NATIVE, declaration)
+        self._triton = _Route(_library.TRITON, declaration)
+        self._grad_args = 1 + max(declaration.differentiable)
 
     def __call__(self, backend: str, *args):
         route = self._native
-        if backend != "auto" or _backend.routed:
-            choice = _backend.choose(backend, self.name, args[0].device, args[0].shape)
+        if backend != "auto" or _backend.must_choose:
+            choice = _backend.choose(backend, args[0].device)
             if choice == "reference":
                 return self.reference(*args)
             if choice == "triton":
@@ -82,12 +80,9 @@ class Operator:
 class _Route:
     """The raw operator of one namespace, and the Functions over it."""
 
-    def __init__(
-        self, namespace: str, name: str, receivers: Sequence[int], saved_outputs: Sequence[int]
-    ) -> None:
-        self.raw = _library.raw(namespace, name)
-        functions = _differentiable(namespace, name, self.raw, receivers, saved_outputs)
-        self.apply, self.with_tangents = functions
+    def __init__(self, namespace: str, declaration: Declaration) -> None:
+        self.raw = _library.raw(namespace, declaration.name)
+        self.apply, self.with_tangents = _differentiable(namespace, self.raw, declaration)
 
 
 class _Functions(NamedTuple):
@@ -103,17 +98,19 @@ def _call_raw(raw, args):
         return raw(*args)
 
 
-def _differentiable(namespace, name, raw, receivers, saved_outputs) -> _Functions:
+def _differentiable(namespace: str, raw, declaration: Declaration) -> _Functions:
     """The Functions of an operator, whose backward is the Function of its gradient."""
-    arity, outputs = len(raw._schema.arguments), len(raw._schema.returns)
+    name, differentiable = declaration.name, declaration.differentiable
+    saved_results = declaration.saved_results
+    arity, outputs = len(raw._schema.arguments), len(declaration.results)
     gradient_raw = _library.raw(namespace, f"{name}_backward")
-    last_receiver = outputs + receivers[-1]
-    save, saved = _keeper(raw)
-    save_gradient, saved_gradient = _keeper(gradient_raw)
+    last = outputs + differentiable[-1]
+    save, restore = _save_and_restore(raw)
+    save_gradient, restore_gradient = _save_and_restore(gradient_raw)
 
     def call_gradient(*args):
         grads = _call_raw(gradient_raw, args)
-        return grads if args[last_receiver] is not None else grads[:-1]  # no decay, no gradient
+        return grads if args[last] is not None else grads[:-1]  # no decay, no gradient
 
     gradient = _make_function(
         namespace,
@@ -121,25 +118,25 @@ def _differentiable(namespace, name, raw, receivers, saved_outputs) -> _Function
         gradient_raw,
         call_gradient,
         lambda ctx, inputs, output: save_gradient(ctx, inputs),
-        _differentiate_reference(f"{name}_backward", saved_gradient),
+        _differentiate_reference(f"{name}_backward", restore_gradient),
         _transpose_derivative(f"{name}_backward"),
     )
 
     def setup_context(ctx, inputs, output):
         results = output if isinstance(output, tuple) else (output,)
-        save(ctx, (*inputs, *[results[i] for i in saved_outputs]))
+        save(ctx, (*inputs, *[results[i] for i in saved_results]))
 
     def backward(ctx, *grads):
         result = [None] * arity
         if any(g is not None for g in grads):
-            args = (*grads, *saved(ctx))
+            args = (*grads, *restore(ctx))
             if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
                 grads = gradient.with_tangents(*args)
             elif torch.is_grad_enabled():
                 grads = gradient.apply(*args)
             else:
                 grads = _call_raw(gradient_raw, args)
-            for index, grad in zip(receivers, grads, strict=False):
+            for index, grad in zip(differentiable, grads, strict=False):
                 if args[outputs + index] is not None:
                     result[index] = grad
         return tuple(result) if arity > 1 else result[0]
@@ -151,19 +148,19 @@ def _differentiable(namespace, name, raw, receivers, saved_outputs) -> _Function
         lambda *args: _call_raw(raw, args),
         setup_context,
         backward,
-        _transpose_gradient(f"{name}_backward", saved_outputs),
+        _transpose_gradient(f"{name}_backward", saved_results),
     )
 
 
-def _differentiate_reference(name: str, saved: Callable) -> Callable:
+def _differentiate_reference(name: str, restore: Callable) -> Callable:
     """The derivative of a gradient, by automatic differentiation of its closed form."""
     closed_form = getattr(reference, name)
 
     def backward(ctx, *grads):
-        args = saved(ctx)
+        args = restore(ctx)
         result = [None] * len(args)
         given = [i for i, g in enumerate(grads) if g is not None]
-        places = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()]
+        places = [i for i, a in enumerate(args) if _is_floating(a)]
 
         def wanted(*tensors):
             filled = list(args)
@@ -181,17 +178,17 @@ def _differentiate_reference(name: str, saved: Callable) -> Callable:
     return backward
 
 
-def _transpose_gradient(name: str, saved_outputs: Sequence[int]) -> Callable:
+def _transpose_gradient(name: str, saved_results: Sequence[int]) -> Callable:
     """The tangents of an operator: the transpose of its gradient, which is called ``name``."""
     closed_form = getattr(reference, name)
 
     def tangents_of(args, results, tangents):
         given = [i for i, t in enumerate(tangents) if t is not None]
-        kept = [results[i] for i in saved_outputs]
-        receivers = [i for i, a in enumerate(args) if _floats(a)]
+        saved = [results[i] for i in saved_results]
+        floating = [i for i, a in enumerate(args) if _is_floating(a)]
 
         def gradient(*grads):
-            found = dict(zip(receivers, closed_form(*grads, *args, *kept), strict=False))
+            found = dict(zip(floating, closed_form(*grads, *args, *saved), strict=False))
             return tuple(found[i] for i in given)
 
         _, pullback = torch.func.vjp(gradient, *map(torch.zeros_like, results))
@@ -223,7 +220,7 @@ def _transpose_derivative(name: str) -> Callable:
     return tangents_of
 
 
-def _floats(arg) -> bool:
+def _is_floating(arg) -> bool:
     return isinstance(arg, Tensor) and arg.is_floating_point()
 
 
@@ -306,7 +303,7 @@ def _fold_vmap(call: Callable, size: int, in_dims: tuple, args: tuple):
     return split, (0,) * len(split)
 
 
-def _keeper(raw) -> tuple[Callable, Callable]:
+def _save_and_restore(raw) -> tuple[Callable, Callable]:
     """How a Function keeps the arguments of ``raw`` (and more tensors), and finds them again."""
     plain = ("StringType", "IntType")
     others = [i for i, a in enumerate(raw._schema.arguments) if a.type.kind() in plain]
@@ -320,8 +317,8 @@ def _keeper(raw) -> tuple[Callable, Callable]:
             ctx.other = args[at]
             ctx.save_for_backward(*args[:at], *args[at + 1 :])
 
-    def saved(ctx):
+    def restore(ctx):
         tensors = ctx.saved_tensors
         return tensors if at is None else (*tensors[:at], ctx.other, *tensors[at:])
 
-    return save, saved
+    return save, restore

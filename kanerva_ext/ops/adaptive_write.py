@@ -10,16 +10,28 @@ from torch import Tensor
 from .. import _checks
 from .._checks import Arg
 from ._autograd import Operator
+from ._declaration import Declaration, Result
 
-_ARGS = (
-    Arg("mean", "KC", "state"),
-    Arg("cov", "KK", "state"),
-    Arg("values", "TC", "data"),
-    Arg("noise_var", "T", "noise"),
-    Arg("ridge", "", "ridge"),
-    Arg("mask", "T", "mask", optional=True),
+OPERATOR = Declaration(
+    "adaptive_write(Tensor mean, Tensor cov, Tensor values, Tensor noise_var, Tensor ridge, "
+    "Tensor? mask, int num_iters) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    args=(
+        Arg("mean", "KC", "state"),
+        Arg("cov", "KK", "state"),
+        Arg("values", "TC", "data"),
+        Arg("noise_var", "T", "noise"),
+        Arg("ridge", "", "ridge"),
+        Arg("mask", "T", "mask", optional=True),
+    ),
+    results=(
+        Result("mean", "KC"),
+        Result("cov", "KK"),
+        Result("weights", "TK", saved_as="weights"),
+        Result("step_kl", "T"),
+        Result("log_evidence", ""),
+    ),
 )
-_operator = Operator("adaptive_write", receivers=(0, 1, 2, 3, 4), saved_outputs=(2,))
+_call = Operator(OPERATOR)
 
 
 def adaptive_write(
@@ -78,7 +90,7 @@ def adaptive_write(
         num_iters = _checks.check_int("adaptive_write", "num_iters", num_iters)
     args, batch = (mean, cov, values, noise_var, ridge, mask), None
     if torch.compiler.is_compiling() or not _is_raw(*args):
-        args, batch = _checks.prepare("adaptive_write", _ARGS, args)
+        args, batch = _checks.prepare("adaptive_write", OPERATOR.args, args)
     else:
         if type(noise_var) is float:
             noise_var = mean.new_full(values.shape[:2], noise_var)
@@ -89,9 +101,9 @@ def adaptive_write(
         elif ridge.dim() == 0:
             ridge = ridge.expand(mean.shape[0])
         args = (mean, cov, values, noise_var, ridge, mask)
-    results = _operator(backend, *args, num_iters)
+    results = _call(backend, *args, num_iters)
     if batch is not None or check:
-        results = _checks.finish("adaptive_write", _ARGS, args, batch, check, results)
+        results = _checks.finish("adaptive_write", OPERATOR.args, args, batch, check, results)
     return results if return_evidence else results[:4]
 
 

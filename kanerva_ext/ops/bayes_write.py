@@ -10,17 +10,27 @@ from torch import Tensor
 from .. import _checks
 from .._checks import Arg
 from ._autograd import Operator
+from ._declaration import Declaration, Result
 
-_ARGS = (
-    Arg("mean", "KC", "state"),
-    Arg("cov", "KK", "state"),
-    Arg("weights", "TK", "data"),
-    Arg("values", "TC", "data"),
-    Arg("noise_var", "T", "noise"),
-    Arg("mask", "T", "mask", optional=True),
-    Arg("decay", "T", "decay", optional=True),
+OPERATOR = Declaration(
+    "bayes_write(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, "
+    "Tensor? mask, Tensor? decay, str method) -> (Tensor, Tensor, Tensor)",
+    args=(
+        Arg("mean", "KC", "state"),
+        Arg("cov", "KK", "state"),
+        Arg("weights", "TK", "data"),
+        Arg("values", "TC", "data"),
+        Arg("noise_var", "T", "noise"),
+        Arg("mask", "T", "mask", optional=True),
+        Arg("decay", "T", "decay", optional=True),
+    ),
+    results=(
+        Result("mean", "KC", saved_as="posterior_mean"),
+        Result("cov", "KK", saved_as="posterior_cov"),
+        Result("log_evidence", ""),
+    ),
 )
-_operator = Operator("bayes_write", receivers=(0, 1, 2, 3, 4, 6), saved_outputs=(0, 1))
+_call = Operator(OPERATOR)
 
 
 def bayes_write(
@@ -67,8 +77,9 @@ def bayes_write(
         throughout, without effect on other items.
 
     Raises:
-        TypeError: wrong type or dtype. ValueError: wrong shape, device, number or method.
-        RuntimeError: the backend cannot serve; or ``check`` found a bad item.
+        TypeError: wrong type or dtype.
+        ValueError: wrong shape, device, number or method; or ``check`` found a bad item.
+        RuntimeError: the backend cannot serve.
 
     Differentiable in every floating-point tensor. The gradient of ``cov`` is the symmetrised one.
 
@@ -88,17 +99,17 @@ def bayes_write(
         _check_method(method, decay)
     args, batch = (mean, cov, weights, values, noise_var, mask, decay), None
     if torch.compiler.is_compiling() or not is_raw(*args):
-        args, batch = _checks.prepare("bayes_write", _ARGS, args)
+        args, batch = _checks.prepare("bayes_write", OPERATOR.args, args)
     elif type(noise_var) is float:
         noise_var = mean.new_full(weights.shape[:2], noise_var)
         args = (mean, cov, weights, values, noise_var, mask, decay)
     elif noise_var.dim() == 0:
         noise_var = noise_var.expand(weights.shape[:2])
         args = (mean, cov, weights, values, noise_var, mask, decay)
-    results = _operator(backend, *args, method)
+    results = _call(backend, *args, method)
     if batch is None and not check:
         return results
-    return _checks.finish("bayes_write", _ARGS, args, batch, check, results)
+    return _checks.finish("bayes_write", OPERATOR.args, args, batch, check, results)
 
 
 def _check_method(method: str, decay: float | Tensor | None) -> None:

@@ -9,6 +9,7 @@ from .. import _checks
 from .._checks import Arg
 from .._packing import check_cu_seqlens
 from ._autograd import Operator
+from ._declaration import Declaration, Result, check_shapes, empty_results
 from .bayes_write import is_raw
 
 _STATE = (Arg("mean", "KC", "state"), Arg("cov", "KK", "state"))
@@ -21,7 +22,41 @@ _STEPS = (
     Arg("mask", "T", "mask", optional=True),
     Arg("decay", "T", "decay", optional=True),
 )
-_operator = Operator("causal_scan", receivers=(0, 1, 2, 3, 4, 5, 7))
+OPERATOR = Declaration(
+    "causal_scan(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor queries, "
+    "Tensor noise_var, Tensor? mask, Tensor? decay, Tensor? cu_seqlens, int chunk_size) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    args=_STATE + _STEPS,
+    results=(
+        Result("reads", "TC"),
+        Result("read_var", "T"),
+        Result("mean", "KC"),
+        Result("cov", "KK"),
+        Result("log_evidence", ""),
+    ),
+)
+
+
+def _fake(*args):
+    """With packed sequences the states have a batch of their own: N for each row of steps."""
+    (mean, cov), steps, (cu_seqlens, _) = args[:2], args[2:8], args[8:]
+    if cu_seqlens is None:
+        return OPERATOR.fake(*args)
+    sizes = check_shapes(_STATE, (mean, cov), {})
+    of_states = dict(sizes)
+    del sizes["B"]
+    of_steps = check_shapes(_STEPS, steps, sizes)
+    torch._check(cu_seqlens.dim() == 1, lambda: "cu_seqlens must have one dimension")
+    states = of_steps["B"] * (cu_seqlens.shape[0] - 1)
+    torch._check(
+        of_states["B"] == states,
+        lambda: f"mean must hold {states} states, as cu_seqlens says, got {of_states['B']}",
+    )
+    reads = empty_results(OPERATOR.results[:2], of_steps, mean)
+    return *reads, *empty_results(OPERATOR.results[2:], of_states, mean)
+
+
+_call = Operator(OPERATOR, _fake)
 
 
 def causal_scan(
@@ -98,15 +133,15 @@ def causal_scan(
         return _packed(args, cu_seqlens, chunk, backend, check)
     batch = None
     if torch.compiler.is_compiling() or not _is_raw(*args):
-        args, batch = _checks.prepare("causal_scan", _STATE + _STEPS, args)
+        args, batch = _checks.prepare("causal_scan", OPERATOR.args, args)
     elif type(noise_var) is float:
         args = (*args[:5], mean.new_full(weights.shape[:2], noise_var), mask, decay)
     elif noise_var.dim() == 0:
         args = (*args[:5], noise_var.expand(weights.shape[:2]), mask, decay)
-    results = _operator(backend, *args, None, chunk)
+    results = _call(backend, *args, None, chunk)
     if batch is None and not check:
         return results
-    return _checks.finish("causal_scan", _STATE + _STEPS, args, batch, check, results)
+    return _checks.finish("causal_scan", OPERATOR.args, args, batch, check, results)
 
 
 def _packed(args, cu_seqlens, chunk, backend, check):
@@ -123,7 +158,7 @@ def _packed(args, cu_seqlens, chunk, backend, check):
             f"cu_seqlens, got N = {args[0].shape[1]}"
         )
     states = [x.flatten(0, 1) for x in args[:2]]
-    results = _operator(backend, *states, *args[2:], cu_seqlens, chunk)
+    results = _call(backend, *states, *args[2:], cu_seqlens, chunk)
     results = (*results[:2], *(r.unflatten(0, args[0].shape[:2]) for r in results[2:]))
     return _checks.finish("causal_scan", _STATES + _STEPS, args, batch, check, results)
 

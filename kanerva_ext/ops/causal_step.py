@@ -9,17 +9,28 @@ from torch.autograd import forward_ad
 from .. import _backend, _checks, reference
 from .._checks import Arg
 from . import _library
+from ._declaration import Declaration, Result
 
-_ARGS = (
-    Arg("mean", "KC", "state"),
-    Arg("cov", "KK", "state"),
-    Arg("weights", "K", "data"),
-    Arg("values", "C", "data"),
-    Arg("queries", "K", "data"),
-    Arg("noise_var", "", "noise"),
-    Arg("mask", "", "mask", optional=True),
-    Arg("decay", "", "decay", optional=True),
+OPERATOR = Declaration(
+    "causal_step(Tensor(a!) mean, Tensor(b!) cov, Tensor weights, Tensor values, "
+    "Tensor queries, Tensor noise_var, Tensor? mask, Tensor? decay) -> (Tensor, Tensor, Tensor)",
+    args=(
+        Arg("mean", "KC", "state"),
+        Arg("cov", "KK", "state"),
+        Arg("weights", "K", "data"),
+        Arg("values", "C", "data"),
+        Arg("queries", "K", "data"),
+        Arg("noise_var", "", "noise"),
+        Arg("mask", "", "mask", optional=True),
+        Arg("decay", "", "decay", optional=True),
+    ),
+    results=(
+        Result("reads", "C"),
+        Result("read_var", ""),
+        Result("log_evidence", ""),
+    ),
 )
+_library.declare(OPERATOR)
 _native = _library.raw(_library.NATIVE, "causal_step")
 _triton = _library.raw(_library.TRITON, "causal_step")
 _AFTER_VERSIONS = torch._C._after_ADInplaceOrView_keyset
@@ -87,7 +98,7 @@ def causal_step(
         )
     raw, batch = args, None
     if torch.compiler.is_compiling() or not _is_raw(*args):
-        raw, batch = _checks.prepare("causal_step", _ARGS, args)
+        raw, batch = _checks.prepare("causal_step", OPERATOR.args, args)
         for name, state in (("mean", mean), ("cov", cov)):
             if state.shape[:-2] != batch:
                 raise ValueError(
@@ -100,12 +111,12 @@ def causal_step(
     if batch is None and not check:
         return results
     raw = [*before, *raw[2:]]
-    return _checks.finish("causal_step", _ARGS, raw, batch, check, results)
+    return _checks.finish("causal_step", OPERATOR.args, raw, batch, check, results)
 
 
 def _choose(backend: str, mean: Tensor):
-    if backend != "auto" or _backend.routed:
-        choice = _backend.choose(backend, "causal_step", mean.device, mean.shape)
+    if backend != "auto" or _backend.must_choose:
+        choice = _backend.choose(backend, mean.device)
         if choice == "reference":
             return reference.causal_step
         if choice == "triton":

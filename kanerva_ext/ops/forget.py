@@ -8,18 +8,27 @@ from torch import Tensor
 from .. import _checks
 from .._checks import Arg
 from ._autograd import Operator
+from ._declaration import Declaration, Result
 from .bayes_write import is_raw
 
-_ARGS = (
-    Arg("mean", "KC", "state"),
-    Arg("cov", "KK", "state"),
-    Arg("weights", "TK", "data"),
-    Arg("values", "TC", "data"),
-    Arg("noise_var", "T", "noise"),
-    Arg("mask", "T", "mask", optional=True),
+OPERATOR = Declaration(
+    "forget(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, "
+    "Tensor? mask) -> (Tensor, Tensor)",
+    args=(
+        Arg("mean", "KC", "state"),
+        Arg("cov", "KK", "state"),
+        Arg("weights", "TK", "data"),
+        Arg("values", "TC", "data"),
+        Arg("noise_var", "T", "noise"),
+        Arg("mask", "T", "mask", optional=True),
+    ),
+    results=(
+        Result("mean", "KC", saved_as="rest_mean"),
+        Result("cov", "KK", saved_as="rest_cov"),
+    ),
 )
 _NOT_WRITTEN = "what is to be forgotten was not written"
-_operator = Operator("forget", receivers=(0, 1, 2, 3, 4), saved_outputs=(0, 1))
+_call = Operator(OPERATOR)
 
 
 def forget(
@@ -71,12 +80,12 @@ def forget(
     """
     args, batch = (mean, cov, weights, values, noise_var, mask), None
     if torch.compiler.is_compiling() or not is_raw(*args, None):
-        args, batch = _checks.prepare("forget", _ARGS, args)
+        args, batch = _checks.prepare("forget", OPERATOR.args, args)
     elif type(noise_var) is float:
         args = (*args[:4], mean.new_full(weights.shape[:2], noise_var), mask)
     elif noise_var.dim() == 0:
         args = (*args[:4], noise_var.expand(weights.shape[:2]), mask)
-    results = _operator(backend, *args)
+    results = _call(backend, *args)
     if batch is None and not check:
         return results
-    return _checks.finish("forget", _ARGS, args, batch, check, results, _NOT_WRITTEN)
+    return _checks.finish("forget", OPERATOR.args, args, batch, check, results, _NOT_WRITTEN)

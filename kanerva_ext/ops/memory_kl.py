@@ -8,14 +8,19 @@ from torch import Tensor
 from .. import _checks
 from .._checks import Arg
 from ._autograd import Operator
+from ._declaration import Declaration, Result
 
-_ARGS = (
-    Arg("mean", "KC", "state"),
-    Arg("cov", "KK", "state"),
-    Arg("prior_mean", "KC", "state"),
-    Arg("prior_cov", "KK", "state"),
+OPERATOR = Declaration(
+    "memory_kl(Tensor mean, Tensor cov, Tensor prior_mean, Tensor prior_cov) -> Tensor",
+    args=(
+        Arg("mean", "KC", "state"),
+        Arg("cov", "KK", "state"),
+        Arg("prior_mean", "KC", "state"),
+        Arg("prior_cov", "KK", "state"),
+    ),
+    results=(Result("", ""),),
 )
-_operator = Operator("memory_kl", receivers=(0, 1, 2, 3))
+_call = Operator(OPERATOR)
 
 
 def memory_kl(
@@ -51,11 +56,11 @@ def memory_kl(
     """
     args, batch = (mean, cov, prior_mean, prior_cov), None
     if torch.compiler.is_compiling() or not _is_raw(*args):
-        args, batch = _checks.prepare("memory_kl", _ARGS, args)
-    results = _operator(backend, *args)
+        args, batch = _checks.prepare("memory_kl", OPERATOR.args, args)
+    results = _call(backend, *args)
     if batch is None and not check:
         return results
-    return _checks.finish("memory_kl", _ARGS, args, batch, check, results)
+    return _checks.finish("memory_kl", OPERATOR.args, args, batch, check, results)
 
 
 def _is_raw(mean, cov, prior_mean, prior_cov) -> bool:

@@ -8,13 +8,21 @@ from torch import Tensor
 from .. import _checks
 from .._checks import Arg
 from ._autograd import Operator
+from ._declaration import Declaration, Result
 
-_ARGS = (
-    Arg("mean", "KC", "state"),
-    Arg("cov", "KK", "state"),
-    Arg("weights", "TK", "data"),
+OPERATOR = Declaration(
+    "read(Tensor mean, Tensor cov, Tensor weights) -> (Tensor, Tensor)",
+    args=(
+        Arg("mean", "KC", "state"),
+        Arg("cov", "KK", "state"),
+        Arg("weights", "TK", "data"),
+    ),
+    results=(
+        Result("values", "TC"),
+        Result("var", "T"),
+    ),
 )
-_operator = Operator("read", receivers=(0, 1, 2))
+_call = Operator(OPERATOR)
 
 
 def read(
@@ -50,11 +58,11 @@ def read(
     """
     args, batch = (mean, cov, weights), None
     if torch.compiler.is_compiling() or not _is_raw(*args):
-        args, batch = _checks.prepare("read", _ARGS, args)
-    results = _operator(backend, *args)
+        args, batch = _checks.prepare("read", OPERATOR.args, args)
+    results = _call(backend, *args)
     if batch is None and not check:
         return results
-    return _checks.finish("read", _ARGS, args, batch, check, results)
+    return _checks.finish("read", OPERATOR.args, args, batch, check, results)
 
 
 def _is_raw(mean, cov, weights) -> bool:

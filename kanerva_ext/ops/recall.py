@@ -8,15 +8,24 @@ from torch import Tensor
 from .. import _checks
 from .._checks import Arg
 from ._autograd import Operator
+from ._declaration import Declaration, Result
 from .solve_addresses import is_raw
 
-_ARGS = (
-    Arg("mean", "KC", "state"),
-    Arg("cov", "KK", "state"),
-    Arg("queries", "TC", "data"),
-    Arg("ridge", "", "ridge"),
+OPERATOR = Declaration(
+    "recall(Tensor mean, Tensor cov, Tensor queries, Tensor ridge) -> (Tensor, Tensor, Tensor)",
+    args=(
+        Arg("mean", "KC", "state"),
+        Arg("cov", "KK", "state"),
+        Arg("queries", "TC", "data"),
+        Arg("ridge", "", "ridge"),
+    ),
+    results=(
+        Result("values", "TC"),
+        Result("var", "T"),
+        Result("weights", "TK", saved_as="weights"),
+    ),
 )
-_operator = Operator("recall", receivers=(0, 1, 2, 3), saved_outputs=(2,))
+_call = Operator(OPERATOR)
 
 
 def recall(
@@ -52,15 +61,15 @@ def recall(
     """
     args, batch = (mean, cov, queries, ridge), None
     if torch.compiler.is_compiling() or not _is_raw(*args):
-        args, batch = _checks.prepare("recall", _ARGS, args)
+        args, batch = _checks.prepare("recall", OPERATOR.args, args)
     elif type(ridge) is float:
         args = (mean, cov, queries, mean.new_full((mean.shape[0],), ridge))
     elif ridge.dim() == 0:
         args = (mean, cov, queries, ridge.expand(mean.shape[0]))
-    results = _operator(backend, *args)
+    results = _call(backend, *args)
     if batch is None and not check:
         return results
-    return _checks.finish("recall", _ARGS, args, batch, check, results)
+    return _checks.finish("recall", OPERATOR.args, args, batch, check, results)
 
 
 def _is_raw(mean, cov, queries, ridge) -> bool:

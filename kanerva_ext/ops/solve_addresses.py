@@ -8,9 +8,14 @@ from torch import Tensor
 from .. import _checks
 from .._checks import Arg
 from ._autograd import Operator
+from ._declaration import Declaration, Result
 
-_ARGS = (Arg("mean", "KC", "state"), Arg("queries", "TC", "data"), Arg("ridge", "", "ridge"))
-_operator = Operator("solve_addresses", receivers=(0, 1, 2), saved_outputs=(0,))
+OPERATOR = Declaration(
+    "solve_addresses(Tensor mean, Tensor queries, Tensor ridge) -> Tensor",
+    args=(Arg("mean", "KC", "state"), Arg("queries", "TC", "data"), Arg("ridge", "", "ridge")),
+    results=(Result("weights", "TK", saved_as="weights"),),
+)
+_call = Operator(OPERATOR)
 
 
 def solve_addresses(
@@ -47,15 +52,15 @@ def solve_addresses(
     """
     args, batch = (mean, queries, ridge), None
     if torch.compiler.is_compiling() or not is_raw(*args):
-        args, batch = _checks.prepare("solve_addresses", _ARGS, args)
+        args, batch = _checks.prepare("solve_addresses", OPERATOR.args, args)
     elif type(ridge) is float:
         args = (mean, queries, mean.new_full((mean.shape[0],), ridge))
     elif ridge.dim() == 0:
         args = (mean, queries, ridge.expand(mean.shape[0]))
-    results = _operator(backend, *args)
+    results = _call(backend, *args)
     if batch is None and not check:
         return results
-    return _checks.finish("solve_addresses", _ARGS, args, batch, check, results)
+    return _checks.finish("solve_addresses", OPERATOR.args, args, batch, check, results)
 
 
 def is_raw(mean, queries, ridge) -> bool:

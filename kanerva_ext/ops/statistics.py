@@ -9,10 +9,18 @@ from .. import _checks
 from .._checks import Arg
 from .._state import MemoryState
 from ._autograd import Operator
+from ._declaration import Declaration, Result
 
-_STATE = (Arg("mean", "KC", "state"), Arg("cov", "KK", "state"))
+OPERATOR = Declaration(
+    "statistics(Tensor mean, Tensor cov) -> (Tensor, Tensor)",
+    args=(Arg("mean", "KC", "state"), Arg("cov", "KK", "state")),
+    results=(
+        Result("shift", "KC", saved_as="shift"),
+        Result("precision", "KK", saved_as="precision"),
+    ),
+)
 _STATISTICS = (Arg("precision", "KK", "state"), Arg("shift", "KC", "state"))
-_operator = Operator("statistics", receivers=(0, 1), saved_outputs=(0, 1))
+_call = Operator(OPERATOR)
 
 
 def to_statistics(
@@ -67,9 +75,9 @@ def to_statistics(
         mean, cov = mean
     args, batch = (mean, cov), None
     if torch.compiler.is_compiling() or not _is_raw(mean, cov):
-        args, batch = _checks.prepare("to_statistics", _STATE, args)
-    results = _operator(backend, *args)
-    shift, precision = _checks.finish("to_statistics", _STATE, args, batch, check, results)
+        args, batch = _checks.prepare("to_statistics", OPERATOR.args, args)
+    results = _call(backend, *args)
+    shift, precision = _checks.finish("to_statistics", OPERATOR.args, args, batch, check, results)
     return precision, shift
 
 
@@ -94,7 +102,7 @@ def from_statistics(
     args, batch = (precision, shift), None
     if torch.compiler.is_compiling() or not _is_raw(shift, precision):
         args, batch = _checks.prepare("from_statistics", _STATISTICS, args)
-    results = _operator(backend, args[1], args[0])
+    results = _call(backend, args[1], args[0])
     return MemoryState(*_checks.finish("from_statistics", _STATISTICS, args, batch, check, results))
 
 

@@ -35,9 +35,9 @@ from ._tiles import (
 TO_DO, HARDER, FAILED = tl.constexpr(0), tl.constexpr(-1), tl.constexpr(-2)
 
 #: Hardness max w'Uw / v up to which each arithmetic is trusted, as csrc/common/limits.h.
-HARD_FOR_FLOAT32 = 16.0
+HARD_FOR_FLOAT32_FACTORS = 16.0
 HARD_FOR_FLOAT64 = 1e3  # of a float64 state
-HARD_FOR_CHUNKS = 1e11  # of a float32 state, in float64
+HARD_FOR_CHOLESKY = 1e11  # float64 factors of float32 data
 #: Items of at most so many steps x slots x columns are done in float64 at once.
 SMALL_ITEM = 4096
 
@@ -321,12 +321,12 @@ def write_kernel(
 def passes(mean: Tensor, slots: int, *, small: bool, method: str) -> list[tuple]:
     """Arithmetic, length of chunks and limit of hardness of each launch, in order."""
     steps, narrow = choose(slots, torch.float64).steps, mean.dtype == torch.float32
-    robust = (torch.float64, steps, HARD_FOR_CHUNKS if narrow else HARD_FOR_FLOAT64)
+    robust = (torch.float64, steps, HARD_FOR_CHOLESKY if narrow else HARD_FOR_FLOAT64)
     if method == "sqrt":
         return [(torch.float64, steps, -1.0)]
     if small or not narrow:
         return [robust]
-    return [(torch.float32, choose(slots, torch.float32).steps, HARD_FOR_FLOAT32), robust]
+    return [(torch.float32, choose(slots, torch.float32).steps, HARD_FOR_FLOAT32_FACTORS), robust]
 
 
 def blocks_of_columns(mean: Tensor, most: int = 2**31) -> tuple[int, int]:

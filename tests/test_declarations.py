@@ -1,0 +1,243 @@
+"""What PyTorch is told of the operators, as it was when saved programs were made with them.
+
+Programs that `torch.export` saved hold the operators' names and arguments, so that a change here
+is a change for users. These lists are written by hand on purpose: the package derives them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kanerva_ext import ops
+
+#: Without the name, which precedes it.
+SCHEMAS = {
+    "bayes_write": "(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, "
+    "Tensor? mask, Tensor? decay, str method) -> (Tensor, Tensor, Tensor)",
+    "bayes_write_backward": "(Tensor? grad_mean, Tensor? grad_cov, Tensor? grad_log_evidence, "
+    "Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, Tensor? mask, "
+    "Tensor? decay, str method, Tensor posterior_mean, Tensor posterior_cov) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "solve_addresses": "(Tensor mean, Tensor queries, Tensor ridge) -> Tensor",
+    "solve_addresses_backward": "(Tensor grad_weights, Tensor mean, Tensor queries, Tensor ridge, "
+    "Tensor weights) -> (Tensor, Tensor, Tensor)",
+    "read": "(Tensor mean, Tensor cov, Tensor weights) -> (Tensor, Tensor)",
+    "read_backward": "(Tensor? grad_values, Tensor? grad_var, Tensor mean, Tensor cov, "
+    "Tensor weights) -> (Tensor, Tensor, Tensor)",
+    "recall": "(Tensor mean, Tensor cov, Tensor queries, Tensor ridge) -> (Tensor, Tensor, Tensor)",
+    "recall_backward": "(Tensor? grad_values, Tensor? grad_var, Tensor? grad_weights, "
+    "Tensor mean, Tensor cov, Tensor queries, Tensor ridge, Tensor weights) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "memory_kl": "(Tensor mean, Tensor cov, Tensor prior_mean, Tensor prior_cov) -> Tensor",
+    "memory_kl_backward": "(Tensor grad, Tensor mean, Tensor cov, Tensor prior_mean, "
+    "Tensor prior_cov) -> (Tensor, Tensor, Tensor, Tensor)",
+    "statistics": "(Tensor mean, Tensor cov) -> (Tensor, Tensor)",
+    "statistics_backward": "(Tensor? grad_shift, Tensor? grad_precision, Tensor mean, Tensor cov, "
+    "Tensor shift, Tensor precision) -> (Tensor, Tensor)",
+    "adaptive_write": "(Tensor mean, Tensor cov, Tensor values, Tensor noise_var, Tensor ridge, "
+    "Tensor? mask, int num_iters) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "adaptive_write_backward": "(Tensor? grad_mean, Tensor? grad_cov, Tensor? grad_weights, "
+    "Tensor? grad_step_kl, Tensor? grad_log_evidence, Tensor mean, Tensor cov, Tensor values, "
+    "Tensor noise_var, Tensor ridge, Tensor? mask, int num_iters, Tensor weights) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "forget": "(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, "
+    "Tensor? mask) -> (Tensor, Tensor)",
+    "forget_backward": "(Tensor? grad_mean, Tensor? grad_cov, Tensor mean, Tensor cov, "
+    "Tensor weights, Tensor values, Tensor noise_var, Tensor? mask, Tensor rest_mean, "
+    "Tensor rest_cov) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "causal_scan": "(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor queries, "
+    "Tensor noise_var, Tensor? mask, Tensor? decay, Tensor? cu_seqlens, int chunk_size) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "causal_scan_backward": "(Tensor? grad_reads, Tensor? grad_read_var, Tensor? grad_mean, "
+    "Tensor? grad_cov, Tensor? grad_log_evidence, Tensor mean, Tensor cov, Tensor weights, "
+    "Tensor values, Tensor queries, Tensor noise_var, Tensor? mask, Tensor? decay, "
+    "Tensor? cu_seqlens, int chunk_size) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "causal_step": "(Tensor(a!) mean, Tensor(b!) cov, Tensor weights, Tensor values, "
+    "Tensor queries, Tensor noise_var, Tensor? mask, Tensor? decay) -> (Tensor, Tensor, Tensor)",
+}
+
+
+class Gradient(NamedTuple):
+    #: indices of the raw inputs that the gradient's results belong to, in order
+    inputs: tuple[int, ...]
+    #: indices of the outputs that it takes after the inputs
+    saved_outputs: tuple[int, ...]
+    outputs: int
+
+
+GRADIENTS = {
+    "bayes_write": Gradient((0, 1, 2, 3, 4, 6), (0, 1), 3),
+    "solve_addresses": Gradient((0, 1, 2), (0,), 1),
+    "read": Gradient((0, 1, 2), (), 2),
+    "recall": Gradient((0, 1, 2, 3), (2,), 3),
+    "memory_kl": Gradient((0, 1, 2, 3), (), 1),
+    "statistics": Gradient((0, 1), (0, 1), 2),
+    "adaptive_write": Gradient((0, 1, 2, 3, 4), (2,), 5),
+    "forget": Gradient((0, 1, 2, 3, 4), (0, 1), 2),
+    "causal_scan": Gradient((0, 1, 2, 3, 4, 5, 7), (), 5),
+}
+B, T, K, C = 2, 3, 4, 5
+
+
+def test_every_operator_is_in_the_lists():
+    public = {n for n, f in vars(ops).items() if inspect.isfunction(f)}
+    forward = {name for name in SCHEMAS if not name.endswith("_backward")}
+    assert forward - {"statistics"} == public - {"to_statistics", "from_statistics"}
+    assert {f"{name}_backward" for name in GRADIENTS} == set(SCHEMAS) - forward
+    assert len(SCHEMAS) == 19
+
+
+@pytest.mark.parametrize("namespace", ["kanerva", "kanerva_triton"])
+def test_no_operator_is_without_a_schema_here(namespace):
+    registered = {
+        name.removeprefix(f"{namespace}::").removesuffix(".default")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith(f"{namespace}::")
+    }
+    assert registered == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("namespace", ["kanerva", "kanerva_triton"])
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema(namespace, name):
+    operator = getattr(getattr(torch.ops, namespace), name).default
+    assert str(operator._schema) == f"{namespace}::{name}{SCHEMAS[name]}"
+    assert torch.Tag.pt2_compliant_tag in operator.tags
+
+
+@pytest.mark.parametrize("name", [*GRADIENTS, "causal_step"])
+def test_a_declaration_agrees_with_itself(name):
+    operator = importlib.import_module(f"kanerva_ext.ops.{name}").OPERATOR
+    schema = getattr(torch.ops.kanerva, name).default._schema
+    assert operator.name == name
+    assert len(operator.results) == len(schema.returns)
+    for arg, declared in zip(operator.args, schema.arguments, strict=False):
+        optional = str(declared.type) == "Optional[Tensor]"
+        assert (arg.name, arg.optional) == (declared.name, optional)
+    assert all(
+        "Tensor" not in str(a.type) or a.name == "cu_seqlens"
+        for a in schema.arguments[len(operator.args) :]
+    )
+
+
+class Calls(TorchDispatchMode):
+    """Records what each raw operator is called with and what it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = {}
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        results = operator(*args, **(kwargs or {}))
+        if operator.namespace == "kanerva":
+            self.made[operator.__name__.removesuffix(".default")] = args, as_tuple(results)
+        return results
+
+
+def as_tuple(results):
+    return results if isinstance(results, tuple) else (results,)
+
+
+def raw_arguments(name):
+    """Valid ones; the optional masks and decays are there, sequences are not packed."""
+    made = {
+        "mean": torch.randn(B, K, C),
+        "cov": torch.eye(K).repeat(B, 1, 1),
+        "weights": torch.randn(B, T, K),
+        "values": torch.randn(B, T, C),
+        "queries": torch.randn(B, T, K if name == "causal_scan" else C),
+        "noise_var": torch.rand(B, T) + 0.5,
+        "ridge": torch.rand(B) + 0.5,
+        "mask": torch.ones(B, T, dtype=torch.bool),
+        "decay": torch.rand(B, T) / 2 + 0.5,
+        "prior_mean": torch.randn(B, K, C),
+        "prior_cov": 2 * torch.eye(K).repeat(B, 1, 1),
+        "method": "auto",
+        "num_iters": 1,
+        "cu_seqlens": None,
+        "chunk_size": 0,
+    }
+    schema = getattr(torch.ops.kanerva, name).default._schema
+    return [made[argument.name] for argument in schema.arguments]
+
+
+def same_memory(a, b):
+    return isinstance(a, torch.Tensor) and a.data_ptr() == b.data_ptr() and a.shape == b.shape
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_what_the_gradient_takes_and_gives(name):
+    expected = GRADIENTS[name]
+    args = raw_arguments(name)
+    if name == "forget":  # only what was written can be forgotten
+        args[:2] = torch.ops.kanerva.bayes_write(*args, None, "auto")[:2]
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and arg.is_floating_point():
+            arg.requires_grad_()
+    leaves = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor) and a.requires_grad]
+    results = as_tuple(getattr(torch.ops.kanerva, name)(*args))
+    assert len(results) == expected.outputs
+    seeds = [torch.ones_like(r) for r in results]
+    with Calls() as calls:
+        grads = torch.autograd.grad(results, [args[i] for i in leaves], seeds)
+    taken, given = calls.made[f"{name}_backward"]
+    assert tuple(leaves) == expected.inputs
+    assert len(given) == len(expected.inputs)
+    assert all(same_memory(a, b) for a, b in zip(given, grads, strict=True))
+    inputs, saved = taken[len(results) :][: len(args)], taken[len(results) + len(args) :]
+    assert len(saved) == len(expected.saved_outputs)
+    for found, index in zip(saved, expected.saved_outputs, strict=True):
+        assert same_memory(found, results[index])
+    for found, arg in zip(inputs, args, strict=True):
+        assert same_memory(found, arg) if isinstance(arg, torch.Tensor) else found == arg
+
+
+@pytest.mark.parametrize("name", [*GRADIENTS, "causal_step"])
+def test_shapes_without_values_are_those_of_the_results(name):
+    """The fakes: shapes, dtypes and strides on the meta device are those of a real call."""
+    args = raw_arguments(name)
+    if name == "causal_step":
+        args = [a if a is None or i < 2 else a[:, 0].contiguous() for i, a in enumerate(args)]
+        args[4] = torch.randn(B, K)
+    operator = getattr(torch.ops.kanerva, name)
+    meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
+    expected = as_tuple(operator(*args))
+    found = as_tuple(operator(*meta))
+    for a, b in zip(found, expected, strict=True):
+        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+    if name in GRADIENTS:
+        grads = [torch.ones_like(r) for r in expected]
+        saved = [expected[i] for i in GRADIENTS[name].saved_outputs]
+        backward = getattr(torch.ops.kanerva, f"{name}_backward")
+        for decay in (True, False) if "decay" in SCHEMAS[name] else (True,):
+            given = [*grads, *args, *saved]
+            if not decay:
+                given[len(grads) + (7 if name == "causal_scan" else 6)] = None
+            meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in given]
+            for a, b in zip(as_tuple(backward(*meta)), as_tuple(backward(*given)), strict=True):
+                assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+@pytest.mark.parametrize("namespace", ["kanerva", "kanerva_triton"])
+@pytest.mark.parametrize("name", [*GRADIENTS, "causal_step"])
+def test_wrong_shapes_are_refused_by_name(namespace, name):
+    """Of every tensor, one number too many in its last dimension."""
+    args = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in raw_arguments(name)]
+    if name == "causal_step":
+        args = [a if a is None or i < 2 else a[:, 0] for i, a in enumerate(args)]
+        args[4] = torch.empty(B, K, device="meta")
+    operator = getattr(getattr(torch.ops, namespace), name).default
+    names = [argument.name for argument in operator._schema.arguments]
+    for index, arg in enumerate(args):
+        if not isinstance(arg, torch.Tensor) or index == 0:
+            continue
+        wrong = arg.new_empty(*arg.shape[:-1], arg.shape[-1] + 1)
+        with pytest.raises(RuntimeError, match=rf"^{names[index]} must "):
+            operator(*args[:index], wrong, *args[index + 1 :])
