@@ -45,7 +45,7 @@ def read(
         values (B, T, C) = W R, and var (B, T) = w'U w, the predictive variance of every component
         of the read-out, without observation noise; both in the state's dtype. Below about
         ``eps sum_k w_k^2 U_kk``, with the eps of that dtype, a variance is rounding and may be 0:
-        the covariance does not hold it.
+        the covariance does not hold it. Batch items that hold a NaN are NaN throughout.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`.

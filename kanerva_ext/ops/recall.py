@@ -47,7 +47,8 @@ def recall(
         backend, check: see `bayes_write`.
 
     Returns:
-        values (B, T, C), var (B, T) (as `read`) and weights (B, T, K), in the state's dtype.
+        values (B, T, C), var (B, T) (as `read`) and weights (B, T, K), in the state's dtype; NaN in
+        batch items whose ridge is not positive or that hold a NaN.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`.
