@@ -190,9 +190,7 @@ def _torch_edges(plan: Plan, layout: Layout, core: list[Edge]) -> list[Edge]:
 def _binding_edges(plan: Plan, layout: Layout, core: list[Edge]) -> list[Edge]:
     sources = layout.sources("numpy/*.cpp")
     if not sources:
-        raise BuildError(
-            f"no sources in {layout.csrc / 'numpy'}: the source tree is incomplete."
-        )
+        raise BuildError(f"no sources in {layout.csrc / 'numpy'}: the source tree is incomplete.")
     if not (layout.python_include / "Python.h").is_file():
         raise BuildError(
             f"Python.h was not found in {layout.python_include}; install Python's headers "

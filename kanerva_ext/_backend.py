@@ -16,7 +16,7 @@ NAMES = ("auto", "cpu", "cuda", "triton", "reference")
 AVAILABLE = "available"
 #: What ``backend="auto"`` means in every public function; set by `use_backend`.
 default = "auto"
-#: Whether a call with ``backend="auto"`` has to ask `choose`, which costs a microsecond.
+#: Whether a call with ``backend="auto"`` has to ask `choose`.
 must_choose = False
 #: Name of each backend -> "available" or why it is missing.
 _status: dict[str, str] = {
