@@ -19,12 +19,14 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
       is the command's own if it came to its end, else 1.
     - Ctrl-C: "interrupted", 130.
     - An OSError, such as a full disk: the path and why, 2.
+    - A stdout or stderr that is closed: nothing is printed there, and that is no failure.
 
     Args:
         name: that the line begins with, such as "kanerva info".
         command: its None is 0.
     """
     status = 1
+    open_missing_streams()
     try:
         status = command() or 0
     except BrokenPipeError:
@@ -49,6 +51,23 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
             complain(name, f"standard output: {error.strerror}")
             status = 2
     return status
+
+
+def open_missing_streams() -> None:
+    """Gives a closed stdout or stderr, as after ``>&-``, the null device: nothing is printed.
+
+    Its number is taken too, or the next file opened would get it, and what libraries print.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            if null != number:
+                try:
+                    os.fstat(number)
+                except OSError:
+                    os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def complain(name: str, message: str) -> None:

@@ -116,6 +116,36 @@ def test_a_reader_that_leaves_is_no_failure():
     assert process.stderr.read() == "" and process.wait() == 0
 
 
+@pytest.mark.parametrize("words", ["info", "--help", "--version", "curves nowhere"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_failure(words, closed, tmp_path):
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    process = subprocess.run(
+        ["sh", "-c", f'"$0" -m kanerva_command {words} {closed}', sys.executable],
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == (2 if "curves" in words else 0), process.stderr
+    assert "Traceback" not in process.stderr and process.stderr.count("\n") <= ("curves" in words)
+
+
+def test_a_training_without_a_standard_output_ends_well(tmp_path):
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    process = subprocess.run(
+        ["sh", "-c", '"$0" -m kanerva_command "$@" >&-', sys.executable, *TRAIN, "--out", "out"],
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
+    assert (tmp_path / "out/metrics.json").is_file()
+
+
 def test_help_names_the_papers(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
