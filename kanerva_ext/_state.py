@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from ._checks import STATE_DTYPES
 from ._version import __version__
 
 FORMAT = "kanerva_ext.MemoryState"
+# What reading a damaged file raises.
+DAMAGED = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
 
 class MemoryState(NamedTuple):
@@ -49,7 +53,10 @@ class MemoryState(NamedTuple):
         """Brought to a device, a dtype, or both, as ``torch.Tensor.to``. A belief is float32 or
         float64: to a half-precision dtype it keeps its own."""
         moved = [x.to(*args, **kwargs) for x in self]
-        half = moved[0].dtype in (torch.float16, torch.bfloat16)
+        dtype = moved[0].dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        if not half and dtype not in STATE_DTYPES:
+            raise TypeError(f"MemoryState.to: dtype must be a real floating-point one, got {dtype}")
         return MemoryState(
             *(m.to(x.dtype) if half else m for m, x in zip(moved, self, strict=True))
         )
@@ -79,8 +86,14 @@ class MemoryState(NamedTuple):
         Raises:
             ModuleNotFoundError: safetensors is not installed (``pip install safetensors``).
             OSError: the file cannot be written.
+            TypeError: it is no state of one dtype, float32 or float64.
         """
         safetensors = _safetensors("MemoryState.save")
+        if self.mean.dtype != self.cov.dtype or self.mean.dtype not in STATE_DTYPES:
+            raise TypeError(
+                "MemoryState.save: mean and cov must both be torch.float32 or both torch.float64, "
+                f"got {self.mean.dtype} and {self.cov.dtype}"
+            )
         state = self.detach().to("cpu").clone()
         described = {
             "format": FORMAT,
@@ -89,8 +102,8 @@ class MemoryState(NamedTuple):
             "mean": json.dumps(list(self.mean.shape)),
             "cov": json.dumps(list(self.cov.shape)),
         }
-        path = Path(path)
-        new = path.with_name(f"{path.name}.{os.getpid()}.new")
+        path = Path(path).resolve()  # a link stays one
+        new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
         try:
             new.write_bytes(safetensors.save(state._asdict(), described))
             new.replace(path)
@@ -124,7 +137,7 @@ class MemoryState(NamedTuple):
                     raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
                 if str(tensor.dtype) != described["dtype"]:
                     raise ValueError(f"{name} has the dtype {tensor.dtype}")
-        except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError) as e:
+        except (*DAMAGED, safetensors.SafetensorError) as e:
             raise ValueError(f"MemoryState.load: {path} is no saved MemoryState: {e}") from e
         return cls(mean.to(device), cov.to(device))
 

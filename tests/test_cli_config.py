@@ -13,6 +13,7 @@ pytest.importorskip("scipy")
 
 from cli_runs import cli, refused
 
+from kanerva_ext import backends
 from kanerva_ext.cli import _checkpoint, main
 from kanerva_ext.cli._config_files import load_config, presets
 from kanerva_ext.cli._logs import read_csv
@@ -240,3 +241,26 @@ def test_json_of_an_evaluation(runs, tmp_path, capsys):
     (tmp_path / "file").touch()
     said = refused(capsys, "evaluate", runs["vae"], "--json", tmp_path / "file/x.json")
     assert f"--json must be a folder, got {tmp_path / 'file'}" in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.noise_std=1e30", "[model] noise_std must be in 1e-18 .. 1e+18"),
+        ("model.noise_std=1e-200", "[model] noise_std must be in 1e-18 .. 1e+18"),
+        ("model.backend=cuda", '[model] backend: backend="cuda" '),
+        ("training.start=", "[training] start must name a run's folder or a checkpoint, got ''"),
+        ("training.learning_rate=1e30", "is nan at step 2; try a lower learning rate"),
+    ],
+)
+def test_settings_that_cannot_be_trained_with(setting, message, tmp_path, capsys):
+    if setting == "model.backend=cuda" and backends()["cuda"] == "available":
+        pytest.skip("it can")
+    words = ("--set", "model.num_filters=2", "--set", "data.batch_size=2", "--set", setting)
+    said = refused(capsys, "train", "cpu-omniglot-kanerva", "--out", tmp_path / "o", *words)
+    assert message in said
+
+
+def test_the_meta_device_trains_nothing(tmp_path, capsys):
+    words = ("--out", tmp_path / "o", "--device", "meta")
+    assert "--device meta holds no" in refused(capsys, "train", "cpu-omniglot-kanerva", *words)

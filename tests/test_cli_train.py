@@ -168,21 +168,22 @@ def progress_of(folder):
     )
 
 
-def test_stopped_by_a_signal_it_saves_and_goes_on(whole, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)
+def test_stopped_by_a_signal_it_saves_and_goes_on(number, whole, tmp_path, monkeypatch, capsys):
     from kanerva_ext.models.training import Trainer
 
     original = Trainer.step
 
-    def step(self, images, queries, number, *rest):
-        if number == 13:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, images, queries, number, *rest)
+    def step(self, images, queries, step, *rest):
+        if step == 13:
+            os.kill(os.getpid(), number)
+        return original(self, images, queries, step, *rest)
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(number)
     monkeypatch.setattr(Trainer, "step", step)
-    assert main(arguments(tmp_path / "run")) == 128 + signal.SIGTERM
+    assert main(arguments(tmp_path / "run")) == 128 + number
     assert "stopped after step 14; --resume goes on" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.getsignal(number) is handler
     monkeypatch.undo()
     assert _checkpoint.load(tmp_path / "run" / _checkpoint.FILE).step == 14
     assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--quiet"]) == 0

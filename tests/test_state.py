@@ -2,6 +2,7 @@
 
 import io
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -190,3 +191,32 @@ def test_models_start_from_the_meta_device(make):
                 torch.testing.assert_close(a, b, msg=name)
             elif b.numel() > 60:
                 torch.testing.assert_close(a.std(), b.std(), rtol=0.4, atol=0, msg=name)
+
+
+def test_only_states_that_the_operators_take_are_saved(tmp_path):
+    mean, cov = torch.zeros(1, 2, 3), torch.eye(2)[None]
+    for state in (MemoryState(mean.double(), cov), MemoryState(mean.half(), cov.half())):
+        with pytest.raises(TypeError, match=r"both be torch\.float32 or both torch\.float64, got"):
+            state.save(tmp_path / "state")
+    assert not list(tmp_path.iterdir())
+    for dtype in (torch.int64, torch.complex64):
+        with pytest.raises(TypeError, match=f"must be a real floating-point one, got {dtype}"):
+            MemoryState(mean, cov).to(dtype)
+
+
+def test_many_threads_save_to_one_path(tmp_path):
+    state = MemoryState(torch.zeros(1, 2, 3), torch.eye(2)[None])
+    (tmp_path / "there").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: state.save(tmp_path / "link"), range(100)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "there"]
+    assert (tmp_path / "link").is_symlink()
+    assert torch.equal(MemoryState.load(tmp_path / "there").cov, state.cov)
+
+
+def test_a_file_of_deeply_nested_json_is_damaged(tmp_path):
+    header = b"[" * 100_000
+    (tmp_path / "state").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="is no saved MemoryState"):
+        MemoryState.load(tmp_path / "state")

@@ -162,7 +162,7 @@ class Config:
                 _check_known("model", name, list(parameters))
         try:
             return make(**options)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"[model] {error}") from error
 
 

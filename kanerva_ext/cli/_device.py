@@ -22,6 +22,8 @@ def choose_device(name: str | None, index: int | None = None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
         raise ConfigError(f"--device {name}: {error}") from error
+    if chosen.type == "meta":
+        raise ConfigError("--device meta holds no numbers")
     check_backend(chosen)
     return chosen
 
@@ -33,12 +35,13 @@ def check_default_backend() -> None:
         raise ConfigError(f"KANERVA_BACKEND={name} is not available: {why}")
 
 
-def check_backend(device: torch.device) -> None:
-    """Raises ConfigError where ``KANERVA_BACKEND`` names a backend that does not serve it."""
+def check_backend(device: torch.device, name: str = "auto") -> None:
+    """Raises ConfigError where a backend, or that of ``KANERVA_BACKEND``, does not serve it."""
     try:
-        _backend.choose("auto", device)
+        _backend.choose(name, device)
     except RuntimeError as error:
-        raise ConfigError(f"KANERVA_BACKEND={_backend.default}: {error}") from error
+        asked = f"KANERVA_BACKEND={_backend.default}" if name == "auto" else "[model] backend"
+        raise ConfigError(f"{asked}: {error}") from error
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

@@ -21,11 +21,11 @@ from torch import Tensor
 from .._files import append_text, write_text
 from ..models import evaluate
 from ..models.linear_path import LinearPath
-from ..models.training import Trainer
+from ..models.training import DivergedError, Trainer
 from . import _checkpoint
 from ._batches import MODEL, Batches, derive_seed, spread
 from ._config import Config, ConfigError
-from ._device import choose_precision
+from ._device import check_backend, choose_precision
 from ._folders import make_folder
 from ._logs import CsvLog, TensorBoardLog
 from ._processes import Process, Stop
@@ -91,6 +91,8 @@ class Run:
         self.test = self.batches.test.images
         torch.manual_seed(training.seed)
         self.model = config.make_model().to(process.device)
+        if hasattr(self.model, "memory"):
+            check_backend(process.device, self.model.memory.backend)
         expected = getattr(self.model, "image_shape", None)
         shape = tuple(self.batches.sampler.images.shape[1:])
         if expected and (1, *shape)[-3:] != tuple(expected):
@@ -199,7 +201,11 @@ class Run:
         images, queries = self.batches.at(self.step)
         self.generator.manual_seed(derive_seed(training.seed, MODEL, self.step, process.rank))
         progress = self.step / training.steps
-        self.means.add(self.trainer.step(images, queries, self.step, progress, self.generator))
+        try:
+            terms = self.trainer.step(images, queries, self.step, progress, self.generator)
+        except DivergedError as error:
+            raise ConfigError(f"{self.folder}: {error}") from error
+        self.means.add(terms)
         self.step += 1
 
     def _is_due(self, what: str) -> bool:
@@ -275,6 +281,8 @@ def _check_same(checkpoint: _checkpoint.Checkpoint, config: Config) -> None:
 
 
 def _start_from(model: torch.nn.Module, start: str) -> None:
+    if not start:
+        raise ConfigError("[training] start must name a run's folder or a checkpoint, got ''")
     path = Path(start)
     try:
         saved = _checkpoint.load(path / _checkpoint.FILE if path.is_dir() else path)

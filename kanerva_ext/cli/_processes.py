@@ -13,6 +13,11 @@ from torch import distributed
 
 from ._device import choose_device
 
+# Not everywhere is there a terminal that hangs up.
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
 
 class Process(NamedTuple):
     """This process among those of torchrun; alone without it."""
@@ -53,13 +58,13 @@ def processes(device: str | None):
 
 
 class Stop:
-    """Becomes true at the first SIGINT or SIGTERM, so that a step can be finished first."""
+    """Becomes true at the first SIGINT, SIGTERM or SIGHUP, so that a step can be finished first."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def __enter__(self) -> Stop:
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {s: signal.signal(s, self._note) for s in SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:

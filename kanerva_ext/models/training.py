@@ -90,6 +90,10 @@ def objective(terms: Bound, kl_weight: float, memory_kl_weight: float = 1.0) -> 
     return loss
 
 
+class DivergedError(RuntimeError):
+    """The bound of a step is no finite number; nothing was changed by that step."""
+
+
 class Trainer:
     """One model and its optimiser; every step's learning rate and weights follow a schedule.
 
@@ -141,9 +145,9 @@ class Trainer:
         weight = self.schedule.kl_weight(progress)
         loss = objective(terms, weight, self.schedule.memory_kl_weight)
         if not math.isfinite(value := terms.bound.mean().item()):
-            raise RuntimeError(
+            raise DivergedError(
                 f"the bound of {type(self.model).__name__} is {value} at step {step + 1}; try a "
-                "lower learning rate"
+                "lower learning rate, or other scales of noise"
             )
         self.optimizer.zero_grad()
         loss.backward()

@@ -91,6 +91,8 @@ def causal_step(
                 f"causal_step: {name} must be contiguous, because it is changed in place, got "
                 f"strides {state.stride()}"
             )
+    if type(mean) is not Tensor and hasattr(mean, "placements"):
+        _check_placements(mean, cov)
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         raise RuntimeError(
             "causal_step: the state is changed in place, so there is no gradient, and an argument "
@@ -122,6 +124,18 @@ def _choose(backend: str, mean: Tensor):
         if choice == "triton":
             return _triton
     return _native
+
+
+def _check_placements(mean: Tensor, cov: Tensor) -> None:
+    """Of DTensors: what had to be moved first would be changed as a copy."""
+    placements = [p for state in (mean, cov) for p in state.placements]
+    if all(p.is_shard(0) for p in placements) or all(p.is_replicate() for p in placements):
+        return
+    given = f"{tuple(mean.placements)} and {tuple(cov.placements)}"
+    raise ValueError(
+        "causal_step: mean and cov must both be Shard(0) or both be Replicate(), since they are "
+        f"changed in place, got {given}"
+    )
 
 
 def _is_raw(mean, cov, weights, values, queries, noise_var, mask, decay) -> bool:
