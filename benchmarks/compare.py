@@ -281,7 +281,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if not 0 <= value < float("inf"):
             parser.error(f"--{name} must be at least 0 and finite, got {value}")
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not timers.finds_gpu():
         parser.error("--device cuda: this PyTorch finds no GPU")
     there = backends()
     for name in options.backend or ():

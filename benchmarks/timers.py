@@ -107,8 +107,12 @@ def of(device: str) -> Timer:
     return HOST if torch.device(device).type == "cpu" else DeviceEvents(device)
 
 
+def finds_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
 def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if finds_gpu() else "cpu"
 
 
 def quick_time(

@@ -142,6 +142,7 @@ def test_backends_of_a_device():
 @pytest.mark.slow
 def test_compare_on_a_device(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(timers, "of", lambda device: FakeDevice())
+    monkeypatch.setattr(timers, "finds_gpu", lambda: True)
     monkeypatch.setattr(compare, "compiled_backends", lambda timer: ["auto", "reference"])
     arguments = ["--op", "read", "--shapes", "2x4x3x5", "--device", "cuda", "--seconds", "0.05"]
     arguments += ["--patience", "0", "--threads", "1", "--json", str(tmp_path / "compare-x.json")]
