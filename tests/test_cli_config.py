@@ -161,6 +161,14 @@ def test_a_start_that_is_not_there(tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
+def test_another_run_is_started_from_with_other_settings(run, tmp_path):
+    """Its parameters are taken, not its numbers that are none."""
+    words = ["--set", f"training.start={run}", "--set", "training.steps=1", "--quiet"]
+    words += ["--set", "model.code_std=0.25", "--set", "model.noise_std=0.5"]
+    cli("train", run / "config.json", "--out", tmp_path / "out", *words)
+    assert _checkpoint.load(tmp_path / "out" / _checkpoint.FILE).step == 1
+
+
 def test_curves_show_the_memory(runs, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 

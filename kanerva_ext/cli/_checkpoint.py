@@ -38,10 +38,11 @@ class Checkpoint(NamedTuple):
         model.load_state_dict(_with_prefix(self.tensors, _MODEL))
 
     def restore_matching(self, model: nn.Module) -> list[str]:
-        """Restore what has the same name and shape in the model; its names."""
+        """Restore what has the same name and shape in the model, but its settings; the names."""
         own = model.state_dict()
         saved = _with_prefix(self.tensors, _MODEL)
         names = [n for n, tensor in saved.items() if n in own and tensor.shape == own[n].shape]
+        names = [n for n in names if not n.endswith("_extra_state")]
         model.load_state_dict(own | {name: saved[name] for name in names})
         return names
 
