@@ -18,10 +18,11 @@ each process has all of them.
 from __future__ import annotations
 
 import torch
-from torch.distributed.tensor import Placement, Replicate, Shard
+from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
 from .ops import _library
+from .ops.causal_step import check_placements
 
 __all__: list[str] = []
 
@@ -43,21 +44,10 @@ def _register(op: torch._ops.OpOverload) -> None:
             return [placement] * results, inputs
 
         if mutable:
-            return [alike(_placement_in_place(op._schema.name, args))]
+            check_placements(*args[:2])
+            return [alike(args[0].placements[0])]
         packed = "cu_seqlens" in names and given[names.index("cu_seqlens")]
         return [alike(Replicate())] if packed else [alike(Replicate()), alike(Shard(0))]
-
-
-def _placement_in_place(name: str, args: tuple) -> Placement:
-    """The one of mean and cov, which must not be moved: the copy would change in their place."""
-    found = {placement for spec in args[:2] for placement in spec.placements}
-    if len(found) != 1 or not found <= {Replicate(), Shard(0)}:
-        given = " and ".join(str(tuple(spec.placements)) for spec in args[:2])
-        raise ValueError(
-            f"{name}: mean and cov must both be Shard(0) or both be Replicate(), since they are "
-            f"changed in place, got {given}"
-        )
-    return found.pop()
 
 
 for _namespace in _library.LIBRARIES:

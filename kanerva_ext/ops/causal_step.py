@@ -92,7 +92,7 @@ def causal_step(
                 f"strides {state.stride()}"
             )
     if type(mean) is not Tensor and hasattr(mean, "placements"):
-        _check_placements(mean, cov)
+        check_placements(mean, cov)
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         raise RuntimeError(
             "causal_step: the state is changed in place, so there is no gradient, and an argument "
@@ -126,8 +126,8 @@ def _choose(backend: str, mean: Tensor):
     return _native
 
 
-def _check_placements(mean: Tensor, cov: Tensor) -> None:
-    """Of DTensors: what had to be moved first would be changed as a copy."""
+def check_placements(mean, cov) -> None:
+    """Of DTensors or their specs: what had to be moved first would be changed as a copy."""
     placements = [p for state in (mean, cov) for p in state.placements]
     if all(p.is_shard(0) for p in placements) or all(p.is_replicate() for p in placements):
         return
