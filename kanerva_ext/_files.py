@@ -25,7 +25,8 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             yield path
             return
-        new = path.with_name(f"{path.name}.new")
+        # A name of its own: several threads or processes may write to one path.
+        new = path.with_name(f"{path.name}.{os.urandom(8).hex()}.new")
         try:
             yield new
             with new.open("rb") as file:

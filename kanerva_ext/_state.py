@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from ._checks import STATE_DTYPES
+from ._files import write_bytes
 from ._version import __version__
 
 FORMAT = "kanerva_ext.MemoryState"
@@ -102,13 +102,8 @@ class MemoryState(NamedTuple):
             "mean": json.dumps(list(self.mean.shape)),
             "cov": json.dumps(list(self.cov.shape)),
         }
-        path = Path(path).resolve()  # a link stays one
-        new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
-        try:
-            new.write_bytes(safetensors.save(state._asdict(), described))
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
+        # Where a link leads, so that it stays one.
+        write_bytes(Path(path).resolve(), safetensors.save(state._asdict(), described))
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> MemoryState:
