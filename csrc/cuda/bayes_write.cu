@@ -10,7 +10,7 @@
 // else float64; else chunks in float32 while max w'Uw / n is at most 16, else everything in float64
 // in shorter chunks of the same shared memory, else (hardness above 1e11; float64 state: above 1e3)
 // float64 steps on a square root.
-#include "write_plan.cuh"
+#include "small_write_plan.cuh"
 
 namespace kanerva::cuda {
 
@@ -82,11 +82,19 @@ WritePlan make_plan(const BayesWriteArgs& args, const Device& device) {
 }  // namespace
 
 size_t bayes_write_workspace(const BayesWriteArgs& args, const Device& device) {
-  return workspace_of(args.n, make_plan(args, device));
+  const WritePlan plan = make_plan(args, device);
+  const SmallPlan small = plan_small(args, plan, device);
+  return small.serves ? SmallWorkspace(args.n, small).size() : workspace_of(args.n, plan);
 }
 
 void bayes_write(const BayesWriteArgs& args, const Launch& to) {
-  start_write(write_kernel, finish_kernel, args, make_plan(args, to.device), to);
+  const WritePlan plan = make_plan(args, to.device);
+  const SmallPlan small = plan_small(args, plan, to.device);
+  if (small.serves) {
+    start_small(args, small, to, finish_kernel);
+  } else {
+    start_write(write_kernel, finish_kernel, args, plan, to);
+  }
 }
 
 }  // namespace kanerva::cuda

@@ -103,6 +103,20 @@ __device__ inline float round_to_tf32(float x) {
   return __uint_as_float(bits);
 }
 
+// 1 / x to the last bit or so; 0 or infinite where x or the result is subnormal.
+__device__ inline float approximate_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 1 / sqrt(x), likewise.
+__device__ inline float approximate_rsqrt(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // sum += a b by a warp, in tensor cores: a is 16 x 8, b 8 x 8. With g = lane / 4 and t = lane % 4 a
 // lane holds a(g, t), a(g + 8, t), a(g, t + 4), a(g + 8, t + 4); b(t, g), b(t + 4, g); and of the
 // sum (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
@@ -114,6 +128,26 @@ __device__ inline void multiply_add_tf32(float (&sum)[4], const float (&a)[4],
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+// Starts a copy of `given` bytes of global memory and kSize - given zeros to kSize bytes of shared
+// memory, both aligned to kSize. It may land at any time until the thread has waited for it.
+template <int kSize>
+__device__ inline void copy_async(float* to, const float* from, int given) {
+  const unsigned place = unsigned(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from), "n"(kSize),
+               "r"(given)
+               : "memory");
+}
+
+// Ends a group of the copies that this thread has started since the last.
+__device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until all of this thread's groups but the last kOpen have landed. Others see them after the
+// next barrier.
+template <int kOpen>
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
 }
 
 // By one thread of a block: adds one to a counter, then waits until it is at least `target`. What

@@ -134,6 +134,36 @@ struct RcpApprox {
   double operator()(double a) const { return upper_half(1.0 / upper_half(a)); }
 };
 
+// What the approximations of float32 may give, by the errors that the PTX ISA allows: the exact
+// result rounded and, as the bits of x have it, moved by one unit of its last place or not.
+float approximate(double exact, float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const auto result = float(exact);
+  if (!std::isnormal(result)) return result;
+  bits = (bits ^ bits >> 15) * 0x9e3779b1u;
+  const uint32_t choice = bits >> 16 & 3;
+  if (choice == 0) return std::nextafter(result, 0.0f);
+  return choice == 1 ? std::nextafter(result, 2.0f * result) : result;
+}
+float without_subnormals(float x) {
+  return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x;
+}
+template <bool kFlushes>
+struct RcpApprox32 {
+  float operator()(float a) const {
+    if (!kFlushes) return approximate(1.0 / double(a), a);
+    return without_subnormals(approximate(1.0 / double(without_subnormals(a)), a));
+  }
+};
+template <bool kFlushes>
+struct RsqrtApprox {
+  float operator()(float a) const {
+    const double x = kFlushes ? without_subnormals(a) : a;
+    return approximate(1.0 / std::sqrt(x), a);
+  }
+};
+
 template <class T>
 struct MulHigh {
   T operator()(T a, T b) const {
@@ -313,6 +343,17 @@ void find_arithmetic(Opcode& opcode, const Statement& s, Builder& build, Instruc
     opcode = Opcode(base);
     one<RcpApprox>(s, build, i, Type::f64, false);
     i.handler = &Apply1<double, RcpApprox>::run;
+  } else if ((base == "rcp" || base == "rsqrt") && opcode.take("approx")) {
+    const bool flushes = opcode.take("ftz");
+    if (opcode.take_type() != Type::f32) return;
+    operands(s, build, i, Type::f32, 1);
+    if (base == "rcp") {
+      i.handler = flushes ? &Apply1<float, RcpApprox32<true>>::run
+                          : &Apply1<float, RcpApprox32<false>>::run;
+    } else {
+      i.handler = flushes ? &Apply1<float, RsqrtApprox<true>>::run
+                          : &Apply1<float, RsqrtApprox<false>>::run;
+    }
   } else if (base == "copysign") {
     const Type t = opcode.take_type();
     operands(s, build, i, t, 2);

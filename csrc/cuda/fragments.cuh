@@ -1,0 +1,132 @@
+// What a warp does with matrices in shared memory: products of small tiles in tensor cores, kept in
+// registers, and copies from global memory that go on while it computes.
+//
+// The 3xTF32 product of tiles.cuh, with the small terms in a sum of their own. A lane reads its
+// elements straight from shared memory: rows that lie 4 modulo 8 numbers apart are read along k, and
+// rows that lie 8 modulo 16 apart across it, without two lanes of a warp in one bank.
+#pragma once
+
+#include "tiles.cuh"
+
+namespace kanerva::cuda {
+
+// The least row stride of at least n numbers for each of these ways to be read.
+__host__ __device__ constexpr int stride_along(int n) { return (n + 7) / 8 * 8 + 4; }
+__host__ __device__ constexpr int stride_across(int n) {
+  return (n + 7) / 8 * 8 + ((n + 7) / 8 % 2 == 0 ? 8 : 0);
+}
+
+// A factor: element (i, p) is data[i * ld + p] or, of its transpose, data[p * ld + i].
+template <bool kTransposed>
+struct Factor {
+  const float* data;
+  int ld;
+  __device__ float operator()(int i, int p) const {
+    return kTransposed ? data[p * ld + i] : data[i * ld + p];
+  }
+};
+
+// high + low = x up to 2^-23: the numbers of tiles.cuh by other means, since cvt.rna takes four
+// instructions for a number. What overflows becomes NaN.
+__device__ inline void split(float x, float& high, float& low) {
+  constexpr unsigned kept = 0xffffe000u;  // of a significand, 11 bits
+  high = __uint_as_float((__float_as_uint(x) + 0x1000u) & kept);
+  low = __uint_as_float(__float_as_uint(x - high) & kept);
+}
+
+// 16 M rows and 8 N columns of a product, over the lanes of a warp.
+template <int M, int N>
+struct Tiles {
+  float main[M][N][4] = {}, small[M][N][4] = {};
+
+  // Adds rows i0 on of a times rows j0 on of b, over k numbers, a multiple of 8. Of b only the first
+  // `columns` tiles are read.
+  template <bool kTransposedA, bool kTransposedB>
+  __device__ void add(Factor<kTransposedA> a, int i0, Factor<kTransposedB> b, int j0, int k,
+                      int columns = N) {
+    const int g = lane() >> 2, t = lane() & 3;
+#pragma unroll 1
+    for (int p = 0; p < k; p += 8) {
+      float high[M][4], low[M][4];
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+          split(a(i0 + 16 * m + g + r % 2 * 8, p + t + r / 2 * 4), high[m][r], low[m][r]);
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        if (n >= columns) continue;  // the same in all lanes
+        float b_high[2], b_low[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          split(b(j0 + 8 * n + g, p + t + r * 4), b_high[r], b_low[r]);
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+          multiply_add_tf32(small[m][n], low[m], b_high);
+          multiply_add_tf32(main[m][n], high[m], b_high);
+          multiply_add_tf32(small[m][n], high[m], b_low);
+        }
+      }
+    }
+  }
+
+  // f(i, j, x, y) for the elements (i, j) and (i, j + 1), by the lane that has them.
+  template <class F>
+  __device__ void each(int i0, int j0, F f, int columns = N) const {
+    const int g = lane() >> 2, t = lane() & 3;
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        if (n >= columns) continue;
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          f(i0 + 16 * m + g + 8 * r, j0 + 8 * n + 2 * t, main[m][n][2 * r] + small[m][n][2 * r],
+            main[m][n][2 * r + 1] + small[m][n][2 * r + 1]);
+      }
+  }
+};
+
+// A float32 matrix in global memory whose columns lie side by side.
+struct Rows {
+  const float* data;
+  int64_t row;
+};
+
+__device__ inline Rows rows_of(const View& v, int64_t b, int64_t i0, int64_t j0) {
+  return {static_cast<const float*>(v.data) + b * v.stride[0] + i0 * v.stride[1] + j0, v.stride[1]};
+}
+
+__device__ inline bool is_aligned(const Rows& x) {
+  return (reinterpret_cast<uintptr_t>(x.data) & 15) == 0 && (x.row & 3) == 0;
+}
+
+// Starts the copy of m x n numbers to shared memory, by all threads of a block; the matrix there is
+// padded with zeros to all_m x all_n, and so are the rows that kept(i) does not keep. all_n and ld
+// are multiples of 4.
+template <class Kept>
+__device__ inline void start_copy(const Rows& x, int m, int n, float* to, int ld, int all_m,
+                                  int all_n, Kept kept) {
+  const bool wide = is_aligned(x);
+  const int step = wide ? 4 : 1, across = all_n / step;
+  int i = block_thread() / across, j = block_thread() % across;
+  const int rows = block_threads() / across, columns = block_threads() % across;
+  while (i < all_m) {
+    const int left = i < m && kept(i) ? n - j * step : 0;
+    const int count = left < 0 ? 0 : left < step ? left : step;
+    const float* from = count > 0 ? x.data + i * x.row + j * step : x.data;
+    if (wide) {
+      copy_async<16>(to + i * ld + j * step, from, 4 * count);
+    } else {
+      copy_async<4>(to + i * ld + j, from, 4 * count);
+    }
+    i += rows;
+    j += columns;
+    if (j >= across) {
+      j -= across;
+      ++i;
+    }
+  }
+}
+
+}  // namespace kanerva::cuda
