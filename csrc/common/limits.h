@@ -13,6 +13,11 @@ constexpr double kHardForFloat32 = 1e6;
 constexpr double kHardForFloat64 = 1e3;
 constexpr double kHardForCholesky = 1e11;  // float64 factors of float32 data
 
+// What a write may leave of a variance where its adjoint starts from the posterior, as its
+// reciprocal: measured errors as above.
+constexpr double kShrinkForFloat32 = 16.0;
+constexpr double kShrinkForFloat64 = 1e3;
+
 // The write in information form. Largest diagonal of N for a float32 and a float64 state: measured
 // errors under 1e-6 and 1e-10. In float32 only where the condition of N, from its pivots, is low,
 // and where it pays: for few slots float64 is fast enough, and the recursion, which is the

@@ -17,10 +17,6 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-// What may be left of a variance, as its reciprocal: measured errors as in limits.h.
-constexpr double kShrinkForFloat32 = 16.0;
-constexpr double kShrinkForFloat64 = 1e3;
-
 template <class A>
 class ShortPosteriorAdjoint {
  public:

@@ -128,21 +128,21 @@ inline size_t workspace_of(const AdjointCall& call, const AdjointPlan& plan) {
   return plan.teams + size_t(call.n.B) * plan.scratch + size_t(rows * plan.states_of_row);
 }
 
-template <class Args>
-void start_adjoint(void (*kernel)(Args, AdjointPlan, char*), const Args& args,
-                   const AdjointPlan& plan, const Launch& to) {
+template <class Args, class... More>
+void start_adjoint(void (*kernel)(Args, AdjointPlan, char*, More...), const Args& args,
+                   const AdjointPlan& plan, const Launch& to, More... more) {
   if (plan.teams > 0) clear(to.workspace, plan.teams, to.stream);
   launch(kernel, {args.n.B, 1, plan.team}, plan.threads, shared_bytes(plan.team, plan.shared),
-         to.stream, args, plan, static_cast<char*>(to.workspace));
+         to.stream, args, plan, static_cast<char*>(to.workspace), more...);
 }
 
-// The gradients of this block's item, or its team's, in arithmetic F. It finds its item anew: what
-// would be kept while another form runs would be spilled.
+// The gradients of item b by its block or team, in arithmetic F. It finds its item anew: what would
+// be kept while another form runs would be spilled.
 template <class F, class Args>
-__device__ __noinline__ Outcome adjoint_in(const Args& args, const AdjointPlan& plan,
+__device__ __noinline__ Outcome adjoint_in(const Args& args, int64_t b, const AdjointPlan& plan,
                                            char* workspace, bool use_sqrt) {
   constexpr bool robust = sizeof(F) == 8;
-  const Item item = item_of(args, blockIdx.x);
+  const Item item = item_of(args, b);
   if (!item.valid) return Outcome::failed;
   char* const scratch = workspace + plan.teams;
   const Arena arena(block_memory(), plan.shared, scratch + item.state * int64_t(plan.scratch));
@@ -161,10 +161,10 @@ __device__ __noinline__ Outcome adjoint_in(const Args& args, const AdjointPlan& 
   return outcome;
 }
 
-// The gradients of this block's item, or its team's, = NaN.
+// The gradients of item b = NaN.
 template <class Args>
-__device__ __noinline__ void fill_gradients_with_nan(const Args& args) {
-  const Item item = item_of(args, blockIdx.x);
+__device__ __noinline__ void fill_gradients_with_nan(const Args& args, int64_t b) {
+  const Item item = item_of(args, b);
   const int K = int(args.n.K), C = int(args.n.C);
   const auto fill_steps = [&](const View& v, int n) {
     fill(v, item.row, item.first, 0, item.steps, n, NAN);
@@ -178,16 +178,16 @@ __device__ __noinline__ void fill_gradients_with_nan(const Args& args) {
   if (args.d_decay.data != nullptr) fill_steps(args.d_decay, 1);
 }
 
-// The gradients of this block's item, or its team's.
+// The gradients of item b by its block or team.
 template <class Args>
-__device__ inline void adjoint_of_item(const Args& args, const AdjointPlan& plan, char* workspace,
-                                       bool in_float32, bool only_sqrt) {
+__device__ inline void adjoint_of_item(const Args& args, int64_t b, const AdjointPlan& plan,
+                                       char* workspace, bool in_float32, bool only_sqrt) {
   Outcome outcome = Outcome::harder;
-  if (in_float32) outcome = adjoint_in<float>(args, plan, workspace, false);
+  if (in_float32) outcome = adjoint_in<float>(args, b, plan, workspace, false);
   if (outcome == Outcome::harder && !only_sqrt)
-    outcome = adjoint_in<double>(args, plan, workspace, false);
-  if (outcome == Outcome::harder) outcome = adjoint_in<double>(args, plan, workspace, true);
-  if (outcome != Outcome::done) fill_gradients_with_nan(args);
+    outcome = adjoint_in<double>(args, b, plan, workspace, false);
+  if (outcome == Outcome::harder) outcome = adjoint_in<double>(args, b, plan, workspace, true);
+  if (outcome != Outcome::done) fill_gradients_with_nan(args, b);
 }
 
 }  // namespace kanerva::cuda

@@ -8,20 +8,25 @@
 // measured on a GPU yet.
 //
 // Arithmetic as in bayes_write.cu; gradients of decays cancel and are never done in float32.
-#include "adjoint_plan.cuh"
+#include "small_adjoint_plan.cuh"
 
 namespace kanerva::cuda {
 
 namespace {
 
+// The gradients of every item or, where there are marks, of those that have one.
 __global__ void __launch_bounds__(256, 1)
     backward_kernel(const __grid_constant__ BayesWriteBackwardArgs args,
-                    const __grid_constant__ AdjointPlan plan, char* workspace) {
+                    const __grid_constant__ AdjointPlan plan, char* workspace, const int* marks) {
   join_team(reinterpret_cast<TeamMemory*>(workspace) + blockIdx.x);
   const bool only_sqrt = args.method == WriteMethod::sqrt;
   const bool in_float32 = args.mean.dtype == Dtype::float32 && !only_sqrt &&
                           args.decay.data == nullptr && !is_small(args.n);
-  adjoint_of_item(args, plan, workspace, in_float32, only_sqrt);
+  const auto gradients = [&](int64_t b) {
+    adjoint_of_item(args, b, plan, workspace, in_float32, only_sqrt);
+    sync();
+  };
+  for_marked(marks, args.n.B, gradients);
 }
 
 AdjointCall call_of(const BayesWriteBackwardArgs& args) {
@@ -35,11 +40,19 @@ AdjointCall call_of(const BayesWriteBackwardArgs& args) {
 
 size_t bayes_write_backward_workspace(const BayesWriteBackwardArgs& args, const Device& device) {
   const AdjointCall call = call_of(args);
-  return workspace_of(call, plan_adjoint(call, device));
+  const AdjointPlan plan = plan_adjoint(call, device);
+  const bool marks = plan_small(args, plan, device).serves;
+  return (marks ? marks_size(args.n.B) : 0) + workspace_of(call, plan);
 }
 
 void bayes_write_backward(const BayesWriteBackwardArgs& args, const Launch& to) {
-  start_adjoint(backward_kernel, args, plan_adjoint(call_of(args), to.device), to);
+  const AdjointPlan plan = plan_adjoint(call_of(args), to.device);
+  const SmallAdjointPlan small = plan_small(args, plan, to.device);
+  if (small.serves) {
+    start_small(args, small, backward_kernel, plan, to);
+  } else {
+    start_adjoint(backward_kernel, args, plan, to, static_cast<const int*>(nullptr));
+  }
 }
 
 }  // namespace kanerva::cuda

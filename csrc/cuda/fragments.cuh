@@ -10,6 +10,8 @@
 
 namespace kanerva::cuda {
 
+constexpr int kMostSmallSlots = 64;  // of memories that fit this way
+
 // The least row stride of at least n numbers for each of these ways to be read.
 __host__ __device__ constexpr int stride_along(int n) { return (n + 7) / 8 * 8 + 4; }
 __host__ __device__ constexpr int stride_across(int n) {
@@ -92,6 +94,10 @@ struct Rows {
   const float* data;
   int64_t row;
 };
+
+inline bool is_float32_by_rows(const View& v) {
+  return v.dtype == Dtype::float32 && v.stride[2] == 1;
+}
 
 __device__ inline Rows rows_of(const View& v, int64_t b, int64_t i0, int64_t j0) {
   return {static_cast<const float*>(v.data) + b * v.stride[0] + i0 * v.stride[1] + j0, v.stride[1]};

@@ -2,16 +2,14 @@
 // becomes of the memories that are too hard for it.
 //
 // Blocks that have a processor to themselves redo a hard memory at once in float64: registers are
-// not short there. Else the kernel marks it, and a second one, of few blocks, does those that are
-// marked and mostly leaves at once.
+// not short there. Else the kernel marks it (marks.cuh).
 #pragma once
 
+#include "marks.cuh"
 #include "small_write.cuh"
 #include "write_plan.cuh"
 
 namespace kanerva::cuda {
-
-constexpr int kMostSmallSlots = 64;
 
 struct SmallPlan {
   bool serves = false;
@@ -22,10 +20,6 @@ struct SmallPlan {
   size_t shared = 0;                            // bytes of a block
   size_t robust_shared = 0, robust_global = 0;  // of a block, in float64
 };
-
-inline bool is_float32_by_rows(const View& v) {
-  return v.dtype == Dtype::float32 && v.stride[2] == 1;
-}
 
 inline size_t small_shared(int64_t K, int width) {
   return K <= 32 ? SmallMemory<32>::bytes(width) : SmallMemory<64>::bytes(width);
@@ -73,8 +67,7 @@ inline SmallPlan plan_small(const BayesWriteArgs& args, const WritePlan& otherwi
   plan.robust_global =
       layout.chunk<double>(plan.robust_shared, plan.robust_steps, plan.width).global_used();
   if (plan.alone && plan.shared < plan.robust_shared) plan.shared = plan.robust_shared;
-  const int64_t all = n.B * plan.blocks;
-  plan.robust_blocks = int(all < device.processors ? all : device.processors);
+  plan.robust_blocks = int(blocks_for_marked(n.B * plan.blocks, device));
   return plan;
 }
 
@@ -84,7 +77,7 @@ struct SmallWorkspace {
   size_t marks, partials, robust;
 
   SmallWorkspace(const Sizes& n, const SmallPlan& plan)
-      : marks(plan.alone ? 0 : (size_t(n.B * plan.blocks) * sizeof(int) + 15) / 16 * 16),
+      : marks(plan.alone ? 0 : marks_size(n.B * plan.blocks)),
         partials(plan.blocks == 1 ? 0
                                   : (size_t(n.B * plan.blocks) * sizeof(double) + 15) / 16 * 16),
         robust(size_t(plan.robust_blocks) * plan.robust_global) {}
@@ -136,18 +129,11 @@ __global__ void __launch_bounds__(256, 1)
     hard_write_kernel(const __grid_constant__ BayesWriteArgs args,
                       const __grid_constant__ SmallPlan plan, const int* marks, double* partials,
                       char* scratch) {
-  const int64_t all = args.n.B * plan.blocks, step = gridDim.x;
   scratch += blockIdx.x * int64_t(plan.robust_global);
-  for (int64_t first = blockIdx.x; first < all; first += step * block_threads()) {
-    const int64_t own = first + step * block_thread();
-    if (!__syncthreads_or(own < all && marks[own] != 0)) continue;
-    for (int i = 0; i < block_threads(); ++i) {
-      const int64_t index = first + step * i;
-      if (index >= all || marks[index] == 0) continue;
-      write_hard(args, plan, index / plan.blocks,
-                 columns_of(args.n, plan, int(index % plan.blocks)), scratch, partials);
-    }
-  }
+  for_marked(marks, args.n.B * plan.blocks, [&](int64_t index) {
+    write_hard(args, plan, index / plan.blocks,
+               columns_of(args.n, plan, int(index % plan.blocks)), scratch, partials);
+  });
 }
 
 inline void start_small(const BayesWriteArgs& args, const SmallPlan& plan, const Launch& to,

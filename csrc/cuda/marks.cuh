@@ -1,0 +1,33 @@
+// Kernels for easy memories mark those that are too hard for them; a second launch, of few blocks,
+// does those that are marked and mostly leaves at once.
+#pragma once
+
+#include "plan.cuh"
+
+namespace kanerva::cuda {
+
+// Bytes of the marks, at the start of a workspace.
+inline size_t marks_size(int64_t count) { return (size_t(count) * sizeof(int) + 15) / 16 * 16; }
+
+// The blocks of the second launch.
+inline int64_t blocks_for_marked(int64_t count, const Device& device) {
+  return count < device.processors ? count : device.processors;
+}
+
+// f(index) for what is marked of `count`, by a block each; without marks, for the block or team's
+// own index.
+template <class F>
+__device__ inline void for_marked(const int* marks, int64_t count, F f) {
+  if (marks == nullptr) return f(int64_t(blockIdx.x));
+  const int64_t step = gridDim.x;
+  for (int64_t first = blockIdx.x; first < count; first += step * block_threads()) {
+    const int64_t own = first + step * block_thread();
+    if (!__syncthreads_or(own < count && marks[own] != 0)) continue;
+    for (int i = 0; i < block_threads(); ++i) {
+      const int64_t index = first + step * i;
+      if (index < count && marks[index] != 0) f(index);
+    }
+  }
+}
+
+}  // namespace kanerva::cuda
