@@ -11,15 +11,12 @@
 // max w'U0 w / w'U w bounds the digits that are lost.
 #pragma once
 
+#include "../common/policy.h"
 #include "matrices.h"
 #include "write_chunk.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
-
-// What may be left of a variance, as its reciprocal: measured errors as in limits.h.
-constexpr double kShrinkForFloat32 = 16.0;
-constexpr double kShrinkForFloat64 = 1e3;
 
 template <class A>
 class ShortPosteriorAdjoint {
