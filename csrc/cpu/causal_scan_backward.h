@@ -237,14 +237,14 @@ template <class S>
 Outcome scan_adjoint_adaptively(const CausalScanBackwardArgs& args, const Episode& e,
                                 const Executor& executor) {
   constexpr bool narrow_state = std::is_same_v<S, float>;
-  const bool small = narrow_state && is_small(args.n, e);
+  const bool small = narrow_state && is_small(e.steps, args.n);
   Outcome outcome = Outcome::harder;
   if (narrow_state && !small && e.decay == nullptr)  // gradients of decays cancel
     outcome = scan_adjoint<float, float>(args, e, false, kHardForFloat32Factors, executor);
   if (narrow_state && !small && outcome == Outcome::harder)
     outcome = scan_adjoint<float, double>(args, e, false, kHardForFloat32Gradient, executor);
   if (outcome == Outcome::harder) {
-    const double limit = narrow_state ? kHardForCholesky : kHardForFloat64;
+    const double limit = cholesky_limit(args.mean.dtype);
     outcome = scan_adjoint<double, double>(args, e, false, limit, executor);
   }
   if (outcome != Outcome::harder) return outcome;

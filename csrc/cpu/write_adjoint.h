@@ -24,9 +24,6 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-constexpr double kHardForSubtracting = 16.0;  // where subtracting what a chunk overwrites cancels
-constexpr double kHardForFloat32Gradient = 1e4;  // as kHardForFloat32, for the adjoint
-
 // Of writes without reads.
 struct NoReads {
   static constexpr bool present = false;

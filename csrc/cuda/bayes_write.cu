@@ -25,7 +25,7 @@ __device__ __noinline__ Outcome write_long(const BayesWriteArgs& args, int64_t b
   const bool stores_cov = columns.index == 0;
   if (!information_serves(args, kept_steps(args, b))) return Outcome::harder;
   const bool narrow_state = args.mean.dtype == Dtype::float32;
-  const double limit = narrow_state ? kHardInformation32 : kHardInformation64;
+  const double limit = information_limit(args.mean.dtype);
   Outcome outcome = Outcome::harder;
   if (narrow_state && args.n.K >= kManySlots) {
     outcome = write_information<float>(args, b, c0, n, plan.long_steps, plan.width, arena, limit,
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(256, 1)
   Outcome outcome = Outcome::harder;
   if (plan.long_steps > 0) outcome = write_long(args, item.state, columns, plan, arena, evidence);
   if (outcome == Outcome::harder && args.mean.dtype == Dtype::float32 &&
-      args.method != WriteMethod::sqrt && !is_small(args.n)) {
+      args.method != WriteMethod::sqrt && !is_small(args.n.T, args.n)) {
     outcome = write_block<float>(args, item, columns, plan.steps, plan.width, arena, false,
                                  kHardForFloat32Factors, evidence);
     sync();

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(256, 1)
   const Item item = item_of(args, blockIdx.x);
   double evidence = 0.0;
   Outcome outcome = item.valid ? Outcome::harder : Outcome::failed;
-  if (item.valid && args.mean.dtype == Dtype::float32 && !is_small(args.n)) {
+  if (item.valid && args.mean.dtype == Dtype::float32 && !is_small(args.n.T, args.n)) {
     outcome = write_block<float>(args, item, columns, plan.steps, plan.width, arena, false,
                                  kHardForFloat32Factors, evidence);
     sync();
@@ -42,7 +42,7 @@ WriteCall call_of(const CausalScanArgs& args) {
   WriteCall call;
   call.n = args.n;
   call.steps = double(args.n.T) / double(args.packing.count);
-  call.in_float32 = args.mean.dtype == Dtype::float32 && !is_small(args.n);
+  call.in_float32 = args.mean.dtype == Dtype::float32 && !is_small(args.n.T, args.n);
   call.reads = true;
   if (args.chunk_size > 0) call.most_steps = at_most(call.most_steps, args.chunk_size);
   // In place, no block may store while another has yet to load.

@@ -149,7 +149,7 @@ __device__ bool adjoint_item(const ForgetBackwardArgs& args, int64_t b, int tile
     for (int t = thread(); t < L; t += threads()) {
       m.kept[t] = keeps_step(args.mask, b, first + t);
       const double v = m.kept[t] ? scalar(args.noise_var, b, first + t) : 1.0;
-      bad = bad || !(v > 0.0 && v <= 1e300);
+      bad = bad || !(v > 0.0 && v <= kLargestNoise);
       m.scale[t] = -1.0 / v;
     }
     if (any(bad)) return false;

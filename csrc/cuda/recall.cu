@@ -8,14 +8,11 @@
 //
 // Arithmetic: float32 while the condition, from the pivots, is at most 16; else float64. One step
 // of refinement above 2 and 1e3: an explicit inverse alone is not backward stable.
-#include "../common/limits.h"
 #include "spd.cuh"
 
 namespace kanerva::cuda {
 
 namespace {
-
-constexpr double kVeryEasy = 2.0;  // above, float32 refines
 
 template <class F>
 struct Buffers {
@@ -45,8 +42,6 @@ struct Buffers {
         dU(backward ? arena.matrix<F>(K, K) : Mat<F>{nullptr, 0}) {}
 };
 
-enum class Outcome { done, harder, failed };
-
 // The system of one memory and what is done with it for a tile of queries, in arithmetic F.
 template <class F>
 struct Solver {
@@ -75,7 +70,7 @@ struct Solver {
     const SpdFacts facts = invert_spd(wide ? K : C, m.system, m.factor, m.inverse, m.pivots);
     refines = facts.condition > (sizeof(F) == 4 ? kVeryEasy : kWellConditioned);
     if (facts.ok && facts.condition <= limit) return Outcome::done;
-    return limit < kInfinite ? Outcome::harder : facts.ok ? Outcome::done : Outcome::failed;
+    return limit < kNoLimit ? Outcome::harder : facts.ok ? Outcome::done : Outcome::failed;
   }
 
   // W = the addresses of the queries in Z. Leaves the team synchronised.
@@ -215,12 +210,12 @@ __device__ Outcome adjoint_block(const RecallBackwardArgs& args, int64_t b, int 
 
 __device__ __noinline__ Outcome recall_robustly(const RecallArgs& args, int64_t b, int tile,
                                                 Arena arena) {
-  return recall_block<double>(args, b, tile, arena, kInfinite);
+  return recall_block<double>(args, b, tile, arena, kNoLimit);
 }
 
 __device__ __noinline__ Outcome adjoint_robustly(const RecallBackwardArgs& args, int64_t b,
                                                  int tile, Arena arena) {
-  return adjoint_block<double>(args, b, tile, arena, kInfinite);
+  return adjoint_block<double>(args, b, tile, arena, kNoLimit);
 }
 
 __global__ void __launch_bounds__(256, 1)

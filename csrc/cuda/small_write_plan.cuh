@@ -48,7 +48,7 @@ SmallPlan plan_small(const Args& args, const WriteCall& call, const WritePlan& o
                      const Device& device) {
   const Sizes& n = args.n;
   SmallPlan plan;
-  if (n.B < 1 || n.K > kMostSmallSlots || is_small(n) || otherwise.team > 1 ||
+  if (n.B < 1 || n.K > kMostSmallSlots || is_small(n.T, n) || otherwise.team > 1 ||
       otherwise.long_steps > 0 || call.most_steps < kSmallChunk ||
       !is_float32_by_rows(args.mean) || !is_float32_by_rows(args.cov) ||
       !is_float32_by_rows(args.weights) || !is_float32_by_rows(args.values))
