@@ -18,6 +18,11 @@ __host__ __device__ constexpr int stride_across(int n) {
   return (n + 7) / 8 * 8 + ((n + 7) / 8 % 2 == 0 ? 8 : 0);
 }
 
+// Where two numbers of a product go.
+__device__ inline void store_pair(float* to, float x, float y) {
+  *reinterpret_cast<float2*>(to) = {x, y};
+}
+
 // A factor: element (i, p) is data[i * ld + p] or, of its transpose, data[p * ld + i].
 template <bool kTransposed>
 struct Factor {
@@ -35,6 +40,9 @@ __device__ inline void split(float x, float& high, float& low) {
   high = __uint_as_float((__float_as_uint(x) + 0x1000u) & kept);
   low = __uint_as_float(__float_as_uint(x - high) & kept);
 }
+
+using Along = Factor<false>;
+using Across = Factor<true>;
 
 // 16 M rows and 8 N columns of a product, over the lanes of a warp.
 template <int M, int N>
@@ -88,6 +96,32 @@ struct Tiles {
       }
   }
 };
+
+// f(i, j, x, y) for the elements (i, j) and (i, j + 1) of a product of rows x 8 tiles, which
+// add(sum, i0, j0, left) adds up for 16 M rows from i0 and 8 N columns from j0 on, of whose tiles
+// `left` are inside; by the block's warps from `begin` on.
+template <int M, int N, class Add, class F>
+__device__ inline void in_tiles(int rows, int tiles, Add add, F f, int begin = 0) {
+  const int warp = (block_thread() >> 5) - begin, warps = (block_threads() >> 5) - begin;
+  if (warp < 0) return;
+  const int down = rows / (16 * M), across = (tiles + N - 1) / N;
+  for (int item = warp; item < down * across; item += warps) {
+    const int i0 = item % down * 16 * M, tile = item / down * N, left = tiles - tile;
+    Tiles<M, N> sum;
+    add(sum, i0, 8 * tile, left);
+    sum.each(i0, 8 * tile, f, left);
+  }
+}
+
+// The same for rows of a times rows of b.
+template <int M, int N, bool kTransposedA, bool kTransposedB, class F>
+__device__ inline void multiply(Factor<kTransposedA> a, Factor<kTransposedB> b, int rows, int tiles,
+                                int depth, F f, int begin = 0) {
+  in_tiles<M, N>(
+      rows, tiles,
+      [&](Tiles<M, N>& sum, int i0, int j0, int left) { sum.add(a, i0, b, j0, depth, left); }, f,
+      begin);
+}
 
 // A float32 matrix in global memory whose columns lie side by side.
 struct Rows {

@@ -11,12 +11,10 @@
 // left to whoever called.
 #pragma once
 
-#include "fragments.cuh"
+#include "small_factor.cuh"
 #include "write_block.cuh"
 
 namespace kanerva::cuda {
-
-constexpr int kSmallChunk = 32;
 
 // Shared memory of a block; kSlots is 32 or 64, the matrices are padded with zeros. What is as wide
 // as the memory is kAlong or kAcross apart, what is as wide as the columns ld.
@@ -82,77 +80,19 @@ __device__ inline bool load_step(const Args& args, int64_t b, int64_t first, int
   return good;
 }
 
-// S becomes its factor, by one warp: a lane has a column of S. `logs` grows by what the lane's step
-// adds to the log evidence of a column. False, in every lane, where S is harder than float32 bears.
+// S becomes its factor, by one warp. `logs` grows by what the lane's step adds to the log evidence of
+// a column. False, in every lane, where S is harder than float32 bears.
 template <int kSlots>
 __device__ inline bool factor_small(int steps, unsigned kept, const SmallMemory<kSlots>& m,
                                     double& logs) {
   constexpr int ld = SmallMemory<kSlots>::kFactor;
-  constexpr unsigned all = 0xffffffffu;
   const int j = lane();
-  float s[kSmallChunk];
-#pragma unroll
-  for (int i = 0; i < kSmallChunk; ++i) s[i] = m.F[i * ld + j];
   const float hardness = m.F[j * ld + j] / m.noise[j] - 1.0f;
-  if (!__all_sync(all, hardness <= float(kHardForFloat32Factors))) return false;
-  bool good = true;
+  if (!__all_sync(0xffffffffu, hardness <= float(kHardForFloat32Factors))) return false;
   float pivot = 1.0f;
-#pragma unroll
-  for (int t = 0; t < kSmallChunk; ++t) {
-    if (t >= steps) continue;  // the same in all lanes
-    const float d = __shfl_sync(all, s[t], t);
-    good = good && d > 1e-30f && d < 1e30f;
-    const float multiplier = s[t] * approximate_reciprocal(d);
-#pragma unroll
-    for (int i = t + 1; i < kSmallChunk; ++i)
-      s[i] = fmaf(-multiplier, __shfl_sync(all, s[t], i), s[i]);
-    const float scale = approximate_rsqrt(d);
-    m.F[t * ld + j] = s[t] * scale;
-    if (j == t) {
-      m.reciprocal[t] = scale;
-      pivot = d;
-    }
-  }
+  const bool good = factor_by_warp(m.F, ld, steps, m.reciprocal, pivot);
   if (kept >> j & 1) logs += double(logf(pivot)) - double(logf(m.decay[j])) + kLog2Pi;
   return good;
-}
-
-// Solves F x = a column of the chunk, in its place; gives the sum of b_t x_t^2.
-template <int kSlots>
-__device__ inline float solve_column(float* column, int ld, int steps,
-                                     const SmallMemory<kSlots>& m) {
-  float x[kSmallChunk];
-#pragma unroll
-  for (int t = 0; t < kSmallChunk; ++t) x[t] = column[t * ld];
-  float squares = 0.0f;
-#pragma unroll
-  for (int t = 0; t < kSmallChunk; ++t) {
-    if (t >= steps) continue;
-    x[t] *= m.reciprocal[t];
-    squares = fmaf(m.decay[t] * x[t], x[t], squares);
-#pragma unroll
-    for (int q = (t + 1) / 4; q < kSmallChunk / 4; ++q) {
-      const auto f =
-          *reinterpret_cast<const float4*>(m.F + t * SmallMemory<kSlots>::kFactor + 4 * q);
-      const float four[4] = {f.x, f.y, f.z, f.w};
-#pragma unroll
-      for (int r = 0; r < 4; ++r)
-        if (4 * q + r > t) x[4 * q + r] = fmaf(-four[r], x[t], x[4 * q + r]);
-    }
-    column[t * ld] = x[t];
-  }
-  return squares;
-}
-
-// Sum over the block of its threads' x, in every thread.
-__device__ inline double block_sum(double x) {
-  x = warp_sum(x);
-  double* sums = head().sums;
-  if (lane() == 0) sums[block_thread() >> 5] = x;
-  __syncthreads();
-  double total = 0.0;
-  for (int w = 0; w < block_threads() >> 5; ++w) total += sums[w];
-  return total;
 }
 
 // The write of columns of an item.
@@ -163,8 +103,6 @@ class SmallWrite {
   static constexpr int kFactor = Memory::kFactor;
   static constexpr int kHalves = kSlots / 32;
   static constexpr bool kHasReads = kReads<Args>;
-  using Along = Factor<false>;
-  using Across = Factor<true>;
 
  public:
   __device__ SmallWrite(const Args& args, const Item& item, const ColumnBlock& columns)
@@ -255,94 +193,43 @@ class SmallWrite {
     end_copies();
   }
 
-  // f(i, j, x, y) for the elements (i, j) and (i, j + 1) of a (kSmallChunk rows) times b' (n rows),
-  // in tiles of 16 x 8, by the warps from `begin` on.
-  template <class A, class B, class F>
-  __device__ void narrow(A a, B b, int n, F f, int depth = kSlots, int begin = 0) const {
-    for (int tile = warp_ - begin; tile < n / 4; tile += warps_ - begin) {
-      const int i0 = tile % 2 * 16, j0 = tile / 2 * 8;
-      Tiles<1, 1> x;
-      x.add(a, i0, b, j0, depth);
-      x.each(i0, j0, f);
-    }
-  }
-
-  // The same for pairs of tiles of the columns, of products that add(x, i0, j0, tiles) adds up; of
-  // `rows` rows.
-  template <class Add, class F>
-  __device__ void wide(int rows, Add add, F f, int begin = 0) const {
-    const int pairs = (tiles_ + 1) / 2;
-    for (int item = warp_ - begin; item < rows / 32 * pairs; item += warps_ - begin) {
-      const int i0 = item % (rows / 32) * 32, pair = item / (rows / 32), left = tiles_ - 2 * pair;
-      Tiles<2, 2> x;
-      add(x, i0, 16 * pair, left);
-      x.each(i0, 16 * pair, f, left);
-    }
-  }
-
   // S. Leaves the block synchronised, and what was copied there for all.
   __device__ void system() const {
-    narrow(Along{m_.W, kAlong}, Along{m_.U, kAlong}, kSlots,  // U is symmetric
-           [&](int i, int j, float x, float y) {
-             *reinterpret_cast<float2*>(m_.X + i * kAcross + j) = {x, y};
-           });
+    multiply<1, 1>(  // U is symmetric
+        Along{m_.W, kAlong}, Along{m_.U, kAlong}, kSmallChunk, kSlots / 8, kSlots,
+        [&](int i, int j, float x, float y) { store_pair(m_.X + i * kAcross + j, x, y); });
     __syncthreads();
-    narrow(Along{m_.X, kAcross}, Along{m_.W, kAlong}, kSmallChunk,
-           [&](int i, int j, float x, float y) {
-             if (i == j) x += m_.noise[i];
-             if (i == j + 1) y += m_.noise[i];
-             *reinterpret_cast<float2*>(m_.F + i * kFactor + j) = {x, y};
-           });
+    multiply<1, 1>(Along{m_.X, kAcross}, Along{m_.W, kAlong}, kSmallChunk, kSmallChunk / 8, kSlots,
+                   [&](int i, int j, float x, float y) {
+                     if (i == j) x += m_.noise[i];
+                     if (i == j + 1) y += m_.noise[i];
+                     store_pair(m_.F + i * kFactor + j, x, y);
+                   });
     wait_for_copies<0>();
     __syncthreads();
   }
 
   // D = Z - W R and, with reads, Q R and q'U q: by all warps but the first.
   __device__ void innovations() const {
-    wide(
-        kSmallChunk,
-        [&](auto& x, int i0, int j0, int left) {
-          x.add(Along{m_.W, kAlong}, i0, Across{m_.R, m_.ld}, j0, kSlots, left);
-        },
+    multiply<2, 2>(
+        Along{m_.W, kAlong}, Across{m_.R, m_.ld}, kSmallChunk, tiles_, kSlots,
         [&](int i, int j, float x, float y) {
-          auto& d = *reinterpret_cast<float2*>(m_.D + i * m_.ld + j);
-          d = {d.x - x, d.y - y};
+          float* d = m_.D + i * m_.ld + j;
+          store_pair(d, d[0] - x, d[1] - y);
         },
         1);
     if constexpr (kHasReads) {
-      wide(
-          kSmallChunk,
-          [&](auto& x, int i0, int j0, int left) {
-            x.add(Along{m_.Q, kAlong}, i0, Across{m_.R, m_.ld}, j0, kSlots, left);
-          },
-          [&](int i, int j, float x, float y) {
-            *reinterpret_cast<float2*>(m_.O + i * m_.ld + j) = {x, y};
-          },
-          1);
+      multiply<2, 2>(
+          Along{m_.Q, kAlong}, Across{m_.R, m_.ld}, kSmallChunk, tiles_, kSlots,
+          [&](int i, int j, float x, float y) { store_pair(m_.O + i * m_.ld + j, x, y); }, 1);
       if (columns_.index == 0 && warp_ <= 2) prior_variances(16 * (warp_ - 1));
     }
   }
 
   // q'U q of 16 queries from i0 on, by one warp.
   __device__ void prior_variances(int i0) const {
-    float upper = 0.0f, lower = 0.0f;  // of the lane's rows
-    for (int j0 = 0; j0 < kSlots; j0 += 8) {
-      Tiles<1, 1> x;
-      x.add(Along{m_.Q, kAlong}, i0, Along{m_.U, kAlong}, j0, kSlots);
-      x.each(i0, j0, [&](int i, int j, float u, float v) {
-        const float* q = m_.Q + i * kAlong + j;
-        const float sum = fmaf(q[0], u, q[1] * v);
-        (i < i0 + 8 ? upper : lower) += sum;
-      });
-    }
-#pragma unroll
-    for (int distance = 1; distance < 4; distance *= 2) {
-      upper += __shfl_xor_sync(0xffffffffu, upper, distance);
-      lower += __shfl_xor_sync(0xffffffffu, lower, distance);
-    }
-    if ((lane() & 3) != 0) return;
-    m_.var[i0 + (lane() >> 2)] = upper;
-    m_.var[i0 + 8 + (lane() >> 2)] = lower;
+    quadratic_forms<kSlots>(Along{m_.Q, kAlong}, i0, Along{m_.U, kAlong},
+                            [&](int t, float x) { m_.var[t] = x; });
   }
 
   // P and E in the place of X and D, a column per lane; this thread's share of the squares of E.
@@ -353,33 +240,30 @@ class SmallWrite {
       const int j = (is_value ? c - kHalves : c) * 32 + lane();
       if (is_value && j >= columns_.count) continue;
       float* const column = (is_value ? m_.D : m_.X) + j;
-      const float sum = solve_column(column, is_value ? m_.ld : kAcross, steps_, m_);
-      if (is_value) squares += sum;
+      solve_column(column, is_value ? m_.ld : kAcross, m_.F, kFactor, steps_, m_.reciprocal,
+                   [&](int t, float x) {
+                     if (is_value) squares = fmaf(m_.decay[t] * x, x, squares);
+                   });
     }
     return squares;
   }
 
   // A
   __device__ void mix() const {
-    narrow(Along{m_.Q, kAlong}, Along{m_.X, kAcross}, kSmallChunk,
-           [&](int i, int j, float x, float y) {
-             *reinterpret_cast<float2*>(m_.A + i * kFactor + j) = {j <= i ? x : 0.0f,
-                                                                   j + 1 <= i ? y : 0.0f};
-           });
+    multiply<1, 1>(Along{m_.Q, kAlong}, Along{m_.X, kAcross}, kSmallChunk, kSmallChunk / 8, kSlots,
+                   [&](int i, int j, float x, float y) {
+                     store_pair(m_.A + i * kFactor + j, j <= i ? x : 0.0f, j < i ? y : 0.0f);
+                   });
   }
 
   // The reads, if there are any, and the state after the chunk.
   __device__ void update() const {
     if constexpr (kHasReads) read();
-    wide(
-        kSlots,
-        [&](auto& x, int i0, int j0, int left) {
-          x.add(Across{m_.X, kAcross}, i0, Across{m_.D, m_.ld}, j0, kSmallChunk, left);
-        },
-        [&](int i, int j, float x, float y) {
-          auto& r = *reinterpret_cast<float2*>(m_.R + i * m_.ld + j);
-          r = {r.x + x, r.y + y};
-        });
+    multiply<2, 2>(Across{m_.X, kAcross}, Across{m_.D, m_.ld}, kSlots, tiles_, kSmallChunk,
+                   [&](int i, int j, float x, float y) {
+                     float* r = m_.R + i * m_.ld + j;
+                     store_pair(r, r[0] + x, r[1] + y);
+                   });
     // Above the diagonal, and mirrored; from the last warp on, which has the least to do so far.
     const float scale = 1.0f / m_.decay[steps_ - 1];
     for (int item = warps_ - 1 - warp_; item < kHalves * kSlots / 16; item += warps_) {
@@ -402,16 +286,13 @@ class SmallWrite {
   __device__ void read() const {
     const int64_t C = args_.n.C, row = item_.row * args_.n.T + first_;
     float* const to = static_cast<float*>(args_.reads_out.data) + row * C + columns_.first;
-    wide(
-        kSmallChunk,
-        [&](auto& x, int i0, int j0, int left) {
-          x.add(Along{m_.A, kFactor}, i0, Across{m_.D, m_.ld}, j0, kSmallChunk, left);
-        },
-        [&](int i, int j, float x, float y) {
-          if (i >= steps_) return;
-          if (j < columns_.count) to[i * C + j] = m_.O[i * m_.ld + j] + x;
-          if (j + 1 < columns_.count) to[i * C + j + 1] = m_.O[i * m_.ld + j + 1] + y;
-        });
+    multiply<2, 2>(Along{m_.A, kFactor}, Across{m_.D, m_.ld}, kSmallChunk, tiles_, kSmallChunk,
+                   [&](int i, int j, float x, float y) {
+                     if (i >= steps_) return;
+                     const float* o = m_.O + i * m_.ld + j;
+                     if (j < columns_.count) to[i * C + j] = o[0] + x;
+                     if (j + 1 < columns_.count) to[i * C + j + 1] = o[1] + y;
+                   });
     if (columns_.index != 0) return;
     for (int t = warp_; t < steps_; t += warps_) {
       const float a = m_.A[t * kFactor + lane()], sum = warp_sum(a * a);
