@@ -130,7 +130,7 @@ inline size_t workspace_of(const AdjointCall& call, const AdjointPlan& plan) {
 
 template <class Args, class... More>
 void start_adjoint(void (*kernel)(Args, AdjointPlan, char*, More...), const Args& args,
-                   const AdjointPlan& plan, const Launch& to, More... more) {
+                   const AdjointPlan& plan, const Launch& to, typename Same<More>::type... more) {
   if (plan.teams > 0) clear(to.workspace, plan.teams, to.stream);
   launch(kernel, {args.n.B, 1, plan.team}, plan.threads, shared_bytes(plan.team, plan.shared),
          to.stream, args, plan, static_cast<char*>(to.workspace), more...);

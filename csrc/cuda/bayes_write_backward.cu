@@ -51,7 +51,7 @@ void bayes_write_backward(const BayesWriteBackwardArgs& args, const Launch& to) 
   if (small.serves) {
     start_small(args, small, backward_kernel, plan, to);
   } else {
-    start_adjoint(backward_kernel, args, plan, to, static_cast<const int*>(nullptr));
+    start_adjoint(backward_kernel, args, plan, to, nullptr);
   }
 }
 

@@ -1,8 +1,7 @@
 // What a warp does with matrices in shared memory: products of small tiles in tensor cores, kept in
 // registers, and copies from global memory that go on while it computes.
 //
-// The 3xTF32 product of tiles.cuh, with the small terms in a sum of their own. A lane reads its
-// elements straight from shared memory: rows that lie 4 modulo 8 numbers apart are read along k, and
+// The 3xTF32 product of tiles.cuh. A lane reads its elements straight from shared memory: rows that lie 4 modulo 8 numbers apart are read along k, and
 // rows that lie 8 modulo 16 apart across it, without two lanes of a warp in one bank.
 #pragma once
 
@@ -47,7 +46,7 @@ using Across = Factor<true>;
 // 16 M rows and 8 N columns of a product, over the lanes of a warp.
 template <int M, int N>
 struct Tiles {
-  float main[M][N][4] = {}, small[M][N][4] = {};
+  float sum[M][N][4] = {};
 
   // Adds rows i0 on of a times rows j0 on of b, over k numbers, a multiple of 8. Of b only the first
   // `columns` tiles are read.
@@ -56,27 +55,39 @@ struct Tiles {
                       int columns = N) {
     const int g = lane() >> 2, t = lane() & 3;
 #pragma unroll 1
-    for (int p = 0; p < k; p += 8) {
-      float high[M][4], low[M][4];
+    for (int first = 0; first < k; first += kShortSum) {
+      float part[M][N][4] = {};
+#pragma unroll
+      for (int q = 0; q < kShortSum; q += 8) {
+        const int p = first + q;
+        if (p >= k) continue;  // the same in all lanes, as is the next
+        float high[M][4], low[M][4];
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+          for (int r = 0; r < 4; ++r)
+            split(a(i0 + 16 * m + g + r % 2 * 8, p + t + r / 2 * 4), high[m][r], low[m][r]);
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          if (n >= columns) continue;
+          float b_high[2], b_low[2];
+#pragma unroll
+          for (int r = 0; r < 2; ++r)
+            split(b(j0 + 8 * n + g, p + t + r * 4), b_high[r], b_low[r]);
+#pragma unroll
+          for (int m = 0; m < M; ++m) {
+            multiply_add_tf32(part[m][n], low[m], b_high);
+            multiply_add_tf32(part[m][n], high[m], b_low);
+            multiply_add_tf32(part[m][n], high[m], b_high);
+          }
+        }
+      }
 #pragma unroll
       for (int m = 0; m < M; ++m)
 #pragma unroll
-        for (int r = 0; r < 4; ++r)
-          split(a(i0 + 16 * m + g + r % 2 * 8, p + t + r / 2 * 4), high[m][r], low[m][r]);
+        for (int n = 0; n < N; ++n)
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-        if (n >= columns) continue;  // the same in all lanes
-        float b_high[2], b_low[2];
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-          split(b(j0 + 8 * n + g, p + t + r * 4), b_high[r], b_low[r]);
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-          multiply_add_tf32(small[m][n], low[m], b_high);
-          multiply_add_tf32(main[m][n], high[m], b_high);
-          multiply_add_tf32(small[m][n], high[m], b_low);
-        }
-      }
+          for (int r = 0; r < 4; ++r) sum[m][n][r] += part[m][n][r];
     }
   }
 
@@ -91,8 +102,7 @@ struct Tiles {
         if (n >= columns) continue;
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-          f(i0 + 16 * m + g + 8 * r, j0 + 8 * n + 2 * t, main[m][n][2 * r] + small[m][n][2 * r],
-            main[m][n][2 * r + 1] + small[m][n][2 * r + 1]);
+          f(i0 + 16 * m + g + 8 * r, j0 + 8 * n + 2 * t, sum[m][n][2 * r], sum[m][n][2 * r + 1]);
       }
   }
 };

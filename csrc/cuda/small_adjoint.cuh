@@ -11,7 +11,6 @@
 // w'U w is measured, and what is above the limit is left to whoever called.
 #pragma once
 
-#include "../common/policy.h"
 #include "fragments.cuh"
 #include "write_chunk.cuh"
 
