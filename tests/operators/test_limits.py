@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-ROOT = Path(__file__).parents[1]
 SHARED = (ROOT / "csrc/common/policy.h").read_text()
 TRITON = (ROOT / "kanerva_ext/triton/bayes_write.py").read_text()
 NAMES = ("HardForFloat32Factors", "HardForFloat64", "HardForCholesky", "SmallItem")
