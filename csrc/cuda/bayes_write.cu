@@ -79,8 +79,7 @@ WriteCall call_of(const BayesWriteArgs& args) {
   return call;
 }
 
-SmallPlan plan_small(const BayesWriteArgs& args, const WritePlan& otherwise,
-                     const Device& device) {
+SmallPlan plan_small(const BayesWriteArgs& args, const WritePlan& otherwise, const Device& device) {
   if (args.method == WriteMethod::sqrt) return {};
   return plan_small(args, call_of(args), otherwise, device);
 }

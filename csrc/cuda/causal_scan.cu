@@ -50,8 +50,7 @@ WriteCall call_of(const CausalScanArgs& args) {
   return call;
 }
 
-SmallPlan plan_small(const CausalScanArgs& args, const WritePlan& otherwise,
-                     const Device& device) {
+SmallPlan plan_small(const CausalScanArgs& args, const WritePlan& otherwise, const Device& device) {
   if (!is_float32_by_rows(args.queries)) return {};
   return plan_small(args, call_of(args), otherwise, device);
 }

@@ -1,8 +1,9 @@
 // What a warp does with matrices in shared memory: products of small tiles in tensor cores, kept in
 // registers, and copies from global memory that go on while it computes.
 //
-// The 3xTF32 product of tiles.cuh. A lane reads its elements straight from shared memory: rows that lie 4 modulo 8 numbers apart are read along k, and
-// rows that lie 8 modulo 16 apart across it, without two lanes of a warp in one bank.
+// The 3xTF32 product of tiles.cuh. A lane reads its elements straight from shared memory: rows that
+// lie 4 modulo 8 numbers apart are read along k, and rows that lie 8 modulo 16 apart across it,
+// without two lanes of a warp in one bank.
 #pragma once
 
 #include "tiles.cuh"
@@ -48,8 +49,8 @@ template <int M, int N>
 struct Tiles {
   float sum[M][N][4] = {};
 
-  // Adds rows i0 on of a times rows j0 on of b, over k numbers, a multiple of 8. Of b only the first
-  // `columns` tiles are read.
+  // Adds rows i0 on of a times rows j0 on of b, over k numbers, a multiple of 8. Of b only the
+  // first `columns` tiles are read.
   template <bool kTransposedA, bool kTransposedB>
   __device__ void add(Factor<kTransposedA> a, int i0, Factor<kTransposedB> b, int j0, int k,
                       int columns = N) {
@@ -72,8 +73,7 @@ struct Tiles {
           if (n >= columns) continue;
           float b_high[2], b_low[2];
 #pragma unroll
-          for (int r = 0; r < 2; ++r)
-            split(b(j0 + 8 * n + g, p + t + r * 4), b_high[r], b_low[r]);
+          for (int r = 0; r < 2; ++r) split(b(j0 + 8 * n + g, p + t + r * 4), b_high[r], b_low[r]);
 #pragma unroll
           for (int m = 0; m < M; ++m) {
             multiply_add_tf32(part[m][n], low[m], b_high);
@@ -151,31 +151,33 @@ __device__ inline bool is_aligned(const Rows& x) {
   return (reinterpret_cast<uintptr_t>(x.data) & 15) == 0 && (x.row & 3) == 0;
 }
 
-// Starts the copy of m x n numbers to shared memory, by all threads of a block; the matrix there is
-// padded with zeros to all_m x all_n, and so are the rows that kept(i) does not keep. all_n and ld
-// are multiples of 4.
+// Starts the copy of m x n numbers to shared memory, kStep at a time, by all threads of a block;
+// the matrix there is padded with zeros to all_m x all_n, and so are the rows that kept(i) does not
+// keep.
+template <int kStep, class Kept>
+__device__ inline void start_copy_by(const Rows& x, int m, int n, float* to, int ld, int all_m,
+                                     int all_n, Kept kept) {
+  // A row by 8, 16 or 32 lanes: by shifts, since divisions took longer than the copies.
+  const int shift = all_n > 16 * kStep ? 5 : all_n > 8 * kStep ? 4 : 3;
+  const int column = (block_thread() & ((1 << shift) - 1)) * kStep;
+  for (int i = block_thread() >> shift; i < all_m; i += block_threads() >> shift) {
+    const float* const row = x.data + i * x.row;
+    const int count = i < m && kept(i) ? n : 0;
+    for (int j = column; j < all_n; j += kStep << shift) {
+      const int left = count - j, given = left < 0 ? 0 : left < kStep ? left : kStep;
+      copy_async<4 * kStep>(to + i * ld + j, given > 0 ? row + j : x.data, 4 * given);
+    }
+  }
+}
+
+// The same by 16 bytes where they are aligned. all_n and ld are multiples of 4.
 template <class Kept>
 __device__ inline void start_copy(const Rows& x, int m, int n, float* to, int ld, int all_m,
                                   int all_n, Kept kept) {
-  const bool wide = is_aligned(x);
-  const int step = wide ? 4 : 1, across = all_n / step;
-  int i = block_thread() / across, j = block_thread() % across;
-  const int rows = block_threads() / across, columns = block_threads() % across;
-  while (i < all_m) {
-    const int left = i < m && kept(i) ? n - j * step : 0;
-    const int count = left < 0 ? 0 : left < step ? left : step;
-    const float* from = count > 0 ? x.data + i * x.row + j * step : x.data;
-    if (wide) {
-      copy_async<16>(to + i * ld + j * step, from, 4 * count);
-    } else {
-      copy_async<4>(to + i * ld + j, from, 4 * count);
-    }
-    i += rows;
-    j += columns;
-    if (j >= across) {
-      j -= across;
-      ++i;
-    }
+  if (is_aligned(x)) {
+    start_copy_by<4>(x, m, n, to, ld, all_m, all_n, kept);
+  } else {
+    start_copy_by<1>(x, m, n, to, ld, all_m, all_n, kept);
   }
 }
 

@@ -14,8 +14,8 @@ inline int64_t blocks_for_marked(int64_t count, const Device& device) {
   return count < device.processors ? count : device.processors;
 }
 
-// f(index) for what is marked of `count`, each by `shares` marks, by a block each; without marks, for
-// the block or team's own index.
+// f(index) for what is marked of `count`, each by `shares` marks, by a block each; without marks,
+// for the block or team's own index.
 template <class F>
 __device__ inline void for_marked(const int* marks, int64_t count, F f, int shares = 1) {
   if (marks == nullptr) return f(int64_t(blockIdx.x));

@@ -3,6 +3,7 @@
 //
 // Floor at B = 16, T = K = 32, C = 100: 0.7 MB in and out, 0.2 us at 3 TB/s; 2 million
 // multiply-adds; launch 2 to 3 us binds. Not measured on a GPU yet.
+#include "small_read.cuh"
 #include "spd.cuh"
 
 namespace kanerva::cuda {
@@ -27,10 +28,9 @@ struct Buffers {
 };
 
 template <class F>
-__global__ void __launch_bounds__(256, 1)
-    read_kernel(const __grid_constant__ ReadArgs args, const __grid_constant__ BlockPlan plan,
-                char* workspace) {
-  const int64_t b = blockIdx.x, T = args.n.T;
+__device__ void read_block(const ReadArgs& args, int64_t b, const BlockPlan& plan,
+                           char* workspace) {
+  const int64_t T = args.n.T;
   const int K = int(args.n.K), C = int(args.n.C);
   Arena arena = enter(plan, workspace, b);
   const Buffers<F> m(arena, plan.tile, K, C, false);
@@ -54,6 +54,15 @@ __global__ void __launch_bounds__(256, 1)
   if (!bad) return;
   fill(args.values_out, b, 0, 0, T, C, NAN);
   fill(args.var_out, b, 0, 0, T, 1, NAN);
+  sync();
+}
+
+// Every item or, where there are marks, those that have one.
+template <class F>
+__global__ void __launch_bounds__(256, 1)
+    read_kernel(const __grid_constant__ ReadArgs args, const __grid_constant__ BlockPlan plan,
+                char* workspace, const int* marks, int shares) {
+  for_marked(marks, args.n.B, [&](int64_t b) { read_block<F>(args, b, plan, workspace); }, shares);
 }
 
 template <class F>
@@ -99,21 +108,35 @@ BlockPlan plan_of(const Args& args, const Device& device, bool backward) {
       [&](int tile) -> Work { return {(backward ? 2 : 1) * T * K * columns, 5 * T / tile + 4}; });
 }
 
-template <class Args>
-void start_read(void (*narrow)(Args, BlockPlan, char*), void (*wide)(Args, BlockPlan, char*),
-                const Args& args, const Launch& to, bool backward) {
-  start(args.mean.dtype == Dtype::float32 ? narrow : wide, args, to,
-        plan_of(args, to.device, backward));
+SmallReadPlan plan_small(const ReadArgs& args, const BlockPlan& plan, const Device& device) {
+  return plan_small_read(args.n, plan.team, false, device, args.mean, args.cov, args.weights);
+}
+
+SmallReadPlan plan_small(const ReadBackwardArgs& args, const BlockPlan& plan,
+                         const Device& device) {
+  return plan_small_read(args.n, plan.team, true, device, args.mean, args.cov, args.weights,
+                         args.grad_values);
 }
 
 }  // namespace
 
 size_t read_workspace(const ReadArgs& args, const Device& device) {
-  return workspace_of(args.n, plan_of(args, device, false));
+  const BlockPlan plan = plan_of(args, device, false);
+  const SmallReadPlan small = plan_small(args, plan, device);
+  return (small.serves ? marks_size(args.n.B * small.shares) : 0) + workspace_of(args.n, plan);
 }
 
 void read(const ReadArgs& args, const Launch& to) {
-  start_read(read_kernel<float>, read_kernel<double>, args, to, false);
+  const BlockPlan plan = plan_of(args, to.device, false);
+  const SmallReadPlan small = plan_small(args, plan, to.device);
+  const auto general = args.mean.dtype == Dtype::float32 ? read_kernel<float> : read_kernel<double>;
+  if (!small.serves) return start(general, args, to, plan, nullptr, 1);
+  int* const marks = static_cast<int*>(to.workspace);
+  launch(args.n.K <= 32 ? small_read_kernel<32> : small_read_kernel<64>, {args.n.B, small.shares},
+         256, small.shared, to.stream, args, marks);
+  launch(general, {blocks_for_marked(args.n.B, to.device)}, plan.threads, plan.shared, to.stream,
+         args, plan, static_cast<char*>(to.workspace) + marks_size(args.n.B * small.shares),
+         static_cast<const int*>(marks), small.shares);
 }
 
 size_t read_backward_workspace(const ReadBackwardArgs& args, const Device& device) {
@@ -121,7 +144,16 @@ size_t read_backward_workspace(const ReadBackwardArgs& args, const Device& devic
 }
 
 void read_backward(const ReadBackwardArgs& args, const Launch& to) {
-  start_read(read_backward_kernel<float>, read_backward_kernel<double>, args, to, true);
+  const BlockPlan plan = plan_of(args, to.device, true);
+  const SmallReadPlan small = plan_small(args, plan, to.device);
+  if (small.serves) {
+    launch(args.n.K <= 32 ? small_read_backward_kernel<32> : small_read_backward_kernel<64>,
+           {args.n.B}, 256, small.shared, to.stream, args);
+  } else if (args.mean.dtype == Dtype::float32) {
+    start(read_backward_kernel<float>, args, to, plan);
+  } else {
+    start(read_backward_kernel<double>, args, to, plan);
+  }
 }
 
 }  // namespace kanerva::cuda

@@ -1,14 +1,14 @@
 // The adjoint of a short write of a small memory by one block, in float32, from the posterior: at
 // most 64 steps and slots, no decay, any number of columns. Nothing is factorised; all of it is
-// products of tiles in tensor cores. With (R, U) the posterior, n the noise variances, gU and gR the
-// gradients of the posterior, gl that of the log evidence (docs/algorithms.md):
+// products of tiles in tensor cores. With (R, U) the posterior, n the noise variances, gU and gR
+// the gradients of the posterior, gl that of the log evidence (docs/algorithms.md):
 //
 //   A = (Z - W R) / n,  G = W U / n,  dZ = G gR - gl A,  dR0 = gR - W'dZ,  X = A gR'
 //   M = G gU - X + gl C/2 W / n,  I^ = G M' + gl/2 (A A' - C / n),  dn = diag(I^)
 //   dW = (X - 2 G gU - gl C W / n) U - dZ R',  dU0 = gU + sym(W' (X - 2 G gU + I^ W))
 //
-// Forming A and G from the posterior cancels where a step leaves little of its variance: max w'U0 w /
-// w'U w is measured, and what is above the limit is left to whoever called.
+// Forming A and G from the posterior cancels where a step leaves little of its variance: max w'U0 w
+// / w'U w is measured, and what is above the limit is left to whoever called.
 #pragma once
 
 #include "fragments.cuh"
@@ -155,8 +155,8 @@ class SmallAdjoint {
     };
   }
 
-  // Whether a step of this thread's leaves too little of its variance, w'U0 w / n in X and w'U w / n
-  // in G before the last product.
+  // Whether a step of this thread's leaves too little of its variance, w'U0 w / n in X and w'U w /
+  // n in G before the last product.
   __device__ bool shrinks_much() const {
     bool much = false;
     for (int t = block_thread() >> 5; t < T_; t += block_threads() >> 5) {
@@ -185,9 +185,8 @@ class SmallAdjoint {
     };
     wait_for_copies<0>();
     __syncthreads();
-    wide(Along{m_.W, kLd}, m_.R, n, [&](int t, int j, float x) {
-      m_.A[t * ld + j] = m_.inverse[t] * (m_.A[t * ld + j] - x);
-    });
+    wide(Along{m_.W, kLd}, m_.R, n,
+         [&](int t, int j, float x) { m_.A[t * ld + j] = m_.inverse[t] * (m_.A[t * ld + j] - x); });
     __syncthreads();
     float* const d_values = static_cast<float*>(args_.d_values.data) + b_ * T_ * C_ + first;
     wide(Along{m_.G, kLd}, m_.gR, n, [&](int t, int j, float x) {
@@ -215,9 +214,7 @@ class SmallAdjoint {
         for (int j = lane(); j < kSize; j += 32)
           if (j >= i) f(i * kLd + j, j * kLd + i);
     };
-    pairs([&](int a, int b) {
-      m_.gU[a] = m_.gU[b] = 0.5f * (m_.gU[a] + m_.gU[b]);
-    });
+    pairs([&](int a, int b) { m_.gU[a] = m_.gU[b] = 0.5f * (m_.gU[a] + m_.gU[b]); });
     __syncthreads();
     square(Along{m_.G, kLd}, Along{m_.gU, kLd}, [&](int t, int k, float x) {
       const int at = t * kLd + k;

@@ -1,14 +1,14 @@
-// The write of a memory of at most 64 slots by one block, in float32, for bayes_write and, with reads
-// after every step, for causal_scan: the algebra of write_chunk.cuh in chunks of 32 steps, with
-// everything in shared memory and registers.
+// The write of a memory of at most 64 slots by one block, in float32, for bayes_write and, with
+// reads after every step, for causal_scan: the algebra of write_chunk.cuh in chunks of 32 steps,
+// with everything in shared memory and registers.
 //
 //   X = W U,  S = X W' + diag(n) = F F',  [P E] = F^-1 [X Z - W R],  R += P'E,  U <- (U - P'P) / b
 //   A = tril(Q P'),  reads = Q R + A E,  read_var_t = (q'U q - |A_t|^2) / b_t,  of the old R and U
 //
 // Products are tiles in tensor cores (fragments.cuh). One warp factors S, a column per lane, while
-// the others multiply by R and U; then a lane solves for a column of P or E at a time. The addresses,
-// values and queries of the next chunk are copied meanwhile. What is harder than float32 bears is
-// left to whoever called.
+// the others multiply by R and U; then a lane solves for a column of P or E at a time. The
+// addresses, values and queries of the next chunk are copied meanwhile. What is harder than float32
+// bears is left to whoever called.
 #pragma once
 
 #include "small_factor.cuh"
@@ -50,15 +50,16 @@ struct SmallMemory {
 
   static constexpr size_t bytes(int columns, bool reads) {
     const int wide = stride_across(columns);
-    const int write = (kSlots + kSmallChunk) * (kAlong + wide) + kSmallChunk * (kAcross + kFactor + 3);
+    const int write =
+        (kSlots + kSmallChunk) * (kAlong + wide) + kSmallChunk * (kAcross + kFactor + 3);
     return sizeof(float) *
            size_t(write + (reads ? kSmallChunk * (kAlong + kFactor + wide + 1) : 0));
   }
 };
 
 // The numbers of steps of row b from `first` on, by one warp, a step per lane; steps that the mask
-// leaves out and those beyond the last have noise one. `kept` has a bit for each of the others. False
-// in a lane whose noise or decay is out of its domain.
+// leaves out and those beyond the last have noise one. `kept` has a bit for each of the others.
+// False in a lane whose noise or decay is out of its domain.
 template <int kSlots, class Args>
 __device__ inline bool load_step(const Args& args, int64_t b, int64_t first, int steps,
                                  const SmallMemory<kSlots>& m, unsigned& kept) {
@@ -80,8 +81,8 @@ __device__ inline bool load_step(const Args& args, int64_t b, int64_t first, int
   return good;
 }
 
-// S becomes its factor, by one warp. `logs` grows by what the lane's step adds to the log evidence of
-// a column. False, in every lane, where S is harder than float32 bears.
+// S becomes its factor, by one warp. `logs` grows by what the lane's step adds to the log evidence
+// of a column. False, in every lane, where S is harder than float32 bears.
 template <int kSlots>
 __device__ inline bool factor_small(int steps, unsigned kept, const SmallMemory<kSlots>& m,
                                     double& logs) {
@@ -115,8 +116,8 @@ class SmallWrite {
         warp_(block_thread() >> 5),
         warps_(block_threads() >> 5) {}
 
-  // False, in every thread, where it is too hard; then nothing that was stored counts, and the state
-  // is not stored. Leaves the block synchronised.
+  // False, in every thread, where it is too hard; then nothing that was stored counts, and the
+  // state is not stored. Leaves the block synchronised.
   __device__ bool run(double& evidence) {
     const auto always = [](int) { return true; };
     const int64_t T = item_.steps;

@@ -49,9 +49,9 @@ SmallPlan plan_small(const Args& args, const WriteCall& call, const WritePlan& o
   const Sizes& n = args.n;
   SmallPlan plan;
   if (n.B < 1 || n.K > kMostSmallSlots || is_small(n.T, n) || otherwise.team > 1 ||
-      otherwise.long_steps > 0 || call.most_steps < kSmallChunk ||
-      !is_float32_by_rows(args.mean) || !is_float32_by_rows(args.cov) ||
-      !is_float32_by_rows(args.weights) || !is_float32_by_rows(args.values))
+      otherwise.long_steps > 0 || call.most_steps < kSmallChunk || !is_float32_by_rows(args.mean) ||
+      !is_float32_by_rows(args.cov) || !is_float32_by_rows(args.weights) ||
+      !is_float32_by_rows(args.values))
     return plan;
   plan.width = small_width(call, device);
   plan.shared = small_shared(n.K, plan.width, call.reads);
@@ -74,8 +74,8 @@ SmallPlan plan_small(const Args& args, const WriteCall& call, const WritePlan& o
   return plan;
 }
 
-// The workspace: the marks of hard blocks of columns, the evidence of blocks, then what does not fit
-// the robust ones.
+// The workspace: the marks of hard blocks of columns, the evidence of blocks, then what does not
+// fit the robust ones.
 struct SmallWorkspace {
   size_t marks, partials, robust;
 
@@ -96,12 +96,12 @@ template <class Args>
 __device__ inline void write_hard(const Args& args, const SmallPlan& plan, int64_t b,
                                   const ColumnBlock& columns, char* scratch, double* partials) {
   double evidence = 0.0;
-  const Item item = item_of(args, b);
+  const Item item = item_of<true>(args, b);
   const Arena arena(block_memory(), plan.robust_shared, scratch);
   Outcome outcome = Outcome::failed;
   if (item.valid)
-    outcome = write_robustly(args, item, columns, plan.robust_steps, plan.width, arena, false,
-                             evidence);
+    outcome =
+        write_robustly(args, item, columns, plan.robust_steps, plan.width, arena, false, evidence);
   finish_block(args, item, columns, plan.blocks, outcome, evidence, partials);
   sync();
 }
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kAlone ? 256 : 128, kAlone ? 1 : 4)
                        int* marks, double* partials, char* scratch) {
   const int64_t b = blockIdx.x, index = b * plan.blocks + blockIdx.y;
   const ColumnBlock columns = columns_of(args.n, plan, int(blockIdx.y));
-  const Item item = item_of(args, b);
+  const Item item = item_of<true>(args, b);
   double evidence = 0.0;
   const bool done = item.valid && SmallWrite<kSlots, Args>(args, item, columns).run(evidence);
   if constexpr (kAlone) {
@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(256, 1)
                       const int* marks, double* partials, char* scratch) {
   scratch += blockIdx.x * int64_t(plan.robust_global);
   for_marked(marks, args.n.B * plan.blocks, [&](int64_t index) {
-    write_hard(args, plan, index / plan.blocks,
-               columns_of(args.n, plan, int(index % plan.blocks)), scratch, partials);
+    write_hard(args, plan, index / plan.blocks, columns_of(args.n, plan, int(index % plan.blocks)),
+               scratch, partials);
   });
 }
 
@@ -153,10 +153,10 @@ void start_small(const Args& args, const SmallPlan& plan, const Launch& to,
       sizes.partials > 0 ? reinterpret_cast<double*>(workspace + sizes.marks) : nullptr;
   char* const scratch = workspace + sizes.marks + sizes.partials;
   const bool few = args.n.K <= 32;
-  const auto kernel = plan.alone
-                          ? few ? small_write_kernel<32, true, Args> : small_write_kernel<64, true, Args>
-                      : few ? small_write_kernel<32, false, Args>
-                            : small_write_kernel<64, false, Args>;
+  const auto kernel =
+      plan.alone ? few ? small_write_kernel<32, true, Args> : small_write_kernel<64, true, Args>
+      : few      ? small_write_kernel<32, false, Args>
+                 : small_write_kernel<64, false, Args>;
   launch(kernel, {args.n.B, plan.blocks}, plan.threads, plan.shared, to.stream, args, plan, marks,
          partials, scratch);
   if (!plan.alone)

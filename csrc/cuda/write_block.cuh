@@ -17,8 +17,8 @@ constexpr bool kReads =
     std::is_same_v<Args, CausalScanArgs> || std::is_same_v<Args, CausalScanBackwardArgs>;
 
 // Item b, the same in every thread. Where the bounds are not valid, the first of a row's sequences
-// has all of its steps.
-template <class Args>
+// has all of its steps. kIsAlone: the kernel is never started for teams.
+template <bool kIsAlone = false, class Args>
 __device__ inline Item item_of(const Args& args, int64_t b) {
   if constexpr (kReads<Args>) {
     const Packing& p = args.packing;
@@ -30,7 +30,8 @@ __device__ inline Item item_of(const Args& args, int64_t b) {
         bad = bad || (i == 0 && x != 0) || (i == p.count && x != args.n.T);
       }
       const int64_t row = b / p.count, i = b % p.count;
-      if (any(bad)) return {b, row, 0, i == 0 ? args.n.T : 0, false};
+      const bool is_bad = kIsAlone ? __syncthreads_or(bad) != 0 : any(bad);
+      if (is_bad) return {b, row, 0, i == 0 ? args.n.T : 0, false};
       const int64_t first = p.bounds[i * p.stride];
       return {b, row, first, p.bounds[(i + 1) * p.stride] - first, true};
     }

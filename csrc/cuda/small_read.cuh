@@ -1,0 +1,212 @@
+// Reads of memories of at most 64 slots, forward and backward, in float32: products of tiles in
+// tensor cores, 32 addresses at a time.
+//
+//   values = W R,  var_t = w'U w;  dW = gV R' + 2 gv W U,  dR = W'gV,  dU = W' diag(gv) W
+#pragma once
+
+#include "marks.cuh"
+#include "small_factor.cuh"
+
+namespace kanerva::cuda {
+
+// Shared memory of a block; kSlots is 32 or 64. Padded with zeros.
+template <int kSlots>
+struct SmallReadMemory {
+  static constexpr int kLd = stride_along(kSlots), kSquare = kSlots * kLd, kRow = kSmallChunk * kLd;
+
+  float *U, *W;       // kSlots and kSmallChunk rows, kLd apart
+  float* R;           // kSlots rows of columns, ld apart
+  float *dU, *dR;     // only backward, as are the next
+  float *scaled, *X;  // gv W and, when those are used, gV R'; W U: like W
+  float* gV;          // kSmallChunk rows of columns
+  float* slope;       // gv
+  int ld;
+
+  __host__ __device__ SmallReadMemory(float* memory, int columns)
+      : U(memory),
+        W(U + kSquare),
+        R(W + kRow),
+        dU(R + kSlots * stride_across(columns)),
+        dR(dU + kSquare),
+        scaled(dR + kSlots * stride_across(columns)),
+        X(scaled + kRow),
+        gV(X + kRow),
+        slope(gV + kSmallChunk * stride_across(columns)),
+        ld(stride_across(columns)) {}
+
+  static constexpr size_t bytes(int columns, bool backward) {
+    const int wide = stride_across(columns);
+    const int forward = kSquare + kRow + kSlots * wide;
+    return sizeof(float) *
+           size_t(backward ? 2 * forward + kRow + kSmallChunk * (wide + 1) : forward);
+  }
+};
+
+// Starts the copy of up to kSmallChunk rows of an item's steps or queries, from `first` on.
+__device__ inline void start_tile(const View& v, int64_t b, int64_t first, int64_t T, int columns,
+                                  float* to, int ld, int padded) {
+  const int64_t left = T - first;
+  const int count = left < 0 ? 0 : left < kSmallChunk ? int(left) : kSmallChunk;
+  start_copy(rows_of(v, b, count > 0 ? first : 0, 0), count, columns, to, ld, kSmallChunk, padded,
+             [](int) { return true; });
+}
+
+// values and var of `count` addresses W from `first` on; whether this thread's are finite.
+template <int kSlots>
+__device__ inline bool store_reads(const Sizes& n, const View& values_out, const View& var_out,
+                                   int64_t b, int64_t first, int count, Along W, Across R,
+                                   Along U) {
+  const int C = int(n.C);
+  bool finite = true;
+  const auto check = [&](float x) { finite = finite && x <= 3.4e38f && x >= -3.4e38f; };
+  float* const values = static_cast<float*>(values_out.data) + (b * n.T + first) * n.C;
+  multiply<2, 2>(W, R, kSmallChunk, (C + 7) / 8, kSlots, [&](int i, int j, float x, float y) {
+    if (i >= count) return;
+    check(x);
+    check(y);
+    if (j < C) values[int64_t(i) * C + j] = x;
+    if (j + 1 < C) values[int64_t(i) * C + j + 1] = y;
+  });
+  // By the last warps, which have had less to do.
+  const int from_last = ((block_threads() - 1) >> 5) - (block_thread() >> 5);
+  if (from_last < 2)
+    quadratic_forms<kSlots>(W, 16 * from_last, U, [&](int t, float x) {
+      check(x);
+      // Rounding must not make the variance of a positive semi-definite covariance negative.
+      if (t < count) store_scalar(var_out, b, first + t, x < 0.0f ? 0.0 : x);
+    });
+  return finite;
+}
+
+// The addresses of memory b that this of `shares` blocks has. False, in every thread, where
+// something is not finite.
+template <int kSlots>
+__device__ inline bool read_small(const ReadArgs& args, int64_t b, int share, int shares) {
+  constexpr int kLd = SmallReadMemory<kSlots>::kLd;
+  const int K = int(args.n.K), C = int(args.n.C);
+  const int64_t T = args.n.T, step = int64_t(shares) * kSmallChunk;
+  const SmallReadMemory<kSlots> m(reinterpret_cast<float*>(block_memory()), C);
+  const auto always = [](int) { return true; };
+  int64_t first = int64_t(share) * kSmallChunk;
+  start_copy(rows_of(args.cov, b, 0, 0), K, K, m.U, kLd, kSlots, kSlots, always);
+  start_copy(rows_of(args.mean, b, 0, 0), K, C, m.R, m.ld, kSlots, (C + 7) / 8 * 8, always);
+  start_tile(args.weights, b, first, T, K, m.W, kLd, kSlots);
+  end_copies();
+  bool good = true;
+  for (; good && first < T; first += step) {
+    wait_for_copies<0>();
+    __syncthreads();
+    const int count = int(first + kSmallChunk <= T ? kSmallChunk : T - first);
+    const bool finite = store_reads<kSlots>(args.n, args.values_out, args.var_out, b, first, count,
+                                            Along{m.W, kLd}, Across{m.R, m.ld}, Along{m.U, kLd});
+    good = __syncthreads_and(finite);
+    start_tile(args.weights, b, first + step, T, K, m.W, kLd, kSlots);
+    end_copies();
+  }
+  wait_for_copies<0>();
+  return good;
+}
+
+template <int kSlots>
+__device__ inline void read_adjoint_small(const ReadBackwardArgs& args, int64_t b) {
+  constexpr int kLd = SmallReadMemory<kSlots>::kLd;
+  const int K = int(args.n.K), C = int(args.n.C), padded = (C + 7) / 8 * 8;
+  const int64_t T = args.n.T;
+  const SmallReadMemory<kSlots> m(reinterpret_cast<float*>(block_memory()), C);
+  const auto always = [](int) { return true; };
+  const bool has_values = args.grad_values.data != nullptr, has_var = args.grad_var.data != nullptr;
+  start_copy(rows_of(args.cov, b, 0, 0), K, K, m.U, kLd, kSlots, kSlots, always);
+  start_copy(rows_of(args.mean, b, 0, 0), K, C, m.R, m.ld, kSlots, padded, always);
+  for (int e = block_thread(); e < SmallReadMemory<kSlots>::kSquare; e += block_threads())
+    m.dU[e] = 0.0f;
+  for (int e = block_thread(); e < kSlots * m.ld; e += block_threads()) m.dR[e] = 0.0f;
+  for (int64_t first = 0; first < T; first += kSmallChunk) {
+    const int count = int(first + kSmallChunk <= T ? kSmallChunk : T - first);
+    start_tile(args.weights, b, first, T, K, m.W, kLd, kSlots);
+    if (has_values) start_tile(args.grad_values, b, first, T, C, m.gV, m.ld, padded);
+    for (int t = block_thread(); t < kSmallChunk; t += block_threads())
+      m.slope[t] = has_var && t < count ? float(scalar(args.grad_var, b, first + t)) : 0.0f;
+    end_copies();
+    wait_for_copies<0>();
+    __syncthreads();
+    if (has_values) {
+      multiply<1, 1>(Along{m.gV, m.ld}, Along{m.R, m.ld}, kSmallChunk, kSlots / 8, padded,
+                     [&](int i, int j, float x, float y) { store_pair(m.X + i * kLd + j, x, y); });
+      multiply<2, 2>(Across{m.W, kLd}, Across{m.gV, m.ld}, kSlots, padded / 8, kSmallChunk,
+                     [&](int i, int j, float x, float y) {
+                       float* d = m.dR + i * m.ld + j;
+                       store_pair(d, d[0] + x, d[1] + y);
+                     });
+    }
+    each(kSmallChunk, kSlots,
+         [&](int t, int k) { m.scaled[t * kLd + k] = m.slope[t] * m.W[t * kLd + k]; });
+    __syncthreads();
+    float* const d_weights = static_cast<float*>(args.d_weights.data) + (b * T + first) * K;
+    const auto store = [&](int t, int k, float x) {
+      if (t >= count || k >= K) return;
+      d_weights[t * K + k] = 2.0f * x + (has_values ? m.X[t * kLd + k] : 0.0f);
+    };
+    if (has_var) {
+      multiply<1, 1>(Along{m.scaled, kLd}, Along{m.U, kLd}, kSmallChunk, kSlots / 8, kSlots,
+                     [&](int i, int j, float x, float y) {
+                       store(i, j, x);
+                       store(i, j + 1, y);
+                     });
+      multiply<1, 1>(Across{m.W, kLd}, Across{m.scaled, kLd}, kSlots, kSlots / 8, kSmallChunk,
+                     [&](int i, int j, float x, float y) {
+                       float* d = m.dU + i * kLd + j;
+                       store_pair(d, d[0] + x, d[1] + y);
+                     });
+    } else {
+      each(count, K, [&](int t, int k) { store(t, k, 0.0f); });
+    }
+    __syncthreads();
+  }
+  wait_for_copies<0>();  // where there was no step
+  __syncthreads();
+  float* const d_cov = static_cast<float*>(args.d_cov.data) + b * K * K;
+  float* const d_mean = static_cast<float*>(args.d_mean.data) + b * K * C;
+  each(K, K, [&](int i, int j) { d_cov[i * K + j] = m.dU[i * kLd + j]; });
+  each(K, C, [&](int i, int j) { d_mean[int64_t(i) * C + j] = m.dR[i * m.ld + j]; });
+}
+
+struct SmallReadPlan {
+  bool serves = false;
+  int shares = 1;     // blocks per memory
+  size_t shared = 0;  // bytes of a block
+};
+
+// Blocks per memory, each with a share of the tiles of its queries, where processors are idle.
+inline int shares_of_queries(const Sizes& n, const Device& device) {
+  const int64_t tiles = (n.T + kSmallChunk - 1) / kSmallChunk, idle = device.processors / n.B;
+  return int(idle < 1 || tiles < 1 ? 1 : idle < tiles ? idle : tiles);
+}
+
+template <class... Views>
+SmallReadPlan plan_small_read(const Sizes& n, int team, bool backward, const Device& device,
+                              const Views&... views) {
+  SmallReadPlan plan;
+  const bool serves = (... && (!views || is_float32_by_rows(views)));
+  if (!serves || n.B < 1 || n.K > kMostSmallSlots || n.C > 4096 || team > 1) return plan;
+  plan.shared = n.K <= 32 ? SmallReadMemory<32>::bytes(int(n.C), backward)
+                          : SmallReadMemory<64>::bytes(int(n.C), backward);
+  plan.serves = plan.shared <= device.shared_per_block;
+  if (plan.serves && !backward) plan.shares = shares_of_queries(n, device);
+  return plan;
+}
+
+template <int kSlots>
+__global__ void __launch_bounds__(256, 2)
+    small_read_kernel(const __grid_constant__ ReadArgs args, int* marks) {
+  const int share = int(blockIdx.y), shares = int(gridDim.y);
+  const bool done = read_small<kSlots>(args, blockIdx.x, share, shares);
+  if (block_thread() == 0) marks[blockIdx.x * int64_t(shares) + share] = !done;
+}
+
+template <int kSlots>
+__global__ void __launch_bounds__(256, 2)
+    small_read_backward_kernel(const __grid_constant__ ReadBackwardArgs args) {
+  read_adjoint_small<kSlots>(args, blockIdx.x);
+}
+
+}  // namespace kanerva::cuda
