@@ -10,6 +10,7 @@ namespace {
 
 constexpr unsigned kSectorBytes = 32;
 constexpr unsigned kBanks = 32;
+constexpr size_t kMostBarriers = 64;  // whose clocks are kept
 
 // Where a lane's bytes are remembered: shared memory is its block's, local memory its thread's.
 uint64_t memory_key(const Warp& warp, int lane, Space space, uint64_t address) {
@@ -240,6 +241,8 @@ void Counter::pass_barrier(const std::vector<std::pair<Warp*, AtBarrier>>& there
   Clocks all{};
   for (const auto& [warp, at] : there) all = latest(all, warps_[warp].clock.now());
   for (uint64_t& clock : all) clock += cost_of(Kind::barrier).latency;
+  if (there.front().first->block->id == 0 && barriers_.size() < kMostBarriers)
+    barriers_.push_back(all);
   for (const auto& [warp, at] : there)
     if (at.instruction->barrier != Barrier::arrive) warps_[warp].clock.wait_until(all);
 }
@@ -371,6 +374,13 @@ std::string Counter::json(const std::string& kernel, const LaunchShape& shape) c
   add("block_clocks", longest_block_[kWritten]);
   add("first_block_clocks", first_block_[kWritten]);
   add("moved_block_clocks", longest_block_[kMoved]);
+  const auto at_barriers = [&](const char* name, Schedule schedule) {
+    out << ", \"" << name << "\": [";
+    for (size_t k = 0; k < barriers_.size(); ++k) out << (k ? ", " : "") << barriers_[k][schedule];
+    out << "]";
+  };
+  at_barriers("barrier_clocks", kWritten);
+  at_barriers("moved_barrier_clocks", kMoved);
   add("issue_clocks", std::accumulate(issue_.begin(), issue_.end(), uint64_t(0)));
   by_kind("issue", issue_);
   add("access_clocks", access_clocks_);

@@ -79,6 +79,7 @@ class Counter {
   std::array<uint64_t, size_t(Kind::count)> issue_{};  // clocks
   uint64_t access_clocks_ = 0;
   Clocks first_block_{}, longest_block_{};
+  std::vector<Clocks> barriers_;          // when the first ones of the first block let go
   std::unordered_set<uint64_t> touched_;  // sectors of global memory
   uint64_t most_in_flight_ = 0, waits_ = 0, in_flight_at_waits_ = 0;
   Chain longest_;
