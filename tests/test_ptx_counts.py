@@ -308,7 +308,7 @@ def test_counts_of_more_steps_lie_on_a_line():
     ptx_counts = load_script("ptx_counts")
 
     def launches(T: int, bend: int = 0) -> list[dict]:
-        grows = (*ptx_counts.TOTALS, "longest_chain", "longest_chain_of_loads")
+        grows = (*ptx_counts.TOTALS, *ptx_counts.CHAINS)
         counted = dict.fromkeys(grows, 100 + 7 * T + bend)
         kinds = {"barrier": 3 * T, "shuffle": 5}
         return [{"kernel": "k", "most_bytes_in_flight": 128, "kinds": kinds} | counted]

@@ -362,6 +362,7 @@ std::string Counter::json(const std::string& kernel, const LaunchShape& shape) c
   add("divergent_branches", divergent_branches_);
   add("global_requests", global_requests_);
   add("sectors", sectors_);
+  add("distinct_sectors", touched_.size());
   add("global_bytes", global_bytes_);
   add("shared_requests", shared_requests_);
   add("wavefronts", wavefronts_);
