@@ -28,31 +28,39 @@ struct Sizes {
 
 // Inputs may have any strides; outputs are contiguous. Views left empty are absent: optional
 // inputs, gradients that are zero, or outputs that are not wanted.
-struct BayesWriteArgs {
+//
+// What several operators are given stands in a base: a kernel that needs no more takes that.
+struct WriteInputs {
   Sizes n;
   View mean, cov, weights, values, noise_var, mask, decay;
+};
+
+struct WriteBackward : WriteInputs {
+  View grad_mean, grad_cov, grad_log_evidence;
+  View d_mean, d_cov, d_weights, d_values, d_noise_var, d_decay;
+};
+
+struct BayesWriteArgs : WriteInputs {
   WriteMethod method = WriteMethod::automatic;
   View mean_out, cov_out, log_evidence;
 };
 
-struct BayesWriteBackwardArgs {
-  Sizes n;
-  View grad_mean, grad_cov, grad_log_evidence;
-  View mean, cov, weights, values, noise_var, mask, decay;
-  View posterior_mean, posterior_cov;
+struct BayesWriteBackwardArgs : WriteBackward {
   WriteMethod method = WriteMethod::automatic;
-  View d_mean, d_cov, d_weights, d_values, d_noise_var, d_decay;
+  View posterior_mean, posterior_cov;
 };
 
-struct SolveAddressesArgs {
+struct SolveInputs {
   Sizes n;
   View mean, queries, ridge;
+};
+
+struct SolveAddressesArgs : SolveInputs {
   View weights_out;
 };
 
-struct SolveAddressesBackwardArgs {
-  Sizes n;
-  View grad_weights, mean, queries, ridge, weights;
+struct SolveAddressesBackwardArgs : SolveInputs {
+  View grad_weights, weights;
   View d_mean, d_queries, d_ridge;
 };
 
@@ -68,16 +76,15 @@ struct ReadBackwardArgs {
   View d_mean, d_cov, d_weights;
 };
 
-struct RecallArgs {
-  Sizes n;
-  View mean, cov, queries, ridge;
-  View values_out, var_out, weights_out;
+// Of solving and of reading at the solution.
+struct RecallArgs : SolveAddressesArgs {
+  View cov;
+  View values_out, var_out;
 };
 
-struct RecallBackwardArgs {
-  Sizes n;
-  View grad_values, grad_var, grad_weights, mean, cov, queries, ridge, weights;
-  View d_mean, d_cov, d_queries, d_ridge;
+struct RecallBackwardArgs : SolveAddressesBackwardArgs {
+  View grad_values, grad_var, cov;
+  View d_cov;
 };
 
 struct MemoryKlArgs {
@@ -123,18 +130,13 @@ struct AdaptiveWriteBackwardArgs {
   View d_mean, d_cov, d_values, d_noise_var, d_ridge;
 };
 
-struct ForgetArgs {
-  Sizes n;
-  View mean, cov, weights, values, noise_var, mask;
+// Without decay and the gradients of it and of a log evidence.
+struct ForgetArgs : WriteInputs {
   View mean_out, cov_out;
 };
 
-struct ForgetBackwardArgs {
-  Sizes n;
-  View grad_mean, grad_cov;
-  View mean, cov, weights, values, noise_var, mask;
+struct ForgetBackwardArgs : WriteBackward {
   View rest_mean, rest_cov;  // what the forward gave
-  View d_mean, d_cov, d_weights, d_values, d_noise_var;
 };
 
 // Sequences packed one after another along the steps: the n-th is bounds[n] .. bounds[n + 1].
@@ -144,21 +146,18 @@ struct Packing {
 };
 
 // Each of the n.B states belongs to a sequence, state b N + i to the i-th of the N of row b.
-struct CausalScanArgs {
-  Sizes n;
+struct CausalScanArgs : WriteInputs {
   Packing packing;
   int64_t chunk_size = 0;  // steps conditioned on at once, at most; 0: chosen
-  View mean, cov, weights, values, queries, noise_var, mask, decay;
+  View queries;
   View reads_out, read_var_out, mean_out, cov_out, log_evidence;  // mean_out may be mean: one step
 };
 
-struct CausalScanBackwardArgs {
-  Sizes n;
+struct CausalScanBackwardArgs : WriteBackward {
   Packing packing;
   int64_t chunk_size = 0;
-  View grad_reads, grad_read_var, grad_mean, grad_cov, grad_log_evidence;
-  View mean, cov, weights, values, queries, noise_var, mask, decay;
-  View d_mean, d_cov, d_weights, d_values, d_queries, d_noise_var, d_decay;
+  View queries, grad_reads, grad_read_var;
+  View d_queries;
 };
 
 // X(name, type of its arguments) for every operator that a backend has.

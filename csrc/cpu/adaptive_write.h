@@ -77,7 +77,7 @@ inline void adaptive_write(const AdaptiveWriteArgs& args, const Executor& execut
         fill(args.step_kl, b, T, 1, 0.0);
       }
       outcome = Outcome::harder;
-      if (args.mean.dtype == Dtype::float32 && !is_small(args.n, e))
+      if (args.mean.dtype == Dtype::float32 && !is_small(e.steps, args.n))
         outcome = adaptive_item<float>(args, b, e, ridge, false, inner);
       if (outcome == Outcome::harder)
         outcome = adaptive_item<double>(args, b, e, ridge, true, inner);

@@ -300,7 +300,7 @@ inline void adaptive_write_backward(const AdaptiveWriteBackwardArgs& args,
         fill(args.d_values, b, T, C, 0.0);
         fill(args.d_noise_var, b, T, 1, 0.0);
       }
-      if (args.mean.dtype == Dtype::float32 && !is_small(args.n, e))
+      if (args.mean.dtype == Dtype::float32 && !is_small(e.steps, args.n))
         done = adaptive_adjoint<float>(args, b, e, ridge, inner);
       done = done || adaptive_adjoint<double>(args, b, e, ridge, inner);
     }

@@ -8,7 +8,7 @@
 // V, which rounds as a triangular solve does; an explicit inverse doubles the error of R'w.
 #pragma once
 
-#include "../common/limits.h"
+#include "../common/policy.h"
 #include "matrices.h"
 
 namespace kanerva {

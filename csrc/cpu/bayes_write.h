@@ -6,14 +6,12 @@
 //   D = Z - W R,  E = F^-1 D,  R <- R + P'E,  log_evidence -= (b |E|^2 + ...) / 2.
 #pragma once
 
-#include "../common/limits.h"
+#include "../common/policy.h"
 #include "information.h"
 #include "write_chunk.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
-
-enum class Outcome { done, failed, harder };
 
 // Factors of a chunk in the arithmetic A of the columns.
 template <class A>
@@ -123,9 +121,9 @@ bool load_root(const View& cov, int64_t b, int64_t K, F* root, int64_t ldk, Work
   double largest = 0.0;
   for (int64_t i = 0; i < K; ++i) largest = std::max(largest, double(root[i * ldk + i]));
   if (!cholesky(K, root, ldk, inverse_diagonal)) {
-    const double epsilon = cov.dtype == Dtype::float32 ? 1.2e-7 : 2.2e-16;
     load(cov, b, Rows{}, K, 0, K, root, ldk);
-    for (int64_t i = 0; i < K; ++i) root[i * ldk + i] += F(2.0 * double(K) * epsilon * largest);
+    for (int64_t i = 0; i < K; ++i)
+      root[i * ldk + i] += F(2.0 * double(K) * rounding_of(cov.dtype) * largest);
     if (!cholesky(K, root, ldk, inverse_diagonal)) return false;
   }
   for (int64_t i = 0; i < K; ++i)
@@ -200,17 +198,14 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
   return Outcome::done;
 }
 
-// Items so small that float64 throughout costs nothing beside the call.
-inline bool is_small(const Sizes& n, const Episode& e) { return e.steps * n.K * n.C <= kSmallItem; }
-
 // The forms of the write from the cheapest that may serve to the one that always does. A method
 // that was asked for is where to start: one that would lose digits gives way to the next.
 template <class S>
 Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Episode& e,
                          const Executor& executor) {
   constexpr bool narrow_state = std::is_same_v<S, float>;
-  if (information_serves(args.method, args.n, e)) {
-    const double limit = narrow_state ? kHardInformation32 : kHardInformation64;
+  if (information_serves(args.method, bool(args.decay), e.steps, args.n.K)) {
+    const double limit = information_limit(args.mean.dtype);
     if (narrow_state && args.n.K >= kManySlots &&
         InformationWrite<float>(args, b, e, executor).run(limit, kEasyInformation))
       return Outcome::done;
@@ -220,10 +215,10 @@ Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Episode& e
     Outcome outcome = Outcome::harder;
     if (narrow_state)
       outcome = write_item<float, float>(args, b, e, false, kHardForFloat32Factors, executor);
-    if (narrow_state && outcome == Outcome::harder && !is_small(args.n, e))
+    if (narrow_state && outcome == Outcome::harder && !is_small(e.steps, args.n))
       outcome = write_item<float, double>(args, b, e, false, kHardForFloat32, executor);
     if (outcome == Outcome::harder) {
-      const double limit = narrow_state ? kHardForCholesky : kHardForFloat64;
+      const double limit = cholesky_limit(args.mean.dtype);
       outcome = write_item<double, double>(args, b, e, false, limit, executor);
     }
     if (outcome != Outcome::harder) return outcome;

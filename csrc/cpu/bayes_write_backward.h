@@ -13,7 +13,7 @@ template <class S>
 Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
                            const Executor& executor) {
   constexpr bool narrow_state = std::is_same_v<S, float>;
-  const bool small = narrow_state && is_small(args.n, e);
+  const bool small = narrow_state && is_small(e.steps, args.n);
   const int64_t step = chunk_steps(args.n.K, e.steps);
   if (adjoint_of_long_episode<S>(args, b, e, executor)) return Outcome::done;
   if (!small && adjoint_of_short_episode<S>(args, b, e, executor)) return Outcome::done;
@@ -28,7 +28,7 @@ Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b, const 
           WriteAdjoint<float, double>(args, b, e, false, kHardForFloat32Gradient, executor, step)
               .run();
     if (outcome == Outcome::harder) {
-      const double limit = narrow_state ? kHardForCholesky : kHardForFloat64;
+      const double limit = cholesky_limit(args.mean.dtype);
       outcome = WriteAdjoint<double, double>(args, b, e, false, limit, executor, step).run();
     }
     if (outcome != Outcome::harder) return outcome;

@@ -312,10 +312,10 @@ Outcome scan_adaptively(const CausalScanArgs& args, const Episode& e, const Exec
   Outcome outcome = Outcome::harder;
   if (narrow_state)
     outcome = Scan<float, float>(args, e, false, kHardForFloat32Factors, executor).run();
-  if (narrow_state && outcome == Outcome::harder && !is_small(args.n, e))
+  if (narrow_state && outcome == Outcome::harder && !is_small(e.steps, args.n))
     outcome = Scan<float, double>(args, e, false, kHardForFloat32, executor).run();
   if (outcome == Outcome::harder) {
-    const double limit = narrow_state ? kHardForCholesky : kHardForFloat64;
+    const double limit = cholesky_limit(args.mean.dtype);
     outcome = Scan<double, double>(args, e, false, limit, executor).run();
   }
   if (outcome != Outcome::harder) return outcome;

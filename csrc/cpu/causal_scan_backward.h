@@ -212,24 +212,9 @@ class ScanReads {
 template <class A, class F>
 Outcome scan_adjoint(const CausalScanBackwardArgs& args, const Episode& e, bool use_sqrt,
                      double limit, const Executor& executor) {
-  BayesWriteBackwardArgs write;
-  write.n = args.n;
-  write.grad_mean = args.grad_mean;
-  write.grad_cov = args.grad_cov;
-  write.grad_log_evidence = args.grad_log_evidence;
-  write.mean = args.mean;
-  write.cov = args.cov;
-  write.weights = args.weights;
-  write.values = args.values;
-  write.d_mean = args.d_mean;
-  write.d_cov = args.d_cov;
-  write.d_weights = args.d_weights;
-  write.d_values = args.d_values;
-  write.d_noise_var = args.d_noise_var;
-  write.d_decay = args.d_decay;
   const int64_t step = scan_steps(args.n.K, args.chunk_size, e);
   ScanReads<A, F> reads(args, step, use_sqrt, executor);
-  return WriteAdjoint<A, F, ScanReads<A, F>>(write, 0, e, use_sqrt, limit, executor, step, &reads)
+  return WriteAdjoint<A, F, ScanReads<A, F>>(args, 0, e, use_sqrt, limit, executor, step, &reads)
       .run();
 }
 
@@ -237,14 +222,14 @@ template <class S>
 Outcome scan_adjoint_adaptively(const CausalScanBackwardArgs& args, const Episode& e,
                                 const Executor& executor) {
   constexpr bool narrow_state = std::is_same_v<S, float>;
-  const bool small = narrow_state && is_small(args.n, e);
+  const bool small = narrow_state && is_small(e.steps, args.n);
   Outcome outcome = Outcome::harder;
   if (narrow_state && !small && e.decay == nullptr)  // gradients of decays cancel
     outcome = scan_adjoint<float, float>(args, e, false, kHardForFloat32Factors, executor);
   if (narrow_state && !small && outcome == Outcome::harder)
     outcome = scan_adjoint<float, double>(args, e, false, kHardForFloat32Gradient, executor);
   if (outcome == Outcome::harder) {
-    const double limit = narrow_state ? kHardForCholesky : kHardForFloat64;
+    const double limit = cholesky_limit(args.mean.dtype);
     outcome = scan_adjoint<double, double>(args, e, false, limit, executor);
   }
   if (outcome != Outcome::harder) return outcome;

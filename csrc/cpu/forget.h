@@ -76,7 +76,7 @@ inline void forget(const ForgetArgs& args, const Executor& executor) {
     Outcome outcome = Outcome::failed;
     if (e.valid) {
       outcome = Outcome::harder;
-      if (args.mean.dtype == Dtype::float32 && !is_small(args.n, e))
+      if (args.mean.dtype == Dtype::float32 && !is_small(e.steps, args.n))
         outcome = forget_item<float>(args, b, e, kHardForFloat32Factors, inner);
       // Values whose products overflow float32 may still do in float64.
       if (outcome != Outcome::done) outcome = forget_item<double>(args, b, e, kNoLimit, inner);
@@ -209,7 +209,7 @@ inline void forget_backward(const ForgetBackwardArgs& args, const Executor& exec
     Outcome outcome = Outcome::failed;
     if (e.valid) {
       outcome = Outcome::harder;
-      if (args.mean.dtype == Dtype::float32 && !is_small(args.n, e))
+      if (args.mean.dtype == Dtype::float32 && !is_small(e.steps, args.n))
         outcome = ForgetAdjoint<float>(args, b, e, inner).run(kHardForFloat32Factors);
       if (outcome == Outcome::harder)
         outcome = ForgetAdjoint<double>(args, b, e, inner).run(kNoLimit);

@@ -8,22 +8,14 @@
 // for a float32 state.
 #pragma once
 
-#include "../common/limits.h"
+#include "../common/policy.h"
 #include "matrices.h"
 #include "write_chunk.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
 
-constexpr double kNoLimit = HUGE_VAL;
 constexpr int64_t kInformationSteps = 256;  // steps at a time
-
-// Shorter episodes are cheaper in chunks, and their log evidence would cancel here.
-inline bool information_serves(WriteMethod method, const Sizes& n, const Episode& e) {
-  if (method != WriteMethod::automatic && method != WriteMethod::information) return false;
-  return e.decay == nullptr && e.steps >= 2 * n.K &&
-         (e.steps >= kLongEpisode || method == WriteMethod::information);
-}
 
 // F: arithmetic of the K x K work and of the columns.
 template <class F>

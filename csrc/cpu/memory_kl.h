@@ -5,7 +5,7 @@
 // with many slots and well-conditioned covariances, which amplify rounding little.
 #pragma once
 
-#include "../common/limits.h"
+#include "../common/policy.h"
 #include "matrices.h"
 
 namespace kanerva {

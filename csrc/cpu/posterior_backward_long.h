@@ -15,9 +15,6 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-constexpr double kHardForPosterior = 4e3;  // bound on max w'U0 w / v
-constexpr double kPriorCondition = 16.0;   // of U0, from its pivots
-
 // max_t |w_t|^2 / n_t times the largest absolute row sum of U0: bounds max w'U0 w / n.
 inline double hardness_bound(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e) {
   const int64_t K = args.n.K, tile = std::min(kTile, e.steps);
@@ -171,8 +168,8 @@ class LongPosteriorAdjoint {
 template <class S>
 bool adjoint_of_long_episode(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
                              const Executor& executor) {
-  const bool serves =
-      information_serves(args.method, args.n, e) && args.n.K >= kManySlots && args.posterior_mean;
+  const bool serves = information_serves(args.method, bool(args.decay), e.steps, args.n.K) &&
+                      args.n.K >= kManySlots && args.posterior_mean;
   if (!serves || !(hardness_bound(args, b, e) <= kHardForPosterior)) return false;
   const int64_t K = args.n.K;
   Workspace::Scope scope(Workspace::of_thread());

@@ -11,6 +11,7 @@
 // max w'U0 w / w'U w bounds the digits that are lost.
 #pragma once
 
+#include "../common/policy.h"
 #include "matrices.h"
 #include "write_chunk.h"
 

@@ -10,7 +10,7 @@
 // afresh.
 #pragma once
 
-#include "../common/limits.h"
+#include "../common/policy.h"
 #include "delayed_matrix.h"
 
 namespace kanerva {
@@ -75,7 +75,7 @@ struct TrackedInverse {
     c = row_dot(n, g, G);
     const double square = (1.0 + b) * (1.0 + b);
     D = square - a * c;
-    return D >= 1e-4 * (square + std::fabs(a * c)) && D < HUGE_VAL;
+    return D >= kCancelled * (square + std::fabs(a * c)) && D < HUGE_VAL;
   }
 
   void commit() {

@@ -24,9 +24,6 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-constexpr double kHardForSubtracting = 16.0;  // where subtracting what a chunk overwrites cancels
-constexpr double kHardForFloat32Gradient = 1e4;  // as kHardForFloat32, for the adjoint
-
 // Of writes without reads.
 struct NoReads {
   static constexpr bool present = false;
@@ -36,7 +33,7 @@ template <class A, class F, class Reads = NoReads>
 class WriteAdjoint {
  public:
   // In chunks of `step` steps.
-  WriteAdjoint(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e, bool use_sqrt,
+  WriteAdjoint(const WriteBackward& args, int64_t b, const Episode& e, bool use_sqrt,
                double limit, const Executor& executor, int64_t step, Reads* reads = nullptr)
       : args_(args),
         b_(b),
@@ -471,7 +468,7 @@ class WriteAdjoint {
         V::store(D + j, V::load(D + j) + a * V::load(X + j));
   }
 
-  const BayesWriteBackwardArgs& args_;
+  const WriteBackward& args_;
   const int64_t b_;
   const Episode& e_;
   const bool use_sqrt_;

@@ -6,6 +6,7 @@
 // double, float64 here keeps float32 data at 1e-6 where factors in float32 break down.
 #pragma once
 
+#include "../common/policy.h"
 #include "factor.h"
 #include "load.h"
 #include "workspace.h"
@@ -47,8 +48,7 @@ inline Episode gather_episode(Workspace::Scope& scope, int64_t T, int64_t b, con
     });
     return x;
   };
-  constexpr double largest = 1e300;
-  e.noise = collect(noise_var, largest);
+  e.noise = collect(noise_var, kLargestNoise);
   if (decay) e.decay = collect(decay, 1.0);
   return e;
 }

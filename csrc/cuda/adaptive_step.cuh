@@ -10,9 +10,8 @@
 
 namespace kanerva::cuda {
 
-// An update that leaves less of its own terms than this is factorised afresh.
-constexpr double kCancelled = 1e-4;
-// Updates in a row at least.
+// Updates in a row at least; after them, or where too much cancels, the system is factorised
+// afresh.
 constexpr int kUpdates = 32;
 
 // f(i) for i < n: a thread each.

@@ -130,7 +130,7 @@ inline size_t workspace_of(const AdjointCall& call, const AdjointPlan& plan) {
 
 template <class Args, class... More>
 void start_adjoint(void (*kernel)(Args, AdjointPlan, char*, More...), const Args& args,
-                   const AdjointPlan& plan, const Launch& to, More... more) {
+                   const AdjointPlan& plan, const Launch& to, typename Same<More>::type... more) {
   if (plan.teams > 0) clear(to.workspace, plan.teams, to.stream);
   launch(kernel, {args.n.B, 1, plan.team}, plan.threads, shared_bytes(plan.team, plan.shared),
          to.stream, args, plan, static_cast<char*>(to.workspace), more...);
@@ -150,10 +150,9 @@ __device__ __noinline__ Outcome adjoint_in(const Args& args, int64_t b, const Ad
   if constexpr (kReads<Args>) sequence = item.state % args.packing.count;
   char* const states = scratch + args.n.B * int64_t(plan.scratch) + item.row * plan.states_of_row +
                        plan.states_at(item.first, sequence);
-  const double limit = !robust                             ? kHardForFloat32Factors
-                       : use_sqrt                          ? kNoLimit
-                       : args.mean.dtype == Dtype::float32 ? kHardForCholesky
-                                                           : kHardForFloat64;
+  const double limit = !robust    ? kHardForFloat32Factors
+                       : use_sqrt ? kNoLimit
+                                  : cholesky_limit(args.mean.dtype);
   const int steps = !robust ? plan.steps : use_sqrt ? plan.root_steps : plan.robust_steps;
   const Outcome outcome =
       Adjoint<F, Args>(args, item, steps, arena, states, robust, use_sqrt, limit).run();

@@ -25,7 +25,7 @@ __device__ __noinline__ Outcome write_long(const BayesWriteArgs& args, int64_t b
   const bool stores_cov = columns.index == 0;
   if (!information_serves(args, kept_steps(args, b))) return Outcome::harder;
   const bool narrow_state = args.mean.dtype == Dtype::float32;
-  const double limit = narrow_state ? kHardInformation32 : kHardInformation64;
+  const double limit = information_limit(args.mean.dtype);
   Outcome outcome = Outcome::harder;
   if (narrow_state && args.n.K >= kManySlots) {
     outcome = write_information<float>(args, b, c0, n, plan.long_steps, plan.width, arena, limit,
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(256, 1)
   Outcome outcome = Outcome::harder;
   if (plan.long_steps > 0) outcome = write_long(args, item.state, columns, plan, arena, evidence);
   if (outcome == Outcome::harder && args.mean.dtype == Dtype::float32 &&
-      args.method != WriteMethod::sqrt && !is_small(args.n)) {
+      args.method != WriteMethod::sqrt && !is_small(args.n.T, args.n)) {
     outcome = write_block<float>(args, item, columns, plan.steps, plan.width, arena, false,
                                  kHardForFloat32Factors, evidence);
     sync();
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(256, 1)
   finish_item(args, item_of(args, blockIdx.x), blocks, partials);
 }
 
-WritePlan make_plan(const BayesWriteArgs& args, const Device& device) {
+WriteCall call_of(const BayesWriteArgs& args) {
   WriteCall call;
   call.n = args.n;
   call.steps = double(args.n.T);
@@ -76,19 +76,25 @@ WritePlan make_plan(const BayesWriteArgs& args, const Device& device) {
   call.may_be_long = information_serves(args, args.n.T);
   call.must_be_long = args.method == WriteMethod::information;
   call.price_of_long = call.in_float32 && args.n.K < kManySlots ? 2.0 : 1.0;
-  return plan_write(call, device);
+  return call;
+}
+
+SmallPlan plan_small(const BayesWriteArgs& args, const WritePlan& otherwise,
+                     const Device& device) {
+  if (args.method == WriteMethod::sqrt) return {};
+  return plan_small(args, call_of(args), otherwise, device);
 }
 
 }  // namespace
 
 size_t bayes_write_workspace(const BayesWriteArgs& args, const Device& device) {
-  const WritePlan plan = make_plan(args, device);
+  const WritePlan plan = plan_write(call_of(args), device);
   const SmallPlan small = plan_small(args, plan, device);
   return small.serves ? SmallWorkspace(args.n, small).size() : workspace_of(args.n, plan);
 }
 
 void bayes_write(const BayesWriteArgs& args, const Launch& to) {
-  const WritePlan plan = make_plan(args, to.device);
+  const WritePlan plan = plan_write(call_of(args), to.device);
   const SmallPlan small = plan_small(args, plan, to.device);
   if (small.serves) {
     start_small(args, small, to, finish_kernel);

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(256, 1)
   join_team(reinterpret_cast<TeamMemory*>(workspace) + blockIdx.x);
   const bool only_sqrt = args.method == WriteMethod::sqrt;
   const bool in_float32 = args.mean.dtype == Dtype::float32 && !only_sqrt &&
-                          args.decay.data == nullptr && !is_small(args.n);
+                          args.decay.data == nullptr && !is_small(args.n.T, args.n);
   const auto gradients = [&](int64_t b) {
     adjoint_of_item(args, b, plan, workspace, in_float32, only_sqrt);
     sync();
@@ -51,7 +51,7 @@ void bayes_write_backward(const BayesWriteBackwardArgs& args, const Launch& to) 
   if (small.serves) {
     start_small(args, small, backward_kernel, plan, to);
   } else {
-    start_adjoint(backward_kernel, args, plan, to, static_cast<const int*>(nullptr));
+    start_adjoint(backward_kernel, args, plan, to, nullptr);
   }
 }
 

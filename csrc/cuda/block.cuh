@@ -9,13 +9,18 @@
 
 #include <cmath>
 
-#include "../common/half.h"
+#include "../common/policy.h"
 #include "team.cuh"
 
 namespace kanerva::cuda {
 
 using KANERVA_ISA::BFloat16;
+using KANERVA_ISA::cholesky_limit;
 using KANERVA_ISA::Half;
+using KANERVA_ISA::information_limit;
+using KANERVA_ISA::information_serves;
+using KANERVA_ISA::is_small;
+using KANERVA_ISA::rounding_of;
 
 constexpr double kLog2Pi = 1.8378770664093454836;
 constexpr double kInfinite = 1.7976931348623157e308;

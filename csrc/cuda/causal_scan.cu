@@ -8,7 +8,7 @@
 // reads, 45 us at 3 TB/s; 5 billion multiply-adds, 0.2 ms at 30 T/s; 64 chunks after each other,
 // with a chain of 32 pivots each, 0.2 ms: they and the products of 64 processors bind. Not measured
 // on a GPU yet.
-#include "write_plan.cuh"
+#include "small_write_plan.cuh"
 
 namespace kanerva::cuda {
 
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(256, 1)
   const Item item = item_of(args, blockIdx.x);
   double evidence = 0.0;
   Outcome outcome = item.valid ? Outcome::harder : Outcome::failed;
-  if (item.valid && args.mean.dtype == Dtype::float32 && !is_small(args.n)) {
+  if (item.valid && args.mean.dtype == Dtype::float32 && !is_small(args.n.T, args.n)) {
     outcome = write_block<float>(args, item, columns, plan.steps, plan.width, arena, false,
                                  kHardForFloat32Factors, evidence);
     sync();
@@ -38,26 +38,40 @@ __global__ void __launch_bounds__(256, 1)
   finish_item(args, item_of(args, blockIdx.x), blocks, partials);
 }
 
-WritePlan make_plan(const CausalScanArgs& args, const Device& device) {
+WriteCall call_of(const CausalScanArgs& args) {
   WriteCall call;
   call.n = args.n;
   call.steps = double(args.n.T) / double(args.packing.count);
-  call.in_float32 = args.mean.dtype == Dtype::float32 && !is_small(args.n);
+  call.in_float32 = args.mean.dtype == Dtype::float32 && !is_small(args.n.T, args.n);
   call.reads = true;
   if (args.chunk_size > 0) call.most_steps = at_most(call.most_steps, args.chunk_size);
   // In place, no block may store while another has yet to load.
   call.splits = args.cov.data != args.cov_out.data && args.mean.data != args.mean_out.data;
-  return plan_write(call, device);
+  return call;
+}
+
+SmallPlan plan_small(const CausalScanArgs& args, const WritePlan& otherwise,
+                     const Device& device) {
+  if (!is_float32_by_rows(args.queries)) return {};
+  return plan_small(args, call_of(args), otherwise, device);
 }
 
 }  // namespace
 
 size_t causal_scan_workspace(const CausalScanArgs& args, const Device& device) {
-  return workspace_of(args.n, make_plan(args, device));
+  const WritePlan plan = plan_write(call_of(args), device);
+  const SmallPlan small = plan_small(args, plan, device);
+  return small.serves ? SmallWorkspace(args.n, small).size() : workspace_of(args.n, plan);
 }
 
 void causal_scan(const CausalScanArgs& args, const Launch& to) {
-  start_write(scan_kernel, finish_kernel, args, make_plan(args, to.device), to);
+  const WritePlan plan = plan_write(call_of(args), to.device);
+  const SmallPlan small = plan_small(args, plan, to.device);
+  if (small.serves) {
+    start_small(args, small, to, finish_kernel);
+  } else {
+    start_write(scan_kernel, finish_kernel, args, plan, to);
+  }
 }
 
 }  // namespace kanerva::cuda

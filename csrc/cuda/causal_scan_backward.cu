@@ -15,7 +15,8 @@ namespace kanerva::cuda {
 namespace {
 
 __host__ __device__ bool tries_float32(const CausalScanBackwardArgs& args) {
-  return args.mean.dtype == Dtype::float32 && args.decay.data == nullptr && !is_small(args.n);
+  return args.mean.dtype == Dtype::float32 && args.decay.data == nullptr &&
+         !is_small(args.n.T, args.n);
 }
 
 __global__ void __launch_bounds__(256, 1)

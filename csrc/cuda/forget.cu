@@ -28,7 +28,7 @@ struct ForgetBuffers {
 };
 
 // False, in every thread, when the item is NaN. Leaves the team unsynchronised.
-__device__ bool forget_item(const BayesWriteArgs& args, int64_t b, int steps, Arena arena) {
+__device__ bool forget_item(const ForgetArgs& args, int64_t b, int steps, Arena arena) {
   const int K = int(args.n.K), C = int(args.n.C);
   const ForgetBuffers m(arena, steps, K, C);
   const Chunk<double>& c = m.chunk;
@@ -62,29 +62,14 @@ __device__ bool forget_item(const BayesWriteArgs& args, int64_t b, int steps, Ar
 }
 
 __global__ void __launch_bounds__(256, 1)
-    forget_kernel(const __grid_constant__ BayesWriteArgs args,
-                  const __grid_constant__ BlockPlan plan, char* workspace) {
+    forget_kernel(const __grid_constant__ ForgetArgs args, const __grid_constant__ BlockPlan plan,
+                  char* workspace) {
   const int64_t b = blockIdx.x;
   const int K = int(args.n.K), C = int(args.n.C);
   const int steps = plan.tile < kLongestChunk ? plan.tile : kLongestChunk;
   if (forget_item(args, b, steps, enter(plan, workspace, b))) return;
   fill(args.mean_out, b, 0, 0, K, C, NAN);
   fill(args.cov_out, b, 0, 0, K, K, NAN);
-}
-
-// The arguments that load_chunk() takes.
-BayesWriteArgs writing(const ForgetArgs& args) {
-  BayesWriteArgs all;
-  all.n = args.n;
-  all.mean = args.mean;
-  all.cov = args.cov;
-  all.weights = args.weights;
-  all.values = args.values;
-  all.noise_var = args.noise_var;
-  all.mask = args.mask;
-  all.mean_out = args.mean_out;
-  all.cov_out = args.cov_out;
-  return all;
 }
 
 BlockPlan plan_of(const ForgetArgs& args, const Device& device) {
@@ -149,7 +134,7 @@ __device__ bool adjoint_item(const ForgetBackwardArgs& args, int64_t b, int tile
     for (int t = thread(); t < L; t += threads()) {
       m.kept[t] = keeps_step(args.mask, b, first + t);
       const double v = m.kept[t] ? scalar(args.noise_var, b, first + t) : 1.0;
-      bad = bad || !(v > 0.0 && v <= 1e300);
+      bad = bad || !(v > 0.0 && v <= kLargestNoise);
       m.scale[t] = -1.0 / v;
     }
     if (any(bad)) return false;
@@ -227,7 +212,7 @@ size_t forget_workspace(const ForgetArgs& args, const Device& device) {
 }
 
 void forget(const ForgetArgs& args, const Launch& to) {
-  start(forget_kernel, writing(args), to, plan_of(args, to.device));
+  start(forget_kernel, args, to, plan_of(args, to.device));
 }
 
 size_t forget_backward_workspace(const ForgetBackwardArgs& args, const Device& device) {

@@ -1,8 +1,7 @@
 // What a warp does with matrices in shared memory: products of small tiles in tensor cores, kept in
 // registers, and copies from global memory that go on while it computes.
 //
-// The 3xTF32 product of tiles.cuh, with the small terms in a sum of their own. A lane reads its
-// elements straight from shared memory: rows that lie 4 modulo 8 numbers apart are read along k, and
+// The 3xTF32 product of tiles.cuh. A lane reads its elements straight from shared memory: rows that lie 4 modulo 8 numbers apart are read along k, and
 // rows that lie 8 modulo 16 apart across it, without two lanes of a warp in one bank.
 #pragma once
 
@@ -16,6 +15,11 @@ constexpr int kMostSmallSlots = 64;  // of memories that fit this way
 __host__ __device__ constexpr int stride_along(int n) { return (n + 7) / 8 * 8 + 4; }
 __host__ __device__ constexpr int stride_across(int n) {
   return (n + 7) / 8 * 8 + ((n + 7) / 8 % 2 == 0 ? 8 : 0);
+}
+
+// Where two numbers of a product go.
+__device__ inline void store_pair(float* to, float x, float y) {
+  *reinterpret_cast<float2*>(to) = {x, y};
 }
 
 // A factor: element (i, p) is data[i * ld + p] or, of its transpose, data[p * ld + i].
@@ -36,10 +40,13 @@ __device__ inline void split(float x, float& high, float& low) {
   low = __uint_as_float(__float_as_uint(x - high) & kept);
 }
 
+using Along = Factor<false>;
+using Across = Factor<true>;
+
 // 16 M rows and 8 N columns of a product, over the lanes of a warp.
 template <int M, int N>
 struct Tiles {
-  float main[M][N][4] = {}, small[M][N][4] = {};
+  float sum[M][N][4] = {};
 
   // Adds rows i0 on of a times rows j0 on of b, over k numbers, a multiple of 8. Of b only the first
   // `columns` tiles are read.
@@ -48,27 +55,39 @@ struct Tiles {
                       int columns = N) {
     const int g = lane() >> 2, t = lane() & 3;
 #pragma unroll 1
-    for (int p = 0; p < k; p += 8) {
-      float high[M][4], low[M][4];
+    for (int first = 0; first < k; first += kShortSum) {
+      float part[M][N][4] = {};
+#pragma unroll
+      for (int q = 0; q < kShortSum; q += 8) {
+        const int p = first + q;
+        if (p >= k) continue;  // the same in all lanes, as is the next
+        float high[M][4], low[M][4];
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+          for (int r = 0; r < 4; ++r)
+            split(a(i0 + 16 * m + g + r % 2 * 8, p + t + r / 2 * 4), high[m][r], low[m][r]);
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          if (n >= columns) continue;
+          float b_high[2], b_low[2];
+#pragma unroll
+          for (int r = 0; r < 2; ++r)
+            split(b(j0 + 8 * n + g, p + t + r * 4), b_high[r], b_low[r]);
+#pragma unroll
+          for (int m = 0; m < M; ++m) {
+            multiply_add_tf32(part[m][n], low[m], b_high);
+            multiply_add_tf32(part[m][n], high[m], b_low);
+            multiply_add_tf32(part[m][n], high[m], b_high);
+          }
+        }
+      }
 #pragma unroll
       for (int m = 0; m < M; ++m)
 #pragma unroll
-        for (int r = 0; r < 4; ++r)
-          split(a(i0 + 16 * m + g + r % 2 * 8, p + t + r / 2 * 4), high[m][r], low[m][r]);
+        for (int n = 0; n < N; ++n)
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-        if (n >= columns) continue;  // the same in all lanes
-        float b_high[2], b_low[2];
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-          split(b(j0 + 8 * n + g, p + t + r * 4), b_high[r], b_low[r]);
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-          multiply_add_tf32(small[m][n], low[m], b_high);
-          multiply_add_tf32(main[m][n], high[m], b_high);
-          multiply_add_tf32(small[m][n], high[m], b_low);
-        }
-      }
+          for (int r = 0; r < 4; ++r) sum[m][n][r] += part[m][n][r];
     }
   }
 
@@ -83,11 +102,36 @@ struct Tiles {
         if (n >= columns) continue;
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-          f(i0 + 16 * m + g + 8 * r, j0 + 8 * n + 2 * t, main[m][n][2 * r] + small[m][n][2 * r],
-            main[m][n][2 * r + 1] + small[m][n][2 * r + 1]);
+          f(i0 + 16 * m + g + 8 * r, j0 + 8 * n + 2 * t, sum[m][n][2 * r], sum[m][n][2 * r + 1]);
       }
   }
 };
+
+// f(i, j, x, y) for the elements (i, j) and (i, j + 1) of a product of rows x 8 tiles, which
+// add(sum, i0, j0, left) adds up for 16 M rows from i0 and 8 N columns from j0 on, of whose tiles
+// `left` are inside; by the block's warps from `begin` on.
+template <int M, int N, class Add, class F>
+__device__ inline void in_tiles(int rows, int tiles, Add add, F f, int begin = 0) {
+  const int warp = (block_thread() >> 5) - begin, warps = (block_threads() >> 5) - begin;
+  if (warp < 0) return;
+  const int down = rows / (16 * M), across = (tiles + N - 1) / N;
+  for (int item = warp; item < down * across; item += warps) {
+    const int i0 = item % down * 16 * M, tile = item / down * N, left = tiles - tile;
+    Tiles<M, N> sum;
+    add(sum, i0, 8 * tile, left);
+    sum.each(i0, 8 * tile, f, left);
+  }
+}
+
+// The same for rows of a times rows of b.
+template <int M, int N, bool kTransposedA, bool kTransposedB, class F>
+__device__ inline void multiply(Factor<kTransposedA> a, Factor<kTransposedB> b, int rows, int tiles,
+                                int depth, F f, int begin = 0) {
+  in_tiles<M, N>(
+      rows, tiles,
+      [&](Tiles<M, N>& sum, int i0, int j0, int left) { sum.add(a, i0, b, j0, depth, left); }, f,
+      begin);
+}
 
 // A float32 matrix in global memory whose columns lie side by side.
 struct Rows {

@@ -42,12 +42,9 @@ struct Information {
   }
 };
 
-// Whether the form may serve an episode of so many steps: as on the CPU.
+// Whether the form may serve so many steps of these.
 __host__ __device__ inline bool information_serves(const BayesWriteArgs& args, int64_t steps) {
-  const bool asked_for = args.method == WriteMethod::information;
-  if (args.method != WriteMethod::automatic && !asked_for) return false;
-  return args.decay.data == nullptr && steps >= 2 * args.n.K &&
-         (asked_for || steps >= kLongEpisode);
+  return information_serves(args.method, args.decay.data != nullptr, steps, args.n.K);
 }
 
 // Steps of item b that the mask keeps: the same in every thread.
@@ -69,7 +66,7 @@ __device__ inline bool load_scales(const BayesWriteArgs& args, int64_t b, int64_
   for (int t = thread(); t < L; t += threads()) {
     const bool kept = keeps_step(args.mask, b, first + t);
     const double v = kept ? scalar(args.noise_var, b, first + t) : 1.0;
-    bad = bad || !(v > 0.0 && v <= 1e300);
+    bad = bad || !(v > 0.0 && v <= kLargestNoise);
     m.kept[t] = kept;
     m.scale[t] = F(1.0 / sqrt(v));
     if (kept) logs += log(v) + kLog2Pi;

@@ -14,18 +14,23 @@ inline int64_t blocks_for_marked(int64_t count, const Device& device) {
   return count < device.processors ? count : device.processors;
 }
 
-// f(index) for what is marked of `count`, by a block each; without marks, for the block or team's
-// own index.
+// f(index) for what is marked of `count`, each by `shares` marks, by a block each; without marks, for
+// the block or team's own index.
 template <class F>
-__device__ inline void for_marked(const int* marks, int64_t count, F f) {
+__device__ inline void for_marked(const int* marks, int64_t count, F f, int shares = 1) {
   if (marks == nullptr) return f(int64_t(blockIdx.x));
+  const auto is_marked = [&](int64_t index) {
+    bool marked = false;
+    for (int i = 0; i < shares; ++i) marked = marked || marks[index * shares + i] != 0;
+    return marked;
+  };
   const int64_t step = gridDim.x;
   for (int64_t first = blockIdx.x; first < count; first += step * block_threads()) {
     const int64_t own = first + step * block_thread();
-    if (!__syncthreads_or(own < count && marks[own] != 0)) continue;
+    if (!__syncthreads_or(own < count && is_marked(own))) continue;
     for (int i = 0; i < block_threads(); ++i) {
       const int64_t index = first + step * i;
-      if (index < count && marks[index] != 0) f(index);
+      if (index < count && is_marked(index)) f(index);
     }
   }
 }

@@ -90,12 +90,12 @@ inline size_t workspace_of(const Sizes& n, const BlockPlan& plan) {
   return plan.teams + size_t(n.B) * plan.global;
 }
 
-template <class Args>
-void start(void (*kernel)(Args, BlockPlan, char*), const Args& args, const Launch& to,
-           const BlockPlan& plan) {
+template <class Args, class... More>
+void start(void (*kernel)(Args, BlockPlan, char*, More...), const Args& args, const Launch& to,
+           const BlockPlan& plan, typename Same<More>::type... more) {
   if (plan.teams > 0) clear(to.workspace, plan.teams, to.stream);
   launch(kernel, {args.n.B, 1, plan.team}, plan.threads, shared_bytes(plan.team, plan.shared),
-         to.stream, args, plan, static_cast<char*>(to.workspace));
+         to.stream, args, plan, static_cast<char*>(to.workspace), more...);
 }
 
 }  // namespace kanerva::cuda

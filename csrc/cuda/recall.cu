@@ -8,14 +8,12 @@
 //
 // Arithmetic: float32 while the condition, from the pivots, is at most 16; else float64. One step
 // of refinement above 2 and 1e3: an explicit inverse alone is not backward stable.
-#include "../common/limits.h"
+#include "small_recall.cuh"
 #include "spd.cuh"
 
 namespace kanerva::cuda {
 
 namespace {
-
-constexpr double kVeryEasy = 2.0;  // above, float32 refines
 
 template <class F>
 struct Buffers {
@@ -45,8 +43,6 @@ struct Buffers {
         dU(backward ? arena.matrix<F>(K, K) : Mat<F>{nullptr, 0}) {}
 };
 
-enum class Outcome { done, harder, failed };
-
 // The system of one memory and what is done with it for a tile of queries, in arithmetic F.
 template <class F>
 struct Solver {
@@ -75,7 +71,7 @@ struct Solver {
     const SpdFacts facts = invert_spd(wide ? K : C, m.system, m.factor, m.inverse, m.pivots);
     refines = facts.condition > (sizeof(F) == 4 ? kVeryEasy : kWellConditioned);
     if (facts.ok && facts.condition <= limit) return Outcome::done;
-    return limit < kInfinite ? Outcome::harder : facts.ok ? Outcome::done : Outcome::failed;
+    return limit < kNoLimit ? Outcome::harder : facts.ok ? Outcome::done : Outcome::failed;
   }
 
   // W = the addresses of the queries in Z. Leaves the team synchronised.
@@ -215,30 +211,35 @@ __device__ Outcome adjoint_block(const RecallBackwardArgs& args, int64_t b, int 
 
 __device__ __noinline__ Outcome recall_robustly(const RecallArgs& args, int64_t b, int tile,
                                                 Arena arena) {
-  return recall_block<double>(args, b, tile, arena, kInfinite);
+  return recall_block<double>(args, b, tile, arena, kNoLimit);
 }
 
 __device__ __noinline__ Outcome adjoint_robustly(const RecallBackwardArgs& args, int64_t b,
                                                  int tile, Arena arena) {
-  return adjoint_block<double>(args, b, tile, arena, kInfinite);
+  return adjoint_block<double>(args, b, tile, arena, kNoLimit);
 }
 
+// Every item or, where there are marks, those that have one.
 __global__ void __launch_bounds__(256, 1)
     recall_kernel(const __grid_constant__ RecallArgs args, const __grid_constant__ BlockPlan plan,
-                  char* workspace) {
-  const int64_t b = blockIdx.x;
-  const Arena arena = enter(plan, workspace, b);
-  Outcome outcome = Outcome::harder;
-  if (args.mean.dtype == Dtype::float32) {
-    outcome = recall_block<float>(args, b, plan.tile, arena, kEasy);
-    sync();
-  }
-  if (outcome == Outcome::harder) outcome = recall_robustly(args, b, plan.tile, arena);
-  if (outcome == Outcome::done) return;
-  fill(args.weights_out, b, 0, 0, args.n.T, int(args.n.K), NAN);
-  if (args.cov.data == nullptr) return;
-  fill(args.values_out, b, 0, 0, args.n.T, int(args.n.C), NAN);
-  fill(args.var_out, b, 0, 0, args.n.T, 1, NAN);
+                  char* workspace, const int* marks, int shares) {
+  for_marked(
+      marks, args.n.B,
+      [&](int64_t b) {
+        const Arena arena = enter(plan, workspace, b);
+        Outcome outcome = Outcome::harder;
+        if (args.mean.dtype == Dtype::float32) {
+          outcome = recall_block<float>(args, b, plan.tile, arena, kEasy);
+          sync();
+        }
+        if (outcome == Outcome::harder) outcome = recall_robustly(args, b, plan.tile, arena);
+        if (outcome == Outcome::done) return;
+        fill(args.weights_out, b, 0, 0, args.n.T, int(args.n.K), NAN);
+        if (args.cov.data == nullptr) return;
+        fill(args.values_out, b, 0, 0, args.n.T, int(args.n.C), NAN);
+        fill(args.var_out, b, 0, 0, args.n.T, 1, NAN);
+      },
+      shares);
 }
 
 __global__ void __launch_bounds__(256, 1)
@@ -275,11 +276,23 @@ BlockPlan plan_of(const Args& args, const Device& device, bool backward) {
 }  // namespace
 
 size_t recall_workspace(const RecallArgs& args, const Device& device) {
-  return workspace_of(args.n, plan_of(args, device, false));
+  const BlockPlan plan = plan_of(args, device, false);
+  const SmallRecallPlan small = plan_small(args, plan.team, device);
+  return (small.serves ? marks_size(args.n.B * small.shares) : 0) + workspace_of(args.n, plan);
 }
 
 void recall(const RecallArgs& args, const Launch& to) {
-  start(recall_kernel, args, to, plan_of(args, to.device, false));
+  const BlockPlan plan = plan_of(args, to.device, false);
+  const SmallRecallPlan small = plan_small(args, plan.team, to.device);
+  if (!small.serves)
+    return start(recall_kernel, args, to, plan, nullptr, 1);
+  int* const marks = static_cast<int*>(to.workspace);
+  launch(args.n.K <= 32 ? small_recall_kernel<32> : small_recall_kernel<64>,
+         {args.n.B, small.shares}, 256, small.shared, to.stream, args, marks);
+  launch(recall_kernel, {blocks_for_marked(args.n.B, to.device)}, plan.threads, plan.shared,
+         to.stream, args, plan,
+         static_cast<char*>(to.workspace) + marks_size(args.n.B * small.shares),
+         static_cast<const int*>(marks), small.shares);
 }
 
 size_t recall_backward_workspace(const RecallBackwardArgs& args, const Device& device) {

@@ -11,7 +11,6 @@
 // w'U w is measured, and what is above the limit is left to whoever called.
 #pragma once
 
-#include "../common/limits.h"
 #include "fragments.cuh"
 #include "write_chunk.cuh"
 
@@ -56,9 +55,7 @@ template <int kSize>
 class SmallAdjoint {
   using Memory = SmallAdjointMemory<kSize>;
   static constexpr int kLd = Memory::kLd;
-  static constexpr int kPart = kSize / 32;  // a warp of eight has 16 x 8 tiles of a square, twice
-  using Along = Factor<false>;
-  using Across = Factor<true>;
+  static constexpr int kPart = kSize / 32;  // so that a square is eight items
 
  public:
   __device__ SmallAdjoint(const BayesWriteBackwardArgs& args, int64_t b, int panel)
@@ -138,36 +135,24 @@ class SmallAdjoint {
     return first + panel_ <= C_ ? panel_ : C_ - first;
   }
 
-  // f(i, j, x) for the elements x of a (kSize x depth) times b' (kSize x depth).
+  // f(i, j, x) for the elements x of rows of a times rows of b, kSize of both.
   template <class A, class B, class F>
   __device__ void square(A a, B b, F f, int depth = kSize) const {
-    for (int item = block_thread() >> 5; item < 8; item += block_threads() >> 5) {
-      const int i0 = item % 2 * 16 * kPart, j0 = item / 2 * 8 * kPart;
-      Tiles<kPart, kPart> x;
-      x.add(a, i0, b, j0, depth);
-      x.each(i0, j0, [&](int i, int j, float x0, float x1) {
-        f(i, j, x0);
-        f(i, j + 1, x1);
-      });
-    }
+    multiply<kPart, kPart>(a, b, kSize, kSize / 8, depth, both(f));
   }
 
-  // The same for a (kSize x kSize) times b (kSize x n), from column j0 of b' on.
+  // The same for a (kSize x kSize) times b (kSize x n).
   template <class A, class F>
   __device__ void wide(A a, const float* b, int n, F f) const {
-    const int tiles = (n + 7) / 8, pairs = (tiles + 1) / 2;
-    for (int item = block_thread() >> 5; item < kPart * pairs; item += block_threads() >> 5) {
-      const int i0 = item % kPart * 32, pair = item / kPart;
-      Tiles<2, 2> x;
-      x.add(a, i0, Across{b, m_.ld}, 16 * pair, kSize, tiles - 2 * pair);
-      x.each(
-          i0, 16 * pair,
-          [&](int i, int j, float x0, float x1) {
-            f(i, j, x0);
-            f(i, j + 1, x1);
-          },
-          tiles - 2 * pair);
-    }
+    multiply<2, 2>(a, Across{b, m_.ld}, kSize, (n + 7) / 8, kSize, both(f));
+  }
+
+  template <class F>
+  __device__ static auto both(F f) {
+    return [=](int i, int j, float x, float y) {
+      f(i, j, x);
+      f(i, j + 1, y);
+    };
   }
 
   // Whether a step of this thread's leaves too little of its variance, w'U0 w / n in X and w'U w / n

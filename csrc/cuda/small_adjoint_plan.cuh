@@ -27,7 +27,7 @@ inline SmallAdjointPlan plan_small(const BayesWriteBackwardArgs& args, const Adj
   const Sizes& n = args.n;
   const auto serves = [](const View& v) { return !v || is_float32_by_rows(v); };
   SmallAdjointPlan plan;
-  if (n.B < 1 || n.T > kMostSmallSteps || n.K > kMostSmallSlots || is_small(n) ||
+  if (n.B < 1 || n.T > kMostSmallSteps || n.K > kMostSmallSlots || is_small(n.T, n) ||
       args.method == WriteMethod::sqrt || otherwise.team > 1 || args.decay || !args.posterior_mean ||
       small_adjoint_shared(n, 8) > device.shared_per_block || !serves(args.mean) ||
       !serves(args.cov) || !serves(args.weights) || !serves(args.values) ||

@@ -1,32 +1,34 @@
-// The write of a memory of at most 64 slots by one block, in float32: the algebra of write_chunk.cuh
-// in chunks of 32 steps, with everything in shared memory and registers.
+// The write of a memory of at most 64 slots by one block, in float32, for bayes_write and, with reads
+// after every step, for causal_scan: the algebra of write_chunk.cuh in chunks of 32 steps, with
+// everything in shared memory and registers.
 //
 //   X = W U,  S = X W' + diag(n) = F F',  [P E] = F^-1 [X Z - W R],  R += P'E,  U <- (U - P'P) / b
+//   A = tril(Q P'),  reads = Q R + A E,  read_var_t = (q'U q - |A_t|^2) / b_t,  of the old R and U
 //
 // Products are tiles in tensor cores (fragments.cuh). One warp factors S, a column per lane, while
-// the others subtract W R from the values; then a lane solves for a column of P or E at a time. The
-// addresses and values of the next chunk are copied meanwhile. What is harder than float32 bears is
+// the others multiply by R and U; then a lane solves for a column of P or E at a time. The addresses,
+// values and queries of the next chunk are copied meanwhile. What is harder than float32 bears is
 // left to whoever called.
 #pragma once
 
-#include "fragments.cuh"
+#include "small_factor.cuh"
 #include "write_block.cuh"
 
 namespace kanerva::cuda {
 
-constexpr int kSmallChunk = 32;
-
-// Shared memory of a block; kSlots is 32 or 64, the matrices are padded with zeros.
+// Shared memory of a block; kSlots is 32 or 64, the matrices are padded with zeros. What is as wide
+// as the memory is kAlong or kAcross apart, what is as wide as the columns ld.
 template <int kSlots>
 struct SmallMemory {
   static constexpr int kAlong = stride_along(kSlots), kAcross = stride_across(kSlots);
   static constexpr int kFactor = stride_along(kSmallChunk);
 
-  float *U, *W;                       // kSlots x kSlots and kSmallChunk x kSlots, kAlong apart
-  float* X;                           // kSmallChunk x kSlots, kAcross apart; then P
+  float *U, *W;                       // kSlots and kSmallChunk rows, kAlong apart
+  float* X;                           // kSmallChunk rows, kAcross apart; then P
   float* F;                           // S, then F': row t has F(t, t) on, kFactor apart
   float *noise, *decay, *reciprocal;  // n_t, b_t and 1 / F(t, t)
-  float *D, *R;                       // kSmallChunk and kSlots rows of the columns, ld apart
+  float *D, *R;                       // kSmallChunk and kSlots rows; D: Z, then Z - W R, then E
+  float *Q, *A, *O, *var;             // only with reads: Q like W, A like F, Q R like D, q'U q
   int ld;
 
   // Laid out from `memory` on, which the host leaves null.
@@ -40,19 +42,25 @@ struct SmallMemory {
         reciprocal(decay + kSmallChunk),
         D(reciprocal + kSmallChunk),
         R(D + kSmallChunk * stride_across(columns)),
+        Q(R + kSlots * stride_across(columns)),
+        A(Q + kSmallChunk * kAlong),
+        O(A + kSmallChunk * kFactor),
+        var(O + kSmallChunk * stride_across(columns)),
         ld(stride_across(columns)) {}
 
-  static constexpr size_t bytes(int columns) {
-    return sizeof(float) * size_t((kSlots + kSmallChunk) * (kAlong + stride_across(columns)) +
-                                  kSmallChunk * (kAcross + kFactor + 3));
+  static constexpr size_t bytes(int columns, bool reads) {
+    const int wide = stride_across(columns);
+    const int write = (kSlots + kSmallChunk) * (kAlong + wide) + kSmallChunk * (kAcross + kFactor + 3);
+    return sizeof(float) *
+           size_t(write + (reads ? kSmallChunk * (kAlong + kFactor + wide + 1) : 0));
   }
 };
 
-// The numbers of the steps from `first` on, by one warp, a step per lane; steps that the mask leaves
-// out and those beyond the last have noise one. `kept` has a bit for each of the others. False in a
-// lane whose noise or decay is out of its domain.
-template <int kSlots>
-__device__ inline bool load_step(const BayesWriteArgs& args, int64_t b, int64_t first, int steps,
+// The numbers of steps of row b from `first` on, by one warp, a step per lane; steps that the mask
+// leaves out and those beyond the last have noise one. `kept` has a bit for each of the others. False
+// in a lane whose noise or decay is out of its domain.
+template <int kSlots, class Args>
+__device__ inline bool load_step(const Args& args, int64_t b, int64_t first, int steps,
                                  const SmallMemory<kSlots>& m, unsigned& kept) {
   const int t = lane();
   const bool keeps = t < steps && keeps_step(args.mask, b, first + t);
@@ -72,217 +80,245 @@ __device__ inline bool load_step(const BayesWriteArgs& args, int64_t b, int64_t 
   return good;
 }
 
-// S becomes its factor, by one warp: a lane has a column of S. `logs` grows by what the lane's step
-// adds to the log evidence of a column. False, in every lane, where S is harder than float32 bears.
+// S becomes its factor, by one warp. `logs` grows by what the lane's step adds to the log evidence of
+// a column. False, in every lane, where S is harder than float32 bears.
 template <int kSlots>
 __device__ inline bool factor_small(int steps, unsigned kept, const SmallMemory<kSlots>& m,
                                     double& logs) {
   constexpr int ld = SmallMemory<kSlots>::kFactor;
-  constexpr unsigned all = 0xffffffffu;
   const int j = lane();
-  float s[kSmallChunk];
-#pragma unroll
-  for (int i = 0; i < kSmallChunk; ++i) s[i] = m.F[i * ld + j];
   const float hardness = m.F[j * ld + j] / m.noise[j] - 1.0f;
-  if (!__all_sync(all, hardness <= float(kHardForFloat32Factors))) return false;
-  bool good = true;
+  if (!__all_sync(0xffffffffu, hardness <= float(kHardForFloat32Factors))) return false;
   float pivot = 1.0f;
-#pragma unroll
-  for (int t = 0; t < kSmallChunk; ++t) {
-    if (t >= steps) continue;  // the same in all lanes
-    const float d = __shfl_sync(all, s[t], t);
-    good = good && d > 1e-30f && d < 1e30f;
-    const float multiplier = s[t] * approximate_reciprocal(d);
-#pragma unroll
-    for (int i = t + 1; i < kSmallChunk; ++i)
-      s[i] = fmaf(-multiplier, __shfl_sync(all, s[t], i), s[i]);
-    const float scale = approximate_rsqrt(d);
-    m.F[t * ld + j] = s[t] * scale;
-    if (j == t) {
-      m.reciprocal[t] = scale;
-      pivot = d;
-    }
-  }
+  const bool good = factor_by_warp(m.F, ld, steps, m.reciprocal, pivot);
   if (kept >> j & 1) logs += double(logf(pivot)) - double(logf(m.decay[j])) + kLog2Pi;
   return good;
 }
 
-// Solves F x = a column of the chunk, in its place; gives the sum of b_t x_t^2.
-template <int kSlots>
-__device__ inline float solve_column(float* column, int ld, int steps,
-                                     const SmallMemory<kSlots>& m) {
-  float x[kSmallChunk];
-#pragma unroll
-  for (int t = 0; t < kSmallChunk; ++t) x[t] = column[t * ld];
-  float squares = 0.0f;
-#pragma unroll
-  for (int t = 0; t < kSmallChunk; ++t) {
-    if (t >= steps) continue;
-    x[t] *= m.reciprocal[t];
-    squares = fmaf(m.decay[t] * x[t], x[t], squares);
-#pragma unroll
-    for (int q = (t + 1) / 4; q < kSmallChunk / 4; ++q) {
-      const auto f =
-          *reinterpret_cast<const float4*>(m.F + t * SmallMemory<kSlots>::kFactor + 4 * q);
-      const float four[4] = {f.x, f.y, f.z, f.w};
-#pragma unroll
-      for (int r = 0; r < 4; ++r)
-        if (4 * q + r > t) x[4 * q + r] = fmaf(-four[r], x[t], x[4 * q + r]);
-    }
-    column[t * ld] = x[t];
-  }
-  return squares;
-}
-
-// Sum over the block of its threads' x, in every thread.
-__device__ inline double block_sum(double x) {
-  x = warp_sum(x);
-  double* sums = head().sums;
-  if (lane() == 0) sums[block_thread() >> 5] = x;
-  __syncthreads();
-  double total = 0.0;
-  for (int w = 0; w < block_threads() >> 5; ++w) total += sums[w];
-  return total;
-}
-
-// The write of columns of item b. False, in every thread, where it is too hard; then nothing that
-// was stored counts. Leaves the block synchronised.
-template <int kSlots>
-__device__ inline bool write_small(const BayesWriteArgs& args, int64_t b,
-                                   const ColumnBlock& columns, double& evidence) {
+// The write of columns of an item.
+template <int kSlots, class Args>
+class SmallWrite {
   using Memory = SmallMemory<kSlots>;
-  constexpr int kAlong = Memory::kAlong, kAcross = Memory::kAcross, kFactor = Memory::kFactor;
-  const int n = columns.count, K = int(args.n.K), tiles = (n + 7) / 8, pairs = (tiles + 1) / 2;
-  const int w = block_thread() >> 5, warps = block_threads() >> 5;
-  const Memory m(reinterpret_cast<float*>(block_memory()), n);
-  const auto is_kept = [&](int64_t t) { return keeps_step(args.mask, b, t); };
-  const auto start_weights = [&](int64_t first, int steps) {
-    start_copy(rows_of(args.weights, b, first, 0), steps, K, m.W, kAlong, kSmallChunk, kSlots,
-               [&](int t) { return is_kept(first + t); });
-    end_copies();
-  };
-  const auto start_values = [&](int64_t first, int steps) {
-    start_copy(rows_of(args.values, b, first, columns.first), steps, n, m.D, m.ld, kSmallChunk,
-               8 * tiles, [&](int t) { return is_kept(first + t); });
-    end_copies();
-  };
-  const auto always = [](int) { return true; };
-  int steps = int(args.n.T < kSmallChunk ? args.n.T : kSmallChunk);
-  start_copy(rows_of(args.cov, b, 0, 0), K, K, m.U, kAlong, kSlots, kSlots, always);
-  start_weights(0, steps);
-  start_copy(rows_of(args.mean, b, 0, columns.first), K, n, m.R, m.ld, kSlots, 8 * tiles, always);
-  start_values(0, steps);
+  static constexpr int kAlong = Memory::kAlong, kAcross = Memory::kAcross;
+  static constexpr int kFactor = Memory::kFactor;
+  static constexpr int kHalves = kSlots / 32;
+  static constexpr bool kHasReads = kReads<Args>;
 
-  float squares = 0.0f;
-  double logs = 0.0;
-  bool hard = false;
-  for (int64_t first = 0; first < args.n.T && !hard; first += kSmallChunk) {
-    steps = int(first + kSmallChunk <= args.n.T ? kSmallChunk : args.n.T - first);
-    const int64_t next = first + kSmallChunk;
-    const int next_steps = int(next + kSmallChunk <= args.n.T ? kSmallChunk : args.n.T - next);
-    const bool is_last = next >= args.n.T;
-    unsigned kept = 0;
-    if (w == 0) hard = !load_step(args, b, first, steps, m, kept);
-    wait_for_copies<1>();  // of the values
-    hard = __syncthreads_or(hard);
-    if (hard) break;
-    for (int tile = w; tile < kSlots / 4; tile += warps) {  // X = W U, which is symmetric
-      const int i0 = tile % 2 * 16, j0 = tile / 2 * 8;
-      Tiles<1, 1> x;
-      x.add(Factor<false>{m.W, kAlong}, i0, Factor<false>{m.U, kAlong}, j0, kSlots);
-      x.each(i0, j0, [&](int i, int j, float x0, float x1) {
-        *reinterpret_cast<float2*>(m.X + i * kAcross + j) = {x0, x1};
-      });
+ public:
+  __device__ SmallWrite(const Args& args, const Item& item, const ColumnBlock& columns)
+      : args_(args),
+        item_(item),
+        columns_(columns),
+        m_(reinterpret_cast<float*>(block_memory()), columns.count),
+        K_(int(args.n.K)),
+        tiles_((columns.count + 7) / 8),
+        warp_(block_thread() >> 5),
+        warps_(block_threads() >> 5) {}
+
+  // False, in every thread, where it is too hard; then nothing that was stored counts, and the state
+  // is not stored. Leaves the block synchronised.
+  __device__ bool run(double& evidence) {
+    const auto always = [](int) { return true; };
+    const int64_t T = item_.steps;
+    steps_ = steps_from(0);
+    start_copy(rows_of(args_.cov, item_.state, 0, 0), K_, K_, m_.U, kAlong, kSlots, kSlots, always);
+    start_weights(0);
+    start_copy(rows_of(args_.mean, item_.state, 0, columns_.first), K_, columns_.count, m_.R, m_.ld,
+               kSlots, 8 * tiles_, always);
+    start_values(0);
+    float squares = 0.0f;
+    double logs = 0.0;
+    bool hard = false;
+    for (int64_t passed = 0; passed < T && !hard; passed += kSmallChunk) {
+      const bool is_last = passed + kSmallChunk >= T;
+      first_ = item_.first + passed;
+      steps_ = steps_from(passed);
+      unsigned kept = 0;
+      if (warp_ == 0) hard = !load_step(args_, item_.row, first_, steps_, m_, kept);
+      wait_for_copies<1>();  // of the values
+      hard = __syncthreads_or(hard);
+      if (hard) break;
+      system();
+      if (warp_ == 0) {
+        hard = !factor_small(steps_, kept, m_, logs);
+      } else {
+        innovations();
+      }
+      hard = __syncthreads_or(hard);
+      if (hard) break;
+      if (!is_last) start_weights(passed + kSmallChunk);
+      squares += solve();
+      __syncthreads();
+      if constexpr (kHasReads) {
+        mix();
+        __syncthreads();
+      }
+      update();
+      __syncthreads();
+      if (!is_last) start_values(passed + kSmallChunk);
     }
+    wait_for_copies<0>();  // before its memory is used for something else
+    evidence = -0.5 * block_sum(double(squares) + double(columns_.count) * logs);
     __syncthreads();
-    for (int tile = w; tile < 8; tile += warps) {  // S = X W' + diag(n)
-      const int i0 = tile % 2 * 16, j0 = tile / 2 * 8;
-      Tiles<1, 1> x;
-      x.add(Factor<false>{m.X, kAcross}, i0, Factor<false>{m.W, kAlong}, j0, kSlots);
-      x.each(i0, j0, [&](int i, int j, float x0, float x1) {
-        if (i == j) x0 += m.noise[i];
-        if (i == j + 1) x1 += m.noise[i];
-        *reinterpret_cast<float2*>(m.F + i * kFactor + j) = {x0, x1};
-      });
-    }
+    // Values that are not finite, or whose squares overflow, show here.
+    if (hard || !(evidence < kInfinite && evidence > -kInfinite)) return false;
+    store_state();
+    return true;
+  }
+
+ private:
+  __device__ int steps_from(int64_t passed) const {
+    return int(passed + kSmallChunk <= item_.steps ? kSmallChunk : item_.steps - passed);
+  }
+
+  // Starts the copy of the addresses from step `passed` of the item on.
+  __device__ void start_weights(int64_t passed) const {
+    const int64_t first = item_.first + passed;
+    start_copy(rows_of(args_.weights, item_.row, first, 0), steps_from(passed), K_, m_.W, kAlong,
+               kSmallChunk, kSlots,
+               [&](int t) { return keeps_step(args_.mask, item_.row, first + t); });
+    end_copies();
+  }
+
+  // The same of the values and queries.
+  __device__ void start_values(int64_t passed) const {
+    const int64_t first = item_.first + passed;
+    const int steps = steps_from(passed);
+    start_copy(rows_of(args_.values, item_.row, first, columns_.first), steps, columns_.count, m_.D,
+               m_.ld, kSmallChunk, 8 * tiles_,
+               [&](int t) { return keeps_step(args_.mask, item_.row, first + t); });
+    if constexpr (kHasReads)
+      start_copy(rows_of(args_.queries, item_.row, first, 0), steps, K_, m_.Q, kAlong, kSmallChunk,
+                 kSlots, [](int) { return true; });
+    end_copies();
+  }
+
+  // S. Leaves the block synchronised, and what was copied there for all.
+  __device__ void system() const {
+    multiply<1, 1>(  // U is symmetric
+        Along{m_.W, kAlong}, Along{m_.U, kAlong}, kSmallChunk, kSlots / 8, kSlots,
+        [&](int i, int j, float x, float y) { store_pair(m_.X + i * kAcross + j, x, y); });
+    __syncthreads();
+    multiply<1, 1>(Along{m_.X, kAcross}, Along{m_.W, kAlong}, kSmallChunk, kSmallChunk / 8, kSlots,
+                   [&](int i, int j, float x, float y) {
+                     if (i == j) x += m_.noise[i];
+                     if (i == j + 1) y += m_.noise[i];
+                     store_pair(m_.F + i * kFactor + j, x, y);
+                   });
     wait_for_copies<0>();
     __syncthreads();
-    if (w == 0) hard = !factor_small(steps, kept, m, logs);
-    for (int pair = w - 1; w > 0 && pair < pairs; pair += warps - 1) {  // D = Z - W R
+  }
+
+  // D = Z - W R and, with reads, Q R and q'U q: by all warps but the first.
+  __device__ void innovations() const {
+    multiply<2, 2>(
+        Along{m_.W, kAlong}, Across{m_.R, m_.ld}, kSmallChunk, tiles_, kSlots,
+        [&](int i, int j, float x, float y) {
+          float* d = m_.D + i * m_.ld + j;
+          store_pair(d, d[0] - x, d[1] - y);
+        },
+        1);
+    if constexpr (kHasReads) {
+      multiply<2, 2>(
+          Along{m_.Q, kAlong}, Across{m_.R, m_.ld}, kSmallChunk, tiles_, kSlots,
+          [&](int i, int j, float x, float y) { store_pair(m_.O + i * m_.ld + j, x, y); }, 1);
+      if (columns_.index == 0 && warp_ <= 2) prior_variances(16 * (warp_ - 1));
+    }
+  }
+
+  // q'U q of 16 queries from i0 on, by one warp.
+  __device__ void prior_variances(int i0) const {
+    quadratic_forms<kSlots>(Along{m_.Q, kAlong}, i0, Along{m_.U, kAlong},
+                            [&](int t, float x) { m_.var[t] = x; });
+  }
+
+  // P and E in the place of X and D, a column per lane; this thread's share of the squares of E.
+  __device__ float solve() const {
+    float squares = 0.0f;
+    for (int c = warp_; c < kHalves + (tiles_ + 3) / 4; c += warps_) {
+      const bool is_value = c >= kHalves;
+      const int j = (is_value ? c - kHalves : c) * 32 + lane();
+      if (is_value && j >= columns_.count) continue;
+      float* const column = (is_value ? m_.D : m_.X) + j;
+      solve_column(column, is_value ? m_.ld : kAcross, m_.F, kFactor, steps_, m_.reciprocal,
+                   [&](int t, float x) {
+                     if (is_value) squares = fmaf(m_.decay[t] * x, x, squares);
+                   });
+    }
+    return squares;
+  }
+
+  // A
+  __device__ void mix() const {
+    multiply<1, 1>(Along{m_.Q, kAlong}, Along{m_.X, kAcross}, kSmallChunk, kSmallChunk / 8, kSlots,
+                   [&](int i, int j, float x, float y) {
+                     store_pair(m_.A + i * kFactor + j, j <= i ? x : 0.0f, j < i ? y : 0.0f);
+                   });
+  }
+
+  // The reads, if there are any, and the state after the chunk.
+  __device__ void update() const {
+    if constexpr (kHasReads) read();
+    multiply<2, 2>(Across{m_.X, kAcross}, Across{m_.D, m_.ld}, kSlots, tiles_, kSmallChunk,
+                   [&](int i, int j, float x, float y) {
+                     float* r = m_.R + i * m_.ld + j;
+                     store_pair(r, r[0] + x, r[1] + y);
+                   });
+    // Above the diagonal, and mirrored; from the last warp on, which has the least to do so far.
+    const float scale = 1.0f / m_.decay[steps_ - 1];
+    for (int item = warps_ - 1 - warp_; item < kHalves * kSlots / 16; item += warps_) {
+      const int i0 = item % kHalves * 32, j0 = item / kHalves * 16;
+      if (j0 + 16 <= i0) continue;
       Tiles<2, 2> x;
-      x.add(Factor<false>{m.W, kAlong}, 0, Factor<true>{m.R, m.ld}, 16 * pair, kSlots,
-            tiles - 2 * pair);
-      x.each(
-          0, 16 * pair,
-          [&](int i, int j, float x0, float x1) {
-            auto& d = *reinterpret_cast<float2*>(m.D + i * m.ld + j);
-            d = {d.x - x0, d.y - x1};
-          },
-          tiles - 2 * pair);
+      x.add(Across{m_.X, kAcross}, i0, Across{m_.X, kAcross}, j0, kSmallChunk);
+      const auto set = [&](int i, int j, float change) {
+        if (j < i) return;
+        const float u = (m_.U[i * kAlong + j] - change) * scale;
+        m_.U[i * kAlong + j] = m_.U[j * kAlong + i] = u;
+      };
+      x.each(i0, j0, [&](int i, int j, float x0, float x1) {
+        set(i, j, x0);
+        set(i, j + 1, x1);
+      });
     }
-    hard = __syncthreads_or(hard);
-    if (hard) break;
-    if (!is_last) start_weights(next, next_steps);
-    constexpr int of_X = kSlots / 32;
-    for (int c = w; c < of_X + (tiles + 3) / 4; c += warps) {  // a column of [X D] per lane
-      const bool is_value = c >= of_X;
-      const int j = (is_value ? c - of_X : c) * 32 + lane();
-      float* const column = (is_value ? m.D : m.X) + j;
-      if (is_value && j >= n) continue;
-      const float sum = solve_column(column, is_value ? m.ld : kAcross, steps, m);
-      if (is_value) squares += sum;
+  }
+
+  __device__ void read() const {
+    const int64_t C = args_.n.C, row = item_.row * args_.n.T + first_;
+    float* const to = static_cast<float*>(args_.reads_out.data) + row * C + columns_.first;
+    multiply<2, 2>(Along{m_.A, kFactor}, Across{m_.D, m_.ld}, kSmallChunk, tiles_, kSmallChunk,
+                   [&](int i, int j, float x, float y) {
+                     if (i >= steps_) return;
+                     const float* o = m_.O + i * m_.ld + j;
+                     if (j < columns_.count) to[i * C + j] = o[0] + x;
+                     if (j + 1 < columns_.count) to[i * C + j + 1] = o[1] + y;
+                   });
+    if (columns_.index != 0) return;
+    for (int t = warp_; t < steps_; t += warps_) {
+      const float a = m_.A[t * kFactor + lane()], sum = warp_sum(a * a);
+      if (lane() == 0)
+        store_variance(args_.read_var_out, item_.row, first_ + t,
+                       double(m_.var[t] - sum) / double(m_.decay[t]));
     }
-    __syncthreads();
-    const float scale = 1.0f / m.decay[steps - 1];
-    float* const mean_out = static_cast<float*>(args.mean_out.data) + b * K * args.n.C;
-    for (int item = w; item < of_X * (pairs + kSlots / 16); item += warps) {
-      const int i0 = item % of_X * 32, pair = item / of_X, j0 = (pair - pairs) * 16;
-      Tiles<2, 2> x;
-      if (pair < pairs) {  // R += P'E
-        x.add(Factor<true>{m.X, kAcross}, i0, Factor<true>{m.D, m.ld}, 16 * pair, kSmallChunk,
-              tiles - 2 * pair);
-        x.each(
-            i0, 16 * pair,
-            [&](int i, int j, float x0, float x1) {
-              auto& r = *reinterpret_cast<float2*>(m.R + i * m.ld + j);
-              r = {r.x + x0, r.y + x1};
-              if (is_last && i < K) {
-                float* to = mean_out + i * args.n.C + columns.first + j;
-                if (j < n) to[0] = r.x;
-                if (j + 1 < n) to[1] = r.y;
-              }
-            },
-            tiles - 2 * pair);
-      } else if (j0 + 16 > i0) {  // U = (U - P'P) / b, above the diagonal, and mirrored
-        x.add(Factor<true>{m.X, kAcross}, i0, Factor<true>{m.X, kAcross}, j0, kSmallChunk);
-        x.each(i0, j0, [&](int i, int j, float x0, float x1) {
-          if (j >= i) {
-            const float u = (m.U[i * kAlong + j] - x0) * scale;
-            m.U[i * kAlong + j] = m.U[j * kAlong + i] = u;
-          }
-          if (j + 1 >= i) {
-            const float u = (m.U[i * kAlong + j + 1] - x1) * scale;
-            m.U[i * kAlong + j + 1] = m.U[(j + 1) * kAlong + i] = u;
-          }
-        });
-      }
-    }
-    __syncthreads();
-    if (!is_last) start_values(next, next_steps);
   }
-  if (hard) {
-    wait_for_copies<0>();  // before its memory is used for something else
-    __syncthreads();
-    return false;
+
+  __device__ void store_state() const {
+    const int64_t C = args_.n.C;
+    float* const mean = static_cast<float*>(args_.mean_out.data) + item_.state * K_ * C;
+    each(K_, columns_.count,
+         [&](int i, int j) { mean[i * C + columns_.first + j] = m_.R[i * m_.ld + j]; });
+    if (columns_.index != 0) return;
+    float* const cov = static_cast<float*>(args_.cov_out.data) + item_.state * K_ * K_;
+    each(K_, K_, [&](int i, int j) { cov[i * K_ + j] = m_.U[i * kAlong + j]; });
   }
-  if (columns.index == 0) {
-    float* const cov_out = static_cast<float*>(args.cov_out.data) + b * K * K;
-    each(K, K, [&](int i, int j) { cov_out[i * K + j] = m.U[i * kAlong + j]; });
-  }
-  evidence = -0.5 * block_sum(double(squares) + double(n) * logs);
-  __syncthreads();
-  // Values that are not finite, or whose squares overflow, show here.
-  return evidence < kInfinite && evidence > -kInfinite;
-}
+
+  const Args& args_;
+  const Item item_;
+  const ColumnBlock columns_;
+  const Memory m_;
+  const int K_, tiles_, warp_, warps_;
+  int64_t first_ = 0;  // of the chunk's steps
+  int steps_ = 0;      // of the chunk
+};
 
 }  // namespace kanerva::cuda

@@ -21,51 +21,54 @@ struct SmallPlan {
   size_t robust_shared = 0, robust_global = 0;  // of a block, in float64
 };
 
-inline size_t small_shared(int64_t K, int width) {
-  return K <= 32 ? SmallMemory<32>::bytes(width) : SmallMemory<64>::bytes(width);
+inline size_t small_shared(int64_t K, int width, bool reads) {
+  return K <= 32 ? SmallMemory<32>::bytes(width, reads) : SmallMemory<64>::bytes(width, reads);
 }
 
 // Columns per block. Blocks of columns redo the K x K half and need a last launch for the evidence,
 // which takes about as long as `launch` multiply-adds: so only if processors are idle and a memory
 // is long in one block; or if its columns do not fit.
-inline int small_width(const Sizes& n, const Device& device) {
+inline int small_width(const WriteCall& call, const Device& device) {
   constexpr double launch = 4e5;
+  const Sizes& n = call.n;
   const int64_t idle = device.processors / n.B;
-  const double column = double(n.T) * (2.0 * double(n.K) + kSmallChunk);
+  const double column = call.steps * (2.0 * double(n.K) + kSmallChunk);
   const auto cut = [&](int64_t blocks) { return ((n.C + blocks - 1) / blocks + 7) / 8 * 8; };
   int64_t width = n.C;
+  if (!call.splits) return int(width);
   if (idle > 1 && cut(idle) < n.C && column * double(n.C - cut(idle)) > launch) width = cut(idle);
-  while (width > 8 && small_shared(n.K, int(width)) > device.shared_per_block)
+  while (width > 8 && small_shared(n.K, int(width), call.reads) > device.shared_per_block)
     width = (width / 2 + 7) / 8 * 8;
   return int(width);
 }
 
 // `otherwise`: the plan of the general kernel.
-inline SmallPlan plan_small(const BayesWriteArgs& args, const WritePlan& otherwise,
-                            const Device& device) {
+template <class Args>
+SmallPlan plan_small(const Args& args, const WriteCall& call, const WritePlan& otherwise,
+                     const Device& device) {
   const Sizes& n = args.n;
   SmallPlan plan;
-  const bool has_method = args.method == WriteMethod::automatic || args.method == WriteMethod::chunk;
-  if (n.B < 1 || n.K > kMostSmallSlots || is_small(n) || !has_method || otherwise.team > 1 ||
-      otherwise.long_steps > 0 || device.shared_per_block < small_shared(n.K, 8) ||
+  if (n.B < 1 || n.K > kMostSmallSlots || is_small(n.T, n) || otherwise.team > 1 ||
+      otherwise.long_steps > 0 || call.most_steps < kSmallChunk ||
       !is_float32_by_rows(args.mean) || !is_float32_by_rows(args.cov) ||
       !is_float32_by_rows(args.weights) || !is_float32_by_rows(args.values))
     return plan;
+  plan.width = small_width(call, device);
+  plan.shared = small_shared(n.K, plan.width, call.reads);
+  if (plan.shared > device.shared_per_block) return plan;
   plan.serves = true;
-  plan.width = small_width(n, device);
   plan.blocks = int((n.C + plan.width - 1) / plan.width);
   plan.alone = n.B * plan.blocks <= device.processors;
   plan.threads = plan.alone ? 256 : 128;
-  plan.shared = small_shared(n.K, plan.width);
-  const WriteLayout layout = {false, false, int(n.K)};
-  plan.robust_steps = int(at_most(16, n.T));
+  const WriteLayout layout = {false, call.reads, int(n.K)};
+  plan.robust_steps = int(at_most(16, n.T > 0 ? n.T : 1));
   const size_t need = layout.need(plan.robust_steps, plan.width);
   plan.robust_shared = need < device.shared_per_block ? need : device.shared_per_block;
-  while (plan.robust_steps > 4 &&
-         layout.chunk<double>(plan.robust_shared, plan.robust_steps, plan.width).global_used() > 0)
-    plan.robust_steps = (plan.robust_steps + 1) / 2;
-  plan.robust_global =
-      layout.chunk<double>(plan.robust_shared, plan.robust_steps, plan.width).global_used();
+  const auto global = [&] {
+    return layout.chunk<double>(plan.robust_shared, plan.robust_steps, plan.width).global_used();
+  };
+  while (plan.robust_steps > 4 && global() > 0) plan.robust_steps = (plan.robust_steps + 1) / 2;
+  plan.robust_global = global();
   if (plan.alone && plan.shared < plan.robust_shared) plan.shared = plan.robust_shared;
   plan.robust_blocks = int(blocks_for_marked(n.B * plan.blocks, device));
   return plan;
@@ -89,25 +92,29 @@ __device__ inline ColumnBlock columns_of(const Sizes& n, const SmallPlan& plan, 
   return {first, int(first + plan.width <= n.C ? plan.width : n.C - first), index};
 }
 
-__device__ inline void write_hard(const BayesWriteArgs& args, const SmallPlan& plan, int64_t b,
+template <class Args>
+__device__ inline void write_hard(const Args& args, const SmallPlan& plan, int64_t b,
                                   const ColumnBlock& columns, char* scratch, double* partials) {
   double evidence = 0.0;
+  const Item item = item_of(args, b);
   const Arena arena(block_memory(), plan.robust_shared, scratch);
-  const Outcome outcome = write_robustly(args, item_of(args, b), columns, plan.robust_steps,
-                                         plan.width, arena, false, evidence);
-  finish_block(args, item_of(args, b), columns, plan.blocks, outcome, evidence, partials);
+  Outcome outcome = Outcome::failed;
+  if (item.valid)
+    outcome = write_robustly(args, item, columns, plan.robust_steps, plan.width, arena, false,
+                             evidence);
+  finish_block(args, item, columns, plan.blocks, outcome, evidence, partials);
   sync();
 }
 
-template <int kSlots, bool kAlone>
+template <int kSlots, bool kAlone, class Args>
 __global__ void __launch_bounds__(kAlone ? 256 : 128, kAlone ? 1 : 4)
-    small_write_kernel(const __grid_constant__ BayesWriteArgs args,
-                       const __grid_constant__ SmallPlan plan, int* marks, double* partials,
-                       char* scratch) {
+    small_write_kernel(const __grid_constant__ Args args, const __grid_constant__ SmallPlan plan,
+                       int* marks, double* partials, char* scratch) {
   const int64_t b = blockIdx.x, index = b * plan.blocks + blockIdx.y;
   const ColumnBlock columns = columns_of(args.n, plan, int(blockIdx.y));
+  const Item item = item_of(args, b);
   double evidence = 0.0;
-  const bool done = write_small<kSlots>(args, b, columns, evidence);
+  const bool done = item.valid && SmallWrite<kSlots, Args>(args, item, columns).run(evidence);
   if constexpr (kAlone) {
     if (!done)
       return write_hard(args, plan, b, columns, scratch + index * int64_t(plan.robust_global),
@@ -125,10 +132,10 @@ __global__ void __launch_bounds__(kAlone ? 256 : 128, kAlone ? 1 : 4)
 }
 
 // The blocks of columns that are marked.
+template <class Args>
 __global__ void __launch_bounds__(256, 1)
-    hard_write_kernel(const __grid_constant__ BayesWriteArgs args,
-                      const __grid_constant__ SmallPlan plan, const int* marks, double* partials,
-                      char* scratch) {
+    hard_write_kernel(const __grid_constant__ Args args, const __grid_constant__ SmallPlan plan,
+                      const int* marks, double* partials, char* scratch) {
   scratch += blockIdx.x * int64_t(plan.robust_global);
   for_marked(marks, args.n.B * plan.blocks, [&](int64_t index) {
     write_hard(args, plan, index / plan.blocks,
@@ -136,8 +143,9 @@ __global__ void __launch_bounds__(256, 1)
   });
 }
 
-inline void start_small(const BayesWriteArgs& args, const SmallPlan& plan, const Launch& to,
-                        FinishKernel<BayesWriteArgs> finish) {
+template <class Args>
+void start_small(const Args& args, const SmallPlan& plan, const Launch& to,
+                 FinishKernel<Args> finish) {
   const SmallWorkspace sizes(args.n, plan);
   char* const workspace = static_cast<char*>(to.workspace);
   int* const marks = reinterpret_cast<int*>(workspace);
@@ -145,14 +153,15 @@ inline void start_small(const BayesWriteArgs& args, const SmallPlan& plan, const
       sizes.partials > 0 ? reinterpret_cast<double*>(workspace + sizes.marks) : nullptr;
   char* const scratch = workspace + sizes.marks + sizes.partials;
   const bool few = args.n.K <= 32;
-  const auto kernel = plan.alone ? few ? small_write_kernel<32, true> : small_write_kernel<64, true>
-                      : few      ? small_write_kernel<32, false>
-                                 : small_write_kernel<64, false>;
+  const auto kernel = plan.alone
+                          ? few ? small_write_kernel<32, true, Args> : small_write_kernel<64, true, Args>
+                      : few ? small_write_kernel<32, false, Args>
+                            : small_write_kernel<64, false, Args>;
   launch(kernel, {args.n.B, plan.blocks}, plan.threads, plan.shared, to.stream, args, plan, marks,
          partials, scratch);
   if (!plan.alone)
-    launch(hard_write_kernel, {plan.robust_blocks}, 256, plan.robust_shared, to.stream, args, plan,
-           static_cast<const int*>(marks), partials, scratch);
+    launch(hard_write_kernel<Args>, {plan.robust_blocks}, 256, plan.robust_shared, to.stream, args,
+           plan, static_cast<const int*>(marks), partials, scratch);
   if (partials != nullptr)
     launch(finish, {args.n.B}, 256, 0, to.stream, args, plan.blocks,
            static_cast<const double*>(partials));

@@ -192,7 +192,7 @@ class Adjoint {
     const Outcome outcome = factor(chunk);
     if (outcome != Outcome::done) return outcome;
     const int L = L_;
-    const bool keeps = robust_ && hardness_ > kHardForFloat32Factors;
+    const bool keeps = robust_ && hardness_ > kHardForSubtracting;
     for (int t = thread(); t < L; t += threads()) m_.d_decay[t] = 0.0;
     if (args_.decay.data != nullptr) undecay(U);
     if constexpr (kReads<Args>) load_read_gradients();

@@ -182,7 +182,7 @@ template <class Args>
 __device__ __noinline__ Outcome write_robustly(const Args& args, const Item& item,
                                                const ColumnBlock& columns, int steps, int width,
                                                Arena arena, bool only_sqrt, double& evidence) {
-  const double limit = args.mean.dtype == Dtype::float32 ? kHardForCholesky : kHardForFloat64;
+  const double limit = cholesky_limit(args.mean.dtype);
   Outcome outcome = Outcome::harder;
   for (int step = only_sqrt; step < 2 && outcome == Outcome::harder; ++step) {
     const bool use_sqrt = step == 1;

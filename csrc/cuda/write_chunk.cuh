@@ -5,14 +5,9 @@
 // A masked step is a step with address and value zero and noise one: it changes nothing.
 #pragma once
 
-#include "../common/limits.h"
 #include "factorise.cuh"
 
 namespace kanerva::cuda {
-
-enum class Outcome : int { done, harder, failed };
-
-constexpr double kNoLimit = kInfinite;
 
 // Whether the mask, if there is one, keeps step t of item b.
 __device__ inline bool keeps_step(const View& mask, int64_t b, int64_t t) {
@@ -51,7 +46,7 @@ __device__ __noinline__ bool load_chunk(const Args& args, int64_t b, int64_t fir
     const bool kept = keeps_step(args.mask, b, first + t);
     const double v = kept ? scalar(args.noise_var, b, first + t) : 1.0;
     const double g = kept && args.decay.data != nullptr ? scalar(args.decay, b, first + t) : 1.0;
-    bad = bad || !(v > 0.0 && v <= 1e300 && g > 0.0 && g <= 1.0);
+    bad = bad || !(v > 0.0 && v <= kLargestNoise && g > 0.0 && g <= 1.0);
     c.kept[t] = kept;
     c.noise[t] = v;
     c.decay[t] = g;
@@ -111,7 +106,7 @@ __device__ inline void downdate(int L, int K, const Chunk<F>& c) {
 // thread, for any other that is not positive definite. Leaves the team synchronised.
 template <class F>
 __device__ __noinline__ bool load_root(const View& cov, int64_t b, int K, Mat<F> root, F* pivots) {
-  const double epsilon = cov.dtype == Dtype::float32 ? 1.2e-7 : 2.2e-16;
+  const double epsilon = rounding_of(cov.dtype);
   bool ok = false;
   for (int attempt = 0; attempt < 2 && !ok; ++attempt) {
     load(cov, b, 0, 0, K, K, root);
@@ -191,8 +186,5 @@ __device__ __noinline__ bool factor_chunk_sqrt(int L, int K, const Chunk<F>& c, 
   sync();
   return true;
 }
-
-// Items so small that float64 costs nothing beside the call.
-__host__ __device__ inline bool is_small(const Sizes& n) { return n.T * n.K * n.C <= kSmallItem; }
 
 }  // namespace kanerva::cuda

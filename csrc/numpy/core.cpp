@@ -6,9 +6,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <initializer_list>
-#include <optional>
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include "../common/arguments.h"
 
@@ -24,68 +24,10 @@ Dtype dtype_of(const py::array& a, const char* name) {
                        py::str(a.dtype()).cast<std::string>());
 }
 
-std::string text(std::initializer_list<int64_t> shape) {
+std::string text(const std::vector<int64_t>& shape) {
   std::string s = "(";
   for (const int64_t n : shape) s += std::to_string(n) + (shape.size() == 1 ? ",)" : ", ");
   return shape.size() == 1 ? s : s.substr(0, s.size() - 2) + ")";
-}
-
-void check_shape(const py::array& a, const char* name, std::initializer_list<int64_t> shape) {
-  bool same = a.ndim() == int64_t(shape.size());
-  int64_t d = 0;
-  for (const int64_t n : shape) same = same && a.shape(d++) == n;
-  if (!same) {
-    throw py::value_error(std::string(name) + " must have shape " + text(shape) + ", got " +
-                          py::str(a.attr("shape")).cast<std::string>());
-  }
-}
-
-// An argument: converted to the dtype of the state where necessary, and kept alive.
-struct Input {
-  py::array array;
-  View view;
-};
-
-Input input(const py::object& o, const char* name, std::initializer_list<int64_t> shape,
-            Dtype state) {
-  Input in;
-  in.array = state == Dtype::float32 ? py::array(py::array_t<float>::ensure(o))
-                                     : py::array(py::array_t<double>::ensure(o));
-  if (!in.array) {
-    PyErr_Clear();
-    throw py::type_error(std::string(name) + " must be convertible to a floating-point array");
-  }
-  check_shape(in.array, name, shape);
-  in.view.data = const_cast<void*>(in.array.data());
-  in.view.dtype = state;
-  for (int64_t d = 0; d < in.array.ndim(); ++d)
-    in.view.stride[d] = in.array.strides(d) / in.array.itemsize();
-  return in;
-}
-
-struct Output {
-  py::array array;
-  View view;
-};
-
-Output output(std::initializer_list<int64_t> shape, Dtype state) {
-  Output out;
-  std::vector<py::ssize_t> sizes(shape.begin(), shape.end());
-  out.array = state == Dtype::float32 ? py::array(py::array_t<float>(sizes))
-                                      : py::array(py::array_t<double>(sizes));
-  out.view.data = out.array.mutable_data();
-  out.view.dtype = state;
-  for (int64_t d = 0; d < out.array.ndim(); ++d)
-    out.view.stride[d] = out.array.strides(d) / out.array.itemsize();
-  return out;
-}
-
-Sizes sizes(const py::array& mean, const py::array* steps, const char* steps_name) {
-  if (mean.ndim() != 3) throw py::value_error("mean must have shape (B, K, C)");
-  if (steps != nullptr && steps->ndim() != 3) {
-    throw py::value_error(std::string(steps_name) + " must have three dimensions");
-  }
-  return {mean.shape(0), steps != nullptr ? steps->shape(1) : 0, mean.shape(1), mean.shape(2)};
 }
 
 WriteMethod write_method(const std::string& name) {
@@ -96,207 +38,213 @@ WriteMethod write_method(const std::string& name) {
   throw py::value_error("method must be auto, chunk, information or sqrt, got " + name);
 }
 
-// The mask, if there is one, kept alive by what is returned.
-py::array_t<bool> mask_input(const py::object& mask, View& view, int64_t B, int64_t T) {
-  if (mask.is_none()) return {};
-  py::array_t<bool> kept = py::array_t<bool>::ensure(mask);
-  if (!kept) throw py::type_error("mask must be a bool array");
-  check_shape(kept, "mask", {B, T});
-  view.data = const_cast<bool*>(kept.data());
-  for (int64_t d = 0; d < 2; ++d) view.stride[d] = kept.strides(d);
-  return kept;
+// The arrays of a call, which live as long as it runs. Shapes are words of the letters of Sizes.
+class Call {
+ public:
+  // `steps`: the argument that has them, if any.
+  explicit Call(const py::array& mean, const py::array* steps = nullptr, const char* name = "")
+      : state_(dtype_of(mean, "mean")) {
+    if (mean.ndim() != 3) throw py::value_error("mean must have shape (B, K, C)");
+    if (steps != nullptr && steps->ndim() != 3)
+      throw py::value_error(std::string(name) + " must have three dimensions");
+    n = {mean.shape(0), steps != nullptr ? steps->shape(1) : 0, mean.shape(1), mean.shape(2)};
+  }
+
+  Sizes n;
+
+  // An argument, converted to the dtype of the state where necessary; None is absent.
+  View in(const py::object& o, const char* name, const char* letters) {
+    if (o.is_none()) return {};
+    const py::array a = state_ == Dtype::float32 ? py::array(py::array_t<float>::ensure(o))
+                                                 : py::array(py::array_t<double>::ensure(o));
+    if (!a) fail(std::string(name) + " must be convertible to a floating-point array");
+    return keep(a, name, letters);
+  }
+
+  View mask(const py::object& o) {
+    if (o.is_none()) return {};
+    const py::array a = py::array_t<bool>::ensure(o);
+    if (!a) fail("mask must be a bool array");
+    return keep(a, "mask", "BT");
+  }
+
+  View out(const char* letters) {
+    const std::vector<int64_t> shape = sizes(letters);
+    const std::vector<py::ssize_t> sizes(shape.begin(), shape.end());
+    const py::array a = state_ == Dtype::float32 ? py::array(py::array_t<float>(sizes))
+                                                 : py::array(py::array_t<double>(sizes));
+    results_.append(a);
+    return view(a);
+  }
+
+  // The results, in the order of out().
+  template <class Args>
+  py::tuple run(void (*kernel)(const Args&, const Executor&), const Args& args) const {
+    {
+      py::gil_scoped_release release;
+      kernel(args, serial_executor());
+    }
+    return py::tuple(results_);
+  }
+
+ private:
+  [[noreturn]] static void fail(const std::string& message) {
+    PyErr_Clear();
+    throw py::type_error(message);
+  }
+
+  std::vector<int64_t> sizes(const char* letters) const {
+    std::vector<int64_t> shape;
+    for (; *letters != '\0'; ++letters)
+      shape.push_back(*letters == 'B' ? n.B : *letters == 'T' ? n.T : *letters == 'K' ? n.K : n.C);
+    return shape;
+  }
+
+  View view(const py::array& a) const {
+    View v;
+    v.data = const_cast<void*>(a.data());
+    v.dtype = state_;
+    for (int64_t d = 0; d < a.ndim(); ++d) v.stride[d] = a.strides(d) / a.itemsize();
+    return v;
+  }
+
+  View keep(const py::array& a, const char* name, const char* letters) {
+    const std::vector<int64_t> shape = sizes(letters);
+    if (!std::equal(shape.begin(), shape.end(), a.shape(), a.shape() + a.ndim())) {
+      throw py::value_error(std::string(name) + " must have shape " + text(shape) + ", got " +
+                            py::str(a.attr("shape")).cast<std::string>());
+    }
+    kept_.append(a);
+    return view(a);
+  }
+
+  const Dtype state_;
+  py::list kept_, results_;
+};
+
+void write_inputs(Call& call, WriteInputs& args, const py::array& mean, const py::object& cov,
+                  const py::array& weights, const py::object& values, const py::object& noise_var,
+                  const py::object& mask, const py::object& decay) {
+  args.n = call.n;
+  args.mean = call.in(mean, "mean", "BKC");
+  args.cov = call.in(cov, "cov", "BKK");
+  args.weights = call.in(weights, "weights", "BTK");
+  args.values = call.in(values, "values", "BTC");
+  args.noise_var = call.in(noise_var, "noise_var", "BT");
+  args.mask = call.mask(mask);
+  args.decay = call.in(decay, "decay", "BT");
+}
+
+void solve_inputs(Call& call, SolveInputs& args, const py::array& mean, const py::array& queries,
+                  const py::object& ridge) {
+  args.n = call.n;
+  args.mean = call.in(mean, "mean", "BKC");
+  args.queries = call.in(queries, "queries", "BTC");
+  args.ridge = call.in(ridge, "ridge", "B");
 }
 
 py::tuple bayes_write(const py::array& mean, const py::object& cov, const py::array& weights,
                       const py::object& values, const py::object& noise_var, const py::object& mask,
                       const py::object& decay, const std::string& method) {
+  Call call(mean, &weights, "weights");
   BayesWriteArgs args;
-  args.n = sizes(mean, &weights, "weights");
-  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
-  const Dtype s = dtype_of(mean, "mean");
-  const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
-                      input(weights, "weights", {B, T, K}, s),
-                      input(values, "values", {B, T, C}, s),
-                      input(noise_var, "noise_var", {B, T}, s)};
-  args.mean = in[0].view;
-  args.cov = in[1].view;
-  args.weights = in[2].view;
-  args.values = in[3].view;
-  args.noise_var = in[4].view;
-  const py::array_t<bool> kept = mask_input(mask, args.mask, B, T);
-  Input forgetting;
-  if (!decay.is_none()) {
-    if (method == "information") throw py::value_error("method information does not take decay");
-    forgetting = input(decay, "decay", {B, T}, s);
-    args.decay = forgetting.view;
-  }
+  write_inputs(call, args, mean, cov, weights, values, noise_var, mask, decay);
   args.method = write_method(method);
-  const Output out[] = {output({B, K, C}, s), output({B, K, K}, s), output({B}, s)};
-  args.mean_out = out[0].view;
-  args.cov_out = out[1].view;
-  args.log_evidence = out[2].view;
-  {
-    py::gil_scoped_release release;
-    kernels().bayes_write(args, serial_executor());
-  }
-  return py::make_tuple(out[0].array, out[1].array, out[2].array);
+  if (args.decay && args.method == WriteMethod::information)
+    throw py::value_error("method information does not take decay");
+  args.mean_out = call.out("BKC");
+  args.cov_out = call.out("BKK");
+  args.log_evidence = call.out("B");
+  return call.run(kernels().bayes_write, args);
 }
 
-py::array solve_addresses(const py::array& mean, const py::array& queries,
-                          const py::object& ridge) {
+py::object solve_addresses(const py::array& mean, const py::array& queries,
+                           const py::object& ridge) {
+  Call call(mean, &queries, "queries");
   SolveAddressesArgs args;
-  args.n = sizes(mean, &queries, "queries");
-  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
-  const Dtype s = dtype_of(mean, "mean");
-  const Input in[] = {input(mean, "mean", {B, K, C}, s), input(queries, "queries", {B, T, C}, s),
-                      input(ridge, "ridge", {B}, s)};
-  args.mean = in[0].view;
-  args.queries = in[1].view;
-  args.ridge = in[2].view;
-  const Output out = output({B, T, K}, s);
-  args.weights_out = out.view;
-  py::gil_scoped_release release;
-  kernels().solve_addresses(args, serial_executor());
-  return out.array;
+  solve_inputs(call, args, mean, queries, ridge);
+  args.weights_out = call.out("BTK");
+  return call.run(kernels().solve_addresses, args)[0];
 }
 
 py::tuple read(const py::array& mean, const py::object& cov, const py::array& weights) {
+  Call call(mean, &weights, "weights");
   ReadArgs args;
-  args.n = sizes(mean, &weights, "weights");
-  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
-  const Dtype s = dtype_of(mean, "mean");
-  const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
-                      input(weights, "weights", {B, T, K}, s)};
-  args.mean = in[0].view;
-  args.cov = in[1].view;
-  args.weights = in[2].view;
-  const Output out[] = {output({B, T, C}, s), output({B, T}, s)};
-  args.values_out = out[0].view;
-  args.var_out = out[1].view;
-  {
-    py::gil_scoped_release release;
-    kernels().read(args, serial_executor());
-  }
-  return py::make_tuple(out[0].array, out[1].array);
+  args.n = call.n;
+  args.mean = call.in(mean, "mean", "BKC");
+  args.cov = call.in(cov, "cov", "BKK");
+  args.weights = call.in(weights, "weights", "BTK");
+  args.values_out = call.out("BTC");
+  args.var_out = call.out("BT");
+  return call.run(kernels().read, args);
 }
 
 py::tuple recall(const py::array& mean, const py::object& cov, const py::array& queries,
                  const py::object& ridge) {
+  Call call(mean, &queries, "queries");
   RecallArgs args;
-  args.n = sizes(mean, &queries, "queries");
-  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
-  const Dtype s = dtype_of(mean, "mean");
-  const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
-                      input(queries, "queries", {B, T, C}, s), input(ridge, "ridge", {B}, s)};
-  args.mean = in[0].view;
-  args.cov = in[1].view;
-  args.queries = in[2].view;
-  args.ridge = in[3].view;
-  const Output out[] = {output({B, T, C}, s), output({B, T}, s), output({B, T, K}, s)};
-  args.values_out = out[0].view;
-  args.var_out = out[1].view;
-  args.weights_out = out[2].view;
-  {
-    py::gil_scoped_release release;
-    kernels().recall(args, serial_executor());
-  }
-  return py::make_tuple(out[0].array, out[1].array, out[2].array);
+  solve_inputs(call, args, mean, queries, ridge);
+  args.cov = call.in(cov, "cov", "BKK");
+  args.values_out = call.out("BTC");
+  args.var_out = call.out("BT");
+  args.weights_out = call.out("BTK");
+  return call.run(kernels().recall, args);
 }
 
-py::array memory_kl(const py::array& mean, const py::object& cov, const py::object& prior_mean,
-                    const py::object& prior_cov) {
+py::object memory_kl(const py::array& mean, const py::object& cov, const py::object& prior_mean,
+                     const py::object& prior_cov) {
+  Call call(mean);
   MemoryKlArgs args;
-  args.n = sizes(mean, nullptr, "");
-  const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
-  const Dtype s = dtype_of(mean, "mean");
-  const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
-                      input(prior_mean, "prior_mean", {B, K, C}, s),
-                      input(prior_cov, "prior_cov", {B, K, K}, s)};
-  args.mean = in[0].view;
-  args.cov = in[1].view;
-  args.prior_mean = in[2].view;
-  args.prior_cov = in[3].view;
-  const Output out = output({B}, s);
-  args.kl_out = out.view;
-  py::gil_scoped_release release;
-  kernels().memory_kl(args, serial_executor());
-  return out.array;
+  args.n = call.n;
+  args.mean = call.in(mean, "mean", "BKC");
+  args.cov = call.in(cov, "cov", "BKK");
+  args.prior_mean = call.in(prior_mean, "prior_mean", "BKC");
+  args.prior_cov = call.in(prior_cov, "prior_cov", "BKK");
+  args.kl_out = call.out("B");
+  return call.run(kernels().memory_kl, args)[0];
 }
 
 py::tuple statistics(const py::array& mean, const py::object& cov) {
+  Call call(mean);
   StatisticsArgs args;
-  args.n = sizes(mean, nullptr, "");
-  const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
-  const Dtype s = dtype_of(mean, "mean");
-  const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s)};
-  args.mean = in[0].view;
-  args.cov = in[1].view;
-  const Output out[] = {output({B, K, C}, s), output({B, K, K}, s)};
-  args.shift_out = out[0].view;
-  args.precision_out = out[1].view;
-  {
-    py::gil_scoped_release release;
-    kernels().statistics(args, serial_executor());
-  }
-  return py::make_tuple(out[0].array, out[1].array);
+  args.n = call.n;
+  args.mean = call.in(mean, "mean", "BKC");
+  args.cov = call.in(cov, "cov", "BKK");
+  args.shift_out = call.out("BKC");
+  args.precision_out = call.out("BKK");
+  return call.run(kernels().statistics, args);
 }
 
 py::tuple adaptive_write(const py::array& mean, const py::object& cov, const py::array& values,
                          const py::object& noise_var, const py::object& ridge, int64_t num_iters,
                          const py::object& mask) {
   if (num_iters < 1) throw py::value_error("num_iters must be at least 1");
+  Call call(mean, &values, "values");
   AdaptiveWriteArgs args;
-  args.n = sizes(mean, &values, "values");
-  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
-  const Dtype s = dtype_of(mean, "mean");
-  const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
-                      input(values, "values", {B, T, C}, s),
-                      input(noise_var, "noise_var", {B, T}, s), input(ridge, "ridge", {B}, s)};
-  args.mean = in[0].view;
-  args.cov = in[1].view;
-  args.values = in[2].view;
-  args.noise_var = in[3].view;
-  args.ridge = in[4].view;
+  args.n = call.n;
+  args.mean = call.in(mean, "mean", "BKC");
+  args.cov = call.in(cov, "cov", "BKK");
+  args.values = call.in(values, "values", "BTC");
+  args.noise_var = call.in(noise_var, "noise_var", "BT");
+  args.ridge = call.in(ridge, "ridge", "B");
   args.num_iters = num_iters;
-  const py::array_t<bool> kept = mask_input(mask, args.mask, B, T);
-  const Output out[] = {output({B, K, C}, s), output({B, K, K}, s), output({B, T, K}, s),
-                        output({B, T}, s), output({B}, s)};
-  args.mean_out = out[0].view;
-  args.cov_out = out[1].view;
-  args.weights_out = out[2].view;
-  args.step_kl = out[3].view;
-  args.log_evidence = out[4].view;
-  {
-    py::gil_scoped_release release;
-    kernels().adaptive_write(args, serial_executor());
-  }
-  return py::make_tuple(out[0].array, out[1].array, out[2].array, out[3].array, out[4].array);
+  args.mask = call.mask(mask);
+  args.mean_out = call.out("BKC");
+  args.cov_out = call.out("BKK");
+  args.weights_out = call.out("BTK");
+  args.step_kl = call.out("BT");
+  args.log_evidence = call.out("B");
+  return call.run(kernels().adaptive_write, args);
 }
 
 py::tuple forget(const py::array& mean, const py::object& cov, const py::array& weights,
                  const py::object& values, const py::object& noise_var, const py::object& mask) {
+  Call call(mean, &weights, "weights");
   ForgetArgs args;
-  args.n = sizes(mean, &weights, "weights");
-  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
-  const Dtype s = dtype_of(mean, "mean");
-  const Input in[] = {input(mean, "mean", {B, K, C}, s), input(cov, "cov", {B, K, K}, s),
-                      input(weights, "weights", {B, T, K}, s),
-                      input(values, "values", {B, T, C}, s),
-                      input(noise_var, "noise_var", {B, T}, s)};
-  args.mean = in[0].view;
-  args.cov = in[1].view;
-  args.weights = in[2].view;
-  args.values = in[3].view;
-  args.noise_var = in[4].view;
-  const py::array_t<bool> kept = mask_input(mask, args.mask, B, T);
-  const Output out[] = {output({B, K, C}, s), output({B, K, K}, s)};
-  args.mean_out = out[0].view;
-  args.cov_out = out[1].view;
-  {
-    py::gil_scoped_release release;
-    kernels().forget(args, serial_executor());
-  }
-  return py::make_tuple(out[0].array, out[1].array);
+  write_inputs(call, args, mean, cov, weights, values, noise_var, mask, py::none());
+  args.mean_out = call.out("BKC");
+  args.cov_out = call.out("BKK");
+  return call.run(kernels().forget, args);
 }
 
 py::tuple causal_scan(const py::array& mean, const py::object& cov, const py::array& weights,
@@ -304,39 +252,17 @@ py::tuple causal_scan(const py::array& mean, const py::object& cov, const py::ar
                       const py::object& noise_var, const py::object& mask, const py::object& decay,
                       int64_t chunk_size) {
   if (chunk_size < 0) throw py::value_error("chunk_size must not be negative");
+  Call call(mean, &weights, "weights");
   CausalScanArgs args;
-  args.n = sizes(mean, &weights, "weights");
+  write_inputs(call, args, mean, cov, weights, values, noise_var, mask, decay);
+  args.queries = call.in(queries, "queries", "BTK");
   args.chunk_size = chunk_size;
-  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
-  const Dtype s = dtype_of(mean, "mean");
-  const Input in[] = {
-      input(mean, "mean", {B, K, C}, s),       input(cov, "cov", {B, K, K}, s),
-      input(weights, "weights", {B, T, K}, s), input(values, "values", {B, T, C}, s),
-      input(queries, "queries", {B, T, K}, s), input(noise_var, "noise_var", {B, T}, s)};
-  args.mean = in[0].view;
-  args.cov = in[1].view;
-  args.weights = in[2].view;
-  args.values = in[3].view;
-  args.queries = in[4].view;
-  args.noise_var = in[5].view;
-  const py::array_t<bool> kept = mask_input(mask, args.mask, B, T);
-  Input forgetting;
-  if (!decay.is_none()) {
-    forgetting = input(decay, "decay", {B, T}, s);
-    args.decay = forgetting.view;
-  }
-  const Output out[] = {output({B, T, C}, s), output({B, T}, s), output({B, K, C}, s),
-                        output({B, K, K}, s), output({B}, s)};
-  args.reads_out = out[0].view;
-  args.read_var_out = out[1].view;
-  args.mean_out = out[2].view;
-  args.cov_out = out[3].view;
-  args.log_evidence = out[4].view;
-  {
-    py::gil_scoped_release release;
-    kernels().causal_scan(args, serial_executor());
-  }
-  return py::make_tuple(out[0].array, out[1].array, out[2].array, out[3].array, out[4].array);
+  args.reads_out = call.out("BTC");
+  args.read_var_out = call.out("BT");
+  args.mean_out = call.out("BKC");
+  args.cov_out = call.out("BKK");
+  args.log_evidence = call.out("B");
+  return call.run(kernels().causal_scan, args);
 }
 
 }  // namespace

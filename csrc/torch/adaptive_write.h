@@ -10,8 +10,8 @@ template <class Backend, class Args>
 void adaptive_write_inputs(const Backend& on, Args& args, const Tensor& mean, const Tensor& cov,
                            const Tensor& values, const Tensor& noise_var, const Tensor& ridge,
                            const OptionalTensor& mask, int64_t num_iters) {
-  STD_TORCH_CHECK(mean.dim() == 3 && values.dim() == 3,
-                  "mean and values must have three dimensions");
+  check_dimensions(mean, "mean");
+  check_dimensions(values, "values");
   STD_TORCH_CHECK(num_iters >= 1, "num_iters must be at least 1, got ", num_iters);
   const Sizes n{mean.size(0), values.size(1), mean.size(1), mean.size(2)};
   const Dtype state = state_dtype(mean);
@@ -21,7 +21,7 @@ void adaptive_write_inputs(const Backend& on, Args& args, const Tensor& mean, co
   args.values = view(on, values, "values", {n.B, n.T, n.C});
   args.noise_var = state_view(on, noise_var, "noise_var", {n.B, n.T}, state);
   args.ridge = state_view(on, ridge, "ridge", {n.B}, state);
-  args.mask = mask_view(on, mask, n.B, n.T);
+  args.mask = mask_view(on, mask, {n.B, n.T});
   args.num_iters = num_iters;
 }
 
@@ -34,18 +34,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaptive_write(Tensor mean, T
   AdaptiveWriteArgs args;
   adaptive_write_inputs(on, args, mean, cov, values, noise_var, ridge, mask, num_iters);
   const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
-  Output mean_out = output(on, mean, {B, K, C});
-  Output cov_out = output(on, mean, {B, K, K});
-  Output weights = output(on, mean, {B, T, K});
-  Output step_kl = output(on, mean, {B, T});
-  Output log_evidence = output(on, mean, {B});
-  args.mean_out = mean_out.view;
-  args.cov_out = cov_out.view;
-  args.weights_out = weights.view;
-  args.step_kl = step_kl.view;
-  args.log_evidence = log_evidence.view;
+  Tensor mean_out = output(on, args.mean_out, mean, {B, K, C});
+  Tensor cov_out = output(on, args.cov_out, mean, {B, K, K});
+  Tensor weights = output(on, args.weights_out, mean, {B, T, K});
+  Tensor step_kl = output(on, args.step_kl, mean, {B, T});
+  Tensor log_evidence = output(on, args.log_evidence, mean, {B});
   on.adaptive_write(args);
-  return {mean_out.tensor, cov_out.tensor, weights.tensor, step_kl.tensor, log_evidence.tensor};
+  return {mean_out, cov_out, weights, step_kl, log_evidence};
 }
 
 template <class Backend>
@@ -65,18 +60,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaptive_write_backward(
   args.grad_step_kl = state_view(on, grad_step_kl, "grad_step_kl", {B, T}, state);
   args.grad_log_evidence = state_view(on, grad_log_evidence, "grad_log_evidence", {B}, state);
   args.weights = state_view(on, weights, "weights", {B, T, K}, state);
-  Output d_mean = output(on, mean, {B, K, C});
-  Output d_cov = output(on, mean, {B, K, K});
-  Output d_values = output(on, values, {B, T, C});
-  Output d_noise_var = output(on, mean, {B, T});
-  Output d_ridge = output(on, mean, {B});
-  args.d_mean = d_mean.view;
-  args.d_cov = d_cov.view;
-  args.d_values = d_values.view;
-  args.d_noise_var = d_noise_var.view;
-  args.d_ridge = d_ridge.view;
+  Tensor d_mean = output(on, args.d_mean, mean, {B, K, C});
+  Tensor d_cov = output(on, args.d_cov, mean, {B, K, K});
+  Tensor d_values = output(on, args.d_values, values, {B, T, C});
+  Tensor d_noise_var = output(on, args.d_noise_var, mean, {B, T});
+  Tensor d_ridge = output(on, args.d_ridge, mean, {B});
   on.adaptive_write_backward(args);
-  return {d_mean.tensor, d_cov.tensor, d_values.tensor, d_noise_var.tensor, d_ridge.tensor};
+  return {d_mean, d_cov, d_values, d_noise_var, d_ridge};
 }
 
 }  // namespace kanerva::ops

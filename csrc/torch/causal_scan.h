@@ -2,7 +2,7 @@
 
 #include <tuple>
 
-#include "tensors.h"
+#include "inputs.h"
 
 namespace kanerva::ops {
 
@@ -27,25 +27,15 @@ int64_t causal_scan_inputs(const Backend& on, Args& args, const Tensor& mean, co
                            const Tensor& noise_var, const OptionalTensor& mask,
                            const OptionalTensor& decay, const OptionalTensor& cu_seqlens,
                            int64_t chunk_size) {
-  STD_TORCH_CHECK(mean.dim() == 3 && weights.dim() == 3,
-                  "mean and weights must have three dimensions");
-  STD_TORCH_CHECK(chunk_size >= 0, "chunk_size must not be negative");
-  const Sizes n{mean.size(0), weights.size(1), mean.size(1), mean.size(2)};
-  const Dtype state = state_dtype(mean);
-  const int64_t rows = weights.size(0);
-  args.n = n;
+  STD_TORCH_CHECK(chunk_size >= 0, "chunk_size must not be negative, got ", chunk_size);
+  const int64_t rows = weights.dim() == 3 ? weights.size(0) : 0;
   args.packing = packing(on, cu_seqlens);
   args.chunk_size = chunk_size;
-  STD_TORCH_CHECK(n.B == rows * args.packing.count,
-                  "mean must hold a state for each sequence of each row of weights");
-  args.mean = view(on, mean, "mean", {n.B, n.K, n.C});
-  args.cov = state_view(on, cov, "cov", {n.B, n.K, n.K}, state);
-  args.weights = view(on, weights, "weights", {rows, n.T, n.K});
-  args.values = view(on, values, "values", {rows, n.T, n.C});
-  args.queries = view(on, queries, "queries", {rows, n.T, n.K});
-  args.noise_var = state_view(on, noise_var, "noise_var", {rows, n.T}, state);
-  args.mask = mask_view(on, mask, rows, n.T);
-  args.decay = state_view(on, decay, "decay", {rows, n.T}, state);
+  write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay, rows);
+  STD_TORCH_CHECK(args.n.B == rows * args.packing.count, "mean must hold a state for each of the ",
+                  args.packing.count, " sequences of each of the ", rows, " rows of weights, got ",
+                  args.n.B);
+  args.queries = view(on, queries, "queries", {rows, args.n.T, args.n.K});
   return rows;
 }
 
@@ -58,18 +48,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_scan(
   const int64_t rows = causal_scan_inputs(on, args, mean, cov, weights, values, queries, noise_var,
                                           mask, decay, cu_seqlens, chunk_size);
   const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
-  Output reads = output(on, mean, {rows, T, C});
-  Output read_var = output(on, mean, {rows, T});
-  Output mean_out = output(on, mean, {B, K, C});
-  Output cov_out = output(on, mean, {B, K, K});
-  Output log_evidence = output(on, mean, {B});
-  args.reads_out = reads.view;
-  args.read_var_out = read_var.view;
-  args.mean_out = mean_out.view;
-  args.cov_out = cov_out.view;
-  args.log_evidence = log_evidence.view;
+  Tensor reads = output(on, args.reads_out, mean, {rows, T, C});
+  Tensor read_var = output(on, args.read_var_out, mean, {rows, T});
+  Tensor mean_out = output(on, args.mean_out, mean, {B, K, C});
+  Tensor cov_out = output(on, args.cov_out, mean, {B, K, K});
+  Tensor log_evidence = output(on, args.log_evidence, mean, {B});
   on.causal_scan(args);
-  return {reads.tensor, read_var.tensor, mean_out.tensor, cov_out.tensor, log_evidence.tensor};
+  return {reads, read_var, mean_out, cov_out, log_evidence};
 }
 
 template <class Backend>
@@ -82,30 +67,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> causal_scan_b
   CausalScanBackwardArgs args;
   const int64_t rows = causal_scan_inputs(on, args, mean, cov, weights, values, queries, noise_var,
                                           mask, decay, cu_seqlens, chunk_size);
-  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
+  const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
   const Dtype state = args.mean.dtype;
   args.grad_reads = state_view(on, grad_reads, "grad_reads", {rows, T, C}, state);
   args.grad_read_var = state_view(on, grad_read_var, "grad_read_var", {rows, T}, state);
-  args.grad_mean = state_view(on, grad_mean, "grad_mean", {B, K, C}, state);
-  args.grad_cov = state_view(on, grad_cov, "grad_cov", {B, K, K}, state);
-  args.grad_log_evidence = state_view(on, grad_log_evidence, "grad_log_evidence", {B}, state);
-  Output d_mean = output(on, mean, {B, K, C});
-  Output d_cov = output(on, mean, {B, K, K});
-  Output d_weights = output(on, weights, {rows, T, K});
-  Output d_values = output(on, values, {rows, T, C});
-  Output d_queries = output(on, queries, {rows, T, K});
-  Output d_noise_var = output(on, mean, {rows, T});
-  Output d_decay = decay.has_value() ? output(on, mean, {rows, T}) : output(on, mean, {0});
-  args.d_mean = d_mean.view;
-  args.d_cov = d_cov.view;
-  args.d_weights = d_weights.view;
-  args.d_values = d_values.view;
-  args.d_queries = d_queries.view;
-  args.d_noise_var = d_noise_var.view;
-  if (args.decay) args.d_decay = d_decay.view;
+  write_gradients(on, args, grad_mean, grad_cov, grad_log_evidence);
+  const WriteResults d = write_results(on, args, mean, weights, values);
+  Tensor d_queries = output(on, args.d_queries, queries, {rows, T, K});
+  const Tensor d_decay = decay_result(on, args, mean, weights, decay);
   on.causal_scan_backward(args);
-  return {d_mean.tensor,    d_cov.tensor,       d_weights.tensor, d_values.tensor,
-          d_queries.tensor, d_noise_var.tensor, d_decay.tensor};
+  return {d.mean, d.cov, d.weights, d.values, d_queries, d.noise_var, d_decay};
 }
 
 }  // namespace kanerva::ops

@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor, Tensor> causal_step(Tensor mean, Tensor cov, Tensor w
                                                Tensor values, Tensor queries, Tensor noise_var,
                                                OptionalTensor mask, OptionalTensor decay) {
   const Backend on(mean);
-  STD_TORCH_CHECK(mean.dim() == 3, "mean must have three dimensions");
+  check_dimensions(mean, "mean");
   STD_TORCH_CHECK(mean.is_contiguous() && cov.is_contiguous(),
                   "mean and cov must be contiguous: they are changed in place");
   const int64_t B = mean.size(0), K = mean.size(1), C = mean.size(2);
@@ -32,22 +32,14 @@ std::tuple<Tensor, Tensor, Tensor> causal_step(Tensor mean, Tensor cov, Tensor w
   args.values = one_step(view(on, values, "values", {B, C}));
   args.queries = one_step(view(on, queries, "queries", {B, K}));
   args.noise_var = state_view(on, noise_var, "noise_var", {B}, state);
-  if (mask.has_value()) {
-    on.check_device(*mask, "mask");
-    STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, "mask must be bool");
-    check_shape(*mask, "mask", {B});
-    args.mask.data = mask->data_ptr();
-    args.mask.stride[0] = mask->stride(0);
-  }
+  args.mask = mask_view(on, mask, {B});
   args.decay = state_view(on, decay, "decay", {B}, state);
-  Output reads = output(on, mean, {B, C});
-  Output read_var = output(on, mean, {B});
-  Output log_evidence = output(on, mean, {B});
-  args.reads_out = one_step(reads.view);
-  args.read_var_out = read_var.view;
-  args.log_evidence = log_evidence.view;
+  Tensor reads = output(on, args.reads_out, mean, {B, C});
+  Tensor read_var = output(on, args.read_var_out, mean, {B});
+  Tensor log_evidence = output(on, args.log_evidence, mean, {B});
+  args.reads_out = one_step(args.reads_out);
   on.causal_scan(args);
-  return {reads.tensor, read_var.tensor, log_evidence.tensor};
+  return {reads, read_var, log_evidence};
 }
 
 }  // namespace kanerva::ops

@@ -9,7 +9,7 @@ namespace kanerva::ops {
 template <class Backend, class Args>
 void memory_kl_inputs(const Backend& on, Args& args, const Tensor& mean, const Tensor& cov,
                       const Tensor& prior_mean, const Tensor& prior_cov) {
-  STD_TORCH_CHECK(mean.dim() == 3, "mean must have three dimensions");
+  check_dimensions(mean, "mean");
   const Sizes n{mean.size(0), 0, mean.size(1), mean.size(2)};
   const Dtype state = state_dtype(mean);
   args.n = n;
@@ -24,10 +24,9 @@ Tensor memory_kl(Tensor mean, Tensor cov, Tensor prior_mean, Tensor prior_cov) {
   const Backend on(mean);
   MemoryKlArgs args;
   memory_kl_inputs(on, args, mean, cov, prior_mean, prior_cov);
-  Output kl = output(on, mean, {args.n.B});
-  args.kl_out = kl.view;
+  Tensor kl = output(on, args.kl_out, mean, {args.n.B});
   on.memory_kl(args);
-  return kl.tensor;
+  return kl;
 }
 
 template <class Backend>
@@ -38,16 +37,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> memory_kl_backward(Tensor grad, Tenso
   memory_kl_inputs(on, args, mean, cov, prior_mean, prior_cov);
   const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
   args.grad = state_view(on, grad, "grad", {B}, args.mean.dtype);
-  Output d_mean = output(on, mean, {B, K, C});
-  Output d_cov = output(on, mean, {B, K, K});
-  Output d_prior_mean = output(on, mean, {B, K, C});
-  Output d_prior_cov = output(on, mean, {B, K, K});
-  args.d_mean = d_mean.view;
-  args.d_cov = d_cov.view;
-  args.d_prior_mean = d_prior_mean.view;
-  args.d_prior_cov = d_prior_cov.view;
+  Tensor d_mean = output(on, args.d_mean, mean, {B, K, C});
+  Tensor d_cov = output(on, args.d_cov, mean, {B, K, K});
+  Tensor d_prior_mean = output(on, args.d_prior_mean, mean, {B, K, C});
+  Tensor d_prior_cov = output(on, args.d_prior_cov, mean, {B, K, K});
   on.memory_kl_backward(args);
-  return {d_mean.tensor, d_cov.tensor, d_prior_mean.tensor, d_prior_cov.tensor};
+  return {d_mean, d_cov, d_prior_mean, d_prior_cov};
 }
 
 }  // namespace kanerva::ops

@@ -9,8 +9,8 @@ namespace kanerva::ops {
 template <class Backend, class Args>
 void read_inputs(const Backend& on, Args& args, const Tensor& mean, const Tensor& cov,
                  const Tensor& weights) {
-  STD_TORCH_CHECK(mean.dim() == 3 && weights.dim() == 3,
-                  "mean and weights must have three dimensions");
+  check_dimensions(mean, "mean");
+  check_dimensions(weights, "weights");
   const Sizes n{mean.size(0), weights.size(1), mean.size(1), mean.size(2)};
   const Dtype state = state_dtype(mean);
   args.n = n;
@@ -24,12 +24,10 @@ std::tuple<Tensor, Tensor> read(Tensor mean, Tensor cov, Tensor weights) {
   const Backend on(mean);
   ReadArgs args;
   read_inputs(on, args, mean, cov, weights);
-  Output values = output(on, mean, {args.n.B, args.n.T, args.n.C});
-  Output var = output(on, mean, {args.n.B, args.n.T});
-  args.values_out = values.view;
-  args.var_out = var.view;
+  Tensor values = output(on, args.values_out, mean, {args.n.B, args.n.T, args.n.C});
+  Tensor var = output(on, args.var_out, mean, {args.n.B, args.n.T});
   on.read(args);
-  return {values.tensor, var.tensor};
+  return {values, var};
 }
 
 template <class Backend>
@@ -42,14 +40,11 @@ std::tuple<Tensor, Tensor, Tensor> read_backward(OptionalTensor grad_values,
   const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   args.grad_values = state_view(on, grad_values, "grad_values", {B, T, C}, args.mean.dtype);
   args.grad_var = state_view(on, grad_var, "grad_var", {B, T}, args.mean.dtype);
-  Output d_mean = output(on, mean, {B, K, C});
-  Output d_cov = output(on, mean, {B, K, K});
-  Output d_weights = output(on, weights, {B, T, K});
-  args.d_mean = d_mean.view;
-  args.d_cov = d_cov.view;
-  args.d_weights = d_weights.view;
+  Tensor d_mean = output(on, args.d_mean, mean, {B, K, C});
+  Tensor d_cov = output(on, args.d_cov, mean, {B, K, K});
+  Tensor d_weights = output(on, args.d_weights, weights, {B, T, K});
   on.read_backward(args);
-  return {d_mean.tensor, d_cov.tensor, d_weights.tensor};
+  return {d_mean, d_cov, d_weights};
 }
 
 }  // namespace kanerva::ops

@@ -76,6 +76,12 @@ inline void check_shape(const Tensor& t, const char* name, std::initializer_list
   STD_TORCH_CHECK(same, name, " must have shape ", shape_text(shape), ", got ", shape_text(sizes));
 }
 
+// Of what gives an operator its sizes.
+inline void check_dimensions(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 3, name, " must have three dimensions, got shape ",
+                  shape_text(t.sizes()));
+}
+
 // A view of t with leading batch dimension; the shape is checked, any strides are fine.
 template <class Backend>
 View view(const Backend& on, const Tensor& t, const char* name,
@@ -107,16 +113,16 @@ View state_view(const Backend& on, const T& t, const char* name,
 }
 
 template <class Backend>
-View mask_view(const Backend& on, const OptionalTensor& t, int64_t B, int64_t T) {
+View mask_view(const Backend& on, const OptionalTensor& t, std::initializer_list<int64_t> shape) {
   if (!t.has_value()) return View{};
   on.check_device(*t, "mask");
   STD_TORCH_CHECK(t->scalar_type() == ScalarType::Bool, "mask must be bool, got ",
                   torch::headeronly::toString(t->scalar_type()));
-  check_shape(*t, "mask", {B, T});
+  check_shape(*t, "mask", shape);
   View v;
   v.data = t->data_ptr();
-  v.stride[0] = t->stride(0);
-  v.stride[1] = t->stride(1);
+  const auto strides = t->strides();
+  std::copy(strides.begin(), strides.end(), v.stride);
   return v;
 }
 
@@ -144,24 +150,19 @@ Tensor new_tensor(const Backend& on, int64_t dims, const int64_t* shape, const i
   return Tensor(handle);
 }
 
-// A new contiguous tensor of the dtype of `like`, and its view.
-struct Output {
-  Tensor tensor;
-  View view;
-};
-
+// A new contiguous tensor of the dtype of `like`, whose view `v` becomes.
 template <class Backend>
-Output output(const Backend& on, const Tensor& like, std::initializer_list<int64_t> shape) {
-  Output o;
+Tensor output(const Backend& on, View& v, const Tensor& like,
+              std::initializer_list<int64_t> shape) {
   int64_t stride = 1;
   for (int64_t d = int64_t(shape.size()) - 1; d >= 0; --d) {
-    o.view.stride[d] = stride;
+    v.stride[d] = stride;
     stride *= std::max<int64_t>(1, shape.begin()[d]);
   }
-  o.tensor = new_tensor(on, int64_t(shape.size()), shape.begin(), o.view.stride, torch_dtype(like));
-  o.view.dtype = dtype_of(like, "output");
-  o.view.data = o.tensor.data_ptr();
-  return o;
+  Tensor t = new_tensor(on, int64_t(shape.size()), shape.begin(), v.stride, torch_dtype(like));
+  v.dtype = dtype_of(like, "output");
+  v.data = t.data_ptr();
+  return t;
 }
 
 }  // namespace kanerva::ops

@@ -34,7 +34,7 @@ from ._tiles import (
 
 TO_DO, HARDER, FAILED = tl.constexpr(0), tl.constexpr(-1), tl.constexpr(-2)
 
-#: Hardness max w'Uw / v up to which each arithmetic is trusted, as csrc/common/limits.h.
+#: Hardness max w'Uw / v up to which each arithmetic is trusted, as csrc/common/policy.h.
 HARD_FOR_FLOAT32_FACTORS = 16.0
 HARD_FOR_FLOAT64 = 1e3  # of a float64 state
 HARD_FOR_CHOLESKY = 1e11  # float64 factors of float32 data
