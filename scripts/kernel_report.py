@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ import ptx_text  # noqa: E402
 from build_backend import arch, probe  # noqa: E402
 
 PAGE = ROOT / "docs/kernels.md"
+PAGE_WIDTH = 98  # columns of its prose
 ARCHS = tuple(f"sm_{a.base}{a.suffix}" for a in arch.parse(arch.DEFAULT_ARCHS))
 # Patterns of kernel names that may spill: those off the path of the float32 operators.
 MAY_SPILL: tuple[str, ...] = ()
@@ -195,15 +197,22 @@ def fast_section(fast: dict[tuple[str, str], ptx_text.Kernel]) -> str:
     lines = [
         "## Fast kernels",
         "",
-        "Of memories of at most 64 slots, without those that have the general path inside. CI checks: no",
-        f"spills, no stack, at most {MOST_REGISTERS} registers a thread on every architecture, so that as many",
-        "blocks as stated fit the registers; no load or store whose space of memory nvcc does not know; no",
-        "calls.",
+        textwrap.fill(
+            "Of memories of at most 64 slots, without those that have the general path inside. CI "
+            f"checks: no spills, no stack, at most {MOST_REGISTERS} registers a thread on every "
+            "architecture, so that as many blocks as stated fit the registers; no load or store "
+            "whose space of memory nvcc does not know; no calls.",
+            PAGE_WIDTH,
+        ),
         "",
-        f"Why {MOST_REGISTERS} and not 96: a block of `small_write_kernel` at (T, K, C) = (32, 32, 100) has 128 threads",
-        "and 46 KB of shared memory, of which a multiprocessor has room for four. So have its registers, at",
-        "128 a thread; with fewer no fifth block would fit. A lane that factors or solves has a column of 32",
-        "numbers in registers, beside as many that are on their way.",
+        textwrap.fill(
+            f"Why {MOST_REGISTERS} and not 96: a block of `small_write_kernel` at (T, K, C) = "
+            "(32, 32, 100) has 128 threads and 46 KB of shared memory, of which a multiprocessor "
+            "has room for four. So have its registers, at 128 a thread; with fewer no fifth block "
+            "would fit. A lane that factors or solves has a column of 32 numbers in registers, "
+            "beside as many that are on their way.",
+            PAGE_WIDTH,
+        ),
         "",
         "| kernel | threads | blocks | accesses of unknown space | calls |",
         "|---|---|---|---|---|",

@@ -24,6 +24,7 @@ import os
 import re
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,7 @@ SHAPES: dict[Shape, int] = {
 #: Counted at a few T, in half an hour, and followed by a line.
 LONG: Shape = (1, 65536, 512, 768)
 LONG_STEPS = (2048, 3072, 4096)
+WIDTH = 98  # columns of the page's prose
 FIRST_LAUNCH, NEXT_LAUNCH = 3e-6, 1e-6  # seconds, assumed
 
 
@@ -90,9 +92,9 @@ def costs(text: str | None = None) -> list[tuple[str, int | None, int, str]]:
 
 
 def needs(shape: Shape, gradient: bool) -> tuple[float, float]:
-    """Bytes that a write (or its gradient, from the posterior) must move, and its multiply-adds: of
-    the cheaper of the information form and one chunk of all steps. A gradient reads one state (prior
-    or posterior), and its multiply-adds are assumed to be three times a write's."""
+    """Bytes that a write or its gradient must move, and multiply-adds: of the information form or
+    of one chunk of all steps, whichever is cheaper. A gradient reads one state, prior or posterior,
+    and its multiply-adds are assumed to be three times a write's."""
     B, T, K, C = shape
     state, episode = K * C + K * K, T * K + T * C + T
     numbers = 3 * state + 2 * episode + 1 if gradient else 2 * state + episode + 1
@@ -127,7 +129,6 @@ def estimate(device: Device, launches: list[dict], clocks: str = "moved_block_cl
 
 def registers_of(name: str, folder: Path, target: str) -> int:
     """What ptxas gives the kernel, in a second or two."""
-    import compile_ptx
     import kernel_report
 
     for file in sorted(folder.glob("*.ptx")):
@@ -199,9 +200,19 @@ def count_long() -> list[dict]:
 
 
 KEPT = (
-    "kernel grid block shared_bytes registers scale instructions distinct_sectors issue_clocks "
-    "access_clocks block_clocks moved_block_clocks"
-).split()
+    "kernel",
+    "grid",
+    "block",
+    "shared_bytes",
+    "registers",
+    "scale",
+    "instructions",
+    "distinct_sectors",
+    "issue_clocks",
+    "access_clocks",
+    "block_clocks",
+    "moved_block_clocks",
+)
 
 
 def kept(launch: dict) -> dict:
@@ -243,11 +254,15 @@ def section(counted: dict) -> str:
     lines = [
         "## Times: estimate, no GPU has run this",
         "",
-        "Made by `python scripts/kernel_times.py`, whose text says how. Microseconds. `before` are the",
-        "general kernels, `now` those of today. The first number is with a basic block's instructions",
-        "moved as early as their sources allow, the second with them in the order of the PTX: ptxas is",
-        "in between, and near the first where registers suffice. The factor is the first over the bound.",
-        "Device memory is cold; a gradient is the backward launches alone.",
+        textwrap.fill(
+            "Made by `python scripts/kernel_times.py`, whose text says how. Microseconds. `before` "
+            "are the general kernels alone, `now` what runs today. The first number is with a "
+            "basic block's instructions moved as early as their sources allow, the second with them in "
+            "the order of the PTX: ptxas is in between, near the first where registers suffice. "
+            "The factor is the first over the bound. Device memory is cold; a gradient is the "
+            "backward launches alone.",
+            WIDTH,
+        ),
         "",
         "| (B, T, K, C) | GPU | bound | before | factor | now | factor |",
         "|---|---|---|---|---|---|---|",
@@ -280,15 +295,30 @@ def launch_table(counted: dict) -> list[str]:
     """What the estimates of today are made of, launch by launch, on an H100."""
     import kernel_report
 
+    columns = (
+        "(B, T, K, C)",
+        "kernel",
+        "us",
+        "blocks",
+        "resident",
+        "block",
+        "issue",
+        "access",
+        "busiest unit",
+        "FFMA, HMMA",
+        "MB",
+    )
     lines = [
-        "What they are made of, on an H100: blocks and how many of them a multiprocessor has at a time;",
-        "thousands of clocks of the longest block, of its schedulers and of its path to shared memory and",
-        "the caches if it is alone there, and of the busiest unit if units work side by side; the part of",
-        "the issued clocks that is FFMA and HMMA; megabytes.",
+        textwrap.fill(
+            "What they are made of, on an H100: blocks and how many a multiprocessor has at a "
+            "time; thousands of clocks of the longest block, of its schedulers, of its path to "
+            "shared memory and the caches if it is alone there, and of the busiest unit if units "
+            "work side by side; the part of the issued clocks that is FFMA and HMMA; megabytes.",
+            WIDTH,
+        ),
         "",
-        "| (B, T, K, C) | kernel | us | blocks | resident | block | issue | access | busiest unit | FFMA, "
-        "HMMA | MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
     ]
     names = kernel_report.demangle(x["kernel"] for found in counted.values() for x in found)
     for key, launches in counted.items():
@@ -300,12 +330,20 @@ def launch_table(counted: dict) -> list[str]:
                 for k, by in (("issue_clocks", 4), ("access_clocks", 1))
             )
             unit, busy = x["busiest"]
-            lines.append(
-                f"| {key} | `{names[x['kernel']]}` | {microseconds(launch_time(H100, x))} | "
-                f"{blocks * x['scale']} x {threads} | {fits} | "
-                f"{x['moved_block_clocks'] / 1000:.1f} | {issue} | {access} | "
-                f"{unit} {busy / blocks / 4000:.1f} | {100 * x['useful_issue']:.0f} % | {32e-6 * x['distinct_sectors'] * x['scale']:.1f} |"
-            )
+            cells = [
+                key,
+                f"`{names[x['kernel']]}`",
+                microseconds(launch_time(H100, x)),
+                f"{blocks * x['scale']} x {threads}",
+                str(fits),
+                f"{x['moved_block_clocks'] / 1000:.1f}",
+                issue,
+                access,
+                f"{unit} {busy / blocks / 4000:.1f}",
+                f"{100 * x['useful_issue']:.0f} %",
+                f"{32e-6 * x['distinct_sectors'] * x['scale']:.1f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -319,13 +357,13 @@ def cost_table() -> list[str]:
     for kind, issue, latency, source in costs():
         shown = "-" if issue is None else issue
         lines.append(f"| {kind.replace('_', ' ')} | {shown} | {latency} | {source} |")
-    lines += [
-        "",
-        "Besides, as assumed: 132 multiprocessors at 1.755 GHz; 3.35 TB/s (H100) and 4.8 TB/s (H200); 3 us",
-        "before the first launch and 1 us before each that follows; nothing of another block delays a",
-        "block but full schedulers; ptxas makes one instruction of each of the PTX's. Barriers between",
-        "blocks (teams) are not in the clocks.",
-    ]
+    assumed = (
+        "Besides, as assumed: 132 multiprocessors at 1.755 GHz; 3.35 TB/s (H100) and 4.8 TB/s "
+        "(H200); 3 us before the first launch and 1 us before each that follows; nothing of "
+        "another block delays a block but busy schedulers; ptxas makes one instruction of each of the PTX's. "
+        "Barriers between blocks (teams) are not in the clocks."
+    )
+    lines += ["", textwrap.fill(assumed, WIDTH)]
     return lines
 
 
@@ -386,9 +424,8 @@ def main() -> int:
             )
             for launch in launches:
                 steps = launch["moved_barrier_clocks"]
-                print(
-                    f"  {launch['kernel']}: {launch['moved_block_clocks']} clocks, at barriers {steps}"
-                )
+                clocks = launch["moved_block_clocks"]
+                print(f"  {launch['kernel']}: {clocks} clocks, barriers at {steps}")
     if not options.shape:
         COUNTS.write_text(json.dumps(read_counts() | {options.when: found}, indent=1) + "\n")
         print(f"{COUNTS}: {options.when}; python scripts/kernel_report.py writes the page")
