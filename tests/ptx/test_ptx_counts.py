@@ -222,6 +222,21 @@ def test_shared_accesses_take_a_clock_for_each_wavefront():
         assert both == COSTS["integer32"][1] + 2 * wavefronts - 1 + SHARED + FLOAT
 
 
+def test_accesses_move_only_as_far_as_a_store_of_their_space():
+    body = "  mov.u32 %r1, tile;\n  ld.global.f32 %f1, [%d0];\n  st.shared.f32 [%r1], %f1;\n"
+    own = "  ld.shared.f32 %f2, [%r1];\n  add.f32 %f2, %f2, %f2;\n"
+    written, moved = clocks(body + own, words())
+    assert written == GLOBAL + 1 + SHARED + FLOAT and moved == written - START
+    # A load of the other space does not wait for the store, and hits the second level.
+    other = "  ld.global.f32 %f3, [%d0];\n  add.f32 %f3, %f3, %f3;\n"
+    written, moved = clocks(body + other, words())
+    assert written == GLOBAL + 1 + SECOND_LEVEL + FLOAT
+    assert moved == GLOBAL + 1 - START  # the store ends the block
+    # Nor does a store move before a load.
+    late = "  st.shared.f32 [%r1+4], %f0;\n"
+    assert clocks(body + late, words())[1] == GLOBAL + 2 - START
+
+
 def test_a_barrier_takes_all_warps_to_the_latest():
     body = """
       setp.lt.u32 %p1, %r0, 32;
