@@ -203,5 +203,5 @@ def test_facts_of_fast_kernels(cell, change, problem, tmp_path):
     problems = kernel_report.slow_in_fast(fast, page, ["sm_90a"])
     assert bool(problems) == (problem is not None)
     assert problem is None or any(problem in found for found in problems)
-    assert kernel_report.slow_in_fast({}, page) == ["there are no fast kernels"]
+    assert kernel_report.slow_in_fast({}, page, ["sm_90a"]) == ["there are no fast kernels"]
     assert f"| `{name}` | 128 |" in kernel_report.fast_section(fast)
