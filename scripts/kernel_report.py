@@ -1,7 +1,9 @@
 """What the CUDA kernels take of a multiprocessor: registers, spills, stack, static shared memory.
 
 Compiles csrc/cuda/*.cu with nvcc and ptxas (no GPU needed) and writes docs/kernels.md. With --check
-it writes nothing and fails when that file is out of date or has a kernel that spills and may not.
+it writes nothing and fails when that file is out of date, has a kernel that spills and may not, or
+a fast kernel with more registers than it may have or with accesses whose space of memory is not
+known. The estimates of times on the page are those of docs/kernel_times.json: see kernel_times.py.
 
 ptxas takes most of the time, and gives the same for the same PTX: so the page has digests of the
 PTX, and --check compiles no further than that.
@@ -14,7 +16,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +27,21 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(1, str(ROOT / "scripts"))
 
 import compile_ptx  # noqa: E402
+import ptx_text  # noqa: E402
 
 from build_backend import arch, probe  # noqa: E402
 
 PAGE = ROOT / "docs/kernels.md"
+PAGE_WIDTH = 98  # columns of its prose
 ARCHS = tuple(f"sm_{a.base}{a.suffix}" for a in arch.parse(arch.DEFAULT_ARCHS))
 # Patterns of kernel names that may spill: those off the path of the float32 operators.
 MAY_SPILL: tuple[str, ...] = ()
+
+# The kernels of small memories, but for those that have the general path inside.
+FAST = r"^small_"
+GENERAL_INSIDE = (r"^small_write_kernel<.*\btrue\b",)
+MOST_REGISTERS = 128  # of a fast kernel
+REGISTERS = 65536  # of a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,90 @@ def digests(ptx: dict[str, dict[str, Path]], nvcc_version: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def is_fast(kernel: str) -> bool:
+    return re.search(FAST, kernel) is not None and not any(
+        re.search(p, kernel) for p in GENERAL_INSIDE
+    )
+
+
+def fast_kernels(ptx: dict[str, dict[str, Path]]) -> dict[tuple[str, str], ptx_text.Kernel]:
+    """(short name, architecture) -> what the PTX says of a fast kernel."""
+    found = {}
+    for files in ptx.values():
+        for target, file in files.items():
+            for kernel in ptx_text.kernels(file.read_text()):
+                found[kernel.name, target] = kernel
+    names = demangle(name for name, _ in found)
+    return {
+        (names[name], target): kernel
+        for (name, target), kernel in sorted(found.items())
+        if is_fast(names[name])
+    }
+
+
+def fast_section(fast: dict[tuple[str, str], ptx_text.Kernel]) -> str:
+    lines = [
+        "## Fast kernels",
+        "",
+        textwrap.fill(
+            "Of memories of at most 64 slots, without those that have the general path inside. CI "
+            f"checks: no spills, no stack, at most {MOST_REGISTERS} registers a thread on every "
+            "architecture, so that as many blocks as stated fit the registers; no load or store "
+            "whose space of memory nvcc does not know, but in functions that are called.",
+            PAGE_WIDTH,
+        ),
+        "",
+        textwrap.fill(
+            f"Why {MOST_REGISTERS} and not 96: a block of `small_write_kernel` at (T, K, C) = "
+            "(32, 32, 100) has 128 threads and 46 KB of shared memory, of which a multiprocessor "
+            "has room for four. So have its registers, at 128 a thread; with fewer no fifth block "
+            "would fit. A lane that factors or solves has a column of 32 numbers in registers, "
+            "beside as many that are on their way.",
+            PAGE_WIDTH,
+        ),
+        "",
+        "| kernel | threads | blocks | accesses of unknown space | calls |",
+        "|---|---|---|---|---|",
+    ]
+    for kernel in dict.fromkeys(name for name, _ in fast):
+        every = [k for (name, _), k in fast.items() if name == kernel]
+        most = [max(k.generic for k in every), max(k.calls for k in every)]
+        blocks = min(k.blocks for k in every)
+        lines.append(f"| `{kernel}` | {every[0].threads} | {blocks} | {most[0]} | {most[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def slow_in_fast(
+    fast: dict[tuple[str, str], ptx_text.Kernel], page: str, targets: Sequence[str]
+) -> list[str]:
+    """What the fast kernels may not have, by their PTX and by the page's table of registers."""
+    rows = {}
+    for row in page.splitlines():
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        if len(cells) == 2 + len(targets) and cells[1].startswith("`"):
+            rows[cells[1].strip("`")] = dict(zip(targets, cells[2:], strict=True))
+    problems = [] if fast else ["there are no fast kernels"]
+    for (name, target), kernel in fast.items():
+        where = f"{name} on {target}"
+        if kernel.generic:
+            problems.append(f"{where}: {kernel.generic} accesses whose space of memory is unknown")
+        cell = rows.get(name, {}).get(target, "-")
+        if not cell.split(",")[0].isdigit():
+            problems.append(f"{where}: {PAGE} does not say its registers")
+            continue
+        registers = int(cell.split(",")[0])
+        if registers > MOST_REGISTERS:
+            problems.append(f"{where}: {registers} registers, of at most {MOST_REGISTERS}")
+        if "stack" in cell or "spills" in cell:
+            problems.append(f"{where}: {cell}")
+        if kernel.blocks < 1 or -(-registers // 8) * 8 * kernel.threads * kernel.blocks > REGISTERS:
+            problems.append(
+                f"{where}: {kernel.blocks} blocks of {kernel.threads} threads with {registers} "
+                "registers do not fit a multiprocessor"
+            )
+    return problems
+
+
 def render(table: dict[tuple[str, str], dict[str, Usage]], nvcc_version: str) -> str:
     lines = [
         "# CUDA kernels: registers and memory",
@@ -213,14 +308,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     version = compile_ptx.find_nvcc().version
     ptx = compile_kernels()
-    end = digests(ptx, version)
+    fast = fast_kernels(ptx)
+    end = fast_section(fast) + "\n" + digests(ptx, version)
     if options.check:
-        problems = check(end)
+        text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+        problems = check(end) + slow_in_fast(fast, text, ARCHS)
         print("\n".join(problems or [f"{PAGE} is up to date"]))
         return 1 if problems else 0
     table = collect(ptx)
-    PAGE.write_text(render(table, version) + "\n" + end, encoding="utf-8")
-    problems = forbidden_spills(table)
+    import kernel_times  # it imports this
+
+    times = kernel_times.section(kernel_times.read_counts())
+    text = "\n".join([render(table, version), times, end])
+    PAGE.write_text(text, encoding="utf-8")
+    problems = forbidden_spills(table) + slow_in_fast(fast, text, ARCHS)
     print("\n".join([f"{PAGE}: {len(table)} kernels", *problems]))
     return 1 if problems else 0
 

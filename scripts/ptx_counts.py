@@ -5,7 +5,8 @@
 runs ``bayes_write`` once for each shape (B, T, K, C) on the library that
 ``scripts/kernels_on_ptx.py --library`` makes and prints a table: instructions of warps by kind,
 divergent branches, 32-byte sectors and bytes of global memory, conflicts of the banks of shared
-memory, barriers, bytes in flight, and the longest chain of dependent instructions. With
+memory, barriers, bytes in flight, the longest chain of dependent instructions, and clocks (see
+kernel_times.py). With
 ``--memories N`` only N of the B memories are run, on a device with N / B of the processors, so that
 they are laid out as all of them would be, and counts that grow with B are multiplied by B / N.
 With ``--steps T`` three or more shapes that differ in T alone give the counts of so many steps: the
@@ -39,6 +40,9 @@ TOTALS = (
     "shared_requests",
     "wavefronts",
     "bank_conflicts",
+    "distinct_sectors",
+    "issue_clocks",
+    "access_clocks",
 )
 #: The others: of a block or of a warp.
 LIMITS = (
@@ -46,7 +50,11 @@ LIMITS = (
     "mean_bytes_in_flight",
     "longest_chain",
     "longest_chain_of_loads",
+    "block_clocks",
+    "moved_block_clocks",
 )
+#: Those of them that grow with the number of steps.
+CHAINS = LIMITS[2:]
 
 
 def parse_shape(text: str) -> tuple[int, int, int, int]:
@@ -90,7 +98,7 @@ def extrapolate(points: list[tuple[int, list[dict]]], steps: int) -> tuple[list[
         raise SystemExit("ptx_counts: --steps: the kernels are not the same at all T")
 
     def flat(launch: dict) -> dict[str, int]:
-        grows = {key: launch[key] for key in (*TOTALS, "longest_chain", "longest_chain_of_loads")}
+        grows = {key: launch[key] for key in (*TOTALS, *CHAINS)}
         return grows | {f"kinds/{kind}": n for kind, n in launch["kinds"].items()}
 
     def at(index: int, key: str, T: int) -> float:

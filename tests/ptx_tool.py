@@ -23,6 +23,7 @@ def load_script(name: str):
     spec = importlib.util.spec_from_file_location(name, SCRIPT.with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     before = list(sys.path)
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     finally:

@@ -108,3 +108,100 @@ def test_a_page_of_other_sources_or_with_spills_is_refused(monkeypatch, tmp_path
     assert problem.startswith("a kernel spills: | a.cu | `g` |")
     monkeypatch.setattr(kernel_report, "MAY_SPILL", (r"^g$",))
     assert kernel_report.check(ends(PTX)) == []
+
+
+FAST = """\
+.version 9.0
+.target sm_90a
+.address_size 64
+.extern .shared .align 16 .b8 tile[];
+.func  (.param .b32 func_retval0) _Z6calledv(
+)
+;
+.func  (.param .b32 func_retval0) _Z6calledv(
+)
+{
+	ret;
+}
+.visible .entry _Z12small_kernelv(
+	.param .u64 p
+)
+.maxntid 128, 1, 1
+.minnctapersm 4
+{
+	.loc	1 37 0
+	ld.param.u64 	%rd1, [p];
+	@%p1 ld.shared.v4.f32 	{%f1, %f2, %f3, %f4}, [%r1];
+	st.global.f32 	[%rd1], %f1;
+	ret;
+}
+.entry _Z7generalv(
+)
+{
+	mov.u32 	%r1, tile;
+	@%p1 ld.f32 	%f1, [%rd1];
+	st.volatile.v2.u64 	[%rd1], {%rd2, %rd3};
+	call.uni (retval0), _Z6calledv, ();
+	ret;
+}
+"""
+
+
+def test_kernels_are_read_from_their_text():
+    small, general = kernel_report.ptx_text.kernels(FAST)
+    assert (small.name, small.threads, small.blocks) == ("_Z12small_kernelv", 128, 4)
+    assert (small.generic, small.calls) == (0, 0)
+    assert (general.name, general.generic, general.calls) == ("_Z7generalv", 2, 1)
+
+
+def test_one_kernel_has_what_it_calls_and_nothing_else():
+    one = kernel_report.ptx_text.one_kernel
+    general, small = one(FAST, "_Z7generalv"), one(FAST, "_Z12small_kernelv")
+    for text in general, small:
+        assert text.startswith(".version 9.0\n.target sm_90a\n.address_size 64\n.extern .shared")
+        assert ".loc" not in text
+    assert "_Z6calledv" not in small and "_Z7generalv" not in small and "st.global.f32" in small
+    # Declared before it is defined, once each.
+    assert general.count(".func") == 2 and "small_kernel" not in general
+    with pytest.raises(ValueError, match="no kernel _Z6calledv"):
+        one(FAST, "_Z6calledv")
+
+
+def test_fast_kernels_are_those_of_small_memories():
+    assert kernel_report.is_fast("small_write_kernel<32, false>")
+    assert kernel_report.is_fast("small_backward_kernel<64>")
+    assert not kernel_report.is_fast("small_write_kernel<32, true>")
+    assert not kernel_report.is_fast("small_write_kernel<32, true, BayesWriteArgs>")
+    assert not kernel_report.is_fast("write_kernel")
+
+
+@pytest.mark.parametrize(
+    ("cell", "change", "problem"),
+    [
+        ("128", "", None),
+        ("96", "", None),
+        ("129", "", "129 registers, of at most 128"),
+        ("64, stack 16", "", "64, stack 16"),
+        ("64, spills 8/8", "", "spills 8/8"),
+        ("-", "", "does not say its registers"),
+        ("64", "\tst.f32 \t[%rd1], %f1;\n\tret;", "1 accesses whose space of memory is unknown"),
+        ("128", ".minnctapersm 5", "5 blocks of 128 threads with 128 registers do not fit"),
+    ],
+)
+def test_facts_of_fast_kernels(cell, change, problem, tmp_path):
+    text = FAST
+    if change.startswith(".min"):
+        text = text.replace(".minnctapersm 4", change)
+    elif change:
+        text = text.replace("\tret;\n}\n.entry", change + "\n}\n.entry")
+    file = tmp_path / "a.ptx"
+    file.write_text(text)
+    fast = kernel_report.fast_kernels({"a.cu": {"sm_90a": file}})
+    ((name, target),) = fast
+    assert target == "sm_90a" and "small_kernel" in name
+    page = f"| a.cu | `{name}` | {cell} |\n"
+    problems = kernel_report.slow_in_fast(fast, page, ["sm_90a"])
+    assert bool(problems) == (problem is not None)
+    assert problem is None or any(problem in found for found in problems)
+    assert kernel_report.slow_in_fast({}, page, ["sm_90a"]) == ["there are no fast kernels"]
+    assert f"| `{name}` | 128 |" in kernel_report.fast_section(fast)

@@ -74,6 +74,7 @@ def test_check_torch_says_what_pip_does_not_find(tmp_path, monkeypatch):
         ("triton_report", []),
         ("check_dist", []),
         ("ptx_counts", ["--library", __file__, "--shape", "1x2x3x4"]),
+        ("kernel_times", ["--library", __file__, "--shape", "1x2x3x4"]),
     ],
 )
 def test_missing_packages_are_named(name, words):

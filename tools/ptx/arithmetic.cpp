@@ -337,16 +337,20 @@ void find_arithmetic(Opcode& opcode, const Statement& s, Builder& build, Instruc
     with_float(t, [&](auto x) { i.handler = &Apply3<decltype(x), Fma>::run; });
   } else if (base == "sqrt" && opcode.take("rn")) {
     one<Sqrt>(s, build, i, opcode.take_type(), false);
+    i.kind = Kind::division;
   } else if (base == "rcp" && opcode.take("rn")) {
     one<Rcp>(s, build, i, opcode.take_type(), false);
+    i.kind = Kind::division;
   } else if (base == "rcp" && opcode.text() == "rcp.approx.ftz.f64") {
     opcode = Opcode(base);
     one<RcpApprox>(s, build, i, Type::f64, false);
+    i.kind = Kind::special;
     i.handler = &Apply1<double, RcpApprox>::run;
   } else if ((base == "rcp" || base == "rsqrt") && opcode.take("approx")) {
     const bool flushes = opcode.take("ftz");
     if (opcode.take_type() != Type::f32) return;
     operands(s, build, i, Type::f32, 1);
+    i.kind = Kind::special;
     if (base == "rcp") {
       i.handler = flushes ? &Apply1<float, RcpApprox32<true>>::run
                           : &Apply1<float, RcpApprox32<false>>::run;
@@ -363,9 +367,11 @@ void find_arithmetic(Opcode& opcode, const Statement& s, Builder& build, Instruc
     const Type t = opcode.take_type();
     if (is_float(t)) {
       if (is_div && rounds) two<Div>(s, build, i, t);
+      i.kind = Kind::division;
       return;
     }
     operands(s, build, i, t, 2);
+    i.kind = Kind::division;
     with_integer(t, [&](auto x) {
       using T = decltype(x);
       i.handler = is_div ? &divide<T, false> : &divide<T, true>;

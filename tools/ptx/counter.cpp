@@ -1,6 +1,7 @@
 #include "counter.h"
 
 #include <algorithm>
+#include <numeric>
 #include <sstream>
 
 namespace ptx {
@@ -9,6 +10,7 @@ namespace {
 
 constexpr unsigned kSectorBytes = 32;
 constexpr unsigned kBanks = 32;
+constexpr size_t kMostBarriers = 64;  // whose clocks are kept
 
 // Where a lane's bytes are remembered: shared memory is its block's, local memory its thread's.
 uint64_t memory_key(const Warp& warp, int lane, Space space, uint64_t address) {
@@ -18,11 +20,37 @@ uint64_t memory_key(const Warp& warp, int lane, Space space, uint64_t address) {
   return (space == Space::shared ? uint64_t(1) : uint64_t(2)) << 62 | owner << 24 | address / 4;
 }
 
+// Passes of a warp's access through the banks of shared memory, and those that conflicts add. Words
+// of 8 or 16 bytes go by halves or quarters of a warp.
+std::pair<uint64_t, uint64_t> pass_banks(const uint64_t* addresses, Mask lanes, unsigned bytes) {
+  const unsigned words = std::max(1u, bytes / 4), together = kLanes / words;
+  uint64_t wavefronts = 0, conflicts = 0;
+  for (unsigned first = 0; first < kLanes; first += together) {
+    const Mask part =
+        lanes & ((together == kLanes ? kAllLanes : (Mask(1) << together) - 1) << first);
+    if (part == 0) continue;
+    std::array<std::vector<uint64_t>, kBanks> in_bank;
+    each_lane(part, [&](int l) {
+      for (unsigned k = 0; k < words; ++k) {
+        const uint64_t word = addresses[l] / 4 + k;
+        auto& all = in_bank[word % kBanks];
+        if (std::find(all.begin(), all.end(), word) == all.end()) all.push_back(word);
+      }
+    });
+    size_t most = 0;
+    for (const auto& all : in_bank) most = std::max(most, all.size());
+    wavefronts += most;
+    conflicts += most - 1;
+  }
+  return {wavefronts, conflicts};
+}
+
 }  // namespace
 
 void Chain::join(const Chain& other) {
   instructions = std::max(instructions, other.instructions);
   loads = std::max(loads, other.loads);
+  ready = latest(ready, other.ready);
 }
 
 const std::vector<int32_t>& Counter::slots_of(const Code& code) {
@@ -54,45 +82,55 @@ void Counter::pass(const Frame& from, const Frame& to, const std::vector<Call::C
         target.parameters[place - c.from + c.to].join(chain);
 }
 
-void Counter::count_sectors(const uint64_t* addresses, Mask lanes, unsigned bytes) {
+Counter::Traffic Counter::count_sectors(const uint64_t* addresses, const unsigned* bytes,
+                                        Mask lanes) {
   std::vector<uint64_t> sectors;
+  Traffic traffic;
   each_lane(lanes, [&](int l) {
-    for (uint64_t s = addresses[l] / kSectorBytes; s <= (addresses[l] + bytes - 1) / kSectorBytes;
-         ++s)
-      sectors.push_back(s);
+    traffic.bytes += bytes[l];
+    const uint64_t end = (addresses[l] + bytes[l] + kSectorBytes - 1) / kSectorBytes;
+    for (uint64_t s = addresses[l] / kSectorBytes; s < end; ++s) sectors.push_back(s);
   });
   std::sort(sectors.begin(), sectors.end());
   sectors.erase(std::unique(sectors.begin(), sectors.end()), sectors.end());
+  for (uint64_t s : sectors) traffic.is_new |= touched_.insert(s).second;
+  traffic.clocks = std::max<uint64_t>(1, (sectors.size() + 3) / 4);
   ++global_requests_;
   sectors_ += sectors.size();
-  global_bytes_ += uint64_t(bytes) * uint64_t(__builtin_popcount(lanes));
+  global_bytes_ += traffic.bytes;
+  return traffic;
 }
 
-// Words of 8 or 16 bytes go by halves or quarters of a warp.
-void Counter::count_banks(const uint64_t* addresses, Mask lanes, unsigned bytes) {
-  const unsigned words = std::max(1u, bytes / 4), together = kLanes / words;
+Counter::Traffic Counter::count_banks(const uint64_t* addresses, Mask lanes, unsigned bytes) {
+  const auto [wavefronts, conflicts] = pass_banks(addresses, lanes, bytes);
   ++shared_requests_;
-  for (unsigned first = 0; first < kLanes; first += together) {
-    const Mask part =
-        lanes & ((together == kLanes ? kAllLanes : (Mask(1) << together) - 1) << first);
-    if (part == 0) continue;
-    std::array<std::vector<uint64_t>, kBanks> in_bank;
-    each_lane(part, [&](int l) {
-      for (unsigned k = 0; k < words; ++k) {
-        const uint64_t word = addresses[l] / 4 + k;
-        auto& all = in_bank[word % kBanks];
-        if (std::find(all.begin(), all.end(), word) == all.end()) all.push_back(word);
-      }
-    });
-    size_t most = 0;
-    for (const auto& all : in_bank) most = std::max(most, all.size());
-    wavefronts_ += most;
-    bank_conflicts_ += most - 1;
-  }
+  wavefronts_ += wavefronts;
+  bank_conflicts_ += conflicts;
+  Traffic traffic;
+  traffic.clocks = wavefronts;
+  return traffic;
+}
+
+// A copy reads global memory, except in lanes that only write zeros, and writes shared memory.
+Counter::Traffic Counter::count_copy(const Warp& warp, const Instruction& i, Mask lanes) {
+  uint64_t from[kLanes] = {}, to[kLanes] = {};
+  unsigned bytes[kLanes] = {};
+  Mask reads = 0;
+  each_lane(lanes, [&](int l) {
+    to[l] = lane_address(warp, i, l);
+    from[l] = warp.at<uint64_t>(i.source[1])[l] + uint64_t(i.extra);
+    bytes[l] = i.option ? warp.at<uint32_t>(i.source[2])[l] : i.bytes;
+    if (bytes[l] > 0) reads |= Mask(1) << l;
+  });
+  Traffic traffic;
+  if (reads != 0) traffic = count_sectors(from, bytes, reads);
+  traffic.clocks = std::max(traffic.clocks, pass_banks(to, lanes, i.bytes).first);
+  return traffic;
 }
 
 // The space that is accessed, and every lane's address in it.
-Space Counter::count_access(Warp& warp, const Instruction& i, Mask lanes, uint64_t* addresses) {
+Space Counter::count_access(Warp& warp, const Instruction& i, Mask lanes, uint64_t* addresses,
+                            Traffic& traffic) {
   each_lane(lanes, [&](int l) { addresses[l] = lane_address(warp, i, l); });
   Space space = i.space;
   if (space == Space::generic) {
@@ -105,9 +143,20 @@ Space Counter::count_access(Warp& warp, const Instruction& i, Mask lanes, uint64
     ++generic_;
   }
   const unsigned bytes = unsigned(i.bytes) * i.vector;
-  if (space == Space::global) count_sectors(addresses, lanes, bytes);
-  if (space == Space::shared) count_banks(addresses, lanes, bytes);
+  if (space == Space::global) {
+    std::array<unsigned, kLanes> each;
+    each.fill(bytes);
+    traffic = count_sectors(addresses, each.data(), lanes);
+  }
+  if (space == Space::shared) traffic = count_banks(addresses, lanes, bytes);
   return space;
+}
+
+// One more load is under way.
+void Counter::send(WarpState& state, uint64_t bytes) {
+  state.sent.emplace_back(++state.loads, bytes);
+  state.in_flight += bytes;
+  most_in_flight_ = std::max(most_in_flight_, state.in_flight);
 }
 
 // All loads up to this one have landed.
@@ -122,8 +171,96 @@ void Counter::wait_for(WarpState& state, uint64_t load) {
   state.landed = load;
 }
 
-void Counter::follow_chain(Warp& warp, const Instruction& i, Mask lanes, Space space,
-                           const uint64_t* addresses) {
+// The bytes in flight of cp.async: those of a group land when it is waited for.
+void Counter::follow_copies(WarpState& state, const Instruction& i, uint64_t bytes) {
+  auto& groups = state.copy_groups;
+  if (i.async == Async::copy && bytes > 0) {
+    send(state, bytes);
+    state.open_copies = state.loads;
+  } else if (i.async == Async::commit || (i.async == Async::wait && i.option)) {
+    groups.push_back(state.open_copies);
+    state.open_copies = 0;
+  }
+  if (i.async != Async::wait) return;
+  const size_t keep = std::min(groups.size(), i.option ? size_t(0) : size_t(i.offset));
+  uint64_t landed = 0;
+  for (auto group = groups.begin(); group != groups.end() - ptrdiff_t(keep); ++group)
+    landed = std::max(landed, *group);
+  groups.erase(groups.begin(), groups.end() - ptrdiff_t(keep));
+  wait_for(state, landed);
+}
+
+// When the instruction's result is ready, of one that these lanes execute.
+Clocks Counter::tick(Warp& warp, const Instruction& i, Mask lanes, Space space, Kind kind,
+                     const Traffic& traffic, const Clocks& sources) {
+  WarpState& state = warps_[&warp];
+  WarpClock& clock = state.clock;
+  if (i.leads_block && i.control != Control::collective && !state.was_collective)
+    clock.end_basic_block();
+  state.was_collective = i.control == Control::collective;
+  WarpClock::Step step;
+  step.issue = cost_of(kind).issue;
+  step.latency = cost_of(kind).latency;
+  step.sources = sources;
+  const bool jumps = i.control == Control::branch || i.control == Control::branch_index ||
+                     i.control == Control::call || i.control == Control::leave;
+  step.ends_block = jumps || kind == Kind::barrier || kind == Kind::fence;
+  if (i.async == Async::copy) {
+    step.stores = step.is_shared = true;
+  } else if (space == Space::global || space == Space::shared) {
+    step.loads = i.is_read, step.stores = i.is_write, step.is_shared = space == Space::shared;
+  }
+  if (lanes == 0) {
+    step.issue = std::min<uint64_t>(step.issue, 1);
+    step.latency = 0;
+  } else if (traffic.clocks > 0) {
+    step.issue = traffic.clocks;
+    const bool is_near = space == Space::global && i.is_read && !traffic.is_new;
+    if (is_near || (i.async == Async::copy && !traffic.is_new))
+      step.latency = second_level_latency();
+    if (kind == Kind::atomic && step.is_shared) step.latency = cost_of(Kind::load_shared).latency;
+    if (step.latency > 0) step.latency += traffic.clocks - 1;
+    access_clocks_ += traffic.clocks;
+  } else if (kind == Kind::shuffle) {
+    ++access_clocks_;
+  }
+  step.stalls = lanes != 0 && (jumps || kind == Kind::fence);
+  if (i.async == Async::wait) {
+    step.sources = latest(sources, clock.land(i.option ? 0 : uint64_t(i.offset), i.option));
+    step.ends_block = true;
+  }
+  if (i.async == Async::commit || i.async == Async::wait) step.latency = 0;
+  issue_[size_t(kind)] += step.issue;
+  const Clocks ready = clock.issue(step);
+  if (i.async == Async::copy && lanes != 0) clock.copy(ready);
+  if (i.async == Async::commit) clock.commit();
+  return ready;
+}
+
+void Counter::pass_barrier(const std::vector<std::pair<Warp*, AtBarrier>>& there) {
+  Clocks all{};
+  for (const auto& [warp, at] : there) all = latest(all, warps_[warp].clock.now());
+  for (uint64_t& clock : all) clock += cost_of(Kind::barrier).latency;
+  if (there.front().first->block->id == 0 && barriers_.size() < kMostBarriers)
+    barriers_.push_back(all);
+  for (const auto& [warp, at] : there)
+    if (at.instruction->barrier != Barrier::arrive) warps_[warp].clock.wait_until(all);
+}
+
+void Counter::end_block(const Block& block) {
+  Clocks end{};
+  for (const auto& warp : block.warps) {
+    WarpClock& clock = warps_[warp.get()].clock;
+    clock.end_basic_block();
+    end = latest(end, clock.now());
+    warps_.erase(warp.get());
+  }
+  if (block.id == 0) first_block_ = end;
+  longest_block_ = latest(longest_block_, end);
+}
+
+void Counter::follow_chain(Warp& warp, const Instruction& i, Mask lanes, Space space, Kind kind,
+                           const uint64_t* addresses, const Traffic& traffic) {
   const Frame& frame = *warp.current.frame;
   FrameState& state = state_of(frame);
   WarpState& flight = warps_[&warp];
@@ -134,8 +271,12 @@ void Counter::follow_chain(Warp& warp, const Instruction& i, Mask lanes, Space s
     chain.join(state.chains[slot(place)]);
     wait_for(flight, state.pending[slot(place)]);
   };
-  for (size_t k = 0; k < i.sources; ++k) needs(i.source[k]);
   if (i.guarded) needs(i.guard);
+  if (lanes == 0) {
+    tick(warp, i, lanes, space, kind, traffic, chain.ready);
+    return;
+  }
+  for (size_t k = 0; k < i.sources; ++k) needs(i.source[k]);
   const bool in_memory = i.is_read || i.is_write;
   const bool is_parameter = space == Space::param || space == Space::kernel_param;
   const unsigned bytes = unsigned(i.bytes) * i.vector;
@@ -154,7 +295,11 @@ void Counter::follow_chain(Warp& warp, const Instruction& i, Mask lanes, Space s
   const bool is_load = i.is_read && (space == Space::global || space == Space::shared);
   chain.instructions += 1;
   chain.loads += is_load;
-  if (i.is_write) each_word([&](Chain& c) { c.join(chain); });
+  chain.ready = tick(warp, i, lanes, space, kind, traffic, chain.ready);
+  Chain stored = chain;
+  // Blocks have clocks of their own, and a warp reads memory after it has written there.
+  if (!is_parameter) stored.ready = {};
+  if (i.is_write) each_word([&](Chain& c) { c.join(stored); });
   for (size_t k = 0; k < i.targets; ++k) {
     Chain& target = state.chains[slot(i.target[k])];
     // Lanes that stay out keep what they had.
@@ -166,13 +311,10 @@ void Counter::follow_chain(Warp& warp, const Instruction& i, Mask lanes, Space s
     state.pending[slot(i.target[k])] = 0;
   }
   longest_.join(chain);
+  if (i.async != Async::none) follow_copies(flight, i, traffic.bytes);
   if (!is_load || i.is_write || space != Space::global) return;
-  const uint64_t load = ++flight.loads,
-                 size = uint64_t(bytes) * uint64_t(__builtin_popcount(lanes));
-  flight.sent.emplace_back(load, size);
-  flight.in_flight += size;
-  most_in_flight_ = std::max(most_in_flight_, flight.in_flight);
-  for (size_t k = 0; k < i.targets; ++k) state.pending[slot(i.target[k])] = load;
+  send(flight, traffic.bytes);
+  for (size_t k = 0; k < i.targets; ++k) state.pending[slot(i.target[k])] = flight.loads;
 }
 
 void Counter::count(Warp& warp, const Instruction& i, Mask lanes) {
@@ -181,14 +323,16 @@ void Counter::count(Warp& warp, const Instruction& i, Mask lanes) {
   uint64_t addresses[kLanes] = {};
   Space space = i.space;
   Kind kind = i.kind;
+  Traffic traffic;
   if ((i.is_read || i.is_write) && lanes != 0 && space != Space::kernel_param &&
       !(space == Space::param && !i.has_base)) {
-    space = count_access(warp, i, lanes, addresses);
+    space = count_access(warp, i, lanes, addresses, traffic);
     if (kind == Kind::generic_load || kind == Kind::generic_store)
       kind = memory_kind(space, kind == Kind::generic_load);
   }
+  if (i.async == Async::copy && lanes != 0) traffic = count_copy(warp, i, lanes);
   ++kinds_[size_t(kind)];
-  if (lanes != 0) follow_chain(warp, i, lanes, space, addresses);
+  follow_chain(warp, i, lanes, space, kind, addresses, traffic);
 }
 
 std::string Counter::json(const std::string& kernel, const LaunchShape& shape) const {
@@ -203,18 +347,22 @@ std::string Counter::json(const std::string& kernel, const LaunchShape& shape) c
   add("shared_bytes", uint64_t(shape.dynamic_shared));
   add("instructions", instructions_);
   add("lane_instructions", lanes_);
-  out << ", \"kinds\": {";
-  bool first = true;
-  for (size_t k = 0; k < kinds_.size(); ++k) {
-    if (kinds_[k] == 0) continue;
-    out << (first ? "" : ", ") << "\"" << name_of(Kind(k)) << "\": " << kinds_[k];
-    first = false;
-  }
-  out << "}";
+  const auto by_kind = [&](const char* name, const auto& counts) {
+    out << ", \"" << name << "\": {";
+    bool first = true;
+    for (size_t k = 0; k < counts.size(); ++k) {
+      if (counts[k] == 0) continue;
+      out << (first ? "" : ", ") << "\"" << name_of(Kind(k)) << "\": " << counts[k];
+      first = false;
+    }
+    out << "}";
+  };
+  by_kind("kinds", kinds_);
   add("generic", generic_);
   add("divergent_branches", divergent_branches_);
   add("global_requests", global_requests_);
   add("sectors", sectors_);
+  add("distinct_sectors", touched_.size());
   add("global_bytes", global_bytes_);
   add("shared_requests", shared_requests_);
   add("wavefronts", wavefronts_);
@@ -224,6 +372,19 @@ std::string Counter::json(const std::string& kernel, const LaunchShape& shape) c
   add("waits", waits_);
   add("longest_chain", longest_.instructions);
   add("longest_chain_of_loads", longest_.loads);
+  add("block_clocks", longest_block_[kWritten]);
+  add("first_block_clocks", first_block_[kWritten]);
+  add("moved_block_clocks", longest_block_[kMoved]);
+  const auto at_barriers = [&](const char* name, Schedule schedule) {
+    out << ", \"" << name << "\": [";
+    for (size_t k = 0; k < barriers_.size(); ++k) out << (k ? ", " : "") << barriers_[k][schedule];
+    out << "]";
+  };
+  at_barriers("barrier_clocks", kWritten);
+  at_barriers("moved_barrier_clocks", kMoved);
+  add("issue_clocks", std::accumulate(issue_.begin(), issue_.end(), uint64_t(0)));
+  by_kind("issue", issue_);
+  add("access_clocks", access_clocks_);
   out << "}";
   return out.str();
 }

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "counter.h"
 #include "warp.h"
 
 namespace ptx {
@@ -111,6 +112,7 @@ void release(Block& b, const std::vector<std::pair<Warp*, AtBarrier>>& there, in
   const bool all = std::all_of(there.begin(), there.end(), [](const auto& x) {
     return x.second.expects == 0 && x.second.instruction->barrier != Barrier::arrive;
   });
+  if (Counter* counter = b.launch->counter) counter->pass_barrier(there);
   ++b.barriers;
   const int left_out = b.launch->options.skip_barrier;
   // A barrier that is left out and has a result is waited for, but orders nothing.
@@ -158,6 +160,7 @@ class Scheduler {
         if (block->finished_warps < int(block->warps.size())) continue;
         for (const auto& w : block->warps)
           launch_.totals.most_barriers = std::max(launch_.totals.most_barriers, w->barriers);
+        if (launch_.counter) launch_.counter->end_block(*block);
         if (launch_.resident > 1) {
           block->warps.clear();
           ended.push_back(std::move(block));

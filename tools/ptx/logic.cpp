@@ -358,7 +358,6 @@ void find_logic(Opcode& opcode, const Statement& s, Builder& build, Instruction&
   } else if (base == "selp") {
     const Type t = opcode.take_type();
     operands(s, build, i, bytes_of(t), {t, t, Type::pred});
-    i.kind = Kind::move;
     if (bytes_of(t) == 2) set(&select<uint16_t>);
     if (bytes_of(t) == 4) set(&select<uint32_t>);
     if (bytes_of(t) == 8) set(&select<uint64_t>);

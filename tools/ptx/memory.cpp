@@ -173,6 +173,7 @@ void async(Opcode& opcode, const Statement& s, Builder& build, Instruction& i) {
   i.kind = Kind::asynchronous;
   if (opcode.take("commit_group")) {
     build.expect_operands(s, 0, 0);
+    i.async = Async::commit;
     i.handler = &commit_copies;
     return;
   }
@@ -181,6 +182,7 @@ void async(Opcode& opcode, const Statement& s, Builder& build, Instruction& i) {
     build.expect_operands(s, all ? 0 : 1, all ? 0 : 1);
     if (!all) i.offset = int64_t(s.operands[0].bits);
     i.option = all;
+    i.async = Async::wait;
     i.handler = &wait_copies;
     return;
   }
@@ -201,6 +203,7 @@ void async(Opcode& opcode, const Statement& s, Builder& build, Instruction& i) {
   if (i.bytes != 4 && i.bytes != 8 && i.bytes != 16) build.fail("a copy of another size");
   i.option = s.operands.size() == 4;
   if (i.option) build.add_source(i, s.operands[3], Type::u32);
+  i.async = Async::copy;
   i.handler = &copy_async;
 }
 

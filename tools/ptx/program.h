@@ -41,6 +41,9 @@ enum class Control : uint8_t {
 
 enum class Barrier : uint8_t { sync, arrive, any, all, count };
 
+// What a cp.async is: a copy, the end of a group of copies, a wait for groups.
+enum class Async : uint8_t { none, copy, commit, wait };
+
 // How strong a memory operation is, and for whom.
 enum class Order : uint8_t { weak, relaxed, acquire, release, acquire_release };
 enum class Scope : uint8_t { block, device };  // .cta; .cluster, .gpu and .sys
@@ -51,6 +54,8 @@ enum class Kind : uint8_t {
   integer64,
   float32,
   float64,
+  special,   // approximations of one instruction
+  division,  // and roots, rounded: several instructions
   compare,
   logic,
   convert,
@@ -86,6 +91,7 @@ struct Instruction {
   Order order = Order::weak;
   Scope scope = Scope::device;
   Barrier barrier = Barrier::sync;
+  Async async = Async::none;
   bool leads_block = false;  // another instruction branches here, or control comes back to it
   bool guarded = false, guard_negated = false;
   bool aligned = true;  // all of a warp must be at it

@@ -1,0 +1,145 @@
+"""scripts/kernel_times.py: from counts to an estimate; nothing here runs a kernel."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from build_helpers import ROOT
+from ptx_tool import load_script
+
+kernel_times = load_script("kernel_times")
+H100, H200 = kernel_times.H100, kernel_times.H200
+FIRST, SECOND = (16, 32, 32, 100), (4096, 32, 32, 100)
+
+
+def launch(**changes) -> dict:
+    return {
+        "kernel": "k",
+        "grid": [132, 1, 1],
+        "block": [128, 1, 1],
+        "shared_bytes": 0,
+        "registers": 128,
+        "scale": 1,
+        "instructions": 1000,
+        "distinct_sectors": 0,
+        "issue_clocks": 0,
+        "access_clocks": 0,
+        "block_clocks": 3510,
+        "moved_block_clocks": 1755,
+    } | changes
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "threads", "blocks"),
+    [
+        (128, 46240, 128, 4),  # registers and shared memory both
+        (96, 46240, 128, 4),  # so fewer registers would not help
+        (128, 60000, 128, 3),
+        (32, 0, 128, 16),  # threads
+        (16, 0, 32, 32),  # blocks
+        (255, 0, 256, 1),
+        (129, 0, 128, 3),  # 136 a thread
+        (84, 85920, 256, 2),
+        (32, 227 * 1024, 128, 1),
+        (32, 228 * 1024, 128, 0),
+    ],
+)
+def test_blocks_of_a_multiprocessor(registers, shared, threads, blocks):
+    assert H100.resident(registers, shared, threads) == blocks
+
+
+def test_a_launch_takes_the_longest_of_what_it_waits_for():
+    time = kernel_times.launch_time
+    assert time(H100, launch()) == pytest.approx(1e-6)
+    assert time(H100, launch(), "block_clocks") == pytest.approx(2e-6)
+    # Four blocks fit: 528 take as long as 132, and one more another wave.
+    assert time(H100, launch(grid=[528, 1, 1])) == pytest.approx(1e-6)
+    assert time(H100, launch(grid=[529, 1, 1])) == pytest.approx(2e-6)
+    assert time(H100, launch(scale=5)) == pytest.approx(2e-6)
+    # The schedulers: 132 blocks of 4 x 3510 clocks, alone or four at a time.
+    issue = 132 * 4 * 3510
+    assert time(H100, launch(issue_clocks=issue)) == pytest.approx(2e-6)
+    assert time(H100, launch(issue_clocks=issue, scale=4)) == pytest.approx(8e-6)
+    assert time(H100, launch(access_clocks=132 * 3510)) == pytest.approx(2e-6)
+    # Device memory.
+    sectors = int(3.35e12 * 5e-6 / 32)
+    assert time(H100, launch(distinct_sectors=sectors)) == pytest.approx(5e-6, rel=1e-3)
+    assert time(H200, launch(distinct_sectors=sectors)) == pytest.approx(
+        5e-6 * 3.35 / 4.8, rel=1e-3
+    )
+    with pytest.raises(ValueError, match="no multiprocessor has room"):
+        time(H100, launch(shared_bytes=300_000))
+
+
+def test_launches_of_a_stream_follow_one_another():
+    assert kernel_times.estimate(H100, [launch()]) == pytest.approx(4e-6)
+    assert kernel_times.estimate(H100, [launch(), launch(), launch()]) == pytest.approx(8e-6)
+
+
+def test_what_a_write_needs():
+    # By hand: mean and covariance in and out, addresses, values, noise, evidence.
+    moved, work = kernel_times.needs(FIRST, False)
+    state, episode = 32 * 100 + 32 * 32, 32 * 32 + 32 * 100 + 32
+    assert moved == 16 * 4 * (2 * state + episode + 1) == 813_120
+    assert work == 16 * (32 * 32 * (16 + 100) + 32**3 + 32 * 32 * 100)
+    assert kernel_times.needs(FIRST, True)[1] == 3 * work
+    assert kernel_times.needs(SECOND, False)[0] == 256 * moved
+    # One launch and the bytes, or the multiply-adds where they take longer.
+    assert kernel_times.bound(H100, FIRST, False) == pytest.approx(3e-6 + moved / 3.35e12)
+    long = kernel_times.LONG
+    work = kernel_times.needs(long, False)[1]
+    in_float32 = kernel_times.bound(H100, long, False, tensor_cores=False)
+    assert in_float32 == pytest.approx(3e-6 + work / (132 * 128 * 1.755e9))
+    in_tf32 = kernel_times.bound(H100, long, False)
+    assert in_float32 / in_tf32 == pytest.approx(1024 / 128 / 3, rel=0.02)
+
+
+def test_a_chunk_is_cheaper_than_the_information_form_in_short_episodes():
+    _, T, K, C = shape = (1, 4, 64, 64)
+    chunk = T * K * (1.5 * K + 2 * C) + T * T * (K + C / 2) + T**3 / 6
+    assert kernel_times.needs(shape, False)[1] == chunk
+
+
+def test_units_work_side_by_side():
+    found = kernel_times.units(
+        {
+            "kinds": {"integer 64": 3, "float32": 10, "move": 50, "division": 2, "matrix": 5},
+            "issue": {"integer 64": 12, "float32": 10, "division": 32, "matrix": 20},
+        }
+    )
+    assert found["scheduler"] == 6 + 10 + 18 + 5
+    assert (found["integers"], found["float32"], found["special"]) == (12, 10, 16)
+    assert max(found, key=found.get) == "scheduler"
+
+
+def test_every_cost_is_in_the_table_with_its_source():
+    rows = kernel_times.costs()
+    text = (ROOT / "tools/ptx/costs.h").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("KANERVA_")]
+    assert len(rows) == len(lines) and all(source for *_, source in rows)
+    table = "\n".join(kernel_times.cost_table())
+    assert "| load shared | 1 | 29 |" in table and "assumed" in table
+
+
+def test_the_section_says_that_no_gpu_has_run_this():
+    made = launch(busiest=["integers", 5280], useful_issue=0.25)
+    text = kernel_times.section({"now": {f"{FIRST}": [made]}, "before": {f"{FIRST}": [made] * 2}})
+    assert text.startswith("## Times: estimate, no GPU has run this\n")
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| {FIRST} | H100"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[3:] == ["6.0 to 8.0", "1.9", "4.0 to 5.0", "1.2"]
+    assert math.isclose(float(cells[2]), 3.2)
+    assert f"| {SECOND} | H200 | " in text and "not counted" in text
+    assert "integers 0.0" in text and "| 25 % |" in text
+    assert all(len(line) <= 98 for line in text.splitlines() if not line.startswith("|"))
+    assert kernel_times.section({}) == kernel_times.section({"now": {}})
+
+
+def test_the_page_has_the_counts_that_are_kept():
+    counted = kernel_times.read_counts()
+    assert set(counted) == {"before", "now"}
+    for when in counted.values():
+        for key in kernel_times.SHAPES:
+            for gradient in (False, True):
+                assert when[kernel_times.key_of(key, gradient)]
