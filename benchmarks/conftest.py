@@ -51,13 +51,16 @@ def _takes_long(rival: Rival, shape: Shape) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``measure`` is run for every shape, direction and provider of the module's OPERATOR."""
+    """``measure`` is run for every operator, shape, direction and provider."""
     if "measure" not in metafunc.fixturenames:
         return
     device = _timer(metafunc.config).device
-    operator, full = metafunc.module.OPERATOR, metafunc.config.getoption("full")
+    full = metafunc.config.getoption("full")
     cases = [
-        pytest.param((operator, shape, direction, rival), id=f"{shape}-{direction}-{rival.name}")
+        pytest.param(
+            (operator, shape, direction, rival), id=f"{operator}-{shape}-{direction}-{rival.name}"
+        )
+        for operator in OPERATORS
         for shape in OPERATORS[operator].shapes[: None if full else 3]
         for direction in DIRECTIONS
         for rival in [*providers(operator, shape, direction), *on_backends(operator, device)]

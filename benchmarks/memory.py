@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(rows[-1].line(), flush=True)
     if options.json:
         print(f"written to {write_json(options.json, 'memory', about, rows)}")
-    bound = tomllib.loads(FLOORS.read_text())["memory"].get(str(options.shape))
+    bound = tomllib.loads(FLOORS["goals"].read_text())["memory"].get(str(options.shape))
     ours = [r for r in rows if r.provider == KANERVA]
     if bound is None or not ours:
         return 0

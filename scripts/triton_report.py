@@ -111,11 +111,11 @@ class Usage:
 
 
 def launches(function: Callable, *args) -> list[tuple]:
-    """(kernel, config, args, constants) of every launch of an operator, on meta tensors."""
+    """(kernel, config, args, named) of every launch of an operator, on meta tensors."""
     found = []
 
-    def record(kernel, programs, config, args, constants):
-        found.append((kernel, config, args, constants))
+    def record(kernel, programs, config, args, named):
+        found.append((kernel, config, args, named))
 
     run, _launch.run = _launch.run, record
     try:
@@ -125,11 +125,12 @@ def launches(function: Callable, *args) -> list[tuple]:
     return found
 
 
-def variant(kernel, config: _launch.Config, args: tuple, constants: dict) -> Variant:
+def variant(kernel, config: _launch.Config, args: tuple, named: dict) -> Variant:
     signature, fixed = {}, {}
-    values = dict(zip(kernel.arg_names, args, strict=False)) | constants
-    for name, value in values.items():
-        if name in constants or value is None:
+    values = dict(zip(kernel.arg_names, args, strict=False)) | named
+    for parameter in kernel.params:
+        name, value = parameter.name, values[parameter.name]
+        if parameter.is_constexpr or value is None:
             signature[name], fixed[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]

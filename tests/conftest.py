@@ -21,7 +21,7 @@ from checkout import ROOT
 
 import kanerva_ext
 
-pytest_plugins = ["cli_runs", "ptx_tool"]
+pytest_plugins = ["cli_runs", "image_files", "ptx_tool"]
 
 
 def installed_folders() -> list[Path]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import problems, rows
+from . import phases, rows
 from .child import require_installed
 from .problems import Problem, problem, relative_error
 
@@ -37,7 +37,7 @@ def ready(operator: str, shape: Sequence[int], backend: str, device: str, seed: 
 def calls(found: Problem) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     """Direction -> a call without arguments that has its results."""
     directions: dict[str, Callable] = {"forward": found.forward}
-    if found.name not in problems.WITHOUT_GRADIENT:
+    if found.name not in phases.WITHOUT_GRADIENT:
         cotangents = found.cotangents()
         directions["backward"] = lambda: found.backward(cotangents)
     return directions
@@ -59,7 +59,7 @@ def smoke(operator: str, shape: Sequence[int], backend: str = "cuda", device: st
     require_installed(backend, device)
     truth = problem(operator, tuple(shape)).on("reference" if shape[1] <= MOST_STEPS else "cpu")
     want = {"forward": truth.forward()}
-    if operator not in problems.WITHOUT_GRADIENT:
+    if operator not in phases.WITHOUT_GRADIENT:
         cotangents = truth.cotangents()
         want["backward"] = truth.backward(cotangents)
     errors, worst = {}, []

@@ -14,6 +14,7 @@ from .child import LOCK_VARIABLE, child_command
 from .processes import Task
 from .schedule import Stage, Suite
 
+#: Public functions, one for each of ``ops.OPERATORS``, which cannot be asked before the build.
 OPERATORS = (
     "bayes_write",
     "causal_scan",

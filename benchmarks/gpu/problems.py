@@ -60,21 +60,6 @@ def step_of_copies(mean: Tensor, cov: Tensor, *step: Tensor, **options):
     return (*as_tuple(ops.causal_step(mean, cov, *step, **options)), mean, cov)
 
 
-OPERATORS = (
-    "bayes_write",
-    "solve_addresses",
-    "read",
-    "recall",
-    "memory_kl",
-    "to_statistics",
-    "adaptive_write",
-    "forget",
-    "causal_scan",
-    "causal_step",
-)
-WITHOUT_GRADIENT = ("causal_step",)
-
-
 def problem(operator: str, shape: Shape, seed: int = 0) -> Problem:
     """In float64 on the CPU, with numbers that float32 holds exactly."""
     b, t, k, c = shape

@@ -12,18 +12,12 @@ from . import phases, rows, tools, visit
 from .results import PREFIX, RESULTS
 
 PAGE = visit.ROOT / "docs/gpu_status.md"
-#: Rows of the table: names in the rows -> names for people.
-OPERATORS = {
-    "bayes_write": ("`bayes_write`", ("bayes_write",)),
-    "solve_addresses": ("`solve_addresses`", ("solve_addresses",)),
-    "read": ("`read`", ("read",)),
-    "recall": ("`recall`", ("recall",)),
-    "memory_kl": ("`memory_kl`", ("memory_kl",)),
-    "to_statistics": ("`to_statistics`, `from_statistics`", ("to_statistics", "statistics")),
-    "adaptive_write": ("`adaptive_write`", ("adaptive_write",)),
-    "forget": ("`forget`", ("forget",)),
-    "causal_scan": ("`causal_scan`", ("causal_scan", "causal_scan_packed")),
-    "causal_step": ("`causal_step`", ("causal_step",)),
+#: What the page calls an operator, where that is not its name.
+TITLES = {"to_statistics": "`to_statistics`, `from_statistics`"}
+#: The tests of an operator, where those of its name are not all.
+TESTED_BY = {
+    "to_statistics": ("to_statistics", "statistics"),
+    "causal_scan": ("causal_scan", "causal_scan_packed"),
 }
 COLUMNS = {
     "CUDA C++": (
@@ -103,7 +97,7 @@ def newest(folder: Path) -> dict[str, dict[str, dict]]:
 def cell(operator: str, column: str, contents: dict[str, dict]) -> str:
     """What ran of an operator's kernels on one GPU; empty if nothing did."""
     questions, sanitizers, tests_in = COLUMNS[column]
-    names = OPERATORS[operator][1]
+    names = TESTED_BY.get(operator, (operator,))
     phase = "contact" if column == "CUDA C++" else "triton"
     own = contents.get(phase, {}).get("rows", [])
     parts = []
@@ -130,7 +124,8 @@ def cell(operator: str, column: str, contents: dict[str, dict]) -> str:
 
 def table(found: dict[str, dict[str, dict]]) -> list[str]:
     lines = ["| operator | CUDA C++ | Triton | has run on |", "|---|---|---|---|"]
-    for operator, (title, _) in OPERATORS.items():
+    for operator in phases.OPERATORS:
+        title = TITLES.get(operator, f"`{operator}`")
         cells, gpus = [], []
         for column in COLUMNS:
             ran = {gpu: text for gpu, x in found.items() if (text := cell(operator, column, x))}
@@ -158,7 +153,7 @@ def origins(found: dict[str, dict[str, dict]]) -> list[str]:
 
 def page(folder: Path = RESULTS) -> str:
     found = newest(folder)
-    any_ran = any(cell(op, column, x) for x in found.values() for op in OPERATORS
+    any_ran = any(cell(op, column, x) for x in found.values() for op in phases.OPERATORS
                   for column in COLUMNS)  # fmt: skip
     first = "Those of the table that say so." if any_ran else "None yet."
     lines = [*origins(found), ""] if found else []

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from . import (
-    adaptive_write,
-    bayes_write,
-    causal_scan,
-    forget,
-    memory_kl,
-    read,
-    recall,
-    solve_addresses,
-    statistics,
-)
+import importlib
+
+from kanerva_ext import ops
+
 from .spec import BOTH, DIRECTIONS, SHAPES, Operator, Rival, Shape
 
+#: One step in place: nothing is composed, and `benchmarks.overhead` has the price of a call.
+UNRIVALLED = ("causal_step",)
+#: By name: the ``OPERATOR`` of the file of that name here.
 OPERATORS: dict[str, Operator] = {
-    module.OPERATOR.name: module.OPERATOR
-    for module in (
-        bayes_write,
-        solve_addresses,
-        read,
-        recall,
-        memory_kl,
-        statistics,
-        adaptive_write,
-        forget,
-        causal_scan,
-    )
+    name: importlib.import_module(f".{name}", __name__).OPERATOR
+    for name in ops.OPERATORS
+    if name not in UNRIVALLED
 }
 
 __all__ = ["BOTH", "DIRECTIONS", "OPERATORS", "SHAPES", "Operator", "Rival", "Shape"]

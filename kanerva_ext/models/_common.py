@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Mapping
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +135,15 @@ class CodeNormal(nn.Module):
             code = code - expected
         correction, log_std = self.correction(features)
         return torch.sigmoid(self.gate) * code + correction, log_std
+
+
+def hyperparameters(model: type[nn.Module], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's ``config``: its constructor's arguments by name, from the ``locals()`` there.
+
+    The backend is left out, which is no property of the model.
+    """
+    names = inspect.signature(model.__init__).parameters
+    return {name: given[name] for name in names if name not in ("self", "backend")}
 
 
 def sample_normal(

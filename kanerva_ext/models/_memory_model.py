@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,20 +78,17 @@ class EpisodeCoders(nn.Module):
     With ``linear_path``, a linear map goes beside the convolutions on either side, started at the
     data's principal components (`start_linear_path`): codes are in units of the pixels' noise, the
     convolutions add to both, nothing at first, and ``num_filters=0`` leaves them out.
+
+    Attributes:
+        config: what the model was made with, by the names of its constructor's arguments.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        code_size: int,
-        *,
-        num_filters: int,
-        image_size: int,
-        num_channels: int,
-        likelihood: str,
-        linear_path: bool = False,
-    ) -> None:
+    def __init__(self, num_features: int, config: dict[str, Any]) -> None:
         super().__init__()
+        self.config = config
+        code_size, num_filters = config["code_size"], config["num_filters"]
+        image_size, num_channels = config["image_size"], config["num_channels"]
+        likelihood, linear_path = config["likelihood"], config["linear_path"]
         check_sizes(code_size=code_size, image_size=image_size, num_channels=num_channels)
         self.image_shape = (num_channels, image_size, image_size)
         self.likelihood = make_likelihood(likelihood)

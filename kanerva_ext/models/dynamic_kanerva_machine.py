@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._state import register_for_loading
 from ..memory import FusedKanervaMemory, MemoryState, WriteOutput, standard_normal
-from ._common import replace_first
+from ._common import hyperparameters, replace_first
 from ._memory_model import MemoryModel
 from .coders import CodeLinear, he_init
 
@@ -112,36 +112,15 @@ class DynamicKanervaMachine(MemoryModel):
         hidden_size: int = 400,
         backend: str = "auto",
     ) -> None:
+        config = hyperparameters(DynamicKanervaMachine, locals())
         if weight_cov not in WEIGHT_COVS:
             raise ValueError(f"weight_cov must be one of {WEIGHT_COVS}, got {weight_cov!r}")
         if weight_cov == "full" and not sample_weights:
             raise ValueError('sample_weights must be True with weight_cov="full", got False')
         num_features = hidden_size if linear_path else 2 * code_size
-        super().__init__(
-            num_features,
-            code_size,
-            num_filters=num_filters,
-            image_size=image_size,
-            num_channels=num_channels,
-            likelihood=likelihood,
-            linear_path=linear_path,
-        )
-        self.config = {
-            "memory_size": memory_size,
-            "code_size": code_size,
-            "num_filters": num_filters,
-            "image_size": image_size,
-            "num_channels": num_channels,
-            "likelihood": likelihood,
-            "noise_std": noise_std,
-            "weight_std": weight_std,
-            "num_write_iters": num_write_iters,
-            "sample_weights": sample_weights,
-            "weight_cov": weight_cov,
-            "linear_path": linear_path,
-        }
-        if linear_path:
-            self.config["hidden_size"] = hidden_size
+        if not linear_path:
+            del config["hidden_size"]
+        super().__init__(num_features, config)
         # Features are positive; codes must not be, or all of them would share a direction.
         self.code = CodeLinear(num_features, code_size)
         if linear_path:  # nothing is added to its codes at first

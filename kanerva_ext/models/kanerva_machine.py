@@ -14,6 +14,7 @@ from ._common import (
     CodeNormal,
     Normal,
     check_sizes,
+    hyperparameters,
     kl_normal,
     replace_first,
     sample_normal,
@@ -126,6 +127,7 @@ class KanervaMachine(MemoryModel):
         linear_path: bool = False,
         backend: str = "auto",
     ) -> None:
+        config = hyperparameters(KanervaMachine, locals())
         check_sizes(code_size=code_size, latent_size=latent_size, hidden_size=hidden_size)
         if not 0 < code_std < math.inf:
             raise ValueError(f"code_std must be positive and finite, got {code_std}")
@@ -136,32 +138,7 @@ class KanervaMachine(MemoryModel):
         if not 0 <= min_latent_std < math.inf:
             raise ValueError(f"min_latent_std must be at least 0 and finite, got {min_latent_std}")
         num_features = hidden_size if linear_path else 2 * code_size
-        super().__init__(
-            num_features,
-            code_size,
-            num_filters=num_filters,
-            image_size=image_size,
-            num_channels=num_channels,
-            likelihood=likelihood,
-            linear_path=linear_path,
-        )
-        self.config = {
-            "memory_size": memory_size,
-            "code_size": code_size,
-            "key_size": key_size,
-            "latent_size": latent_size,
-            "hidden_size": hidden_size,
-            "num_filters": num_filters,
-            "image_size": image_size,
-            "num_channels": num_channels,
-            "likelihood": likelihood,
-            "noise_std": noise_std,
-            "code_std": code_std,
-            "encoder_noise_std": encoder_noise_std,
-            "min_latent_std": min_latent_std,
-            "sample_write_address": sample_write_address,
-            "linear_path": linear_path,
-        }
+        super().__init__(num_features, config)
         self.latent = Normal(num_features, hidden_size, latent_size)
         if linear_path:
             self.read_code = CodeNormal(num_features, hidden_size, code_size, expects=True)

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from .._state import register_for_loading
 from ..memory import standard_normal
-from ._common import CodeNormal, Normal, check_sizes, kl_normal, replace_first, sample_normal
+from ._common import (
+    CodeNormal,
+    Normal,
+    check_sizes,
+    hyperparameters,
+    kl_normal,
+    replace_first,
+    sample_normal,
+)
 from ._memory_model import EpisodeCoders
 
 __all__ = ["MatchedVAE", "VAEBound"]
@@ -65,26 +73,10 @@ class MatchedVAE(EpisodeCoders):
         likelihood: str = "bernoulli",
         linear_path: bool = False,
     ) -> None:
+        config = hyperparameters(MatchedVAE, locals())
         check_sizes(code_size=code_size, hidden_size=hidden_size)
         num_features = hidden_size if linear_path else 2 * code_size
-        super().__init__(
-            num_features,
-            code_size,
-            num_filters=num_filters,
-            image_size=image_size,
-            num_channels=num_channels,
-            likelihood=likelihood,
-            linear_path=linear_path,
-        )
-        self.config = {
-            "code_size": code_size,
-            "hidden_size": hidden_size,
-            "num_filters": num_filters,
-            "image_size": image_size,
-            "num_channels": num_channels,
-            "likelihood": likelihood,
-            "linear_path": linear_path,
-        }
+        super().__init__(num_features, config)
         if linear_path:
             self.code = CodeNormal(num_features, hidden_size, code_size, expects=False)
             self.log_prior_var = nn.Parameter(torch.empty(code_size))

@@ -1,6 +1,9 @@
-"""The operators as functions. Each has a file of its name here and in ``reference``."""
+"""The operators as functions. Each has a file of its name here and in ``reference``.
 
-from . import _library  # noqa: F401 - defines torch.ops.kanerva
+``OPERATORS`` has the declaration of every raw operator by its name.
+"""
+
+from ._library import OPERATORS
 from .adaptive_write import adaptive_write
 from .bayes_write import bayes_write
 from .causal_scan import causal_scan
@@ -13,6 +16,7 @@ from .solve_addresses import solve_addresses
 from .statistics import from_statistics, to_statistics
 
 __all__ = [
+    "OPERATORS",
     "adaptive_write",
     "bayes_write",
     "causal_scan",

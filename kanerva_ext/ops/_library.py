@@ -25,7 +25,9 @@ from ._declaration import Declaration
 
 NATIVE, TRITON = "kanerva", "kanerva_triton"
 LIBRARIES = {name: torch.library.Library(name, "DEF") for name in (NATIVE, TRITON)}
-#: Of all raw operators, gradients among them; `declare` adds to them.
+#: By name; `declare` adds to them.
+OPERATORS: dict[str, Declaration] = {}
+#: Of all raw operators, gradients among them.
 NAMES: list[str] = []
 
 
@@ -38,6 +40,7 @@ def declare(operator: Declaration, fake: Callable | None = None) -> None:
 
     ``fake`` stands in place of the declaration's own, where shapes do not follow by its rule.
     """
+    OPERATORS[operator.name] = operator
     _define(operator.name, operator.schema, fake or operator.fake)
     if operator.differentiable:
         _define(f"{operator.name}_backward", operator.backward_schema, operator.backward_fake)

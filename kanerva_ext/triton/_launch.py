@@ -68,24 +68,24 @@ def choose(slots: int, work: torch.dtype) -> Config:
     return config if torch.version.hip is None else config._replace(precision=HIP_PRECISION)
 
 
-def launch(kernel, programs: int, config: Config, *args, **constants) -> None:
-    """Launch on the device of the first tensor."""
+def launch(kernel, programs: int, config: Config, *args, **named) -> None:
+    """Launch on the device of the first tensor. What has many arguments gets them by name."""
     if programs == 0:
         return
-    device = next(a for a in args if isinstance(a, Tensor)).device
+    device = next(a for a in (*args, *named.values()) if isinstance(a, Tensor)).device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            run(kernel, programs, config, args, constants)
+            run(kernel, programs, config, args, named)
     else:
-        run(kernel, programs, config, args, constants)
+        run(kernel, programs, config, args, named)
 
 
 def options(config: Config) -> dict:
     return {"num_warps": config.warps, "num_stages": 1, "enable_fp_fusion": True}
 
 
-def run(kernel, programs: int, config: Config, args: tuple, constants: dict) -> None:
-    kernel[(programs,)](*args, **constants, **options(config))
+def run(kernel, programs: int, config: Config, args: tuple, named: dict) -> None:
+    kernel[(programs,)](*args, **named, **options(config))
 
 
 def plain(tensor: Tensor | None) -> Tensor | None:

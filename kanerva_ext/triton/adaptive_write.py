@@ -424,14 +424,10 @@ class Plan(NamedTuple):
     def constants(self) -> dict:
         return {"WIDE": self.wide, **self.config.constants(torch.float64)}
 
-    def inverse(self, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def inverse(self, mean: Tensor) -> dict[str, Tensor]:
         """Room for it, for F^-1 and for the tiles on the diagonal of that."""
-        batch, n = len(mean), self.n
-        return (
-            empty(mean, batch, n, n),
-            empty(mean, batch, n, n),
-            empty(mean, batch, n, self.config.size),
-        )
+        widths = {"system": self.n, "root": self.n, "diagonal": self.config.size}
+        return {name: empty(mean, len(mean), self.n, width) for name, width in widths.items()}
 
 
 def plan(mean: Tensor) -> Plan:
@@ -458,12 +454,15 @@ def adaptive_write(
     evidence, partials = mean.new_empty(batch), no_partials(mean, 1)
     direct = mean.dtype == torch.float64
     launch(
-        adaptive_write_kernel, batch, chosen.config, *inputs, as_bytes(mask), weights, step_kl,
-        mean_out if direct else empty(mean, *mean.shape),
-        cov_out if direct else empty(mean, *cov.shape), None if direct else mean_out,
-        None if direct else cov_out, *chosen.inverse(mean),
-        empty(mean, batch, ROWS.value, chosen.length), None, None, None, None, partials, episode,
-        slots, code, chosen.length, num_iters, SOLVE=True, SAVE=False, **chosen.constants(),
+        adaptive_write_kernel, batch, chosen.config, *inputs, mask=as_bytes(mask),
+        weights=weights, step_kl=step_kl,
+        mean_work=mean_out if direct else empty(mean, *mean.shape),
+        cov_work=cov_out if direct else empty(mean, *cov.shape),
+        mean_out=None if direct else mean_out, cov_out=None if direct else cov_out,
+        **chosen.inverse(mean), room=empty(mean, batch, ROWS.value, chosen.length),
+        iterates=None, products=None, errors=None, totals=None, partials=partials, T=episode,
+        K=slots, C=code, S=chosen.length, iterations=num_iters, SOLVE=True, SAVE=False,
+        **chosen.constants(),
     )  # fmt: skip
     finish(partials, mean_out, cov_out, weights, step_kl, total=evidence)
     return mean_out, cov_out, weights, step_kl, evidence

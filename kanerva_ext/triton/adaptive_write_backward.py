@@ -292,26 +292,29 @@ def adaptive_write_backward(
     given = mean.dtype == torch.float64
     solve = iterate or not given
     means, covs, inverse = empty(mean, *mean.shape), empty(mean, *cov.shape), chosen.inverse(mean)
-    iterates, products = (empty(mean, batch, episode, num_iters, slots) for _ in range(2))
-    errors = empty(mean, batch, episode, num_iters, code)
-    totals = empty(mean, batch, episode, num_iters, 3)
+    widths = {"iterates": slots, "products": slots, "errors": code, "totals": 3}
+    kept = {n: empty(mean, batch, episode, num_iters, width) for n, width in widths.items()}
+    length = chosen.length
+    sizes = {"T": episode, "K": slots, "C": code, "S": length, "iterations": num_iters}
     evidence, partials = no_partials(mean, 1), no_partials(mean, 1)
     launch(
-        adaptive_write_kernel, batch, chosen.config, *inputs, mask, weights if given else None,
-        None, means, covs, None, None, *(inverse if solve else (None, None, None)),
-        empty(mean, batch, ROWS.value, chosen.length), iterates, products, errors, totals,
-        evidence, episode, slots, code, chosen.length, num_iters, SOLVE=solve, SAVE=True,
-        **chosen.constants(),
+        adaptive_write_kernel, batch, chosen.config, *inputs, mask=mask,
+        weights=weights if given else None, step_kl=None, mean_work=means, cov_work=covs,
+        mean_out=None, cov_out=None, **(inverse if solve else dict.fromkeys(inverse)),
+        room=empty(mean, batch, ROWS.value, chosen.length), partials=evidence, SOLVE=solve,
+        SAVE=True, **kept, **sizes, **chosen.constants(),
     )  # fmt: skip
     out = [torch.empty_like(x) for x in inputs]
     direct = mean.dtype == torch.float64
     launch(
-        reverse_kernel, batch, chosen.config, *grads, *inputs[3:], mask, means, covs, evidence,
-        iterates, products, errors, totals, *inverse,
-        empty(mean, batch, REVERSE_ROWS.value, chosen.length),
-        empty(mean, batch, num_iters, code), out[0] if direct else empty(mean, *mean.shape),
-        empty(mean, *cov.shape), None if direct else out[0], *out[1:4], partials, episode, slots,
-        code, chosen.length, num_iters, ITERATE=iterate, **chosen.constants(),
+        reverse_kernel, batch, chosen.config, *grads, *inputs[3:], mask=mask, mean=means,
+        cov=covs, evidence=evidence, **inverse,
+        room=empty(mean, batch, REVERSE_ROWS.value, chosen.length),
+        shares=empty(mean, batch, num_iters, code),
+        mean_slope=out[0] if direct else empty(mean, *mean.shape),
+        cov_slope=empty(mean, *cov.shape), d_mean=None if direct else out[0], d_cov=out[1],
+        d_values=out[2], d_noise=out[3], partials=partials, ITERATE=iterate, **kept, **sizes,
+        **chosen.constants(),
     )  # fmt: skip
     finish(partials, *out[:4], total=out[4])
     return tuple(out)

@@ -9,6 +9,8 @@ factors in float64 takes those of a square root of its covariance (`_square_root
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -318,15 +320,31 @@ def write_kernel(
                     copy_matrix(cov_work, cov_out + item * K * K, K, 0, K, K, N, N, WORK)
 
 
-def passes(mean: Tensor, slots: int, *, small: bool, method: str) -> list[tuple]:
-    """Arithmetic, length of chunks and limit of hardness of each launch, in order."""
-    steps, narrow = choose(slots, torch.float64).steps, mean.dtype == torch.float32
-    robust = (torch.float64, steps, HARD_FOR_CHOLESKY if narrow else HARD_FOR_FLOAT64)
+class Pass(NamedTuple):
+    """One launch of the write, which does what the launch before left to do."""
+
+    work: torch.dtype  # arithmetic
+    steps: int  # length of chunks
+    limit: float  # hardness up to which Cholesky factors serve
+    last: bool = True  # what is harder takes square roots, and is not left to another launch
+
+    def arguments(self, cov: Tensor) -> dict:
+        """What the kernel is told of it."""
+        epsilon = torch.finfo(cov.dtype).eps
+        return {"steps": self.steps, "limit": self.limit, "epsilon": epsilon, "LAST": self.last}
+
+
+def passes(mean: Tensor, slots: int, *, small: bool, method: str) -> list[Pass]:
+    """The launches, in order."""
+    narrow = mean.dtype == torch.float32
+    limit = HARD_FOR_CHOLESKY if narrow else HARD_FOR_FLOAT64
+    robust = Pass(torch.float64, choose(slots, torch.float64).steps, limit)
     if method == "sqrt":
-        return [(torch.float64, steps, -1.0)]
+        return [robust._replace(limit=-1.0)]  # no hardness is that low
     if small or not narrow:
         return [robust]
-    return [(torch.float32, choose(slots, torch.float32).steps, HARD_FOR_FLOAT32_FACTORS), robust]
+    steps = choose(slots, torch.float32).steps
+    return [Pass(torch.float32, steps, HARD_FOR_FLOAT32_FACTORS, last=False), robust]
 
 
 def blocks_of_columns(mean: Tensor, most: int = 2**31) -> tuple[int, int]:
@@ -343,7 +361,7 @@ def write(
     inputs: list[Tensor],
     mask: Tensor | None,
     decay: Tensor | None,
-    plans: list[tuple],
+    plans: list[Pass],
     mean_out: Tensor,
     cov_out: Tensor,
     reads: tuple[Tensor | None, ...] = (None, None, None),
@@ -352,26 +370,29 @@ def write(
 ) -> Tensor:
     """Launch each of the `passes`; returns the partials of log_evidence. ``reads`` are queries and
     where their values and variances go."""
-    mean, cov, weights = inputs[:3]
+    mean, cov, weights, values, noise_var = inputs
     queries, values_out, variances = reads
     (batch, slots, code), episode = mean.shape, weights.shape[1]
     blocks, width = blocks_of_columns(mean)
     partials = no_partials(mean, blocks)
     before = None
-    for work, steps, limit in plans:
-        config = choose(slots, work)
+    for plan in plans:
+        work, config = plan.work, choose(slots, plan.work)
         direct = work == mean.dtype and blocks == 1
-        means = mean_out if direct else empty(mean, *mean.shape, dtype=work)
-        covs = cov_out if direct else empty(mean, batch, blocks, slots, slots, dtype=work)
         status = empty(mean, batch, blocks, dtype=torch.int32)
-        last = (work, steps, limit) == plans[-1]
         launch(
-            write_kernel, batch * blocks, config, *inputs, as_bytes(mask), plain(decay), queries,
-            bounds, means, covs, None if direct else mean_out, None if direct else cov_out,
-            values_out, variances, room_for_root(mean, blocks, config) if last else None,
-            empty(mean, batch, blocks, config.steps, slots, dtype=work), None, None, before,
-            status, partials, episode, slots, code, blocks, width, steps, sequences, limit,
-            torch.finfo(cov.dtype).eps, SAVE=False, LAST=last, **config.constants(work, "L"),
+            write_kernel, batch * blocks, config,
+            mean=mean, cov=cov, weights=weights, values=values, noise_var=noise_var,
+            mask=as_bytes(mask), decay=plain(decay), queries=queries, bounds=bounds,
+            mean_work=mean_out if direct else empty(mean, *mean.shape, dtype=work),
+            cov_work=cov_out if direct else empty(mean, batch, blocks, slots, slots, dtype=work),
+            mean_out=None if direct else mean_out, cov_out=None if direct else cov_out,
+            reads=values_out, variances=variances,
+            root=room_for_root(mean, blocks, config) if plan.last else None,
+            gains=empty(mean, batch, blocks, config.steps, slots, dtype=work), inverses=None,
+            errors=None, before=before, status=status, evidence=partials, T=episode, K=slots,
+            C=code, blocks=blocks, width=width, sequences=sequences, SAVE=False,
+            **plan.arguments(cov), **config.constants(work, "L"),
         )  # fmt: skip
         before = status
     return partials

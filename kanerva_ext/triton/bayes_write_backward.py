@@ -30,6 +30,7 @@ from ._tiles import (
 )
 from .bayes_write import (
     SMALL_ITEM,
+    Pass,
     blocks_of_columns,
     is_wanted,
     load_steps,
@@ -407,7 +408,7 @@ def reverse(
     inputs: list[Tensor],
     mask: Tensor | None,
     decay: Tensor | None,
-    plans: list[tuple],
+    plans: list[Pass],
     reads: tuple[Tensor | None, ...] = (None, None, None),
     bounds: Tensor | None = None,
     sequences: int = 1,
@@ -415,7 +416,7 @@ def reverse(
     """Gradients of ``inputs``, of decay and of queries, and partials that are NaN where an item
     failed. ``grads`` are those of mean, cov and log_evidence, ``reads`` queries and the gradients
     of their values and variances."""
-    mean, cov, weights, _, noise_var = inputs
+    mean, cov, weights, values, noise_var = inputs
     grad_mean, grad_cov, grad_evidence = (plain(g) for g in grads)
     queries, grad_reads, grad_var = (plain(x) for x in reads)
     mask, decay = as_bytes(mask), plain(decay)
@@ -428,8 +429,12 @@ def reverse(
     d_decay = None if decay is None else torch.empty_like(decay)
     partials = no_partials(mean, blocks)
     before = None
-    for work, steps, limit in plans:
-        config = choose(slots, work)
+    sizes = {"T": episode, "K": slots, "C": code, "blocks": blocks, "sequences": sequences}
+    every_step = {
+        "weights": weights, "noise_var": noise_var, "mask": mask, "decay": decay, "bounds": bounds
+    }  # fmt: skip
+    for plan in plans:
+        work, config = plan.work, choose(slots, plan.work)
         L, constants = config.steps, config.constants(work, "L")
         # The adjoint of reads holds more tiles: twice the warps spill less than half as much.
         adjoint = config if queries is None else config._replace(warps=8)
@@ -446,27 +451,34 @@ def reverse(
         if grad_reads is not None:
             asked, responses = room(*gains.shape), room(*squares.shape)
         status = empty(mean, batch, blocks, dtype=torch.int32)
-        direct, last = work == mean.dtype, (work, steps, limit) == plans[-1]
+        direct = work == mean.dtype
         states = out[:2] if direct else [room(*x.shape) for x in out[:2]]
         copies = (None, None) if direct else out[:2]
+        kept = {"gains": gains, "inverses": inverses, "before": before, "status": status}
+        between = {
+            "cross": cross, "shares": shares, "squares": squares, "asked": asked,
+            "responses": responses,
+        }  # fmt: skip
         launch(
-            write_kernel, batch * blocks, config, *inputs, mask, decay, None, bounds, means, covs,
-            None, None, None, None, room_for_root(mean, blocks, config) if last else None, gains,
-            inverses, errors, before, status, partials, episode, slots, code, blocks, width, steps,
-            sequences, limit, torch.finfo(cov.dtype).eps, SAVE=True, LAST=last, **constants,
+            write_kernel, batch * blocks, config, mean=mean, cov=cov, values=values, **every_step,
+            queries=None, mean_work=means, cov_work=covs, mean_out=None, cov_out=None, reads=None,
+            variances=None, root=room_for_root(mean, blocks, config) if plan.last else None,
+            errors=errors, evidence=partials, width=width, SAVE=True, **kept, **sizes,
+            **plan.arguments(cov), **constants,
         )  # fmt: skip
         launch(
-            columns_kernel, batch * blocks, adjoint, grad_mean, grad_evidence, grad_reads, weights,
-            queries, noise_var, mask, decay, bounds, means, states[0], gains, inverses, errors,
-            cross, shares, squares, asked, responses, out[3], copies[0], before, status, episode,
-            slots, code, blocks, width, sequences, **constants,
+            columns_kernel, batch * blocks, adjoint, grad_mean_in=grad_mean,
+            grad_evidence=grad_evidence, grad_reads=grad_reads, queries=queries, **every_step,
+            mean=means, grad_mean=states[0], errors=errors, d_values=out[3], d_mean=copies[0],
+            width=width, **kept, **between, **sizes, **constants,
         )  # fmt: skip
         launch(
-            covariance_kernel, batch, adjoint, grad_cov, grad_evidence, grad_var, weights, queries,
-            noise_var, mask, decay, bounds, covs, states[1], gains, inverses, cross, shares,
-            squares, asked, responses, room(batch, L, slots), room(batch, L, slots), *of_reads,
-            out[2], d_queries, out[4], d_decay, copies[1], before, status, episode, slots, code,
-            blocks, sequences, **constants,
+            covariance_kernel, batch, adjoint, grad_cov_in=grad_cov, grad_evidence=grad_evidence,
+            grad_var=grad_var, queries=queries, **every_step, cov=covs, grad_cov=states[1],
+            slopes=room(batch, L, slots), room=room(batch, L, slots), rest=of_reads[0],
+            moved=of_reads[1], mixed=of_reads[2], d_weights=out[2], d_queries=d_queries,
+            d_noise=out[4], d_decay=d_decay, d_cov=copies[1], **kept, **between, **sizes,
+            **constants,
         )  # fmt: skip
         before = status
     return out, d_decay, d_queries, partials

@@ -9,16 +9,16 @@ from torch import Tensor
 from ._finish import finish
 from ._launch import empty, plain
 from ._sequences import checked
-from .bayes_write import SMALL_ITEM, passes, write
+from .bayes_write import SMALL_ITEM, Pass, passes, write
 
 
-def scan_passes(mean: Tensor, steps: int, chunk_size: int, *, small: bool = False) -> list[tuple]:
+def scan_passes(mean: Tensor, steps: int, chunk_size: int, *, small: bool = False) -> list[Pass]:
     """`passes` with chunks of at most ``chunk_size`` steps; 0: of as many as there is room for.
     ``small``: in float64 at once."""
     _, slots, code = mean.shape
     small = small or steps * slots * code <= SMALL_ITEM
     plans = passes(mean, slots, small=small, method="auto")
-    return [(work, min(most, chunk_size or most), limit) for work, most, limit in plans]
+    return [plan._replace(steps=min(plan.steps, chunk_size or plan.steps)) for plan in plans]
 
 
 def causal_scan(

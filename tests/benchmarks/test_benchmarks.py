@@ -123,8 +123,8 @@ def test_pytest_benchmarks_on_a_device(tmp_path):
     (tmp_path / "stand_in.py").write_text(PLUGIN)
     path = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests")))
     saved = tmp_path / "saved.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks/bench_read.py", "-p", "stand_in"]
-    command += ["--device", "cuda", "-k", "64x16x16x64-forward-", f"--benchmark-json={saved}"]
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_operators.py", "-p", "stand_in"]
+    command += ["--device", "cuda", "-k", "[read-64x16x16x64-forward-", f"--benchmark-json={saved}"]
     # A worker of pytest-xdist would be taken for one of its own, which times nothing.
     outside = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_")}
     done = subprocess.run(
@@ -205,26 +205,28 @@ def test_every_backend_that_is_here_is_a_provider():
 def test_a_ratio_below_its_floor_fails(capsys, monkeypatch):
     arguments = ["--op", "read", "--shapes", "2x4x3x5", "--direction", "forward"]
     arguments += ["--seconds", "0.05", "--patience", "0", "--threads", "1", "--check"]
-    floors = '[read."2x4x3x5"]\nforward = {0}\n[ci.read."2x4x3x5"]\nforward = {1}\n'
-    monkeypatch.setattr(compare, "FLOORS", _Text(floors.format(1e9, 1e-9)))
+    texts = {"goals": _Text(1e9), "ci": _Text(1e-9)}
+    monkeypatch.setattr(compare, "FLOORS", texts)
     assert compare.main(arguments) == 1
     assert "1 of 1 floors are not met" in capsys.readouterr().out
     assert compare.main([*arguments, "--floors", "ci"]) == 0
 
 
 class _Text:
-    def __init__(self, text):
-        self.text = text
+    def __init__(self, floor):
+        self.text = f'[read."2x4x3x5"]\nforward = {floor}\n'
 
     def read_text(self):
         return self.text
 
 
-def test_floors_name_what_is_compared():
-    floors = compare.tomllib.loads((ROOT / "benchmarks" / "floors.toml").read_text())
-    tables = [(name, shapes) for name, shapes in floors["ci"].items()]
-    tables += [(n, s) for n, s in floors.items() if n not in ("ci", "memory")]
-    for operator, shapes in tables:
+@pytest.mark.parametrize("kind", compare.FLOORS)
+def test_floors_name_what_is_compared(kind):
+    floors = compare.tomllib.loads(compare.FLOORS[kind].read_text())
+    assert ("memory" in floors) == (kind == "goals")
+    floors.pop("memory", None)
+    assert floors
+    for operator, shapes in floors.items():
         assert operator in OPERATORS
         for shape in shapes:
             assert len(Shape(*map(int, shape.split("x")))) == 4

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -30,6 +31,7 @@ from benchmarks.gpu import (
 from benchmarks.gpu.processes import Task
 from benchmarks.gpu.schedule import Stage
 from benchmarks.rivals import OPERATORS, Shape
+from kanerva_ext import ops
 
 CHECK = ROOT / "benchmarks/gpu_check.py"
 VISIT = {"key": "visit", "visit": "20260101T000000", "device": "a GPU", "source": "abc"}
@@ -45,17 +47,27 @@ def _threads(one_thread):
 
 
 def test_every_operator_has_a_problem():
-    assert set(problems.OPERATORS) == set(phases.OPERATORS)
-    assert problems.WITHOUT_GRADIENT == phases.WITHOUT_GRADIENT
-    names = {name for name in OPERATORS if name != "statistics"} | {"to_statistics", "causal_step"}
-    assert set(problems.OPERATORS) == names
+    names = {"statistics": "to_statistics"}
+    declared = {names.get(name, name): operator for name, operator in ops.OPERATORS.items()}
+    assert sorted(phases.OPERATORS) == sorted(declared)
+    without = [name for name, operator in declared.items() if not operator.differentiable]
+    assert list(phases.WITHOUT_GRADIENT) == without
+    for name in phases.OPERATORS:
+        assert problems.problem(name, SMALL).name == name
 
 
-@pytest.mark.parametrize("operator", problems.OPERATORS)
+def test_every_operator_has_tests():
+    """In the GPU check, and in the Makefile for other engines."""
+    words = re.search(r"OPERATOR_TESTS :=.*?\.py,(.*?)\)\)", (ROOT / "Makefile").read_text(), re.S)
+    assert sorted(words[1].replace("\\", "").split()) == sorted(phases.TESTS)
+    assert set(ops.OPERATORS) <= set(phases.TESTS)
+
+
+@pytest.mark.parametrize("operator", phases.OPERATORS)
 def test_checks_of_an_operator(operator):
     result = checks.smoke(operator, SMALL, device="cpu")
     assert result["state"] == rows.OK
-    count = 2 if operator in problems.WITHOUT_GRADIENT else 4
+    count = 2 if operator in phases.WITHOUT_GRADIENT else 4
     assert len(result["errors"]) == count and max(result["errors"].values()) < 1e-5
     assert checks.determinism(operator, SMALL, device="cpu") == {}
     assert checks.sanitized(operator, device="cpu") == {}

@@ -11,7 +11,7 @@ from helpers import Case, problem, recursion, relative_error
 from selection import grid
 
 import kanerva_ext
-from kanerva_ext import _backend, reference
+from kanerva_ext import _backend, ops, reference
 
 pytestmark = pytest.mark.skipif(
     kanerva_ext.backends()["triton"] != "available"
@@ -19,17 +19,8 @@ pytestmark = pytest.mark.skipif(
     reason="needs a GPU or TRITON_INTERPRET=1",
 )
 
-NAMES = (
-    "bayes_write",
-    "causal_scan",
-    "adaptive_write",
-    "forget",
-    "solve_addresses",
-    "read",
-    "recall",
-    "memory_kl",
-    "statistics",
-)
+#: Those with a gradient; tests/operators/test_causal_step.py has the other.
+NAMES = [name for name, operator in ops.OPERATORS.items() if operator.differentiable]
 SHAPES = {"small": (2, 5, 3, 7), "partial tiles": (2, 37, 35, 70)}
 
 
@@ -59,23 +50,13 @@ def arguments(name: str, shape, dtype):
     }[name]
 
 
-SAVED = {
-    "bayes_write": (0, 1),
-    "adaptive_write": (2,),
-    "forget": (0, 1),
-    "solve_addresses": (0,),
-    "recall": (2,),
-    "statistics": (0, 1),
-}
-
-
 def run(module, name, args):
     """Results and, for incoming gradients that do not depend on the dtype, gradients."""
     results = getattr(module, name)(*args)
     results = results if isinstance(results, tuple) else (results,)
     generator = torch.Generator().manual_seed(1)
     grads = [torch.randn(r.shape, generator=generator, device="cpu").to(r) for r in results]
-    saved = [results[i] for i in SAVED.get(name, ())]
+    saved = [results[i] for i in ops.OPERATORS[name].saved_results]
     gradients = getattr(module, f"{name}_backward")(*grads, *args, *saved)
     return [*results, *(g for g in gradients if g.numel())]
 

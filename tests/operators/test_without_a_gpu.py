@@ -11,7 +11,8 @@ from checkout import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import phases
-from benchmarks.gpu.problems import OPERATORS, WITHOUT_GRADIENT, as_tuple, problem
+from benchmarks.gpu.phases import OPERATORS, WITHOUT_GRADIENT
+from benchmarks.gpu.problems import as_tuple, problem
 
 #: Of floating-point numbers on CUDA; from the documentation of torch.use_deterministic_algorithms.
 #: (The gradient of cumprod is a cumsum.)
