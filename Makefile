@@ -30,8 +30,8 @@ SOURCES := setup.py pyproject.toml kanerva_command.py $(shell find build_backend
 # Processes start where a test file lies whole: its trained models are made once.
 PYTEST := $(BIN)/pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 # The tests of the operators, which other kernels than the CPU's are put to as well.
-OPERATOR_TESTS := $(addprefix tests/test_,$(addsuffix .py,bayes_write solve_addresses read recall \
-  memory_kl statistics adaptive_write forget causal_scan causal_scan_packed causal_step))
+OPERATOR_TESTS := $(addprefix tests/operators/test_,$(addsuffix .py,bayes_write solve_addresses read \
+  recall memory_kl statistics adaptive_write forget causal_scan causal_scan_packed causal_step))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -62,19 +62,19 @@ info: $(VENV)/.installed
 	$(BIN)/kanerva info
 
 test: $(VENV)/.installed
-	$(PYTEST) -m 'not slow and not exhaustive' --ignore-glob='*/test_ptx_*'
+	$(PYTEST) -m 'not slow and not exhaustive' --ignore tests/ptx
 
 test-slow: $(VENV)/.installed
-	$(PYTEST) -m 'slow or exhaustive' --ignore-glob='*/test_ptx_*'
+	$(PYTEST) -m 'slow or exhaustive' --ignore tests/ptx
 
 test-all: test test-slow
-	$(PYTEST) $(wildcard tests/test_ptx_*.py)
-	KANERVA_TEST_MINUTES=10 $(PYTEST) --dist load tests/test_state_machines.py
+	$(PYTEST) tests/ptx
+	KANERVA_TEST_MINUTES=10 $(PYTEST) --dist load tests/operators/test_state_machines.py
 
 # What an engine cannot afford is marked where the tests are: see tests/selection.py.
 test-triton: $(VENV)/.installed
-	TRITON_INTERPRET=1 KANERVA_BACKEND=triton $(PYTEST) $(OPERATOR_TESTS) tests/test_triton.py \
-	  tests/test_state_machines.py
+	TRITON_INTERPRET=1 KANERVA_BACKEND=triton $(PYTEST) $(OPERATOR_TESTS) \
+	  $(addprefix tests/operators/,test_triton.py test_state_machines.py)
 
 # The CUDA kernels as the PTX that nvcc makes of them, in the interpreter of tools/ptx: its own tests,
 # every kernel plain and without one of its barriers, the operators' tests on one architecture, and
@@ -82,7 +82,7 @@ test-triton: $(VENV)/.installed
 PTX_LIBRARY := $(CURDIR)/build/ptx/library.so
 ON_PTX = OMP_WAIT_POLICY=passive KANERVA_TEST_LIBRARY=$(PTX_LIBRARY) KANERVA_PTX=$(CURDIR)/build/ptx
 test-ptx: $(VENV)/.installed
-	KANERVA_TEST_PTX=1 $(PYTEST) $(wildcard tests/test_ptx_*.py)
+	KANERVA_TEST_PTX=1 $(PYTEST) tests/ptx
 	$(BIN)/python scripts/kernels_on_ptx.py --library $(PTX_LIBRARY)
 	$(ON_PTX)/sm_90a $(PYTEST) $(OPERATOR_TESTS)
 	$(BIN)/python scripts/kernels_on_ptx.py --run --arch sm_80

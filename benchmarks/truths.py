@@ -3,7 +3,7 @@
 One Cholesky factor for an episode of T steps needs T x T numbers, and its gradient several of them.
 Beyond `LONGEST` steps the reference gives both: its recursion, and its gradient in closed form,
 which goes through the episode in chunks. At fewer steps autograd through the truth and the
-reference are held against each other (`measure.Problem`, tests/test_benchmarks.py).
+reference are held against each other (`measure.Problem`, tests/benchmarks/test_benchmarks.py).
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class Environment:
         """What the library says of itself, every operator's registrations, and the short tests."""
         words = ("--cuda",) if cuda else ()
         print(self.run(str(PROBE), *words), end="")
-        files = [str(ROOT / f"tests/test_{name}.py") for name in TESTS]
+        files = [str(ROOT / f"tests/operators/test_{name}.py") for name in TESTS]
         options = (
             "-q",
             "-m",

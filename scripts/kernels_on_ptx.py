@@ -1,7 +1,7 @@
 """Runs the CUDA kernels as the PTX that nvcc makes of them, in the interpreter of tools/ptx.
 
     python scripts/kernels_on_ptx.py --library build/ptx/library.so
-    KANERVA_TEST_LIBRARY=build/ptx/library.so pytest tests/test_bayes_write.py
+    KANERVA_TEST_LIBRARY=build/ptx/library.so pytest tests/operators/test_bayes_write.py
 
 makes a library that serves CPU tensors with the interpreted kernels and tests the operators on it;
 KANERVA_PTX names a folder with the PTX of another architecture for the same library: --ptx makes

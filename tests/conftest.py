@@ -17,20 +17,18 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import selection
 import torch
+from checkout import ROOT
 
 import kanerva_ext
 
 pytest_plugins = ["cli_runs", "ptx_tool"]
 
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-
-
 def installed_folders() -> list[Path]:
     """Where the kanerva_ext to test may lie: installed, or built in this checkout."""
     folders = []
-    if next((CHECKOUT / "kanerva_ext").glob("_C.*"), None) is not None:
-        folders.append(CHECKOUT / "kanerva_ext")
+    if next((ROOT / "kanerva_ext").glob("_C.*"), None) is not None:
+        folders.append(ROOT / "kanerva_ext")
     try:
         found = metadata.distribution("kanerva_ext")
     except metadata.PackageNotFoundError:

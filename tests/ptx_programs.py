@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools/ptx/interpreter.py"
 
 if not TOOL.is_file():

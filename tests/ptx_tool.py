@@ -3,11 +3,10 @@
 import importlib.util
 import os
 import sys
-from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts/kernels_on_ptx.py"
 
 MARKS = [

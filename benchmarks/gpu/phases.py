@@ -180,7 +180,7 @@ class Plan:
         for name in TESTS:
             parts = PARTS.get(name, 1)
             for part in range(parts):
-                command = child_command("tests", file=f"tests/test_{name}.py", part=part,
+                command = child_command("tests", file=f"tests/operators/test_{name}.py", part=part,
                                         parts=parts, chosen=chosen, marks=marks,
                                         backend=backend)  # fmt: skip
                 key = f"{prefix}/{name}/{part + 1} of {parts}"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT
 
 from benchmarks.gpu import (
     checks,
@@ -30,7 +31,6 @@ from benchmarks.gpu.processes import Task
 from benchmarks.gpu.schedule import Stage
 from benchmarks.rivals import OPERATORS, Shape
 
-ROOT = Path(__file__).resolve().parents[1]
 CHECK = ROOT / "benchmarks/gpu_check.py"
 VISIT = {"key": "visit", "visit": "20260101T000000", "device": "a GPU", "source": "abc"}
 SMALL = (2, 5, 4, 3)
@@ -343,7 +343,7 @@ def test_what_the_phases_ask(tmp_path):
                 assert f"{question}/{operator}/{mode}" in asked["contact"]
         assert f"precompile/{operator}/large/float64" in asked["triton"]
     for name in phases.TESTS:
-        assert (ROOT / f"tests/test_{name}.py").is_file()
+        assert (ROOT / f"tests/operators/test_{name}.py").is_file()
         assert any(key.startswith(f"test/{name}/") for key in asked["tests"])
         assert any(key.startswith(f"test by triton/{name}/") for key in asked["triton"])
     assert set(phases.TIMED) == set(OPERATORS)

@@ -1,11 +1,10 @@
 """The README's example runs, and what it links to exists."""
 
 import re
-from pathlib import Path
 
 import torch
+from checkout import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from checkout import ROOT
+from fake_device import FakeCuda, FakeDevice
 
 import kanerva_ext
 from benchmarks import (
@@ -26,64 +27,7 @@ from benchmarks.measure import KANERVA, Problem, WrongResult, interleaved, on_ba
 from benchmarks.reproduction_page import TABLES, write_page
 from benchmarks.rivals import OPERATORS, Rival, Shape
 
-ROOT = Path(__file__).parents[1]
 SHAPE = Shape(2, 4, 3, 5)
-
-
-class FakeCuda:
-    """Stands in for torch.cuda: events at fixed distances, and a log of what was done."""
-
-    L2 = 4096
-    TAKES = 0.25  # ms from a start to its end
-
-    def __init__(self):
-        self.log = []
-
-    def Event(self, enable_timing):
-        assert enable_timing
-        return FakeEvent(self.log)
-
-    def synchronize(self):
-        self.log.append("wait")
-
-    def get_device_properties(self, index):
-        return SimpleNamespace(name="Fake GPU", major=9, minor=0, L2_cache_size=self.L2)
-
-    def memory_allocated(self):
-        return 1000
-
-    def reset_peak_memory_stats(self):
-        self.log.append("reset")
-
-    def max_memory_allocated(self):
-        return 1500
-
-
-class FakeEvent:
-    def __init__(self, log):
-        self.log = log
-
-    def record(self):
-        self.log.append(self)
-
-    def synchronize(self):
-        self.log.append("wait")
-
-    def elapsed_time(self, end):
-        assert self.log.index(self) < self.log.index(end)
-        assert "wait" in self.log[self.log.index(end) :]
-        return FakeCuda.TAKES
-
-
-class FakeDevice(timers.DeviceEvents):
-    """Tensors on the CPU, times of a stand-in for torch.cuda."""
-
-    def __init__(self):
-        super().__init__("cpu", FakeCuda())
-
-    def flush(self):
-        super().flush()
-        self.cuda.log.append("flush")
 
 
 def test_device_times_are_of_events_with_the_cache_cleared():
@@ -166,7 +110,7 @@ def test_compare_on_a_device(monkeypatch, capsys, tmp_path):
 
 PLUGIN = """
 from benchmarks import ceilings, timers
-from test_benchmarks import FakeDevice
+from fake_device import FakeDevice
 device = FakeDevice()
 timers.of = lambda name: device
 ceilings._product_rate = lambda timer, tf32: 1e12

@@ -1,11 +1,11 @@
 """The examples run, and show what they say."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT
 
 import kanerva_ext
-
-CHECKOUT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +21,8 @@ def tree(tmp_path_factory):
     """A checkout, as git has it."""
     root = tmp_path_factory.mktemp("tree")
     compiled = shutil.ignore_patterns("*.so", "__pycache__")
-    shutil.copytree(CHECKOUT / "kanerva_ext", root / "kanerva_ext", ignore=compiled)
-    shutil.copytree(CHECKOUT / "benchmarks", root / "benchmarks", ignore=compiled)
+    shutil.copytree(ROOT / "kanerva_ext", root / "kanerva_ext", ignore=compiled)
+    shutil.copytree(ROOT / "benchmarks", root / "benchmarks", ignore=compiled)
     (root / "csrc").mkdir()
     return root
 
@@ -75,7 +74,7 @@ def test_a_copy_of_the_package_says_what_to_do(tree, tmp_path, zipped):
 
 
 def test_the_command_says_so_in_one_line(tree, tmp_path):
-    path = os.pathsep.join([str(tree), str(CHECKOUT)])
+    path = os.pathsep.join([str(tree), str(ROOT)])
     done = python(tmp_path, "-m", "kanerva_command", "info", PYTHONPATH=path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"kanerva: {tree / 'kanerva_ext'} is a source tree without")

@@ -112,5 +112,5 @@ def test_tests_cut_off_go_on_where_they_were(tmp_path, monkeypatch):
 
 
 def test_rows_of_tests():
-    assert suite.short("tests/test_read.py::TestRead::test_x[a::b]") == "TestRead::test_x[a::b]"
+    assert suite.short("tests/folder/test_x.py::TestRead::test_x[a::b]") == "TestRead::test_x[a::b]"
     assert suite.last_words("a\nE   ValueError: x\nE   more") == "ValueError: x"

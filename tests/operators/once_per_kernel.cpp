@@ -1,5 +1,5 @@
 // csrc/cuda/once_per_kernel.h by many threads, and where it fails: prints "ok" or "wrong".
-#include "../csrc/cuda/once_per_kernel.h"
+#include "../../csrc/cuda/once_per_kernel.h"
 
 #include <atomic>
 #include <cstdio>

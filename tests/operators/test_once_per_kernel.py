@@ -8,12 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
 SOURCE = Path(__file__).with_name("once_per_kernel.cpp")
 
-pytestmark = pytest.mark.skipif(
-    not (SOURCE.parents[1] / "csrc/cuda").is_dir(), reason="needs the source tree"
-)
+pytestmark = pytest.mark.skipif(not (ROOT / "csrc/cuda").is_dir(), reason="needs the source tree")
 
 
 def fixed_addresses() -> tuple[str, ...]:

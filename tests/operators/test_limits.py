@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
+<<<<<<< HEAD:tests/test_limits.py
 ROOT = Path(__file__).parents[1]
 SHARED = (ROOT / "csrc/common/policy.h").read_text()
+=======
+SHARED = (ROOT / "csrc/common/limits.h").read_text()
+>>>>>>> main:tests/operators/test_limits.py
 TRITON = (ROOT / "kanerva_ext/triton/bayes_write.py").read_text()
 NAMES = ("HardForFloat32Factors", "HardForFloat64", "HardForCholesky", "SmallItem")
 

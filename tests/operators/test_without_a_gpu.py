@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import phases
@@ -75,7 +75,6 @@ def test_the_reference_calls_what_is_deterministic_on_a_gpu(operator, with_decay
     assert not called.names & NOT_DETERMINISTIC
 
 
-TESTS = Path(__file__).parent
 DRAWS = {"normal", "rand", "randint", "randn", "randperm"}
 #: Functions that are only called inside ``with torch.device("cpu")``.
 ON_THE_CPU = {"_problem"}
@@ -97,10 +96,10 @@ def draws_anywhere(tree: ast.AST, on_cpu: bool = False) -> Iterator[int]:
         yield from draws_anywhere(node, inside)
 
 
-@pytest.mark.parametrize("name", [*(f"test_{name}" for name in phases.TESTS), "helpers",
+@pytest.mark.parametrize("name", [*(f"operators/test_{name}" for name in phases.TESTS), "helpers",
                                   "scan_truth", "operator_base"])  # fmt: skip
 def test_tests_draw_on_the_cpu(name):
     """A CPU's generator draws nothing for a default device of "cuda"."""
-    path = TESTS / f"{name}.py"
+    path = ROOT / f"tests/{name}.py"
     found = [f"{path.name}:{line}" for line in draws_anywhere(ast.parse(path.read_text()))]
     assert not found, "give device='cpu', then move"

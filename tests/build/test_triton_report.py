@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts"))
 import triton_report as report
 
 

@@ -1,7 +1,7 @@
 """Random sequences of calls on a memory and a layer, each against the reference in float64.
 
-``KANERVA_TEST_MINUTES=10 pytest tests/test_state_machines.py`` goes on for ten minutes with new
-random numbers; otherwise there is a fixed, short set of sequences.
+``KANERVA_TEST_MINUTES=10 pytest tests/operators/test_state_machines.py`` goes on for ten minutes
+with new random numbers; otherwise there is a fixed, short set of sequences.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ import sys
 import zipfile
 from importlib.resources import files
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkout import ROOT
 
 from kanerva_ext.data import (
     load_omniglot,
@@ -20,7 +20,7 @@ from kanerva_ext.data import (
     split_episodes,
 )
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "pack_omniglot.py"
+SCRIPT = ROOT / "scripts" / "pack_omniglot.py"
 
 
 def rows(images):

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
 from benchmarks.gpu import processes, rows, schedule
 from benchmarks.gpu.processes import Task
 from benchmarks.gpu.schedule import Schedule, Stage, Stopped
 
-ROOT = Path(__file__).resolve().parents[1]
 CHECK = ROOT / "benchmarks/gpu_check.py"
 VISIT = {"key": "visit", "visit": "20260101T000000", "device": "a GPU", "source": "abc"}
 RESULT = (

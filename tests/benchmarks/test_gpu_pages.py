@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
 from benchmarks import report as performance
 from benchmarks.gpu import child, command, phases, results, rows, status_page, tools
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # The tools
 

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from checkout import ROOT
 
 from kanerva_ext.data import (
     DATASETS,
@@ -26,7 +27,7 @@ from kanerva_ext.data import (
 )
 from kanerva_ext.data._omniglot_images import area_average, shrink
 
-DATA = Path(os.environ.get("KANERVA_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+DATA = Path(os.environ.get("KANERVA_DATA", ROOT.parent / "shared" / "data"))
 # In the order of CIFAR-10's own labels.
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NEED_A_ROOT = ("omniglot-images", "omniglot-burda", "cifar10-jpeg")

@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT
 
 pytest.importorskip("safetensors")
 pytest.importorskip("tqdm")
@@ -31,7 +31,6 @@ SETTINGS = (
     "training.evaluate_every=0",
     "training.checkpoint_every=5",
 )
-ROOT = Path(__file__).parents[1]
 
 
 def words(folder, steps=20, *more):
