@@ -42,8 +42,7 @@ struct AddressSystem {
     const int64_t n = V.rows;
     Matrix<F> system(scope, n, n);
     const Matrix<F>&a = wide ? R : Rt, &bt = wide ? Rt : R;
-    gemm<false>(executor, n, n, a.columns, a.data, a.ld, bt.data, bt.ld, system.data, system.ld,
-                Store::set, Structure::full, Part::upper);
+    product(executor, a, bt, system, Store::set, Part::upper);
     for (int64_t i = 0; i < n; ++i) system[i][i] += F(ridge);
     facts = invert_factor(executor, system, V);
     if (facts.ok) transpose(executor, V, Vt);
@@ -76,8 +75,8 @@ struct AddressTile {
 
   // Y = X V V', m rows
   void apply_inverse(int64_t m, const Matrix<A>& X, const Matrix<A>& Y) const {
-    product(executor, m, X, V, half, Store::set, Structure::upper);
-    product(executor, m, half, Vt, Y, Store::set, Structure::lower);
+    product(executor, m, X, V.of_structure(Structure::upper), half);
+    product(executor, m, half, Vt.of_structure(Structure::lower), Y);
   }
 
   // W = addresses of the m queries in Z. In the narrow form `narrow` is left as Z (R'R + lambda

@@ -9,31 +9,29 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-template <class S>
-Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
-                           const Executor& executor) {
-  constexpr bool narrow_state = std::is_same_v<S, float>;
-  const bool small = narrow_state && is_small(e.steps, args.n);
-  const int64_t step = chunk_steps(args.n.K, e.steps);
-  if (adjoint_of_long_episode<S>(args, b, e, executor)) return Outcome::done;
-  if (!small && adjoint_of_short_episode<S>(args, b, e, executor)) return Outcome::done;
-  if (args.method != WriteMethod::sqrt) {
-    Outcome outcome = Outcome::harder;
-    if (narrow_state && !small && e.decay == nullptr)  // gradients of decays cancel
-      outcome =
-          WriteAdjoint<float, float>(args, b, e, false, kHardForFloat32Factors, executor, step)
-              .run();
-    if (narrow_state && !small && outcome == Outcome::harder)
-      outcome =
-          WriteAdjoint<float, double>(args, b, e, false, kHardForFloat32Gradient, executor, step)
-              .run();
-    if (outcome == Outcome::harder) {
-      const double limit = cholesky_limit(args.mean.dtype);
-      outcome = WriteAdjoint<double, double>(args, b, e, false, limit, executor, step).run();
-    }
-    if (outcome != Outcome::harder) return outcome;
-  }
-  return WriteAdjoint<double, double>(args, b, e, true, kNoLimit, executor, step).run();
+inline bool adjoint_from_posterior(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
+                                   const Executor& executor) {
+  const bool small = is_small(e.steps, args.n);
+  if (args.mean.dtype == Dtype::float64)
+    return adjoint_of_long_episode<double>(args, b, e, executor) ||
+           adjoint_of_short_episode<double>(args, b, e, executor);
+  return adjoint_of_long_episode<float>(args, b, e, executor) ||
+         (!small && adjoint_of_short_episode<float>(args, b, e, executor));
+}
+
+inline Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
+                                  const Executor& executor) {
+  if (adjoint_from_posterior(args, b, e, executor)) return Outcome::done;
+  Arithmetics may = arithmetics_of_adjoint(args.n, e, args.mean.dtype);
+  may.only_sqrt = args.method == WriteMethod::sqrt;
+  return try_in_turn(may, [&](auto columns, auto factors, bool use_sqrt, double limit) {
+    using A = decltype(columns);
+    using F = decltype(factors);
+    NoReads<A, F> none;
+    return WriteAdjoint<A, F>(args, b, e, use_sqrt, limit, executor, chunk_steps(args.n.K, e.steps),
+                              none)
+        .run();
+  });
 }
 
 inline void bayes_write_backward(const BayesWriteBackwardArgs& args, const Executor& executor) {
@@ -53,11 +51,7 @@ inline void bayes_write_backward(const BayesWriteBackwardArgs& args, const Execu
       if (args.d_decay) fill(args.d_decay, b, T, 1, x);
     };
     if (e.index) fill_all(0.0, false);  // masked steps have no gradient
-    Outcome outcome = Outcome::failed;
-    if (e.valid) {
-      outcome = args.mean.dtype == Dtype::float32 ? adjoint_adaptively<float>(args, b, e, inner)
-                                                  : adjoint_adaptively<double>(args, b, e, inner);
-    }
+    const Outcome outcome = e.valid ? adjoint_adaptively(args, b, e, inner) : Outcome::failed;
     if (outcome != Outcome::done) fill_all(NAN, true);
   });
 }

@@ -15,7 +15,6 @@
 
 #include "bayes_write.h"
 #include "sequences.h"
-#include "vectors.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -42,38 +41,36 @@ struct ScanChunk {
   Chunk<F> chunk;
   ChunkFactors<A> factors;
   int64_t first = 0;
-  F *Q, *inside;
-  A *queries, *read_factors;  // the same in the arithmetic of the columns
+  Matrix<F> Q, inside;              // L x K, L x L
+  Matrix<A> queries, read_factors;  // the same in the arithmetic of the columns
 
   ScanChunk(Workspace::Scope& scope, int64_t max_steps, int64_t K)
-      : chunk(scope, max_steps, K), factors(scope, chunk, max_steps) {
-    Q = scope.take<F>(max_steps * chunk.ldk);
-    inside = scope.take<F>(max_steps * chunk.ldl);
-    if constexpr (std::is_same_v<A, F>) {
-      queries = Q, read_factors = inside;
-    } else {
-      queries = scope.take<A>(max_steps * factors.ldk);
-      read_factors = scope.take<A>(max_steps * factors.ldl);
-    }
+      : chunk(scope, max_steps, K),
+        factors(scope, chunk),
+        Q(scope, max_steps, K),
+        inside(scope, max_steps, max_steps),
+        queries(room_in_arithmetic<A>(scope, Q)),
+        read_factors(room_in_arithmetic<A>(scope, inside)) {
+    inside.structure = Structure::upper;
   }
+  void set_steps(int64_t L) { Q.rows = inside.rows = inside.columns = L; }
   void narrow() {
     factors.take(chunk);
-    if constexpr (!std::is_same_v<A, F>) {
-      convert(chunk.L, chunk.K, Q, chunk.ldk, queries, factors.ldk);
-      convert(chunk.L, chunk.L, inside, chunk.ldl, read_factors, factors.ldl);
-    }
+    take_into(queries, Q);
+    take_into(read_factors, inside);
   }
 };
 
-// U q for U = root' root, of K slots; returns q'U q. `phi` is room for K elements.
+// U q for U = root' root; returns q'U q. `phi` is room for as many elements as there are slots.
 template <class F>
-double root_product(int64_t K, const F* root, int64_t ld, const F* q, F* phi, F* Uq) {
+double root_product(const Matrix<F>& root, const F* q, F* phi, F* Uq) {
+  const int64_t K = root.rows;
   double energy = 0.0;
   std::memset(Uq, 0, size_t(padded<F>(K)) * sizeof(F));
   for (int64_t k = 0; k < K; ++k) {
-    phi[k] = F(row_dot(K, root + k * ld, q));
+    phi[k] = F(row_dot(K, root[k], q));
     energy += double(phi[k]) * double(phi[k]);
-    axpy(0, K, phi[k], root + k * ld, Uq);
+    axpy(0, K, phi[k], root[k], Uq);
   }
   return energy;
 }
@@ -96,14 +93,13 @@ class Scan {
         chunks_((e.steps + step_ - 1) / step_),
         ahead_(executor.threads() > 1 && K_ <= kSlotsWithoutForks && e.steps >= 2 * kStepsAhead),
         batch_(ahead_ ? std::max<int64_t>(1, kStepsAhead / step_) : 1),
-        columns_(split_columns<A>(C_)),
-        ldk_(row_stride<F>(K_)),
-        ldl_(row_stride<F>(step_)),
         slots_(scope_.take<ScanChunk<A, F>>((ahead_ ? 2 : 1) * batch_)),
-        U_(scope_.take<F>(K_ * ldk_)),
-        Qt_(scope_.take<F>(K_ * ldl_)),
-        room_(scope_.take<F>(step_ * std::max(ldk_, ldl_))),
-        R_(scope_.take<A>(columns_.count * K_ * columns_.width)),
+        U_(scope_, K_, K_),
+        Qt_(scope_, K_, step_),
+        UQ_(scope_, step_, K_),
+        cross_(scope_, step_, step_),
+        mean_(scope_, K_, split_columns<A>(C_)),
+        columns_(mean_.columns),
         partial_(scope_.take<double>(columns_.count * batch_)) {
     for (int64_t i = 0; i < (ahead_ ? 2 : 1) * batch_; ++i)
       new (slots_ + i) ScanChunk<A, F>(scope_, step_, K_);
@@ -111,14 +107,9 @@ class Scan {
 
   // Outputs that may be inputs as well are written only when all is well.
   Outcome run() {
-    if (!use_sqrt_) {
-      load(args_.cov, 0, Rows{}, K_, 0, K_, U_, ldk_);
-    } else if (!load_root(args_.cov, 0, K_, U_, ldk_, Workspace::of_thread())) {
-      return Outcome::failed;
-    }
+    if (!load_state(args_.cov, 0, use_sqrt_, U_)) return Outcome::failed;
     executor_.for_each(columns_.count, [&](int64_t block) {
-      load(args_.mean, 0, Rows{}, K_, columns_.at(block), columns_.of(block), mean(block),
-           columns_.width);
+      load(args_.mean, 0, Rows{}, mean_[block], columns_.at(block));
     });
     double log_evidence = 0.0;
     const int64_t batches = (chunks_ + batch_ - 1) / batch_;
@@ -145,16 +136,9 @@ class Scan {
     if (!std::isfinite(log_evidence)) return limit_ == kNoLimit ? Outcome::failed : Outcome::harder;
 
     executor_.for_each(columns_.count, [&](int64_t block) {
-      store(args_.mean_out, 0, Rows{}, K_, columns_.at(block), columns_.of(block), mean(block),
-            columns_.width);
+      store(args_.mean_out, 0, Rows{}, mean_[block], columns_.at(block));
     });
-    const F* cov = U_;
-    if (use_sqrt_) {
-      F* product = scope_.take<F>(K_ * ldk_);
-      gemm<true>(executor_, K_, K_, K_, U_, ldk_, U_, ldk_, product, ldk_, Store::set);
-      cov = product;
-    }
-    store(args_.cov_out, 0, Rows{}, K_, 0, K_, cov, ldk_);
+    store(args_.cov_out, 0, Rows{}, use_sqrt_ ? square(executor_, scope_, U_) : U_);
     store_scalar(args_.log_evidence, 0, 0, log_evidence);
     return Outcome::done;
   }
@@ -163,7 +147,6 @@ class Scan {
   static constexpr int64_t kSlotsWithoutForks = 256;  // up to which a product is not worth a fork
   static constexpr int64_t kStepsAhead = 256;         // that are factorised at once
 
-  A* mean(int64_t block) const { return R_ + block * K_ * columns_.width; }
   int64_t in_batch(int64_t batch) const { return std::min(batch_, chunks_ - batch * batch_); }
   ScanChunk<A, F>& slot(int64_t batch, int64_t i) const {
     return slots_[(ahead_ ? batch % 2 : 0) * batch_ + i];
@@ -171,48 +154,44 @@ class Scan {
 
   Outcome factor_batch(int64_t batch, const Executor& executor) {
     for (int64_t i = 0; i < in_batch(batch); ++i) {
-      const Outcome outcome = factor(slot(batch, i), (batch * batch_ + i) * step_, executor);
+      const Outcome outcome =
+          factor_and_read(slot(batch, i), (batch * batch_ + i) * step_, executor);
       if (outcome != Outcome::done) return outcome;
     }
     return Outcome::done;
   }
 
   // Factors of the chunk at step `first`, its read variances, and the covariance after it.
-  Outcome factor(ScanChunk<A, F>& s, int64_t first, const Executor& executor) {
+  Outcome factor_and_read(ScanChunk<A, F>& s, int64_t first, const Executor& executor) {
     Chunk<F>& c = s.chunk;
-    Workspace& workspace = Workspace::of_thread();
-    Workspace::Scope scope(workspace);
+    Workspace::Scope scope(Workspace::of_thread());
     const int64_t L = std::min(step_, e_.steps - first);
     F* var = scope.take<F>(padded<F>(L));  // times the decays
+    F* phi = scope.take<F>(K_);
     s.first = first;
+    s.set_steps(L);
     load_chunk(c, args_.weights, 0, e_, first, L);
-    load(args_.queries, 0, Rows{nullptr, first}, L, 0, K_, s.Q, ldk_);
-    transpose(L, K_, s.Q, ldk_, Qt_, ldl_);
-    bool ok = true;
+    load(args_.queries, 0, Rows{nullptr, first}, s.Q);
+    Matrix<F> Qt = Qt_;
+    Qt.columns = L;
+    transpose(s.Q, Qt);
+    const Outcome outcome = factor(c, U_, use_sqrt_, limit_, executor, [&](int64_t t) {
+      var[t] = F(root_product(U_, s.Q[t], phi, UQ_[0]));
+    });
+    if (outcome != Outcome::done) return outcome;
     if (use_sqrt_) {
-      F* phi = scope.take<F>(K_);
-      ok = factor_chunk_sqrt(c, U_, workspace, [&](int64_t t) {
-        var[t] = F(root_product(K_, U_, ldk_, s.Q + t * ldk_, phi, room_));
-      });
+      product(executor, c.P, Qt, s.inside, Store::set, Part::upper);
     } else {
-      ok = factor_chunk(c, U_, limit_, executor);
+      Matrix<F> cross = cross_.top(L);
+      cross.columns = L;
+      cross.zero();
+      product(executor, c.X, Qt, cross, Store::set, Part::upper);
+      product_transposed(executor, c.V, cross, s.inside, Store::set, Part::upper);
     }
-    if (!(c.hardness <= limit_)) return Outcome::harder;
-    if (!ok) return use_sqrt_ ? Outcome::failed : Outcome::harder;
-    if (use_sqrt_) {
-      gemm<false>(executor, L, L, K_, c.P, ldk_, Qt_, ldl_, s.inside, ldl_, Store::set,
-                  Structure::full, Part::upper);
-    } else {
-      std::memset(room_, 0, size_t(L * ldl_) * sizeof(F));
-      gemm<false>(executor, L, L, K_, c.X, ldk_, Qt_, ldl_, room_, ldl_, Store::set,
-                  Structure::full, Part::upper);
-      gemm<true>(executor, L, L, L, c.V, ldl_, room_, ldl_, s.inside, ldl_, Store::set,
-                 Structure::lower, Part::upper);
-    }
-    for (int64_t i = 1; i < L; ++i) std::memset(s.inside + i * ldl_, 0, size_t(i) * sizeof(F));
+    clear_lower(s.inside);
     if (!use_sqrt_) {
-      energies(L, s.Q, var, executor);
-      subtract_squares(L, s.inside, var);
+      energies(s.Q, var, executor);
+      subtract_squares(s.inside, var);
       downdate(c, U_, executor);
     }
     for (int64_t t = 0; t < L; ++t)  // rounding must not make a variance negative
@@ -223,33 +202,36 @@ class Scan {
 
   // var_t = q_t'U q_t. U is symmetric: of its panels of columns, what lies above the diagonal block
   // counts twice.
-  void energies(int64_t L, const F* Q, F* var, const Executor& executor) {
+  void energies(const Matrix<F>& Q, F* var, const Executor& executor) {
     Workspace::Scope scope(Workspace::of_thread());
-    F* twice = scope.take<F>(L * ldk_);
-    std::memcpy(twice, Q, size_t(L * ldk_) * sizeof(F));
-    for (int64_t t = 0; t < L; ++t) scale(0, K_, 2.0, twice + t * ldk_);
+    const int64_t L = Q.rows;
+    Matrix<F> twice(scope, L, K_);
+    copy(Q, twice);
+    scale(2.0, twice);
     const Panels panels = Panels::of<F>(K_);
     auto run = [&](int64_t panel) {
       const int64_t j = panels.start(panel) * Simd<F>::width;
       const int64_t n = std::min(K_, panels.start(panel + 1) * Simd<F>::width) - j;
-      gemm<false>(L, n, n, Q + j, ldk_, U_ + j * ldk_ + j, ldk_, room_ + j, ldk_, Store::set);
-      gemm<false>(L, n, j, twice, ldk_, U_ + j, ldk_, room_ + j, ldk_, Store::add);
+      const Matrix<F> UQ = block_of(UQ_, 0, j, L, n);
+      product(block_of(Q, 0, j, L, n), block_of(U_, j, j, n, n), UQ);
+      product(twice, block_of(U_, 0, j, j, n), UQ, Store::add);
     };
     if (K_ > kSlotsWithoutForks) {
       executor.for_each(panels.count, run);
     } else {
       for (int64_t panel = 0; panel < panels.count; ++panel) run(panel);
     }
-    for (int64_t t = 0; t < L; ++t) var[t] = F(row_dot(K_, Q + t * ldk_, room_ + t * ldk_));
+    for (int64_t t = 0; t < L; ++t) var[t] = F(row_dot(K_, Q[t], UQ_[t]));
   }
 
   // var_t -= sum_i inside(i, t)^2
-  void subtract_squares(int64_t L, const F* inside, F* var) const {
+  void subtract_squares(const Matrix<F>& inside, F* var) const {
     using V = Simd<F>;
+    const int64_t L = inside.rows;
     for (int64_t j = 0; j < L; j += V::width) {
-      auto sum = V::load(inside + j) * V::load(inside + j);
+      auto sum = V::load(inside[0] + j) * V::load(inside[0] + j);
       for (int64_t i = 1; i < std::min<int64_t>(L, j + V::width); ++i)
-        sum += V::load(inside + i * ldl_ + j) * V::load(inside + i * ldl_ + j);
+        sum += V::load(inside[i] + j) * V::load(inside[i] + j);
       V::store(var + j, V::load(var + j) - sum);
     }
   }
@@ -257,24 +239,22 @@ class Scan {
   // Writes and reads a block of columns of the chunks of a batch.
   void write_block(int64_t batch, int64_t block) {
     Workspace::Scope scope(Workspace::of_thread());
-    const int64_t ld = columns_.width, n = columns_.of(block), c0 = columns_.at(block);
-    A* D = scope.take<A>(step_ * ld);
-    A* E = scope.take<A>(step_ * ld);
-    A* R = mean(block);
+    const int64_t c0 = columns_.at(block);
+    const Matrix<A> R = mean_[block], all_D = take_block<A>(scope, step_, columns_, block),
+                    all_E = take_block<A>(scope, step_, columns_, block);
     for (int64_t i = 0; i < in_batch(batch); ++i) {
       const ScanChunk<A, F>& s = slot(batch, i);
-      const ChunkFactors<A>& f = s.factors;
-      const int64_t L = s.chunk.L;
+      const Matrix<A> D = all_D.top(s.chunk.L), E = all_E.top(s.chunk.L);
       const Rows rows{nullptr, s.first};
-      load(args_.values, 0, rows, L, c0, n, D, ld);
-      clear_neutral(e_, s.first, L, D, ld);
-      innovations(f, L, K_, n, D, R, ld, E);
-      A* reads = D;
-      gemm<false>(L, n, K_, s.queries, f.ldk, R, ld, reads, ld, Store::set);
-      gemm<true>(L, n, L, s.read_factors, f.ldl, E, ld, reads, ld, Store::add, Structure::lower);
-      store(args_.reads_out, 0, rows, L, c0, n, reads, ld);
-      gemm<true>(K_, n, L, f.P, f.ldk, E, ld, R, ld, Store::add);
-      partial_[block * batch_ + i] = weighted_square(L, n, E, ld, s.chunk.decay);
+      load(args_.values, 0, rows, D, c0);
+      clear_neutral(e_, s.first, D);
+      innovations(s.factors, R, D, E);
+      const Matrix<A>& reads = D;
+      product(s.queries, R, reads);
+      product_transposed(s.read_factors, E, reads, Store::add);
+      store(args_.reads_out, 0, rows, reads, c0);
+      product_transposed(s.factors.P, E, R, Store::add);
+      partial_[block * batch_ + i] = weighted_square(E, s.chunk.decay);
     }
   }
 
@@ -298,28 +278,21 @@ class Scan {
   const int64_t K_, C_, step_, chunks_;
   const bool ahead_;
   const int64_t batch_;
-  const Columns columns_;
-  const int64_t ldk_, ldl_;
   ScanChunk<A, F>* slots_;
-  F *U_, *Qt_, *room_;
-  A* R_;
+  const Matrix<F> U_, Qt_, UQ_, cross_;
+  const MeanBlocks<A> mean_;
+  const Columns columns_;
   double* partial_;
 };
 
-template <class S>
-Outcome scan_adaptively(const CausalScanArgs& args, const Episode& e, const Executor& executor) {
-  constexpr bool narrow_state = std::is_same_v<S, float>;
-  Outcome outcome = Outcome::harder;
-  if (narrow_state)
-    outcome = Scan<float, float>(args, e, false, kHardForFloat32Factors, executor).run();
-  if (narrow_state && outcome == Outcome::harder && !is_small(e.steps, args.n))
-    outcome = Scan<float, double>(args, e, false, kHardForFloat32, executor).run();
-  if (outcome == Outcome::harder) {
-    const double limit = cholesky_limit(args.mean.dtype);
-    outcome = Scan<double, double>(args, e, false, limit, executor).run();
-  }
-  if (outcome != Outcome::harder) return outcome;
-  return Scan<double, double>(args, e, true, kNoLimit, executor).run();
+inline Outcome scan_adaptively(const CausalScanArgs& args, const Episode& e,
+                               const Executor& executor) {
+  const Dtype state = args.mean.dtype;
+  const bool narrow_state = state == Dtype::float32;
+  const Arithmetics may{state, narrow_state, narrow_state && !is_small(e.steps, args.n)};
+  return try_in_turn(may, [&](auto columns, auto factors, bool use_sqrt, double limit) {
+    return Scan<decltype(columns), decltype(factors)>(args, e, use_sqrt, limit, executor).run();
+  });
 }
 
 inline void causal_scan(const CausalScanArgs& args, const Executor& executor) {
@@ -336,12 +309,8 @@ inline void causal_scan(const CausalScanArgs& args, const Executor& executor) {
   for_each_item(B, operations, executor, [&](int64_t s, const Executor& inner) {
     const CausalScanArgs item = item_of(args, sequence_of(args.packing, rise, T, s), s);
     Workspace::Scope scope(Workspace::of_thread());
-    Outcome outcome = Outcome::failed;
     const Episode e = gather_all_steps(scope, item.n.T, 0, item.noise_var, item.mask, item.decay);
-    if (rise && e.valid) {
-      outcome = args.mean.dtype == Dtype::float32 ? scan_adaptively<float>(item, e, inner)
-                                                  : scan_adaptively<double>(item, e, inner);
-    }
+    const Outcome outcome = rise && e.valid ? scan_adaptively(item, e, inner) : Outcome::failed;
     if (outcome != Outcome::done) fail(item);
   });
 }

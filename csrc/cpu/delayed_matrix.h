@@ -25,8 +25,7 @@ class DelayedMatrix {
 
   void settle() {
     if (count_ == 0) return;
-    gemm<true>(executor_, base.rows, base.columns, count_, left_.data, left_.ld, right_.data,
-               right_.ld, base.data, base.ld, Store::add);
+    product_transposed(executor_, count_, left_, right_, base, Store::add);
     count_ = 0;
   }
 

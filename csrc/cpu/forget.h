@@ -13,22 +13,18 @@ namespace kanerva {
 namespace KANERVA_ISA {
 
 // Factors of a chunk, c.hardness its largest v / s. False when a step was never written.
-inline bool factor_to_forget(Chunk<double>& c, const double* U, const Executor& executor) {
-  const int64_t L = c.L, K = c.K;
-  transpose(L, K, c.W, c.ldk, c.Wt, c.ldl);
-  gemm<false>(executor, L, K, K, c.W, c.ldk, U, c.ldk, c.X, c.ldk, Store::set);
-  std::memset(c.S, 0, size_t(L * c.ldl) * sizeof(double));
-  gemm<false>(executor, L, L, K, c.X, c.ldk, c.Wt, c.ldl, c.S, c.ldl, Store::sub, Structure::full,
-              Part::upper);
-  for (int64_t t = 0; t < L; ++t) c.S[t * c.ldl + t] += c.noise[t];
-  if (!cholesky(L, c.S, c.ldl, c.inverse_diagonal)) return false;
+inline bool factor_to_forget(Chunk<double>& c, const Matrix<double>& U, const Executor& executor) {
+  transpose(c.W, c.Wt);
+  product(executor, c.W, U, c.X);
+  c.S.zero();
+  product(executor, c.X, c.Wt, c.S, Store::sub, Part::upper);
+  for (int64_t t = 0; t < c.L; ++t) c.S[t][t] += c.noise[t];
+  if (!whiten(c, executor)) return false;
   c.hardness = 0.0;
-  for (int64_t t = 0; t < L; ++t) {
+  for (int64_t t = 0; t < c.L; ++t) {
     const double inverse = c.inverse_diagonal[t];
     c.hardness = std::max(c.hardness, c.noise[t] * inverse * inverse);
   }
-  invert_upper(L, c.S, c.ldl, c.inverse_diagonal, c.V, c.ldl);
-  gemm<true>(executor, L, K, L, c.V, c.ldl, c.X, c.ldk, c.P, c.ldk, Store::set, Structure::lower);
   return true;
 }
 
@@ -39,27 +35,25 @@ Outcome forget_item(const ForgetArgs& args, int64_t b, const Episode& e, double 
   const int64_t K = args.n.K, C = args.n.C, step = chunk_steps(K, e.steps);
   Workspace::Scope scope(Workspace::of_thread());
   Chunk<double> chunk(scope, step, K);
-  ChunkFactors<A> f(scope, chunk, step);
+  ChunkFactors<A> f(scope, chunk);
   Matrix<double> U(scope, K, K);
-  Matrix<A> R(scope, K, C), D(scope, step, C), E(scope, step, C);
+  Matrix<A> R(scope, K, C), all_D(scope, step, C), all_E(scope, step, C);
   load(executor, args.cov, b, Rows{}, K, U);
   load(executor, args.mean, b, Rows{}, K, R);
   symmetrise(U);
   for (int64_t first = 0; first < e.steps; first += step) {
-    const Rows rows{e.index, first};
     load_chunk(chunk, args.weights, b, e, first, std::min(step, e.steps - first));
-    if (!factor_to_forget(chunk, U.data, executor)) return Outcome::failed;
+    if (!factor_to_forget(chunk, U, executor)) return Outcome::failed;
     if (!(chunk.hardness <= limit)) return Outcome::harder;
     f.take(chunk);
     const int64_t L = chunk.L;
-    load(executor, args.values, b, rows, L, D);
-    gemm<false>(executor, L, C, K, f.W, f.ldk, R.data, R.ld, D.data, D.ld, Store::sub);
-    gemm<true>(executor, L, C, L, f.V, f.ldl, D.data, D.ld, E.data, E.ld, Store::set,
-               Structure::lower);
-    gemm<true>(executor, K, C, L, f.P, f.ldk, E.data, E.ld, R.data, R.ld, Store::sub);
-    gemm<true>(executor, K, K, L, chunk.P, chunk.ldk, chunk.P, chunk.ldk, U.data, U.ld, Store::add,
-               Structure::full, Part::upper);
-    mirror(K, U.data, U.ld);
+    const Matrix<A> D = all_D.top(L), E = all_E.top(L);
+    load(executor, args.values, b, Rows{e.index, first}, L, D);
+    product(executor, f.W, R, D, Store::sub);
+    product_transposed(executor, f.V, D, E);
+    product_transposed(executor, f.P, E, R, Store::sub);
+    product_transposed(executor, chunk.P, chunk.P, U, Store::add, Part::upper);
+    mirror(U);
   }
   if (not_finite(K, R) || not_finite(K, U)) return Outcome::failed;
   store(executor, args.mean_out, b, Rows{}, K, R);
@@ -121,8 +115,7 @@ class ForgetAdjoint {
     load_or_zero(executor_, args_.grad_mean, b_, gR_);
     load_or_zero(executor_, args_.grad_cov, b_, gU_);
     symmetrise(gU_);
-    keep_.zero();
-    for (int64_t k = 0; k < K_; ++k) keep_[k][k] = 1.0;
+    set_identity(keep_);
     AW_.zero();
     if (!steps(limit)) return Outcome::harder;
     return state() ? Outcome::done : Outcome::harder;
@@ -178,9 +171,8 @@ class ForgetAdjoint {
     transpose(executor_, keep_, J);
     product(executor_, K_, dR, AW_, dU);
     symmetrise(dU);
-    gemm<false>(executor_, K_, K_, K_, left.data, left.ld, J.data, J.ld, dU.data, dU.ld, Store::add,
-                Structure::full, Part::upper);
-    mirror(K_, dU.data, dU.ld);
+    product(executor_, left, J, dU, Store::add, Part::upper);
+    mirror(dU);
     store(executor_, args_.d_cov, b_, Rows{}, K_, dU);
     return std::is_same_v<A, double> || !not_finite(K_, dU);
   }

@@ -21,6 +21,12 @@ enum class Store { set, add, sub };
 // Structure of an operand: lower means X(i, j) = 0 for j > i, upper means X(i, j) = 0 for j < i.
 enum class Structure { full, lower, upper };
 
+inline Structure transposed(Structure s) {
+  return s == Structure::lower   ? Structure::upper
+         : s == Structure::upper ? Structure::lower
+                                 : Structure::full;
+}
+
 // Which part of C is wanted: all, or only the tiles that touch j >= i (mirror() fills the rest).
 enum class Part { all, upper };
 

@@ -62,34 +62,31 @@ class InformationWrite {
   // G, and the posterior covariance U.
   bool solve_covariance(double limit, double condition) {
     Workspace::Scope scope(Workspace::of_thread());
-    const int64_t most = std::min(kInformationSteps, e_.steps), ld = G_.ld;
+    const int64_t most = std::min(kInformationSteps, e_.steps);
     Matrix<F> W(scope, most, K_), Wn(scope, most, K_);
     G_.zero();
     for (int64_t first = 0; first < e_.steps; first += most) {
       const int64_t steps = std::min(most, e_.steps - first);
       load_steps(first, steps, W, Wn);
-      gemm<true>(executor_, K_, K_, steps, W.data, W.ld, Wn.data, Wn.ld, G_.data, ld, Store::add,
-                 Structure::full, Part::upper);
+      product_transposed(executor_, steps, W, Wn, G_, Store::add, Part::upper);
     }
-    mirror(K_, G_.data, ld);
+    mirror(G_);
 
-    Matrix<F> L0(scope, K_, K_), Y(scope, K_, K_), N(scope, K_, K_), V(scope, K_, K_);
+    Matrix<F> L0(scope, K_, K_), Y(scope, K_, K_), N(scope, K_, K_), V(scope, K_, K_),
+        B(scope, K_, K_);
     F* inverse_diagonal = scope.take<F>(K_);
     load(executor_, args_.cov, b_, Rows{}, K_, U_);
-    if (!cholesky(K_, U_.data, ld, inverse_diagonal)) return false;
-    for (int64_t i = 0; i < K_; ++i)
-      for (int64_t j = 0; j < i; ++j) U_[i][j] = F(0);
+    if (!cholesky(U_, inverse_diagonal)) return false;
+    clear_lower(U_);
     transpose(executor_, U_, L0);
-    gemm<false>(executor_, K_, K_, K_, U_.data, ld, G_.data, ld, Y.data, ld, Store::set,
-                Structure::upper);
-    gemm<false>(executor_, K_, K_, K_, Y.data, ld, L0.data, ld, N.data, ld, Store::set,
-                Structure::full, Part::upper);
+    product(executor_, U_.of_structure(Structure::upper), G_, Y);
+    product(executor_, Y, L0, N, Store::set, Part::upper);
     double largest = 0.0;
     for (int64_t k = 0; k < K_; ++k) {
       largest = std::max(largest, double(N[k][k]));
       N[k][k] += F(1);
     }
-    if (!(largest <= limit) || !cholesky(K_, N.data, ld, inverse_diagonal)) return false;
+    if (!(largest <= limit) || !cholesky(N, inverse_diagonal)) return false;
     double low = HUGE_VAL, high = 0.0;
     LogProduct inverse;
     for (int64_t k = 0; k < K_; ++k) {
@@ -99,12 +96,10 @@ class InformationWrite {
     }
     log_det_ = -2.0 * inverse.value();
     if (!((high / low) * (high / low) <= condition)) return false;
-    invert_upper(K_, N.data, ld, inverse_diagonal, V.data, ld);
-    gemm<true>(executor_, K_, K_, K_, V.data, ld, U_.data, ld, Y.data, ld, Store::set,
-               Structure::lower);  // B
-    gemm<true>(executor_, K_, K_, K_, Y.data, ld, Y.data, ld, U_.data, ld, Store::set,
-               Structure::full, Part::upper);
-    mirror(K_, U_.data, ld);
+    invert_upper(N, inverse_diagonal, V);
+    product_transposed(executor_, V.of_structure(Structure::upper), U_, B);
+    product_transposed(executor_, B, B, U_, Store::set, Part::upper);
+    mirror(U_);
     return true;
   }
 

@@ -1,5 +1,5 @@
-// Whole-matrix helpers of the operators that read: scratch matrices with padded rows, and inverses
-// of symmetric positive definite ones.
+// Scratch matrices with padded rows, their products, and inverses of symmetric positive definite
+// ones. How many rows and columns take part is a matter of the matrices: a part of one is top().
 #pragma once
 
 #include "factor.h"
@@ -13,14 +13,77 @@ template <class A>
 struct Matrix {
   A* data = nullptr;
   int64_t rows = 0, columns = 0, ld = 0;
+  Structure structure = Structure::full;  // which of its elements products read
 
+  Matrix() = default;  // absent
+  Matrix(A* first, int64_t m, int64_t n, int64_t stride)
+      : data(first), rows(m), columns(n), ld(stride) {}
   Matrix(Workspace::Scope& scope, int64_t m, int64_t n)
-      : rows(m), columns(n), ld(row_stride<A>(n)) {
-    data = scope.take<A>(m * ld);
-  }
+      : Matrix(scope.take<A>(m * row_stride<A>(n)), m, n, row_stride<A>(n)) {}
+
+  explicit operator bool() const { return data != nullptr; }
   A* operator[](int64_t i) const { return data + i * ld; }
-  void zero() const { std::memset(data, 0, size_t(rows * ld) * sizeof(A)); }
+  size_t bytes() const { return size_t(rows * ld) * sizeof(A); }
+  void zero() const { std::memset(data, 0, bytes()); }
+
+  Matrix top(int64_t m) const {
+    Matrix part = *this;
+    part.rows = m;
+    return part;
+  }
+  Matrix of_structure(Structure s) const {
+    Matrix same = *this;
+    same.structure = s;
+    return same;
+  }
 };
+
+// to = from, of one stride.
+template <class A>
+void copy(const Matrix<A>& from, const Matrix<A>& to) {
+  std::memcpy(to.data, from.data, from.bytes());
+}
+
+template <class A>
+void set_identity(const Matrix<A>& x) {
+  x.zero();
+  for (int64_t i = 0; i < x.rows; ++i) x[i][i] = A(1);
+}
+
+template <class A>
+void scale(double alpha, const Matrix<A>& x) {
+  for (int64_t i = 0; i < x.rows; ++i) scale(0, x.columns, alpha, x[i]);
+}
+
+// y += alpha x
+template <class A>
+void axpy(double alpha, const Matrix<A>& x, const Matrix<A>& y) {
+  for (int64_t i = 0; i < x.rows; ++i) axpy(0, x.columns, alpha, x[i], y[i]);
+}
+
+// Zeroes what is below the diagonal, or above it.
+template <class A>
+void clear_lower(const Matrix<A>& x) {
+  for (int64_t i = 0; i < x.rows; ++i)
+    std::memset(x[i], 0, size_t(std::min(i, x.columns)) * sizeof(A));
+}
+
+template <class A>
+void clear_upper(const Matrix<A>& x) {
+  for (int64_t i = 0; i < x.rows; ++i)
+    std::memset(x[i] + i + 1, 0, size_t(x.ld - i - 1) * sizeof(A));
+}
+
+// All rows of `to`, columns from c0 of the view; and back.
+template <class A>
+void load(const View& v, int64_t b, Rows from, const Matrix<A>& to, int64_t c0 = 0) {
+  load(v, b, from, to.rows, c0, to.columns, to.data, to.ld);
+}
+
+template <class A>
+void store(const View& v, int64_t b, Rows at, const Matrix<A>& from, int64_t c0 = 0) {
+  store(v, b, at, from.rows, c0, from.columns, from.data, from.ld);
+}
 
 template <class A>
 void load(const View& v, int64_t b, Rows from, int64_t m, const Matrix<A>& to) {
@@ -69,6 +132,11 @@ void transpose(const Executor& executor, const Matrix<S>& from, const Matrix<D>&
   });
 }
 
+template <class D, class S>
+void convert(const Matrix<S>& from, const Matrix<D>& to) {
+  convert(from.rows, from.columns, from.data, from.ld, to.data, to.ld);
+}
+
 // x in arithmetic A: x itself, or a converted copy.
 template <class A, class F>
 Matrix<A> in_arithmetic(const Executor& executor, Workspace::Scope& scope, const Matrix<F>& x) {
@@ -76,10 +144,31 @@ Matrix<A> in_arithmetic(const Executor& executor, Workspace::Scope& scope, const
     return x;
   } else {
     Matrix<A> copy(scope, x.rows, x.columns);
+    copy.structure = x.structure;
     for_rows(executor, x.rows, x.columns, [&](int64_t first, int64_t count) {
       convert(count, x.columns, x[first], x.ld, copy[first], copy.ld);
     });
     return copy;
+  }
+}
+
+// Room for x in arithmetic A, as in_arithmetic(), for a matrix that changes; take_into() fills it.
+template <class A, class F>
+Matrix<A> room_in_arithmetic(Workspace::Scope& scope, const Matrix<F>& x) {
+  if constexpr (std::is_same_v<A, F>) {
+    return x;
+  } else {
+    return Matrix<A>(scope, x.rows, x.columns);
+  }
+}
+
+template <class A, class F>
+void take_into(Matrix<A>& copy, const Matrix<F>& x) {
+  if constexpr (std::is_same_v<A, F>) {
+    copy = x;
+  } else {
+    copy.rows = x.rows, copy.columns = x.columns, copy.structure = x.structure;
+    convert(x, copy);
   }
 }
 
@@ -99,27 +188,57 @@ void transpose(const Matrix<S>& from, const Matrix<D>& to) {
   transpose(from.rows, from.columns, from.data, from.ld, to.data, to.ld);
 }
 
-// m rows of c (=, +=, -=) a b
+// c (=, +=, -=) a b, as many rows of a as c has; of a symmetric c the upper part is enough.
+template <class A>
+void product(const Matrix<A>& a, const Matrix<A>& b, const Matrix<A>& c, Store how = Store::set) {
+  gemm<false>(c.rows, c.columns, b.rows, a.data, a.ld, b.data, b.ld, c.data, c.ld, how, a.structure,
+              Part::all, b.structure);
+}
+
+template <class A>
+void product(const Executor& executor, const Matrix<A>& a, const Matrix<A>& b, const Matrix<A>& c,
+             Store how = Store::set, Part part = Part::all) {
+  gemm<false>(executor, c.rows, c.columns, b.rows, a.data, a.ld, b.data, b.ld, c.data, c.ld, how,
+              a.structure, part, b.structure);
+}
+
+// m rows of it.
 template <class A>
 void product(const Executor& executor, int64_t m, const Matrix<A>& a, const Matrix<A>& b,
-             const Matrix<A>& c, Store how = Store::set, Structure of_b = Structure::full) {
-  gemm<false>(executor, m, c.columns, b.rows, a.data, a.ld, b.data, b.ld, c.data, c.ld, how,
-              Structure::full, Part::all, of_b);
+             const Matrix<A>& c, Store how = Store::set) {
+  product(executor, a, b, c.top(m), how);
 }
 
-// c (=, +=, -=) a' b, over m rows of a and b
+// c (=, +=, -=) a' b, b without structure.
+template <class A>
+void product_transposed(const Matrix<A>& a, const Matrix<A>& b, const Matrix<A>& c,
+                        Store how = Store::set) {
+  gemm<true>(c.rows, c.columns, b.rows, a.data, a.ld, b.data, b.ld, c.data, c.ld, how,
+             transposed(a.structure));
+}
+
+template <class A>
+void product_transposed(const Executor& executor, const Matrix<A>& a, const Matrix<A>& b,
+                        const Matrix<A>& c, Store how = Store::set, Part part = Part::all) {
+  gemm<true>(executor, c.rows, c.columns, b.rows, a.data, a.ld, b.data, b.ld, c.data, c.ld, how,
+             transposed(a.structure), part);
+}
+
+// Over m rows of a and b.
 template <class A>
 void product_transposed(const Executor& executor, int64_t m, const Matrix<A>& a, const Matrix<A>& b,
-                        const Matrix<A>& c, Store how = Store::set) {
-  gemm<true>(executor, c.rows, c.columns, m, a.data, a.ld, b.data, b.ld, c.data, c.ld, how);
+                        const Matrix<A>& c, Store how = Store::set, Part part = Part::all) {
+  product_transposed(executor, a, b.top(m), c, how, part);
 }
 
-// The upper part of the symmetric matrix c (=, +=, -=) a' b, over m rows of a and b.
 template <class A>
-void product_transposed_upper(const Executor& executor, int64_t m, const Matrix<A>& a,
-                              const Matrix<A>& b, const Matrix<A>& c, Store how = Store::set) {
-  gemm<true>(executor, c.rows, c.columns, m, a.data, a.ld, b.data, b.ld, c.data, c.ld, how,
-             Structure::full, Part::upper);
+bool cholesky(const Matrix<A>& s, A* inverse_diagonal) {
+  return cholesky(s.rows, s.data, s.ld, inverse_diagonal);
+}
+
+template <class A>
+void invert_upper(const Matrix<A>& u, const A* inverse_diagonal, const Matrix<A>& v) {
+  invert_upper(u.rows, u.data, u.ld, inverse_diagonal, v.data, v.ld);
 }
 
 template <class A>
@@ -137,7 +256,7 @@ void symmetrise(const Matrix<A>& x) {
 template <class A>
 void add_transposed(const Matrix<A>& x) {
   symmetrise(x);
-  for (int64_t i = 0; i < x.rows; ++i) scale(0, x.columns, 2.0, x[i]);
+  scale(2.0, x);
 }
 
 // The quadratic form of x as an upper triangle: w'x w is unchanged, and a product with x costs
@@ -240,7 +359,7 @@ SpdFacts invert_factor(const Matrix<A>& s, const Matrix<A>& v) {
   Workspace::Scope scope(Workspace::of_thread());
   A* inverse_diagonal = scope.take<A>(n);
   SpdFacts facts;
-  if (!cholesky(n, s.data, s.ld, inverse_diagonal)) return facts;
+  if (!cholesky(s, inverse_diagonal)) return facts;
   LogProduct product;
   double smallest = HUGE_VAL, largest = 0.0;
   for (int64_t i = 0; i < n; ++i) {
@@ -250,17 +369,15 @@ SpdFacts invert_factor(const Matrix<A>& s, const Matrix<A>& v) {
   }
   facts.log_det = -2.0 * product.value();
   if (n > 0) facts.condition = (largest / smallest) * (largest / smallest);
-  invert_upper(n, s.data, s.ld, inverse_diagonal, v.data, v.ld);
+  invert_upper(s, inverse_diagonal, v);
   facts.ok = true;
   return facts;
 }
 
+// m x n of x, from (i, j) on.
 template <class A>
-Matrix<A> diagonal_block(const Matrix<A>& x, int64_t first, int64_t n) {
-  Matrix<A> block = x;
-  block.data = x[first] + first;
-  block.rows = block.columns = n;
-  return block;
+Matrix<A> block_of(const Matrix<A>& x, int64_t i, int64_t j, int64_t m, int64_t n) {
+  return {x[i] + j, m, n, x.ld};
 }
 
 // The same by halves of the matrix: most of the work is in products, which threads share.
@@ -270,22 +387,20 @@ SpdFacts invert_factor(const Executor& executor, const Matrix<A>& s, const Matri
   const int64_t n = s.rows, h = n / 2 / kBlock<A> * kBlock<A>, rest = n - h;
   if (n <= small) return invert_factor(s, v);
   Workspace::Scope scope(Workspace::of_thread());
-  const Matrix<A> s22 = diagonal_block(s, h, rest), v22 = diagonal_block(v, h, rest);
-  const SpdFacts upper = invert_factor(executor, diagonal_block(s, 0, h), diagonal_block(v, 0, h));
+  const Matrix<A> s22 = block_of(s, h, h, rest, rest), v22 = block_of(v, h, h, rest, rest);
+  const Matrix<A> v11 = block_of(v, 0, 0, h, h), u11_inverse = v11.of_structure(Structure::upper);
+  const SpdFacts upper = invert_factor(executor, block_of(s, 0, 0, h, h), v11);
   if (!upper.ok) return upper;
   Matrix<A> u12(scope, h, rest), u12_v22(scope, h, rest);
-  gemm<true>(executor, h, rest, h, v.data, v.ld, s.data + h, s.ld, u12.data, u12.ld, Store::set,
-             Structure::lower);
-  gemm<true>(executor, rest, rest, h, u12.data, u12.ld, u12.data, u12.ld, s22.data, s22.ld,
-             Store::sub, Structure::full, Part::upper);
+  product_transposed(executor, u11_inverse, block_of(s, 0, h, h, rest), u12);
+  product_transposed(executor, u12, u12, s22, Store::sub, Part::upper);
   const SpdFacts lower = invert_factor(executor, s22, v22);
   if (!lower.ok) return lower;
-  product(executor, h, u12, v22, u12_v22, Store::set, Structure::upper);
+  product(executor, u12, v22.of_structure(Structure::upper), u12_v22);
   const size_t bytes = size_t(padded<A>(rest)) * sizeof(A);
   for (int64_t i = 0; i < h; ++i) std::memset(v[i] + h, 0, bytes);
   for (int64_t i = h; i < n; ++i) std::memset(v[i], 0, size_t(h) * sizeof(A));
-  gemm<false>(executor, h, rest, h, v.data, v.ld, u12_v22.data, u12_v22.ld, v.data + h, v.ld,
-              Store::sub, Structure::upper);
+  product(executor, u11_inverse, u12_v22, block_of(v, 0, h, h, rest), Store::sub);
   return facts_of(v, upper.log_det + lower.log_det);
 }
 
@@ -298,9 +413,8 @@ SpdFacts invert_spd(const Executor& executor, const Matrix<A>& s, const Matrix<A
   const SpdFacts facts = invert_factor(s, v);
   if (!facts.ok) return facts;
   transpose(v, vt);
-  gemm<false>(executor, n, n, n, v.data, v.ld, vt.data, vt.ld, inverse.data, inverse.ld, Store::set,
-              Structure::upper, Part::upper);
-  mirror(n, inverse.data, inverse.ld);
+  product(executor, v.of_structure(Structure::upper), vt, inverse, Store::set, Part::upper);
+  mirror(inverse);
   return facts;
 }
 

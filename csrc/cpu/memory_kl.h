@@ -51,8 +51,8 @@ inline bool products_in_float32(Dtype state, int64_t K, double condition) {
 template <class T>
 void upper_square(const Executor& executor, const Matrix<T>& V, const Matrix<T>& Vt,
                   const Matrix<T>& P, Store how) {
-  gemm<false>(executor, V.rows, V.rows, V.rows, V.data, V.ld, Vt.data, Vt.ld, P.data, P.ld, how,
-              Structure::upper, Part::upper, Structure::lower);
+  product(executor, V.of_structure(Structure::upper), Vt.of_structure(Structure::lower), P, how,
+          Part::upper);
 }
 
 // Y = P X, P = V V'. In float32 by the factor: multiplied out it would double the error where X = U
@@ -66,18 +66,10 @@ void solve(const Executor& executor, const Matrix<T>& V, const Matrix<T>& P, con
   } else {
     Workspace::Scope scope(Workspace::of_thread());
     Matrix<T> half(scope, K, C);
-    gemm<true>(executor, K, C, K, V.data, V.ld, X.data, X.ld, half.data, half.ld, Store::set,
-               Structure::lower);
-    gemm<false>(executor, K, C, K, V.data, V.ld, half.data, half.ld, Y.data, Y.ld, Store::set,
-                Structure::upper);
+    const Matrix<T> upper = V.of_structure(Structure::upper);
+    product_transposed(executor, upper, X, half);
+    product(executor, upper, half, Y);
   }
-}
-
-// The upper part of S -= X'X.
-template <class T>
-void upper_downdate(const Executor& executor, const Matrix<T>& X, const Matrix<T>& S) {
-  gemm<true>(executor, S.rows, S.rows, X.rows, X.data, X.ld, X.data, X.ld, S.data, S.ld, Store::sub,
-             Structure::full, Part::upper);
 }
 
 template <class T>
@@ -122,8 +114,7 @@ void load_difference(const Args& args, int64_t b, const Executor& executor, cons
 // Y = F'F0'^-1, upper: |Y|^2 is the trace of U0^-1 U, and Y the identity for equal beliefs.
 template <class T>
 void whiten(const Executor& executor, const Matrix<T>& A, const Matrix<T>& V, const Matrix<T>& Y) {
-  gemm<false>(executor, A.rows, A.rows, A.rows, A.data, A.ld, V.data, V.ld, Y.data, Y.ld,
-              Store::set, Structure::upper, Part::all, Structure::upper);
+  product(executor, A.of_structure(Structure::upper), V.of_structure(Structure::upper), Y);
 }
 
 inline void memory_kl_item(const MemoryKlArgs& args, int64_t b, const Executor& executor) {
@@ -135,8 +126,7 @@ inline void memory_kl_item(const MemoryKlArgs& args, int64_t b, const Executor& 
     Matrix<double> Y(scope, K, K), D(scope, K, C), X(scope, K, C);
     load_difference(args, b, executor, D);
     whiten(executor, p.belief.A, p.V, Y);
-    gemm<true>(executor, K, C, K, p.V.data, p.V.ld, D.data, D.ld, X.data, X.ld, Store::set,
-               Structure::lower);
+    product_transposed(executor, p.V.of_structure(Structure::upper), D, X);
     const double log_ratio = p.belief.facts.log_det - p.prior.facts.log_det;
     kl = 0.5 * (double(C) * (energy(Y) - double(K) - log_ratio) + energy(X));
     if (kl < 0.0) kl = 0.0;  // two equal beliefs, up to rounding
@@ -161,7 +151,7 @@ void memory_kl_adjoint(const MemoryKlBackwardArgs& args, int64_t b, const Belief
   // The upper part of S is complete.
   const auto finish = [&](const View& to) {
     scale_all(0.5 * g);
-    mirror(K, S.data, S.ld);
+    mirror(S);
     store(executor, to, b, Rows{}, K, S);
   };
   {
@@ -169,13 +159,12 @@ void memory_kl_adjoint(const MemoryKlBackwardArgs& args, int64_t b, const Belief
     Matrix<A> V = in_arithmetic<A>(executor, inner, p.V);
     transpose(executor, p.V, Vt);
     upper_square(executor, V, Vt, P0, Store::set);
-    mirror(K, P0.data, P0.ld);
+    mirror(P0);
     Matrix<A> Y(inner, K, K), Gt(inner, K, K);
     whiten(executor, in_arithmetic<A>(executor, inner, p.belief.A), V, Y);
-    gemm<false>(executor, K, K, K, Y.data, Y.ld, Vt.data, Vt.ld, Gt.data, Gt.ld, Store::set,
-                Structure::upper, Part::all, Structure::lower);
-    for (int64_t k = 0; k < K; ++k) std::memcpy(S[k], P0[k], size_t(S.ld) * sizeof(A));
-    upper_downdate(executor, Gt, S);
+    product(executor, Y.of_structure(Structure::upper), Vt.of_structure(Structure::lower), Gt);
+    copy(P0, S);
+    product_transposed(executor, Gt, Gt, S, Store::sub, Part::upper);
     scale_all(double(C));
   }
   {
@@ -184,7 +173,7 @@ void memory_kl_adjoint(const MemoryKlBackwardArgs& args, int64_t b, const Belief
     load_difference(args, b, executor, D);
     solve(executor, in_arithmetic<A>(executor, inner, p.V), P0, D, Q);
     transpose(executor, Q, Qt);
-    upper_downdate(executor, Qt, S);
+    product_transposed(executor, Qt, Qt, S, Store::sub, Part::upper);
     finish(args.d_prior_cov);
   }
   const auto scale_and_store = [&](double factor, const View& to) {
@@ -198,7 +187,7 @@ void memory_kl_adjoint(const MemoryKlBackwardArgs& args, int64_t b, const Belief
   Matrix<double> inverse(scope, K, K);
   p.belief.invert(executor, inverse);
   transpose(executor, inverse, Vt);
-  for (int64_t k = 0; k < K; ++k) std::memcpy(S[k], P0[k], size_t(S.ld) * sizeof(A));
+  copy(P0, S);
   upper_square(executor, in_arithmetic<A>(executor, scope, inverse), Vt, S, Store::sub);
   scale_all(double(C));
   finish(args.d_cov);

@@ -69,9 +69,8 @@ class LongPosteriorAdjoint {
 
   // c = a b, known to be symmetric
   void symmetric_product(const Matrix<A>& a, const Matrix<A>& b, const Matrix<A>& c) const {
-    gemm<false>(executor_, K_, K_, K_, a.data, a.ld, b.data, b.ld, c.data, c.ld, Store::set,
-                Structure::full, Part::upper);
-    mirror(K_, c.data, c.ld);
+    product(executor_, a, b, c, Store::set, Part::upper);
+    mirror(c);
   }
 
   void solve_state(const Matrix<A>& P0) {
@@ -128,7 +127,7 @@ class LongPosteriorAdjoint {
     const Rows rows{e_.index, first};
     load(args_.weights, b_, rows, m, W);
     load(args_.values, b_, rows, m, Z);
-    std::memcpy(residual.data, Z.data, size_t(m * Z.ld) * sizeof(A));
+    copy(Z, residual);
     product(alone, m, W, R_, residual, Store::sub);
     for (int64_t t = 0; t < m; ++t) {
       const A inverse = A(1.0 / e_.noise[first + t]);

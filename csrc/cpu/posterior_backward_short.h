@@ -89,28 +89,22 @@ class ShortPosteriorAdjoint {
     Workspace::Scope scope(Workspace::of_thread());
     const Rows rows{e_.index, 0};
     Matrix<A> R(scope, K_, C_), residual(scope, T_, C_), dZ(scope, T_, C_);
-    Matrix<A> turned(scope, C_, std::max(T_, K_));
+    Matrix<A> Rt(scope, C_, K_), residual_t(scope, C_, T_);
     load(args_.posterior_mean, b_, Rows{}, K_, R);
     load(args_.values, b_, rows, T_, residual);
     product(executor_, T_, W_, R, residual, Store::sub);
     for (int64_t t = 0; t < T_; ++t) scale(0, C_, 1.0 / e_.noise[t], residual[t]);
 
     product(executor_, T_, G_, gR, dZ);
-    if (gl_ != 0.0)
-      for (int64_t t = 0; t < T_; ++t) axpy(0, C_, -gl_, residual[t], dZ[t]);
+    if (gl_ != 0.0) axpy(-gl_, residual, dZ);
     store(args_.d_values, b_, rows, T_, dZ);
 
-    transpose(residual.rows, C_, residual.data, residual.ld, turned.data, turned.ld);
-    gemm<false>(executor_, K_, T_, C_, gR.data, gR.ld, turned.data, turned.ld, X.data, X.ld,
-                Store::set);
-    if (gl_ != 0.0) {
-      gemm<false>(executor_, T_, T_, C_, residual.data, residual.ld, turned.data, turned.ld,
-                  AA.data, AA.ld, Store::set, Structure::full, Part::upper);
-    }
-    transpose(K_, C_, R.data, R.ld, turned.data, turned.ld);
+    transpose(residual, residual_t);
+    product(executor_, gR, residual_t, X);
+    if (gl_ != 0.0) product(executor_, residual, residual_t, AA, Store::set, Part::upper);
+    transpose(R, Rt);
     dW.zero();
-    gemm<false>(executor_, T_, K_, C_, dZ.data, dZ.ld, turned.data, turned.ld, dW.data, dW.ld,
-                Store::sub);
+    product(executor_, dZ, Rt, dW, Store::sub);
     product_transposed(executor_, T_, W_, dZ, gR, Store::sub);  // gR becomes dR0
     store(args_.d_mean, b_, Rows{}, K_, gR);
   }
@@ -155,7 +149,7 @@ class ShortPosteriorAdjoint {
     Matrix<A> dU(scope, K_, K_);
     product_transposed(executor_, T_, W_, Xt, dU);
     symmetrise(dU);
-    for (int64_t k = 0; k < K_; ++k) axpy(0, K_, 1.0, gU[k], dU[k]);
+    axpy(1.0, gU, dU);
     store(args_.d_cov, b_, Rows{}, K_, dU);
   }
 

@@ -22,7 +22,7 @@ void prepare_form(const Matrix<A>& U) {
 template <class A>
 void read_variance(const Executor& executor, int64_t m, const Matrix<A>& W, const Matrix<A>& U,
                    const Matrix<A>& WU, const View& var_out, int64_t b, int64_t first) {
-  product(executor, m, W, U, WU, Store::set, form_of(U));
+  product(executor, m, W, U.of_structure(form_of(U)), WU);
   for (int64_t t = 0; t < m; ++t) {
     const double var = row_dot(W.columns, W[t], WU[t]);
     // Rounding must not make the variance of a positive semi-definite covariance negative.
@@ -51,7 +51,7 @@ void read_adjoint(const Executor& executor, int64_t m, const Matrix<A>& W, const
         scale(0, W.columns, load_scalar<A>(grad_var, b, first + t), scaled[t]);
       }
     });
-    product_transposed_upper(executor, m, W, scaled, dU, Store::add);
+    product_transposed(executor, m, W, scaled, dU, Store::add, Part::upper);
     for_rows(executor, m, W.columns, [&](int64_t from, int64_t count) {
       for (int64_t t = from; t < from + count; ++t) scale(0, W.columns, 2.0, scaled[t]);
     });

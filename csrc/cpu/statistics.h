@@ -75,9 +75,8 @@ void statistics_adjoint(const StatisticsBackwardArgs& args, int64_t b, const Exe
     load(executor, args.grad_precision, b, Rows{}, K, gP);
     symmetrise(gP);
     product(executor, K, P, gP, PgP);
-    gemm<false>(executor, K, K, K, PgP.data, PgP.ld, P.data, P.ld, dU.data, dU.ld, Store::sub,
-                Structure::full, Part::upper);
-    mirror(K, dU.data, dU.ld);
+    product(executor, PgP, P, dU, Store::sub, Part::upper);
+    mirror(dU);
   }
   store(executor, args.d_mean, b, Rows{}, K, dR);
   store(executor, args.d_cov, b, Rows{}, K, dU);

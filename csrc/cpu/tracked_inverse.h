@@ -47,11 +47,10 @@ struct TrackedInverse {
     Workspace::Scope scope(Workspace::of_thread());
     Matrix<double> Rd(scope, R.rows, R.columns), Rt(scope, R.columns, R.rows);
     Matrix<double> system(scope, n, n);
-    convert(R.rows, R.columns, R.data, R.ld, Rd.data, Rd.ld);
+    convert(R, Rd);
     transpose(Rd, Rt);
     const Matrix<double>&x = wide ? Rd : Rt, &xt = wide ? Rt : Rd;
-    gemm<false>(executor, n, n, x.columns, x.data, x.ld, xt.data, xt.ld, system.data, system.ld,
-                Store::set, Structure::full, Part::upper);
+    product(executor, x, xt, system, Store::set, Part::upper);
     for (int64_t i = 0; i < n; ++i) diagonal[i] = system[i][i] += ridge;
     const SpdFacts facts = invert_spd(executor, system, M.base);
     for (int64_t i = 0; i < n; ++i) {

@@ -24,347 +24,363 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-// Of writes without reads.
+// What the adjoint of a write asks of reads inside its chunks, in the order of the calls. Of writes
+// without reads: nothing.
+template <class A, class F>
 struct NoReads {
   static constexpr bool present = false;
+
+  void load_chunk(int64_t, const Episode&) {}
+  void take_root(int64_t, const Matrix<F>&) {}
+  void take_kept(int64_t, const Matrix<F>&) {}
+  void prepare(const Chunk<F>&, const Matrix<F>&, const Matrix<F>&, bool) {}
+  Matrix<A> load_gradient(Workspace::Scope&, int64_t, const Columns&, int64_t) const { return {}; }
+  void add_columns(const ChunkFactors<A>&, const Matrix<A>&, const Matrix<A>&, const Matrix<A>&,
+                   const Matrix<A>&) const {}
+  void add_to_mean(const Matrix<A>&, const Matrix<A>&) const {}
+  void add_inner(const Chunk<F>&, const Matrix<A>&, const Matrix<A>&, const Matrix<F>&) {}
+  void add_to_covariance(const Matrix<F>&) const {}
+  void add_to_kept(const Matrix<F>&) const {}
+  void subtract_mixed(const Matrix<F>&) const {}
+  void add_to_addresses(const Matrix<F>&) const {}
+  void finish(int64_t, double*) const {}
 };
 
-template <class A, class F, class Reads = NoReads>
+template <class A, class F, class Reads = NoReads<A, F>>
 class WriteAdjoint {
  public:
   // In chunks of `step` steps.
-  WriteAdjoint(const WriteBackward& args, int64_t b, const Episode& e, bool use_sqrt,
-               double limit, const Executor& executor, int64_t step, Reads* reads = nullptr)
+  WriteAdjoint(const WriteBackward& args, int64_t b, const Episode& e, bool use_sqrt, double limit,
+               const Executor& executor, int64_t step, Reads& reads)
       : args_(args),
         b_(b),
         e_(e),
         use_sqrt_(use_sqrt),
         limit_(limit),
         executor_(executor),
-        workspace_(Workspace::of_thread()),
-        scope_(workspace_),
+        scope_(Workspace::of_thread()),
         K_(args.n.K),
         C_(args.n.C),
         step_(step),
         reads_(reads),
         chunk_(scope_, step_, K_),
-        factors_(scope_, chunk_, step_),
+        factors_(scope_, chunk_),
         columns_(split_columns<A>(C_)),
-        ldk_(chunk_.ldk),
-        ldl_(chunk_.ldl),
-        block_(K_ * columns_.width),
-        partial_(scope_.take<double>(columns_.count)),
-        gU_(scope_.take<F>(K_ * ldk_)),
-        gR_(scope_.take<A>(columns_.count * block_)),
+        gU_(scope_, K_, K_),
+        gR_(scope_, K_, columns_),
         gl_(args.grad_log_evidence ? load_scalar<double>(args.grad_log_evidence, b) : 0.0) {}
 
   Outcome run() {
     load_gradients();
     const int64_t chunks = (e_.steps + step_ - 1) / step_;
-    const int64_t U_size = K_ * ldk_, R_size = columns_.count * block_;
     constexpr double one_level = 8e6;  // bytes of states that are kept without a second level
-    const double bytes = double(chunks) * (double(U_size) * sizeof(F) + double(R_size) * sizeof(A));
+    const double bytes = double(chunks) * (double(gU_.bytes()) + double(gR_.bytes()));
     int64_t segment = std::max<int64_t>(1, chunks);
     if (bytes > one_level) segment = int64_t(std::ceil(std::sqrt(double(chunks))));
     const int64_t segments = std::max<int64_t>(1, (chunks + segment - 1) / segment);
 
-    States<A, F> outer(scope_, segments, U_size, R_size), inner(scope_, segment, U_size, R_size);
-    load_mean(args_.mean, b_, K_, columns_, outer.mean(0));
-    if (!use_sqrt_) {
-      load(args_.cov, b_, Rows{}, K_, 0, K_, outer.cov(0), ldk_);
-    } else if (!load_root(args_.cov, b_, K_, outer.cov(0), ldk_, workspace_)) {
-      return Outcome::failed;
-    }
+    const States<A, F> outer(scope_, segments, K_, columns_), inner(scope_, segment, K_, columns_);
+    load(args_.mean, b_, outer[0].R);
+    if (!load_state(args_.cov, b_, use_sqrt_, outer[0].U)) return Outcome::failed;
     for (int64_t s = 0; s + 1 < segments; ++s) {
-      outer.copy(s + 1, outer, s);
+      outer[s + 1].copy_from(outer[s]);
       for (int64_t i = s * segment; i < (s + 1) * segment; ++i) {
-        const Outcome outcome = advance(i, outer.cov(s + 1), outer.mean(s + 1));
+        const Outcome outcome = advance(i, outer[s + 1]);
         if (outcome != Outcome::done) return outcome;
       }
     }
     for (int64_t s = segments - 1; s >= 0; --s) {
       const int64_t first = s * segment, count = std::min(segment, chunks - first);
-      inner.copy(0, outer, s);
+      inner[0].copy_from(outer[s]);
       for (int64_t i = 0; i + 1 < count; ++i) {
-        inner.copy(i + 1, inner, i);
-        const Outcome outcome = advance(first + i, inner.cov(i + 1), inner.mean(i + 1));
+        inner[i + 1].copy_from(inner[i]);
+        const Outcome outcome = advance(first + i, inner[i + 1]);
         if (outcome != Outcome::done) return outcome;
       }
       for (int64_t i = count - 1; i >= 0; --i) {
-        const Outcome outcome = reverse(first + i, inner.cov(i), inner.mean(i));
+        const Outcome outcome = reverse(first + i, inner[i]);
         if (outcome != Outcome::done) return outcome;
       }
     }
-    store_mean(args_.d_mean, b_, K_, columns_, gR_);
-    store(args_.d_cov, b_, Rows{}, K_, 0, K_, gU_, ldk_);
+    store(args_.d_mean, b_, gR_);
+    store(args_.d_cov, b_, Rows{}, gU_);
     return Outcome::done;
   }
 
  private:
   void load_gradients() {
     if (args_.grad_cov) {
-      load(args_.grad_cov, b_, Rows{}, K_, 0, K_, gU_, ldk_);
-      symmetrise(K_, gU_, ldk_);
+      load(args_.grad_cov, b_, Rows{}, gU_);
+      symmetrise(gU_);
     } else {
-      std::memset(gU_, 0, size_t(K_ * ldk_) * sizeof(F));
+      gU_.zero();
     }
     if (args_.grad_mean) {
-      load_mean(args_.grad_mean, b_, K_, columns_, gR_);
+      load(args_.grad_mean, b_, gR_);
     } else {
-      std::memset(gR_, 0, size_t(columns_.count * block_) * sizeof(A));
+      std::memset(gR_.data, 0, gR_.bytes());
     }
   }
 
-  Outcome factor(int64_t index, F* U) {
-    return factor(index, U, [](int64_t) {});
-  }
+  Rows rows() const { return {e_.index, first_}; }
 
+  // The factors of chunk `index` from U, the covariance or its root.
   template <class AfterStep>
-  Outcome factor(int64_t index, F* U, AfterStep&& after_step) {
+  Outcome factor_at(int64_t index, const Matrix<F>& U, AfterStep&& after_step) {
     first_ = index * step_;
     load_chunk(chunk_, args_.weights, b_, e_, first_, std::min(step_, e_.steps - first_));
-    const bool ok = use_sqrt_ ? factor_chunk_sqrt(chunk_, U, workspace_, after_step)
-                              : factor_chunk(chunk_, U, limit_, executor_);
-    if (!(chunk_.hardness <= limit_)) return Outcome::harder;
-    if (!ok) return use_sqrt_ ? Outcome::failed : Outcome::harder;
-    factors_.take(chunk_);
-    return Outcome::done;
+    const Outcome outcome = factor(chunk_, U, use_sqrt_, limit_, executor_, after_step);
+    if (outcome == Outcome::done) factors_.take(chunk_);
+    return outcome;
   }
 
   // The forward write of chunk `index`, in place.
-  Outcome advance(int64_t index, F* U, A* R) {
-    const Outcome outcome = factor(index, U);
+  Outcome advance(int64_t index, const Belief<A, F>& state) {
+    const Outcome outcome = factor_at(index, state.U, [](int64_t) {});
     if (outcome != Outcome::done) return outcome;
-    write_columns(chunk_, factors_, columns_, args_.values, b_, e_, first_, MeanEnds{}, R, partial_,
-                  executor_);
-    if (!use_sqrt_) downdate(chunk_, U, executor_);
+    write_columns(chunk_, factors_, args_.values, b_, e_, first_, MeanEnds{}, state.R, executor_);
+    if (!use_sqrt_) downdate(chunk_, state.U, executor_);
     return Outcome::done;
   }
 
   // Sums over the columns, one set per task, in one piece of memory.
   struct Sums {
-    A *N, *DR, *H;  // E gR' and D^ R' (L x K), E E' (L x L)
-    A *OR, *OE;     // gO R' (L x K) and gO E' (L x L), gO the gradient of the reads
+    Matrix<A> N, DR, H;  // E gR' and D^ R' (L x K), E E' (L x L)
+    Matrix<A> OR, OE;    // gO R' (L x K) and gO E' (L x L), gO the gradient of the reads
   };
 
-  // What the columns of a chunk need beside its factors; `keep` is J', or null to subtract.
-  struct Adjoints {
-    const A *G, *Y, *keep;
+  // Of a chunk, in the arithmetic of its factors.
+  struct Terms {
+    Matrix<F> U, Y;          // the covariance before the chunk, and the whitened addresses
+    Matrix<F> keep;          // J'; absent to subtract what the chunk overwrites
+    Matrix<F> N, PU, inner;  // E gR' and P gU (L x K), I^ (L x L)
+  };
+
+  // What the columns of a chunk need of these beside its factors, in their arithmetic.
+  struct ColumnTerms {
+    Matrix<A> G, Y, keep;
   };
 
   // The adjoint of chunk `index` at its starting state; turns gU_ and gR_ into those of that state.
-  Outcome reverse(int64_t index, F* U, const A* R) {
-    Workspace::Scope scope(workspace_);
-    if constexpr (Reads::present) reads_->load_chunk(index * step_, e_);
-    if (use_sqrt_) {  // the root is consumed: the covariance itself is needed as well
-      F* cov = scope.take<F>(K_ * ldk_);
-      gemm<true>(executor_, K_, K_, K_, U, ldk_, U, ldk_, cov, ldk_, Store::set);
-      const Outcome outcome = factor(index, U, [&](int64_t t) {
-        if constexpr (Reads::present) reads_->take_root(t, U);
-      });
-      if (outcome != Outcome::done) return outcome;
-      U = cov;
-    } else {
-      const Outcome outcome = factor(index, U);
-      if (outcome != Outcome::done) return outcome;
-    }
-    const int64_t L = chunk_.L, lk = factors_.ldk, ll = factors_.ldl;
+  Outcome reverse(int64_t index, const Belief<A, F>& state) {
+    Workspace::Scope scope(Workspace::of_thread());
+    reads_.load_chunk(index * step_, e_);
+    Terms m;
+    m.U = use_sqrt_ ? square(executor_, scope, state.U) : state.U;  // the root is consumed
+    const Outcome outcome =
+        factor_at(index, state.U, [&](int64_t t) { reads_.take_root(t, state.U); });
+    if (outcome != Outcome::done) return outcome;
+    const int64_t L = chunk_.L;
     double* d_decay = scope.take<double>(L);  // adjoint of b_t
     for (int64_t t = 0; t < L; ++t) d_decay[t] = 0.0;
-    if (e_.decay) undecay(U, d_decay);
+    if (e_.decay) undecay(m.U, d_decay);
 
-    F* G = chunk_.X;  // X is free from here on
-    F* Y = scope.take<F>(L * ldk_);
-    gemm<false>(executor_, L, K_, L, chunk_.V, ldl_, chunk_.P, ldk_, G, ldk_, Store::set,
-                Structure::upper);
-    gemm<true>(executor_, L, K_, L, chunk_.V, ldl_, chunk_.W, ldk_, Y, ldk_, Store::set,
-               Structure::lower);
-    F* keep = use_sqrt_ || (K_ <= 2 * L && chunk_.hardness > kHardForSubtracting)
-                  ? scope.take<F>(K_ * ldk_)
-                  : nullptr;
-    if (keep != nullptr) what_is_kept(Y, keep);
-    if constexpr (Reads::present) reads_->prepare(chunk_, U, Y, keep != nullptr);
-
-    const Sums sums = sum_columns(scope, R, narrow_adjoints(scope, G, Y, keep));
-    F* N = scope.take<F>(L * ldk_);
-    F* PU = scope.take<F>(L * ldk_);
-    F* turned = scope.take<F>(K_ * ldl_);
-    F* inner = chunk_.S;  // free as well
-    convert(L, K_, sums.N, lk, N, ldk_);
-    gemm<false>(executor_, L, K_, K_, chunk_.P, ldk_, gU_, ldk_, PU, ldk_, Store::set);
-    evidence_of_factors(inner, sums.H);
-    add_whitened(inner, PU, N, turned);
-    if constexpr (Reads::present)
-      reads_->add_inner(chunk_, sums.OR, sums.OE, inner, keep == nullptr ? N : nullptr);
-    update_covariance(Y, keep, N, PU, inner, sums.H);
-    if constexpr (Reads::present) reads_->finish(first_, d_decay);
-
-    // N <- N - 2 P gU + 2 I^ Y, then dW = -D^ R' + F^-T N U
-    scale_rows(inner, 2.0);
-    if (keep == nullptr) {
-      for (int64_t t = 0; t < L; ++t) axpy(0, K_, -2.0, PU + t * ldk_, N + t * ldk_);
-      gemm<false>(executor_, L, K_, L, inner, ldl_, Y, ldk_, N, ldk_, Store::add);
-    } else {
-      add_kept(Y, keep, sums.H, PU, turned, N);
+    const Matrix<F> G(scope, L, K_);
+    product(executor_, chunk_.V, chunk_.P, G);
+    m.Y = Matrix<F>(scope, L, K_);
+    product_transposed(executor_, chunk_.V, chunk_.W, m.Y);
+    if (use_sqrt_ || (K_ <= 2 * L && chunk_.hardness > kHardForSubtracting)) {
+      m.keep = Matrix<F>(scope, K_, K_);
+      what_is_kept(m.Y, m.keep);
     }
-    F* whitened = PU;
-    gemm<false>(executor_, L, K_, L, chunk_.V, ldl_, N, ldk_, whitened, ldk_, Store::set,
-                Structure::upper);
-    F* dW = N;
-    for (int64_t t = 0; t < L; ++t)
-      for (int64_t k = 0; k < K_; ++k) dW[t * ldk_ + k] = -double(sums.DR[t * lk + k]);
-    gemm<false>(executor_, L, K_, K_, whitened, ldk_, U, ldk_, dW, ldk_, Store::add);
-    const Rows rows{e_.index, first_};
-    clear_neutral(e_, first_, L, dW, ldk_);
-    store(args_.d_weights, b_, rows, L, 0, K_, dW, ldk_);
-    store_noise(inner, rows, d_decay);
-    if (e_.decay) store_decay(sums.H, ll, rows, d_decay);
+    reads_.prepare(chunk_, m.U, m.Y, bool(m.keep));
+
+    const Sums sums = sum_columns(scope, state.R, column_terms(scope, G, m));
+    m.N = Matrix<F>(scope, L, K_);
+    m.PU = Matrix<F>(scope, L, K_);
+    convert(sums.N, m.N);
+    product(executor_, chunk_.P, gU_, m.PU);
+    m.inner = evidence_of_factors(scope, sums.H);
+    add_whitened(m);
+    reads_.add_inner(chunk_, sums.OR, sums.OE, m.inner);
+    if (m.keep) {
+      reverse_kept_covariance(m, sums.H);
+    } else {
+      reads_.add_to_addresses(m.N);
+      reverse_covariance(m);
+    }
+    reads_.finish(first_, d_decay);
+    reverse_weights(m, sums);
+    store_noise(m.inner, d_decay);
+    if (e_.decay) store_decay(sums.H, d_decay);
     return Outcome::done;
   }
 
   // J' = I - Y'P; in sqrt form as the product over the steps of I - y_t p_t', where y_t is what the
   // product so far makes of w_t: as accurate as the recursion where Y and Y'P cancel.
-  void what_is_kept(F* Y, F* keep) {
-    for (int64_t i = 0; i < K_; ++i)
-      for (int64_t j = 0; j < ldk_; ++j) keep[i * ldk_ + j] = i == j ? 1.0 : 0.0;
+  void what_is_kept(const Matrix<F>& Y, const Matrix<F>& keep) {
+    set_identity(keep);
     if (!use_sqrt_) {
-      gemm<true>(executor_, K_, K_, chunk_.L, Y, ldk_, chunk_.P, ldk_, keep, ldk_, Store::sub);
+      product_transposed(executor_, Y, chunk_.P, keep, Store::sub);
       return;
     }
-    using V = Simd<F>;
     for (int64_t t = 0; t < chunk_.L; ++t) {
-      const F* w = chunk_.W + t * ldk_;
       for (int64_t i = 0; i < K_; ++i) {
-        typename V::Vector sum{};
-        for (int64_t j = 0; j < padded<F>(K_); j += V::width)
-          sum += V::load(keep + i * ldk_ + j) * V::load(w + j);
-        const double y = V::sum(sum) * chunk_.inverse_diagonal[t];
-        Y[t * ldk_ + i] = y;
-        axpy(0, K_, -y, chunk_.P + t * ldk_, keep + i * ldk_);
+        const double y = row_dot(K_, keep[i], chunk_.W[t]) * chunk_.inverse_diagonal[t];
+        Y[t][i] = F(y);
+        axpy(0, K_, -y, chunk_.P[t], keep[i]);
       }
-      if constexpr (Reads::present) reads_->take_kept(t, keep);
+      reads_.take_kept(t, keep);
     }
   }
 
-  Adjoints narrow_adjoints(Workspace::Scope& scope, const F* G, const F* Y, const F* keep) {
-    const int64_t L = chunk_.L, lk = factors_.ldk;
-    A *Ga = scope.take<A>(L * lk), *Ya = scope.take<A>(L * lk), *Ja = nullptr;
-    convert(L, K_, G, ldk_, Ga, lk);
-    convert(L, K_, Y, ldk_, Ya, lk);
-    if (keep != nullptr) {
-      Ja = scope.take<A>(K_ * lk);
-      convert(K_, K_, keep, ldk_, Ja, lk);
-    }
-    return {Ga, Ya, Ja};
+  ColumnTerms column_terms(Workspace::Scope& scope, const Matrix<F>& G, const Terms& m) const {
+    ColumnTerms terms{
+        in_arithmetic<A>(executor_, scope, G), in_arithmetic<A>(executor_, scope, m.Y), {}};
+    if (m.keep) terms.keep = in_arithmetic<A>(executor_, scope, m.keep);
+    return terms;
   }
 
   // All column blocks; the sums of the tasks are added in their order.
-  Sums sum_columns(Workspace::Scope& scope, const A* R, const Adjoints& adjoints) {
+  Sums sum_columns(Workspace::Scope& scope, const MeanBlocks<A>& R, const ColumnTerms& m) {
     const int64_t tasks = std::max<int64_t>(1, std::min(executor_.threads(), columns_.count));
-    const int64_t L = chunk_.L, lk = factors_.ldk, ll = factors_.ldl;
+    const int64_t L = chunk_.L, lk = factors_.W.ld, ll = factors_.V.ld;
     const int64_t write = 2 * L * lk + L * ll, size = write + (Reads::present ? L * (lk + ll) : 0);
-    A* all = scope.take<A>(tasks * size);
-    std::memset(all, 0, size_t(tasks * size) * sizeof(A));
+    const Matrix<A> all(scope.take<A>(tasks * size), tasks, size, size);
+    all.zero();
     const auto of = [&](int64_t task) {
-      A* first = all + task * size;
-      return Sums{first, first + L * lk, first + 2 * L * lk, first + write, first + write + L * lk};
+      const auto by_slots = [&](int64_t at) { return Matrix<A>(all[task] + at, L, K_, lk); };
+      const auto by_steps = [&](int64_t at) { return Matrix<A>(all[task] + at, L, L, ll); };
+      return Sums{by_slots(0), by_slots(L * lk), by_steps(2 * L * lk), by_slots(write),
+                  by_steps(write + L * lk)};
     };
     executor_.for_each(tasks, [&](int64_t task) {
-      for (int64_t j = task; j < columns_.count; j += tasks)
-        reverse_columns(j, R, adjoints, of(task));
+      for (int64_t j = task; j < columns_.count; j += tasks) reverse_columns(j, R[j], m, of(task));
     });
     for (int64_t i = 1; i < tasks; ++i)
-      for (int64_t j = 0; j < size; ++j) all[j] += all[i * size + j];
+      for (int64_t j = 0; j < size; ++j) all[0][j] += all[i][j];
     return of(0);
   }
 
-  // inner += P gU P' - sym(P N'); `turned` is room for a K x L matrix.
-  void add_whitened(F* inner, const F* PU, const F* N, F* turned) {
-    Workspace::Scope scope(workspace_);
-    const int64_t L = chunk_.L;
-    F* cross = scope.take<F>(L * ldl_);
-    transpose(L, K_, chunk_.P, ldk_, turned, ldl_);
-    gemm<false>(executor_, L, L, K_, PU, ldk_, turned, ldl_, inner, ldl_, Store::add);
-    transpose(L, K_, N, ldk_, turned, ldl_);
-    gemm<false>(executor_, L, L, K_, chunk_.P, ldk_, turned, ldl_, cross, ldl_, Store::set);
-    for (int64_t i = 0; i < L; ++i)
-      for (int64_t j = 0; j < L; ++j)
-        inner[i * ldl_ + j] -= 0.5 * (cross[i * ldl_ + j] + cross[j * ldl_ + i]);
+  void reverse_columns(int64_t block, const Matrix<A>& R, const ColumnTerms& m, const Sums& sums) {
+    Workspace::Scope scope(Workspace::of_thread());
+    const int64_t L = chunk_.L, n = columns_.of(block), c0 = columns_.at(block);
+    const auto take = [&](int64_t rows) { return take_block<A>(scope, rows, columns_, block); };
+    const Matrix<A> gR = gR_[block], D = take(L), E = take(L), dZ = take(L);  // dZ = D^
+    const Matrix<A> by_slots(scope, n, K_), by_steps(scope, n, L);
+    load(args_.values, b_, rows(), D, c0);
+    clear_neutral(e_, first_, D);
+    innovations(factors_, R, D, E);
+    transpose(gR, by_slots);
+    product(E, by_slots, sums.N, Store::add);
+    product(m.G, gR, dZ);
+    const Matrix<A> gO = reads_.load_gradient(scope, first_, columns_, block);
+    if (gl_ != 0.0 || gO) transpose(E, by_steps);
+    if (gO) reads_.add_columns(factors_, gO, by_steps, sums.OE, dZ);
+    if (gl_ != 0.0) {
+      product(E, by_steps, sums.H, Store::add);
+      for (int64_t t = 0; t < L; ++t) scale(0, n, gl_ * chunk_.decay[t], E[t]);
+      const Matrix<A> outer = take(L);
+      product(factors_.V, E, outer);
+      axpy(-1.0, outer, dZ);
+    }
+    transpose(R, by_slots);
+    product(dZ, by_slots, sums.DR, Store::add);
+    if (gO) product(gO, by_slots, sums.OR, Store::add);
+    if (m.keep) {
+      const Matrix<A> before = take(K_);
+      copy(gR, before);
+      product(m.keep, before, gR);
+      if (gl_ != 0.0) product_transposed(m.Y, E, gR, Store::add);
+    } else {
+      product_transposed(factors_.W, dZ, gR, Store::sub);
+    }
+    if (gO) reads_.add_to_mean(gO, gR);
+    clear_neutral(e_, first_, dZ);
+    store(args_.d_values, b_, rows(), dZ, c0);
   }
 
-  // gU_ of the chunk's posterior -> of its starting state.
-  void update_covariance(const F* Y, const F* keep, const F* N, const F* PU, const F* inner,
-                         const A* H) {
-    Workspace::Scope scope(workspace_);
+  // I^ += P gU P' - sym(P N')
+  void add_whitened(const Terms& m) {
+    Workspace::Scope scope(Workspace::of_thread());
     const int64_t L = chunk_.L;
-    F* right = scope.take<F>(L * ldk_);
-    F* dU = scope.take<F>(K_ * ldk_);
-    if (keep == nullptr) {
-      std::memcpy(right, N, size_t(L * ldk_) * sizeof(F));
-      for (int64_t t = 0; t < L; ++t) axpy(0, K_, -2.0, PU + t * ldk_, right + t * ldk_);
-      gemm<false>(executor_, L, K_, L, inner, ldl_, Y, ldk_, right, ldk_, Store::add);
-      gemm<true>(executor_, K_, K_, L, Y, ldk_, right, ldk_, dU, ldk_, Store::set);
-      if constexpr (Reads::present) reads_->add_to_covariance(dU);
-      symmetrise(K_, dU, ldk_);
-      for (int64_t i = 0; i < K_; ++i) axpy(0, K_, 1.0, dU + i * ldk_, gU_ + i * ldk_);
-      return;
+    const Matrix<F> turned(scope, K_, L), cross(scope, L, L);
+    transpose(chunk_.P, turned);
+    product(executor_, m.PU, turned, m.inner, Store::add);
+    transpose(m.N, turned);
+    product(executor_, chunk_.P, turned, cross);
+    for (int64_t i = 0; i < L; ++i)
+      for (int64_t j = 0; j < L; ++j) m.inner[i][j] -= 0.5 * (cross[i][j] + cross[j][i]);
+  }
+
+  // gU_ of the chunk's posterior -> of its starting state, by subtracting.
+  void reverse_covariance(const Terms& m) {
+    Workspace::Scope scope(Workspace::of_thread());
+    const Matrix<F> right(scope, chunk_.L, K_), dU(scope, K_, K_);
+    copy(m.N, right);
+    axpy(-2.0, m.PU, right);
+    product(executor_, m.inner, m.Y, right, Store::add);
+    product_transposed(executor_, m.Y, right, dU);
+    reads_.add_to_covariance(dU);
+    symmetrise(dU);
+    axpy(1.0, dU, gU_);
+  }
+
+  // The same by what is kept: Y'(N J + gl/2 (H - C I) Y), then J' gU J on top.
+  void reverse_kept_covariance(const Terms& m, const Matrix<A>& H) {
+    Workspace::Scope scope(Workspace::of_thread());
+    const Matrix<F> J(scope, K_, K_), right(scope, chunk_.L, K_), dU(scope, K_, K_),
+        half(scope, K_, K_);
+    transpose(m.keep, J);
+    product(executor_, m.N, J, right);
+    if (gl_ != 0.0) product(executor_, evidence_of_factors(scope, H), m.Y, right, Store::add);
+    reads_.add_to_kept(right);
+    product_transposed(executor_, m.Y, right, dU);
+    reads_.add_to_covariance(dU);
+    product(executor_, m.keep, gU_, half);
+    product(executor_, half, J, dU, Store::add);
+    symmetrise(dU);
+    copy(dU, gU_);
+  }
+
+  // dW = -D^ R' + F^-T (N - 2 P gU + 2 I^ Y) U; I^ becomes 2 I^.
+  void reverse_weights(const Terms& m, const Sums& sums) {
+    Workspace::Scope scope(Workspace::of_thread());
+    const int64_t L = chunk_.L;
+    const Matrix<F> whitened(scope, L, K_), dW(scope, L, K_);
+    scale(2.0, m.inner);
+    if (m.keep) {
+      turn_kept(m, sums.H);
+    } else {
+      axpy(-2.0, m.PU, m.N);
+      product(executor_, m.inner, m.Y, m.N, Store::add);
     }
-    F* turned = scope.take<F>(K_ * ldk_);
-    F* half = scope.take<F>(K_ * ldk_);
-    // Y'(N J + gl/2 (H - C I) Y), then J' gU J on top
-    transpose(K_, K_, keep, ldk_, turned, ldk_);  // J
-    gemm<false>(executor_, L, K_, K_, N, ldk_, turned, ldk_, right, ldk_, Store::set);
-    if (gl_ != 0.0) {
-      F* evidence = scope.take<F>(L * ldl_);
-      evidence_of_factors(evidence, H);
-      gemm<false>(executor_, L, K_, L, evidence, ldl_, Y, ldk_, right, ldk_, Store::add);
-    }
-    if constexpr (Reads::present) reads_->add_to_kept(right);
-    gemm<true>(executor_, K_, K_, L, Y, ldk_, right, ldk_, dU, ldk_, Store::set);
-    if constexpr (Reads::present) reads_->add_to_covariance(dU);
-    gemm<false>(executor_, K_, K_, K_, keep, ldk_, gU_, ldk_, half, ldk_, Store::set);
-    gemm<false>(executor_, K_, K_, K_, half, ldk_, turned, ldk_, dU, ldk_, Store::add);
-    symmetrise(K_, dU, ldk_);
-    std::memcpy(gU_, dU, size_t(K_ * ldk_) * sizeof(F));
+    product(executor_, chunk_.V, m.N, whitened);
+    for (int64_t t = 0; t < L; ++t)
+      for (int64_t k = 0; k < padded<F>(K_); ++k) dW[t][k] = F(-double(sums.DR[t][k]));
+    product(executor_, whitened, m.U, dW, Store::add);
+    clear_neutral(e_, first_, dW);
+    store(args_.d_weights, b_, rows(), dW);
   }
 
   // N <- N - 2 P gU + 2 I^ Y without the difference of large terms:
   //   (N - 2 P gU) J - (P N' - gl (H - C I)) Y
-  void add_kept(const F* Y, const F* keep, const A* H, F* PU, F* turned, F* N) {
-    Workspace::Scope scope(workspace_);
-    const int64_t L = chunk_.L;
-    F* J = scope.take<F>(K_ * ldk_);
-    F* system = scope.take<F>(L * ldl_);
-    transpose(K_, K_, keep, ldk_, J, ldk_);
-    evidence_of_factors(system, H);
-    scale_rows(system, 2.0);
-    transpose(L, K_, N, ldk_, turned, ldl_);
-    gemm<false>(executor_, L, L, K_, chunk_.P, ldk_, turned, ldl_, system, ldl_, Store::sub);
-    if constexpr (Reads::present) reads_->subtract_mixed(system);
-    for (int64_t t = 0; t < L; ++t) {
-      scale(0, K_, -2.0, PU + t * ldk_);
-      axpy(0, K_, 1.0, N + t * ldk_, PU + t * ldk_);
-    }
-    gemm<false>(executor_, L, K_, K_, PU, ldk_, J, ldk_, N, ldk_, Store::set);
-    gemm<false>(executor_, L, K_, L, system, ldl_, Y, ldk_, N, ldk_, Store::add);
-    if constexpr (Reads::present) reads_->add_to_addresses(N);
-  }
-
-  void scale_rows(F* inner, double factor) const {
-    for (int64_t i = 0; i < chunk_.L; ++i) scale(0, chunk_.L, factor, inner + i * ldl_);
+  void turn_kept(const Terms& m, const Matrix<A>& H) {
+    Workspace::Scope scope(Workspace::of_thread());
+    const Matrix<F> J(scope, K_, K_), turned(scope, K_, chunk_.L);
+    transpose(m.keep, J);
+    const Matrix<F> system = evidence_of_factors(scope, H);
+    scale(2.0, system);
+    transpose(m.N, turned);
+    product(executor_, chunk_.P, turned, system, Store::sub);
+    reads_.subtract_mixed(system);
+    scale(-2.0, m.PU);
+    axpy(1.0, m.N, m.PU);
+    product(executor_, m.PU, J, m.N);
+    product(executor_, system, m.Y, m.N, Store::add);
+    reads_.add_to_addresses(m.N);
   }
 
   // dn = diag(F^-T I^ F^-1), given `inner` = 2 I^.
-  void store_noise(const F* inner, Rows rows, double* d_decay) {
-    Workspace::Scope scope(workspace_);
+  void store_noise(const Matrix<F>& inner, double* d_decay) {
+    Workspace::Scope scope(Workspace::of_thread());
     const int64_t L = chunk_.L;
-    F* room = scope.take<F>(L * ldl_);
-    gemm<false>(executor_, L, L, L, chunk_.V, ldl_, inner, ldl_, room, ldl_, Store::set,
-                Structure::upper);
+    const Matrix<F> room(scope, L, L);
+    product(executor_, chunk_.V, inner, room);
     for (int64_t t = 0; t < L; ++t) {
       double dn = 0.0;
-      for (int64_t j = t; j < L; ++j) dn += 0.5 * room[t * ldl_ + j] * chunk_.V[t * ldl_ + j];
-      store_scalar(args_.d_noise_var, b_, rows[t], counts(t) ? dn * chunk_.decay[t] : 0.0);
+      for (int64_t j = t; j < L; ++j) dn += 0.5 * room[t][j] * chunk_.V[t][j];
+      store_scalar(args_.d_noise_var, b_, rows()[t], counts(t) ? dn * chunk_.decay[t] : 0.0);
       d_decay[t] += dn * e_.noise[first_ + t];
     }
   }
@@ -372,100 +388,44 @@ class WriteAdjoint {
   // Whether step t of the chunk is not a neutral one.
   bool counts(int64_t t) const { return e_.counts == nullptr || e_.counts[first_ + t]; }
 
-  void store_decay(const A* H, int64_t ldh, Rows rows, double* d_decay) {
+  void store_decay(const Matrix<A>& H, double* d_decay) {
     const int64_t L = chunk_.L;
     for (int64_t t = 0; t < L; ++t) {
-      const double square = double(H[t * ldh + t]);  // |E_t|^2
+      const double square = double(H[t][t]);  // |E_t|^2
       d_decay[t] -= 0.5 * gl_ * (square - double(C_) / chunk_.decay[t]);
     }
     double later = 0.0;  // b_t is a product: gamma_s enters every b_t with t >= s
     for (int64_t t = L - 1; t >= 0; --t) {
       later += d_decay[t] * chunk_.decay[t];
-      store_scalar(args_.d_decay, b_, rows[t], counts(t) ? later / e_.decay[first_ + t] : 0.0);
+      store_scalar(args_.d_decay, b_, rows()[t], counts(t) ? later / e_.decay[first_ + t] : 0.0);
     }
   }
 
   // gU of the decayed covariance -> of the undecayed one, and its share in the adjoint of b.
-  void undecay(const F* U, double* d_decay) {
-    Workspace::Scope scope(workspace_);
+  void undecay(const Matrix<F>& U, double* d_decay) {
+    Workspace::Scope scope(Workspace::of_thread());
     const double b = chunk_.final_decay();
-    F* posterior = scope.take<F>(K_ * ldk_);
-    std::memcpy(posterior, U, size_t(K_ * ldk_) * sizeof(F));
-    gemm<true>(executor_, K_, K_, chunk_.L, chunk_.P, ldk_, chunk_.P, ldk_, posterior, ldk_,
-               Store::sub);
+    const Matrix<F> posterior(scope, K_, K_);
+    copy(U, posterior);
+    product_transposed(executor_, chunk_.P, chunk_.P, posterior, Store::sub);
     double dot = 0.0;
-    for (int64_t i = 0; i < K_; ++i) {
-      for (int64_t j = 0; j < K_; ++j) dot += gU_[i * ldk_ + j] * posterior[i * ldk_ + j];
-      scale(0, K_, 1.0 / b, gU_ + i * ldk_);
-    }
+    for (int64_t i = 0; i < K_; ++i)
+      for (int64_t j = 0; j < K_; ++j) dot += gU_[i][j] * posterior[i][j];
+    scale(1.0 / b, gU_);
     d_decay[chunk_.L - 1] -= dot / (b * b);
   }
 
   // gl/2 (H - C I), with the decays in H.
-  void evidence_of_factors(F* inner, const A* H) const {
+  Matrix<F> evidence_of_factors(Workspace::Scope& scope, const Matrix<A>& H) const {
     const int64_t L = chunk_.L;
+    const Matrix<F> evidence(scope, L, L);
     for (int64_t i = 0; i < L; ++i)
       for (int64_t j = 0; j < padded<F>(L); ++j) {
         double h = i == j ? -double(C_) : 0.0;
-        if (j < L) h += chunk_.decay[std::max(i, j)] * double(H[i * factors_.ldl + j]);
-        inner[i * ldl_ + j] = 0.5 * gl_ * h;
+        if (j < L) h += chunk_.decay[std::max(i, j)] * double(H[i][j]);
+        evidence[i][j] = F(0.5 * gl_ * h);
       }
-  }
-
-  void reverse_columns(int64_t block, const A* R, const Adjoints& adjoints, const Sums& sums) {
-    Workspace::Scope scope(Workspace::of_thread());
-    const int64_t L = chunk_.L, ld = columns_.width, n = columns_.of(block),
-                  c0 = columns_.at(block);
-    const int64_t lk = factors_.ldk, ll = factors_.ldl;
-    const Rows rows{e_.index, first_};
-    const A* Rb = R + block * block_;
-    A* gRb = gR_ + block * block_;
-    A* D = scope.take<A>(L * ld);
-    A* E = scope.take<A>(L * ld);
-    A* turned = scope.take<A>(ld * std::max(lk, ll));
-    load(args_.values, b_, rows, L, c0, n, D, ld);
-    clear_neutral(e_, first_, L, D, ld);
-    innovations(factors_, L, K_, n, D, Rb, ld, E);
-    transpose(K_, n, gRb, ld, turned, lk);
-    gemm<false>(L, K_, n, E, ld, turned, lk, sums.N, lk, Store::add);
-    gemm<false>(L, n, K_, adjoints.G, lk, gRb, ld, D, ld, Store::set);  // D becomes D^
-    const A* gO = nullptr;
-    if constexpr (Reads::present) gO = reads_->load_gradient(scope, first_, L, c0, n, ld);
-    if (gl_ != 0.0 || gO != nullptr) transpose(L, n, E, ld, turned, ll);
-    if constexpr (Reads::present)
-      if (gO != nullptr) reads_->add_columns(factors_, gO, turned, n, ld, sums.OE, D);
-    if (gl_ != 0.0) {
-      A* outer = scope.take<A>(L * ld);
-      gemm<false>(L, L, n, E, ld, turned, ll, sums.H, ll, Store::add);
-      for (int64_t t = 0; t < L; ++t)
-        for (int64_t j = 0; j < ld; ++j) E[t * ld + j] *= A(gl_ * chunk_.decay[t]);
-      gemm<false>(L, n, L, factors_.V, ll, E, ld, outer, ld, Store::set, Structure::upper);
-      combine(L, n, A(-1), outer, D, ld);
-    }
-    transpose(K_, n, Rb, ld, turned, lk);
-    gemm<false>(L, K_, n, D, ld, turned, lk, sums.DR, lk, Store::add);
-    if (gO != nullptr) gemm<false>(L, K_, n, gO, ld, turned, lk, sums.OR, lk, Store::add);
-    if (adjoints.keep != nullptr) {
-      A* before = scope.take<A>(block_);
-      std::memcpy(before, gRb, size_t(block_) * sizeof(A));
-      gemm<false>(K_, n, K_, adjoints.keep, lk, before, ld, gRb, ld, Store::set);
-      if (gl_ != 0.0) gemm<true>(K_, n, L, adjoints.Y, lk, E, ld, gRb, ld, Store::add);
-    } else {
-      gemm<true>(K_, n, L, factors_.W, lk, D, ld, gRb, ld, Store::sub);
-    }
-    if constexpr (Reads::present)
-      if (gO != nullptr) reads_->add_to_mean(gO, n, ld, gRb);
-    clear_neutral(e_, first_, L, D, ld);
-    store(args_.d_values, b_, rows, L, c0, n, D, ld);
-  }
-
-  // D += alpha X
-  static void combine(int64_t L, int64_t n, A alpha, const A* X, A* D, int64_t ld) {
-    using V = Simd<A>;
-    const auto a = V::broadcast(alpha);
-    for (int64_t t = 0; t < L; ++t)
-      for (int64_t j = t * ld; j < t * ld + n; j += V::width)
-        V::store(D + j, V::load(D + j) + a * V::load(X + j));
+    return evidence;
   }
 
   const WriteBackward& args_;
@@ -474,17 +434,14 @@ class WriteAdjoint {
   const bool use_sqrt_;
   const double limit_;
   const Executor& executor_;
-  Workspace& workspace_;
   Workspace::Scope scope_;
   const int64_t K_, C_, step_;
-  Reads* const reads_;
+  Reads& reads_;
   Chunk<F> chunk_;
   ChunkFactors<A> factors_;
   const Columns columns_;
-  const int64_t ldk_, ldl_, block_;
-  double* partial_;
-  F* gU_;
-  A* gR_;
+  const Matrix<F> gU_;
+  const MeanBlocks<A> gR_;
   const double gl_;
   int64_t first_ = 0;
 };

@@ -7,9 +7,7 @@
 #pragma once
 
 #include "../common/policy.h"
-#include "factor.h"
-#include "load.h"
-#include "workspace.h"
+#include "matrices.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -75,39 +73,43 @@ inline Episode gather_all_steps(Workspace::Scope& scope, int64_t T, int64_t b,
   return {T, nullptr, noise, shrink, e.valid, counts};
 }
 
-// Zeroes the neutral ones of the rows of steps [first, first + steps), whole rows.
+// Zeroes the neutral ones of the rows of the steps from `first` on, whole rows.
 template <class A>
-void clear_neutral(const Episode& e, int64_t first, int64_t steps, A* rows, int64_t ld) {
+void clear_neutral(const Episode& e, int64_t first, const Matrix<A>& rows) {
   if (e.counts == nullptr) return;
-  for (int64_t t = 0; t < steps; ++t)
-    if (!e.counts[first + t]) std::memset(rows + t * ld, 0, size_t(ld) * sizeof(A));
+  for (int64_t t = 0; t < rows.rows; ++t)
+    if (!e.counts[first + t]) std::memset(rows[t], 0, size_t(rows.ld) * sizeof(A));
 }
 
 template <class F>
 struct Chunk {
-  int64_t counted = 0;  // steps that are not neutral
-  int64_t L = 0, K = 0, ldl = 0, ldk = 0;
-  F* W;                   // L x K addresses
-  F* Wt;                  // K x L; P takes its place
-  F* X;                   // L x K
-  F* S;                   // L x L, then its upper factor F'
-  F* V;                   // L x L upper, F^-T
-  F* P;                   // L x K whitened gains
+  int64_t L = 0, K = 0;
+  int64_t counted = 0;    // steps that are not neutral
+  Matrix<F> W, X;         // L x K: the addresses, and W U
+  Matrix<F> S, V;         // L x L: S, then its upper factor F', and F^-T
+  Matrix<F> P, Wt;        // L x K: the whitened gains, which take the place of W'
   F* inverse_diagonal;    // 1 / F(t, t)
-  double* noise;          // v_t b_t
-  double* decay;          // b_t: product of the decays up to t inside the chunk
+  double *noise, *decay;  // v_t b_t, and b_t: product of the decays up to t inside the chunk
   double hardness = 0.0;  // max w'Uw / noise
 
   Chunk(Workspace::Scope& scope, int64_t max_steps, int64_t slots)
-      : K(slots), ldl(row_stride<F>(max_steps)), ldk(row_stride<F>(slots)) {
-    W = scope.take<F>(max_steps * ldk);
-    X = scope.take<F>(max_steps * ldk);
-    S = scope.take<F>(max_steps * ldl);
-    V = scope.take<F>(max_steps * ldl);
-    P = Wt = scope.take<F>(std::max(max_steps * ldk, K * ldl));
-    inverse_diagonal = scope.take<F>(max_steps);
-    noise = scope.take<double>(max_steps);
-    decay = scope.take<double>(max_steps);
+      : K(slots),
+        W(scope, max_steps, K),
+        X(scope, max_steps, K),
+        S(scope, max_steps, max_steps),
+        V(scope, max_steps, max_steps),
+        P(scope.take<F>(std::max(max_steps * W.ld, K * S.ld)), max_steps, K, W.ld),
+        Wt(P.data, K, max_steps, S.ld),
+        inverse_diagonal(scope.take<F>(max_steps)),
+        noise(scope.take<double>(max_steps)),
+        decay(scope.take<double>(max_steps)) {
+    V.structure = Structure::upper;
+  }
+
+  void set_steps(int64_t steps) {
+    L = steps;
+    for (Matrix<F>* m : {&W, &X, &S, &V, &P}) m->rows = L;
+    for (Matrix<F>* m : {&S, &V, &Wt}) m->columns = L;
   }
 
   double final_decay() const { return L > 0 ? decay[L - 1] : 1.0; }
@@ -122,9 +124,9 @@ inline int64_t chunk_steps(int64_t K, int64_t steps) {
 template <class F>
 void load_chunk(Chunk<F>& c, const View& weights, int64_t b, const Episode& e, int64_t first,
                 int64_t steps) {
-  c.L = steps;
-  load(weights, b, Rows{e.index, first}, steps, 0, c.K, c.W, c.ldk);
-  clear_neutral(e, first, steps, c.W, c.ldk);
+  c.set_steps(steps);
+  load(weights, b, Rows{e.index, first}, c.W);
+  clear_neutral(e, first, c.W);
   c.counted = steps;
   double product = 1.0;
   for (int64_t t = 0; t < steps; ++t) {
@@ -135,38 +137,40 @@ void load_chunk(Chunk<F>& c, const View& weights, int64_t b, const Episode& e, i
   }
 }
 
+// V and P from S, whose factor takes its place. False when a pivot is not positive.
+template <class F>
+bool whiten(Chunk<F>& c, const Executor& executor) {
+  if (!cholesky(c.S, c.inverse_diagonal)) return false;
+  invert_upper(c.S, c.inverse_diagonal, c.V);
+  product_transposed(executor, c.V, c.X, c.P);
+  return true;
+}
+
 // Factors by Cholesky from the covariance itself (not updated here). False when the chunk is harder
 // than `limit` or a pivot is not positive.
 template <class F>
-bool factor_chunk(Chunk<F>& c, const F* U, double limit, const Executor& executor) {
-  const int64_t L = c.L, K = c.K;
-  transpose(L, K, c.W, c.ldk, c.Wt, c.ldl);
-  gemm<false>(executor, L, K, K, c.W, c.ldk, U, c.ldk, c.X, c.ldk, Store::set);
-  gemm<false>(executor, L, L, K, c.X, c.ldk, c.Wt, c.ldl, c.S, c.ldl, Store::set, Structure::full,
-              Part::upper);
+bool factor_chunk(Chunk<F>& c, const Matrix<F>& U, double limit, const Executor& executor) {
+  transpose(c.W, c.Wt);
+  product(executor, c.W, U, c.X);
+  product(executor, c.X, c.Wt, c.S, Store::set, Part::upper);
   c.hardness = 0.0;
-  for (int64_t t = 0; t < L; ++t) {
-    F& d = c.S[t * c.ldl + t];
+  for (int64_t t = 0; t < c.L; ++t) {
+    F& d = c.S[t][t];
     c.hardness = std::max(c.hardness, double(d) / c.noise[t]);
     d += F(c.noise[t]);
   }
-  if (!(c.hardness <= limit) || !cholesky(L, c.S, c.ldl, c.inverse_diagonal)) return false;
-  invert_upper(L, c.S, c.ldl, c.inverse_diagonal, c.V, c.ldl);
-  gemm<true>(executor, L, K, L, c.V, c.ldl, c.X, c.ldk, c.P, c.ldk, Store::set, Structure::lower);
-  return true;
+  return c.hardness <= limit && whiten(c, executor);
 }
 
 // U <- (U - P'P) / b, exactly symmetric.
 template <class F>
-void downdate(const Chunk<F>& c, F* U, const Executor& executor) {
+void downdate(const Chunk<F>& c, const Matrix<F>& U, const Executor& executor) {
   constexpr int64_t mirror_pays = 48;
   const bool half = c.K > mirror_pays;
-  gemm<true>(executor, c.K, c.K, c.L, c.P, c.ldk, c.P, c.ldk, U, c.ldk, Store::sub, Structure::full,
-             half ? Part::upper : Part::all);
-  if (half) mirror(c.K, U, c.ldk);
+  product_transposed(executor, c.P, c.P, U, Store::sub, half ? Part::upper : Part::all);
+  if (half) mirror(U);
   const double b = c.final_decay();
-  if (b != 1.0)
-    for (int64_t i = 0; i < c.K; ++i) scale(0, c.K, F(1.0 / b), U + i * c.ldk);
+  if (b != 1.0) scale(1.0 / b, U);
 }
 
 // The same factors from a square root of the covariance, U = root' root, by Potter's update step by
@@ -174,19 +178,19 @@ void downdate(const Chunk<F>& c, F* U, const Executor& executor) {
 // where Cholesky of S loses all digits (Grewal and Andrews, Kalman Filtering, ch. 7).
 // after_step(t) is called when step t is in the root, which lacks the decays of the chunk.
 template <class F, class AfterStep>
-bool factor_chunk_sqrt(Chunk<F>& c, F* root, Workspace& workspace, AfterStep&& after_step) {
-  const int64_t L = c.L, K = c.K, wide = padded<F>(K);
+bool factor_chunk_sqrt(Chunk<F>& c, const Matrix<F>& root, AfterStep&& after_step) {
   using V = Simd<F>;
-  Workspace::Scope scope(workspace);
+  const int64_t L = c.L, K = c.K, wide = padded<F>(K);
+  Workspace::Scope scope(Workspace::of_thread());
   F* phi = scope.take<F>(K);
   c.hardness = 0.0;
   for (int64_t t = 0; t < L; ++t) {
-    const F* w = c.W + t * c.ldk;
-    F* gain = c.P + t * c.ldk;
+    const F* w = c.W[t];
+    F* gain = c.P[t];
     double energy = 0.0;
     for (int64_t j = 0; j < wide; j += V::width) V::store(gain + j, typename V::Vector{});
     for (int64_t k = 0; k < K; ++k) {
-      const F* row = root + k * c.ldk;
+      const F* row = root[k];
       typename V::Vector sum{};
       for (int64_t j = 0; j < wide; j += V::width) sum += V::load(row + j) * V::load(w + j);
       const F x = F(V::sum(sum));
@@ -199,31 +203,36 @@ bool factor_chunk_sqrt(Chunk<F>& c, F* root, Workspace& workspace, AfterStep&& a
     if (!(s > 0.0 && s < HUGE_VAL)) return false;
     c.hardness = std::max(c.hardness, energy / c.noise[t]);
     const F factor = F(-1.0 / (s + std::sqrt(c.noise[t] * s)));
-    for (int64_t k = 0; k < K; ++k) axpy(0, K, factor * phi[k], gain, root + k * c.ldk);
+    for (int64_t k = 0; k < K; ++k) axpy(0, K, factor * phi[k], gain, root[k]);
     const F inverse = F(1.0 / std::sqrt(s));
     c.inverse_diagonal[t] = inverse;
     scale(0, K, inverse, gain);
     // Column t of F' : F(t, s) = w_t . p_s for s < t.
-    F* column = c.S + t;
-    for (int64_t q = 0; q < t; ++q) {
-      typename V::Vector sum{};
-      const F* p = c.P + q * c.ldk;
-      for (int64_t j = 0; j < wide; j += V::width) sum += V::load(p + j) * V::load(w + j);
-      column[q * c.ldl] = F(V::sum(sum));
-    }
-    column[t * c.ldl] = F(std::sqrt(s));
+    for (int64_t q = 0; q < t; ++q) c.S[q][t] = F(row_dot(K, c.P[q], w));
+    c.S[t][t] = F(std::sqrt(s));
     after_step(t);
   }
-  invert_upper(L, c.S, c.ldl, c.inverse_diagonal, c.V, c.ldl);
+  invert_upper(c.S, c.inverse_diagonal, c.V);
   const double b = c.final_decay();
-  if (b != 1.0)
-    for (int64_t k = 0; k < K; ++k) scale(0, K, F(1.0 / std::sqrt(b)), root + k * c.ldk);
+  if (b != 1.0) scale(1.0 / std::sqrt(b), root);
   return true;
 }
 
+// The factors from the covariance, or from its root, which is updated.
+template <class F, class AfterStep>
+Outcome factor(Chunk<F>& c, const Matrix<F>& U, bool use_sqrt, double limit,
+               const Executor& executor, AfterStep&& after_step) {
+  const bool ok =
+      use_sqrt ? factor_chunk_sqrt(c, U, after_step) : factor_chunk(c, U, limit, executor);
+  if (!(c.hardness <= limit)) return Outcome::harder;
+  if (ok) return Outcome::done;
+  return use_sqrt ? Outcome::failed : Outcome::harder;
+}
+
 template <class F>
-bool factor_chunk_sqrt(Chunk<F>& c, F* root, Workspace& workspace) {
-  return factor_chunk_sqrt(c, root, workspace, [](int64_t) {});
+Outcome factor(Chunk<F>& c, const Matrix<F>& U, bool use_sqrt, double limit,
+               const Executor& executor) {
+  return factor(c, U, use_sqrt, limit, executor, [](int64_t) {});
 }
 
 // Column blocks: as wide as a cache-resident update allows, of even width.
@@ -241,23 +250,72 @@ Columns split_columns(int64_t C) {
   return {C, width, C > 0 ? (C + width - 1) / width : 0};
 }
 
-// Beliefs at the starts of consecutive chunks. U is the covariance, or its root in sqrt form.
+// A mean as blocks of columns.
+template <class A>
+struct MeanBlocks {
+  A* data;
+  int64_t rows;
+  Columns columns;
+
+  MeanBlocks(A* first, int64_t K, const Columns& all) : data(first), rows(K), columns(all) {}
+  MeanBlocks(Workspace::Scope& scope, int64_t K, const Columns& all)
+      : MeanBlocks(scope.take<A>(size(K, all)), K, all) {}
+
+  static int64_t size(int64_t K, const Columns& all) { return all.count * K * all.width; }
+  size_t bytes() const { return size_t(size(rows, columns)) * sizeof(A); }
+  Matrix<A> operator[](int64_t block) const {
+    return {data + block * rows * columns.width, rows, columns.of(block), columns.width};
+  }
+};
+
+// Room for m rows of a block of columns.
+template <class A>
+Matrix<A> take_block(Workspace::Scope& scope, int64_t m, const Columns& columns, int64_t block) {
+  return {scope.take<A>(m * columns.width), m, columns.of(block), columns.width};
+}
+
+template <class A>
+void load(const View& v, int64_t b, const MeanBlocks<A>& mean) {
+  for (int64_t i = 0; i < mean.columns.count; ++i) load(v, b, Rows{}, mean[i], mean.columns.at(i));
+}
+
+template <class A>
+void store(const View& v, int64_t b, const MeanBlocks<A>& mean) {
+  for (int64_t i = 0; i < mean.columns.count; ++i) store(v, b, Rows{}, mean[i], mean.columns.at(i));
+}
+
+// A belief before a chunk. U is the covariance, or its root in sqrt form.
 template <class A, class F>
-struct States {
-  int64_t U_size, R_size;
-  F* U;
-  A* R;
-  States(Workspace::Scope& scope, int64_t count, int64_t U_elements, int64_t R_elements)
-      : U_size(U_elements), R_size(R_elements) {
-    U = scope.take<F>(count * U_elements);
-    R = scope.take<A>(count * R_elements);
+struct Belief {
+  Matrix<F> U;
+  MeanBlocks<A> R;
+
+  void copy_from(const Belief& other) const {
+    copy(other.U, U);
+    std::memcpy(R.data, other.R.data, R.bytes());
   }
-  F* cov(int64_t i) const { return U + i * U_size; }
-  A* mean(int64_t i) const { return R + i * R_size; }
-  void copy(int64_t to, const States& source, int64_t from) const {
-    std::memcpy(cov(to), source.cov(from), size_t(U_size) * sizeof(F));
-    std::memcpy(mean(to), source.mean(from), size_t(R_size) * sizeof(A));
+};
+
+// Those at the starts of consecutive chunks.
+template <class A, class F>
+class States {
+ public:
+  States(Workspace::Scope& scope, int64_t count, int64_t K, const Columns& columns)
+      : K_(K),
+        columns_(columns),
+        covs_(scope, count * K, K),
+        means_(scope.take<A>(count * MeanBlocks<A>::size(K, columns))) {}
+
+  Belief<A, F> operator[](int64_t i) const {
+    A* mean = means_ + i * MeanBlocks<A>::size(K_, columns_);
+    return {{covs_[i * K_], K_, K_, covs_.ld}, {mean, K_, columns_}};
   }
+
+ private:
+  const int64_t K_;
+  const Columns columns_;
+  const Matrix<F> covs_;
+  A* const means_;
 };
 
 }  // namespace KANERVA_ISA

@@ -3,7 +3,7 @@
 //
 // Floor at B = 16, T = K = 32, C = 100: 0.9 MB in and out, 0.3 us at 3 TB/s; 10 million
 // multiply-adds, 0.3 us at 30 T/s; launch 2 to 3 us and a chain of T steps of 12 barriers, with a
-// matrix-vector product between each two: latency binds. Not measured on a GPU yet.
+// matrix-vector product between each two: latency binds.
 #include "adaptive_step.cuh"
 
 namespace kanerva::cuda {

@@ -2,7 +2,7 @@
 // records c, d and s of every step, and the addresses of its iterations where there are several;
 // then it is undone step by step, R <- R - c d'/s and U <- U + c c'/s, in which nothing cancels.
 //
-// Floor: latency, as of the forward; some three times its barriers. Not measured on a GPU yet.
+// Floor: latency, as of the forward; some three times its barriers.
 #include "adaptive_step.cuh"
 
 namespace kanerva::cuda {

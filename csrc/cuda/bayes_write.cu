@@ -4,7 +4,7 @@
 // Floor at (B, T, K, C) = (16, 32, 32, 100): 0.9 MB in and out, 0.3 us at 3 TB/s; 6 million
 // multiply-adds, 0.2 us at 30 T/s; a launch is 2 to 3 us and the chain of L = 32 pivots, a barrier
 // and a reciprocal each, 2 to 3 us: latency is what binds there. At B = 4096 it is the bytes, 75
-// us. Not measured on a GPU yet.
+// us.
 //
 // Arithmetic: the information form (information.cuh) for long episodes, float32 where it is easy,
 // else float64; else chunks in float32 while max w'Uw / n is at most 16, else everything in float64

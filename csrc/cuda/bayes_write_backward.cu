@@ -1,11 +1,9 @@
 // bayes_write, backward: one launch, one block or team per memory. The closed-form adjoint of
-// ../cpu/bayes_write_backward.h, chunk by chunk from the last to the first; the states at the
-// starts of the chunks are computed again, about twice the square root of their number kept in the
-// workspace.
+// ../cpu/write_adjoint.h, chunk by chunk from the last to the first; the states at the starts of
+// the chunks are computed again, about twice the square root of their number kept in the workspace.
 //
 // Floor at (16, 32, 32, 100): 2 MB in and out, 0.7 us at 3 TB/s; 20 million multiply-adds, 0.7 us
-// at 30 T/s; launch 2 to 3 us, chains of pivots as in bayes_write.cu: latency binds there. Not
-// measured on a GPU yet.
+// at 30 T/s; launch 2 to 3 us, chains of pivots as in bayes_write.cu: latency binds there.
 //
 // Arithmetic as in bayes_write.cu; gradients of decays cancel and are never done in float32.
 #include "small_adjoint_plan.cuh"

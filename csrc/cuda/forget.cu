@@ -4,7 +4,7 @@
 // and its adjoint in closed form from what remains (../../kanerva_ext/reference/forget.py).
 //
 // Floor at (B, T, K, C) = (16, 32, 32, 100): 0.9 MB in and out, 0.3 us at 3 TB/s; launch 2 to 3 us
-// and the chain of L = 32 pivots, 2 to 3 us: latency binds. Not measured on a GPU yet.
+// and the chain of L = 32 pivots, 2 to 3 us: latency binds.
 #include "spd.cuh"
 #include "write_chunk.cuh"
 

@@ -1,6 +1,5 @@
 // The adjoint of the write of one memory, by a team, in closed form, chunk by chunk. The algebra is
-// that of ../cpu/bayes_write_backward.h and, for causal_scan, what its reads add to it:
-// add_reads().
+// that of ../cpu/write_adjoint.h; add_reads() is what the reads of causal_scan add to it.
 #pragma once
 
 #include "write_block.cuh"
