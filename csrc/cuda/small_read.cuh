@@ -162,7 +162,8 @@ __device__ inline void read_adjoint_small(const ReadBackwardArgs& args, int64_t 
     }
     __syncthreads();
   }
-  wait_for_copies<0>();  // where there was no step
+  end_copies();  // where there was no step
+  wait_for_copies<0>();
   __syncthreads();
   float* const d_cov = static_cast<float*>(args.d_cov.data) + b * K * K;
   float* const d_mean = static_cast<float*>(args.d_mean.data) + b * K * C;
