@@ -369,3 +369,33 @@ def test_random_shapes(b, t, k, c, kind, noise, mask, decay, method, seed, trans
         p = Problem(*(None if x is None else x.mT.contiguous().mT for x in p))
     for name, got, want in zip(NAMES, write(p, method=method), recursion(p), strict=True):
         assert_as_accurate(got, want, floor=1e-10, name=name)
+
+
+def test_easy_and_hard_memories_in_one_call():
+    """Kernels for easy memories leave the hard ones of a batch, and only those, to others."""
+    B, T, K, C = 9, 40, 20, 30
+    generator = torch.Generator(device="cpu").manual_seed(3)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, device="cpu", dtype=torch.float64)
+
+    noise = torch.ones(B, T, dtype=torch.float64, device="cpu")
+    noise[::2] = 1e-3
+    noise[4] = -1.0
+    given = (normal(B, K, C), torch.eye(K, dtype=torch.float64, device="cpu").repeat(B, 1, 1))
+    given += (normal(B, T, K) / K**0.5, normal(B, T, C), noise)
+    grads = [normal(B, K, C), normal(B, K, K), normal(B)]
+
+    def results(dtype, backend):
+        here = torch.empty(0).device
+        inputs = [x.to(here, dtype).requires_grad_() for x in given]
+        out = ops.bayes_write(*inputs, backend=backend)
+        loss = sum((o * g.to(here, dtype)).sum() for o, g in zip(out, grads, strict=True))
+        return [*out, *torch.autograd.grad(loss, inputs)]
+
+    ours, truth = results(torch.float32, "auto"), results(torch.float64, "reference")
+    for name, x, y in zip((*NAMES, *GRADS[:5]), ours, truth, strict=True):
+        assert x[4].isnan().all(), name
+        for i in (i for i in range(B) if i != 4):
+            error = (x[i].double() - y[i].double()).abs().max() / y[i].abs().max()
+            assert error < 2e-5, (name, i)
