@@ -46,7 +46,7 @@ struct SmallAdjointMemory {
         ld(stride_across(panel)) {}
 
   static constexpr size_t bytes(int panel) {
-    const int wide = 4 * kSize * stride_across(panel);
+    const int64_t wide = 4 * kSize * int64_t(stride_across(panel));
     return sizeof(float) * size_t(7 * kSquare + kSize + (wide > 2 * kSquare ? wide : 2 * kSquare));
   }
 };

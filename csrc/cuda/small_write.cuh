@@ -49,8 +49,8 @@ struct SmallMemory {
         ld(stride_across(columns)) {}
 
   static constexpr size_t bytes(int columns, bool reads) {
-    const int wide = stride_across(columns);
-    const int write =
+    const int64_t wide = stride_across(columns);  // of any memory, to learn whether it fits
+    const int64_t write =
         (kSlots + kSmallChunk) * (kAlong + wide) + kSmallChunk * (kAcross + kFactor + 3);
     return sizeof(float) *
            size_t(write + (reads ? kSmallChunk * (kAlong + kFactor + wide + 1) : 0));
@@ -314,8 +314,8 @@ class SmallWrite {
   }
 
   const Args& args_;
-  const Item item_;
-  const ColumnBlock columns_;
+  const Item& item_;
+  const ColumnBlock& columns_;
   const Memory m_;
   const int K_, tiles_, warp_, warps_;
   int64_t first_ = 0;  // of the chunk's steps

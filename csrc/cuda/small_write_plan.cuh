@@ -110,11 +110,12 @@ template <int kSlots, bool kAlone, class Args>
 __global__ void __launch_bounds__(kAlone ? 256 : 128, kAlone ? 1 : 4)
     small_write_kernel(const __grid_constant__ Args args, const __grid_constant__ SmallPlan plan,
                        int* marks, double* partials, char* scratch) {
-  const int64_t b = blockIdx.x, index = b * plan.blocks + blockIdx.y;
+  const int64_t b = blockIdx.x;
   const ColumnBlock columns = columns_of(args.n, plan, int(blockIdx.y));
   const Item item = item_of<true>(args, b);
   double evidence = 0.0;
   const bool done = item.valid && SmallWrite<kSlots, Args>(args, item, columns).run(evidence);
+  const int64_t index = b * plan.blocks + blockIdx.y;
   if constexpr (kAlone) {
     if (!done)
       return write_hard(args, plan, b, columns, scratch + index * int64_t(plan.robust_global),
