@@ -76,30 +76,18 @@ WriteCall call_of(const BayesWriteArgs& args) {
   call.may_be_long = information_serves(args, args.n.T);
   call.must_be_long = args.method == WriteMethod::information;
   call.price_of_long = call.in_float32 && args.n.K < kManySlots ? 2.0 : 1.0;
+  call.may_be_small = args.method != WriteMethod::sqrt;
   return call;
-}
-
-SmallPlan plan_small(const BayesWriteArgs& args, const WritePlan& otherwise, const Device& device) {
-  if (args.method == WriteMethod::sqrt) return {};
-  return plan_small(args, call_of(args), otherwise, device);
 }
 
 }  // namespace
 
 size_t bayes_write_workspace(const BayesWriteArgs& args, const Device& device) {
-  const WritePlan plan = plan_write(call_of(args), device);
-  const SmallPlan small = plan_small(args, plan, device);
-  return small.serves ? SmallWorkspace(args.n, small).size() : workspace_of(args.n, plan);
+  return workspace_of_write(args, call_of(args), device);
 }
 
 void bayes_write(const BayesWriteArgs& args, const Launch& to) {
-  const WritePlan plan = plan_write(call_of(args), to.device);
-  const SmallPlan small = plan_small(args, plan, to.device);
-  if (small.serves) {
-    start_small(args, small, to, finish_kernel);
-  } else {
-    start_write(write_kernel, finish_kernel, args, plan, to);
-  }
+  start_either_write(write_kernel, finish_kernel, args, call_of(args), to);
 }
 
 }  // namespace kanerva::cuda

@@ -46,30 +46,18 @@ WriteCall call_of(const CausalScanArgs& args) {
   if (args.chunk_size > 0) call.most_steps = at_most(call.most_steps, args.chunk_size);
   // In place, no block may store while another has yet to load.
   call.splits = args.cov.data != args.cov_out.data && args.mean.data != args.mean_out.data;
+  call.may_be_small = are_float32_by_rows(args.queries);
   return call;
-}
-
-SmallPlan plan_small(const CausalScanArgs& args, const WritePlan& otherwise, const Device& device) {
-  if (!is_float32_by_rows(args.queries)) return {};
-  return plan_small(args, call_of(args), otherwise, device);
 }
 
 }  // namespace
 
 size_t causal_scan_workspace(const CausalScanArgs& args, const Device& device) {
-  const WritePlan plan = plan_write(call_of(args), device);
-  const SmallPlan small = plan_small(args, plan, device);
-  return small.serves ? SmallWorkspace(args.n, small).size() : workspace_of(args.n, plan);
+  return workspace_of_write(args, call_of(args), device);
 }
 
 void causal_scan(const CausalScanArgs& args, const Launch& to) {
-  const WritePlan plan = plan_write(call_of(args), to.device);
-  const SmallPlan small = plan_small(args, plan, to.device);
-  if (small.serves) {
-    start_small(args, small, to, finish_kernel);
-  } else {
-    start_write(scan_kernel, finish_kernel, args, plan, to);
-  }
+  start_either_write(scan_kernel, finish_kernel, args, call_of(args), to);
 }
 
 }  // namespace kanerva::cuda

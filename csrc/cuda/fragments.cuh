@@ -107,30 +107,21 @@ struct Tiles {
   }
 };
 
-// f(i, j, x, y) for the elements (i, j) and (i, j + 1) of a product of rows x 8 tiles, which
-// add(sum, i0, j0, left) adds up for 16 M rows from i0 and 8 N columns from j0 on, of whose tiles
-// `left` are inside; by the block's warps from `begin` on.
-template <int M, int N, class Add, class F>
-__device__ inline void in_tiles(int rows, int tiles, Add add, F f, int begin = 0) {
+// f(i, j, x, y) for the elements (i, j) and (i, j + 1) of rows of a times rows of b, of which there
+// are 8 for each of `tiles`, over `depth` numbers; 16 M rows and N tiles at a time, by the block's
+// warps from `begin` on.
+template <int M, int N, bool kTransposedA, bool kTransposedB, class F>
+__device__ inline void multiply(Factor<kTransposedA> a, Factor<kTransposedB> b, int rows, int tiles,
+                                int depth, F f, int begin = 0) {
   const int warp = (block_thread() >> 5) - begin, warps = (block_threads() >> 5) - begin;
   if (warp < 0) return;
   const int down = rows / (16 * M), across = (tiles + N - 1) / N;
   for (int item = warp; item < down * across; item += warps) {
     const int i0 = item % down * 16 * M, tile = item / down * N, left = tiles - tile;
     Tiles<M, N> sum;
-    add(sum, i0, 8 * tile, left);
+    sum.add(a, i0, b, 8 * tile, depth, left);
     sum.each(i0, 8 * tile, f, left);
   }
-}
-
-// The same for rows of a times rows of b.
-template <int M, int N, bool kTransposedA, bool kTransposedB, class F>
-__device__ inline void multiply(Factor<kTransposedA> a, Factor<kTransposedB> b, int rows, int tiles,
-                                int depth, F f, int begin = 0) {
-  in_tiles<M, N>(
-      rows, tiles,
-      [&](Tiles<M, N>& sum, int i0, int j0, int left) { sum.add(a, i0, b, j0, depth, left); }, f,
-      begin);
 }
 
 // A float32 matrix in global memory whose columns lie side by side.
@@ -139,8 +130,10 @@ struct Rows {
   int64_t row;
 };
 
-inline bool is_float32_by_rows(const View& v) {
-  return v.dtype == Dtype::float32 && v.stride[2] == 1;
+// Whether all of these that are there are such matrices.
+template <class... Views>
+bool are_float32_by_rows(const Views&... views) {
+  return (... && (!views || (views.dtype == Dtype::float32 && views.stride[2] == 1)));
 }
 
 __device__ inline Rows rows_of(const View& v, int64_t b, int64_t i0, int64_t j0) {

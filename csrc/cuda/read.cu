@@ -108,35 +108,19 @@ BlockPlan plan_of(const Args& args, const Device& device, bool backward) {
       [&](int tile) -> Work { return {(backward ? 2 : 1) * T * K * columns, 5 * T / tile + 4}; });
 }
 
-SmallReadPlan plan_small(const ReadArgs& args, const BlockPlan& plan, const Device& device) {
-  return plan_small_read(args.n, plan.team, false, device, args.mean, args.cov, args.weights);
-}
-
-SmallReadPlan plan_small(const ReadBackwardArgs& args, const BlockPlan& plan,
-                         const Device& device) {
-  return plan_small_read(args.n, plan.team, true, device, args.mean, args.cov, args.weights,
-                         args.grad_values);
-}
-
 }  // namespace
 
 size_t read_workspace(const ReadArgs& args, const Device& device) {
   const BlockPlan plan = plan_of(args, device, false);
-  const SmallReadPlan small = plan_small(args, plan, device);
-  return (small.serves ? marks_size(args.n.B * small.shares) : 0) + workspace_of(args.n, plan);
+  return workspace_of(args.n, plan_small(args, plan.team, device), plan);
 }
 
 void read(const ReadArgs& args, const Launch& to) {
   const BlockPlan plan = plan_of(args, to.device, false);
-  const SmallReadPlan small = plan_small(args, plan, to.device);
-  const auto general = args.mean.dtype == Dtype::float32 ? read_kernel<float> : read_kernel<double>;
-  if (!small.serves) return start(general, args, to, plan, nullptr, 1);
-  int* const marks = static_cast<int*>(to.workspace);
-  launch(args.n.K <= 32 ? small_read_kernel<32> : small_read_kernel<64>, {args.n.B, small.shares},
-         256, small.shared, to.stream, args, marks);
-  launch(general, {blocks_for_marked(args.n.B, to.device)}, plan.threads, plan.shared, to.stream,
-         args, plan, static_cast<char*>(to.workspace) + marks_size(args.n.B * small.shares),
-         static_cast<const int*>(marks), small.shares);
+  start_small(args.n.K <= 32 ? small_read_kernel<32> : small_read_kernel<64>, 256,
+              plan_small(args, plan.team, to.device),
+              args.mean.dtype == Dtype::float32 ? read_kernel<float> : read_kernel<double>, plan,
+              args, to);
 }
 
 size_t read_backward_workspace(const ReadBackwardArgs& args, const Device& device) {
@@ -145,7 +129,7 @@ size_t read_backward_workspace(const ReadBackwardArgs& args, const Device& devic
 
 void read_backward(const ReadBackwardArgs& args, const Launch& to) {
   const BlockPlan plan = plan_of(args, to.device, true);
-  const SmallReadPlan small = plan_small(args, plan, to.device);
+  const SmallReadPlan small = plan_small(args, plan.team, to.device);
   if (small.serves) {
     launch(args.n.K <= 32 ? small_read_backward_kernel<32> : small_read_backward_kernel<64>,
            {args.n.B}, 256, small.shared, to.stream, args);

@@ -277,21 +277,14 @@ BlockPlan plan_of(const Args& args, const Device& device, bool backward) {
 
 size_t recall_workspace(const RecallArgs& args, const Device& device) {
   const BlockPlan plan = plan_of(args, device, false);
-  const SmallReadPlan small = plan_small(args, plan.team, device);
-  return (small.serves ? marks_size(args.n.B * small.shares) : 0) + workspace_of(args.n, plan);
+  return workspace_of(args.n, plan_small(args, plan.team, device), plan);
 }
 
 void recall(const RecallArgs& args, const Launch& to) {
   const BlockPlan plan = plan_of(args, to.device, false);
-  const SmallReadPlan small = plan_small(args, plan.team, to.device);
-  if (!small.serves) return start(recall_kernel, args, to, plan, nullptr, 1);
-  int* const marks = static_cast<int*>(to.workspace);
-  launch(args.n.K <= 32 ? small_recall_kernel<32> : small_recall_kernel<64>,
-         {args.n.B, small.shares}, kSmallRecallThreads, small.shared, to.stream, args, marks);
-  launch(recall_kernel, {blocks_for_marked(args.n.B, to.device)}, plan.threads, plan.shared,
-         to.stream, args, plan,
-         static_cast<char*>(to.workspace) + marks_size(args.n.B * small.shares),
-         static_cast<const int*>(marks), small.shares);
+  const auto kernel = args.n.K <= 32 ? small_recall_kernel<32> : small_recall_kernel<64>;
+  start_small(kernel, kSmallRecallThreads, plan_small(args, plan.team, to.device), recall_kernel,
+              plan, args, to);
 }
 
 size_t recall_backward_workspace(const RecallBackwardArgs& args, const Device& device) {

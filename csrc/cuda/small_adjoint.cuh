@@ -83,7 +83,7 @@ class SmallAdjoint {
     for (int t = block_thread(); t < kSize; t += block_threads()) {
       const bool kept = t < T_ && keeps_step(args_.mask, b_, t);
       const double v = kept ? scalar(args_.noise_var, b_, t) : 1.0;
-      bad = bad || !(v > 0.0 && v <= 1e300);
+      bad = bad || !(v > 0.0 && v <= kLargestNoise);
       m_.inverse[t] = kept ? float(1.0 / v) : 0.0f;
     }
     wait_for_copies<2>();

@@ -25,14 +25,12 @@ inline size_t small_adjoint_shared(const Sizes& n, int panel) {
 inline SmallAdjointPlan plan_small(const BayesWriteBackwardArgs& args, const AdjointPlan& otherwise,
                                    const Device& device) {
   const Sizes& n = args.n;
-  const auto serves = [](const View& v) { return !v || is_float32_by_rows(v); };
   SmallAdjointPlan plan;
   if (n.B < 1 || n.T > kMostSmallSteps || n.K > kMostSmallSlots || is_small(n.T, n) ||
       args.method == WriteMethod::sqrt || otherwise.team > 1 || args.decay ||
       !args.posterior_mean || small_adjoint_shared(n, 8) > device.shared_per_block ||
-      !serves(args.mean) || !serves(args.cov) || !serves(args.weights) || !serves(args.values) ||
-      !serves(args.posterior_mean) || !serves(args.posterior_cov) || !serves(args.grad_mean) ||
-      !serves(args.grad_cov))
+      !are_float32_by_rows(args.mean, args.cov, args.weights, args.values, args.posterior_mean,
+                           args.posterior_cov, args.grad_mean, args.grad_cov))
     return plan;
   plan.serves = true;
   // Two blocks on a processor where there are more blocks than processors.

@@ -35,8 +35,8 @@ struct SmallReadMemory {
         ld(stride_across(columns)) {}
 
   static constexpr size_t bytes(int columns, bool backward) {
-    const int wide = stride_across(columns);
-    const int forward = kSquare + kRow + kSlots * wide;
+    const int64_t wide = stride_across(columns);
+    const int64_t forward = kSquare + kRow + kSlots * wide;
     return sizeof(float) *
            size_t(backward ? 2 * forward + kRow + kSmallChunk * (wide + 1) : forward);
   }
@@ -183,17 +183,52 @@ inline int shares_of_queries(const Sizes& n, const Device& device) {
   return int(idle < 1 || tiles < 1 ? 1 : idle < tiles ? idle : tiles);
 }
 
+// For kernels whose blocks take `shared` bytes, beside a general one with teams of `team` blocks.
 template <class... Views>
-SmallReadPlan plan_small_read(const Sizes& n, int team, bool backward, const Device& device,
+SmallReadPlan plan_small_read(const Sizes& n, int team, size_t shared, const Device& device,
                               const Views&... views) {
   SmallReadPlan plan;
-  const bool serves = (... && (!views || is_float32_by_rows(views)));
-  if (!serves || n.B < 1 || n.K > kMostSmallSlots || n.C > 4096 || team > 1) return plan;
-  plan.shared = n.K <= 32 ? SmallReadMemory<32>::bytes(int(n.C), backward)
-                          : SmallReadMemory<64>::bytes(int(n.C), backward);
-  plan.serves = plan.shared <= device.shared_per_block;
-  if (plan.serves && !backward) plan.shares = shares_of_queries(n, device);
+  plan.shared = shared;
+  plan.serves = n.B >= 1 && n.K <= kMostSmallSlots && team == 1 &&
+                shared <= device.shared_per_block && are_float32_by_rows(views...);
+  if (plan.serves) plan.shares = shares_of_queries(n, device);
   return plan;
+}
+
+inline SmallReadPlan plan_small(const ReadArgs& args, int team, const Device& device) {
+  const int C = int(args.n.C);
+  const size_t shared =
+      args.n.K <= 32 ? SmallReadMemory<32>::bytes(C, false) : SmallReadMemory<64>::bytes(C, false);
+  return plan_small_read(args.n, team, shared, device, args.mean, args.cov, args.weights);
+}
+
+// Of which a memory's gradients are one block's: its shares do not count.
+inline SmallReadPlan plan_small(const ReadBackwardArgs& args, int team, const Device& device) {
+  const int C = int(args.n.C);
+  const size_t shared =
+      args.n.K <= 32 ? SmallReadMemory<32>::bytes(C, true) : SmallReadMemory<64>::bytes(C, true);
+  return plan_small_read(args.n, team, shared, device, args.mean, args.cov, args.weights,
+                         args.grad_values);
+}
+
+// The workspace where the small kernel, if it serves, goes before the general one: the marks, then
+// that of the latter.
+inline size_t workspace_of(const Sizes& n, const SmallReadPlan& small, const BlockPlan& general) {
+  return (small.serves ? marks_size(n.B * small.shares) : 0) + workspace_of(n, general);
+}
+
+// Starts the general kernel for all memories or, where the small one serves, behind it for those
+// that it marks.
+template <class Args>
+void start_small(void (*kernel)(Args, int*), int threads, const SmallReadPlan& small,
+                 void (*general)(Args, BlockPlan, char*, const int*, int), const BlockPlan& plan,
+                 const Args& args, const Launch& to) {
+  if (!small.serves) return start(general, args, to, plan, nullptr, 1);
+  int* const marks = static_cast<int*>(to.workspace);
+  char* const workspace = static_cast<char*>(to.workspace) + marks_size(args.n.B * small.shares);
+  launch(kernel, {args.n.B, small.shares}, threads, small.shared, to.stream, args, marks);
+  launch(general, {blocks_for_marked(args.n.B, to.device)}, plan.threads, plan.shared, to.stream,
+         args, plan, workspace, static_cast<const int*>(marks), small.shares);
 }
 
 template <int kSlots>

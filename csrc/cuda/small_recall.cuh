@@ -37,8 +37,9 @@ struct SmallRecallMemory {
         ld(stride_across(columns)) {}
 
   static constexpr size_t bytes(int columns) {
-    return sizeof(float) * size_t(4 * kSquare + 2 * kRow + kSlots + 4 +
-                                  (kSlots + kSmallChunk) * stride_across(columns));
+    const int64_t wide = stride_across(columns);
+    return sizeof(float) *
+           size_t(4 * kSquare + 2 * kRow + kSlots + 4 + (kSlots + kSmallChunk) * wide);
   }
 };
 
@@ -228,17 +229,10 @@ class SmallRecall {
 
 inline SmallReadPlan plan_small(const RecallArgs& args, int team, const Device& device) {
   const Sizes& n = args.n;
-  SmallReadPlan plan;
-  const auto serves = [](const View& v) { return !v || is_float32_by_rows(v); };
-  if (n.B < 1 || n.T < 1 || n.K > kMostSmallSlots || n.K > n.C || team > 1 || !serves(args.mean) ||
-      !serves(args.cov) || !serves(args.queries) || n.C > 4096)
-    return plan;
-  plan.shared =
+  if (n.T < 1 || n.K > n.C) return {};
+  const size_t shared =
       n.K <= 32 ? SmallRecallMemory<32>::bytes(int(n.C)) : SmallRecallMemory<64>::bytes(int(n.C));
-  if (plan.shared > device.shared_per_block) return plan;
-  plan.serves = true;
-  plan.shares = shares_of_queries(n, device);
-  return plan;
+  return plan_small_read(n, team, shared, device, args.mean, args.cov, args.queries);
 }
 
 // Few, for a factor takes many registers.

@@ -68,7 +68,7 @@ __device__ inline bool load_step(const Args& args, int64_t b, int64_t first, int
   kept = __ballot_sync(0xffffffffu, keeps);
   const double v = keeps ? scalar(args.noise_var, b, first + t) : 1.0;
   double g = keeps && args.decay.data != nullptr ? scalar(args.decay, b, first + t) : 1.0;
-  const bool good = v > 0.0 && v <= 1e300 && g > 0.0 && g <= 1.0;
+  const bool good = v > 0.0 && v <= kLargestNoise && g > 0.0 && g <= 1.0;
   if (args.decay.data != nullptr) {
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
@@ -121,7 +121,6 @@ class SmallWrite {
   __device__ bool run(double& evidence) {
     const auto always = [](int) { return true; };
     const int64_t T = item_.steps;
-    steps_ = steps_from(0);
     start_copy(rows_of(args_.cov, item_.state, 0, 0), K_, K_, m_.U, kAlong, kSlots, kSlots, always);
     start_weights(0);
     start_copy(rows_of(args_.mean, item_.state, 0, columns_.first), K_, columns_.count, m_.R, m_.ld,

@@ -48,10 +48,9 @@ SmallPlan plan_small(const Args& args, const WriteCall& call, const WritePlan& o
                      const Device& device) {
   const Sizes& n = args.n;
   SmallPlan plan;
-  if (n.B < 1 || n.K > kMostSmallSlots || is_small(n.T, n) || otherwise.team > 1 ||
-      otherwise.long_steps > 0 || call.most_steps < kSmallChunk || !is_float32_by_rows(args.mean) ||
-      !is_float32_by_rows(args.cov) || !is_float32_by_rows(args.weights) ||
-      !is_float32_by_rows(args.values))
+  if (!call.may_be_small || n.B < 1 || n.K > kMostSmallSlots || is_small(n.T, n) ||
+      otherwise.team > 1 || otherwise.long_steps > 0 || call.most_steps < kSmallChunk ||
+      !are_float32_by_rows(args.mean, args.cov, args.weights, args.values))
     return plan;
   plan.width = small_width(call, device);
   plan.shared = small_shared(n.K, plan.width, call.reads);
@@ -81,8 +80,7 @@ struct SmallWorkspace {
 
   SmallWorkspace(const Sizes& n, const SmallPlan& plan)
       : marks(plan.alone ? 0 : marks_size(n.B * plan.blocks)),
-        partials(plan.blocks == 1 ? 0
-                                  : (size_t(n.B * plan.blocks) * sizeof(double) + 15) / 16 * 16),
+        partials(partials_size(n, plan.blocks)),
         robust(size_t(plan.robust_blocks) * plan.robust_global) {}
   size_t size() const { return marks + partials + robust; }
 };
@@ -166,6 +164,26 @@ void start_small(const Args& args, const SmallPlan& plan, const Launch& to,
   if (partials != nullptr)
     launch(finish, {args.n.B}, 256, 0, to.stream, args, plan.blocks,
            static_cast<const double*>(partials));
+}
+
+// A write by the small kernel where it serves, else by the general one.
+template <class Args>
+size_t workspace_of_write(const Args& args, const WriteCall& call, const Device& device) {
+  const WritePlan plan = plan_write(call, device);
+  const SmallPlan small = plan_small(args, call, plan, device);
+  return small.serves ? SmallWorkspace(args.n, small).size() : workspace_of(args.n, plan);
+}
+
+template <class Args>
+void start_either_write(WriteKernel<Args> kernel, FinishKernel<Args> finish, const Args& args,
+                        const WriteCall& call, const Launch& to) {
+  const WritePlan plan = plan_write(call, to.device);
+  const SmallPlan small = plan_small(args, call, plan, to.device);
+  if (small.serves) {
+    start_small(args, small, to, finish);
+  } else {
+    start_write(kernel, finish, args, plan, to);
+  }
 }
 
 }  // namespace kanerva::cuda

@@ -28,6 +28,7 @@ struct WriteCall {
   bool may_be_long = false;    // whether the information form serves,
   bool must_be_long = false;   // and was asked for;
   double price_of_long = 1.0;  // of its multiply-adds: 2 in float64
+  bool may_be_small = true;    // whether small_write_plan.cuh is asked
 };
 
 // Multiply-adds of a memory's K x K half and of one column; barriers.
@@ -177,13 +178,14 @@ inline size_t teams_size(const Sizes& n, const WritePlan& plan) {
   return plan.team > 1 ? size_t(n.B) * sizeof(TeamMemory) : 0;
 }
 
-inline size_t partials_size(const Sizes& n, const WritePlan& plan) {
-  if (plan.blocks == 1) return 0;
-  return (size_t(n.B * plan.blocks) * sizeof(double) + 15) / 16 * 16;
+inline size_t partials_size(const Sizes& n, int blocks) {
+  if (blocks == 1) return 0;
+  return (size_t(n.B * blocks) * sizeof(double) + 15) / 16 * 16;
 }
 
 inline size_t workspace_of(const Sizes& n, const WritePlan& plan) {
-  return teams_size(n, plan) + partials_size(n, plan) + size_t(n.B * plan.blocks) * plan.global;
+  return teams_size(n, plan) + partials_size(n, plan.blocks) +
+         size_t(n.B * plan.blocks) * plan.global;
 }
 
 template <class Args>
@@ -195,7 +197,8 @@ template <class Args>
 void start_write(WriteKernel<Args> kernel, FinishKernel<Args> finish, const Args& args,
                  const WritePlan& plan, const Launch& to) {
   // One of the two at most.
-  const size_t of_teams = teams_size(args.n, plan), of_partials = partials_size(args.n, plan);
+  const size_t of_teams = teams_size(args.n, plan),
+               of_partials = partials_size(args.n, plan.blocks);
   char* workspace = static_cast<char*>(to.workspace);
   TeamMemory* teams = reinterpret_cast<TeamMemory*>(workspace);
   double* partials = of_partials > 0 ? reinterpret_cast<double*>(workspace) : nullptr;
