@@ -63,7 +63,7 @@ def with_convolutions(model: str) -> Experiment:
     return cifar(model, 200, "-conv", more)._replace(seeds=(0,))
 
 
-LONG, STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (80_000, 20_000, 6000, 4000))
+LONG, STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (40_000, 20_000, 6000, 4000))
 RATES = ("3e-3", "1e-3")
 _CIFAR = (("kanerva", 200), ("vae", 200), ("kanerva", 800), ("vae", 800), ("dynamic", 200))
 SHORT_STEPS = (1500, 800, 250, 200, 400)

@@ -17,6 +17,7 @@ from ._device import choose_device
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+_kept: list[distributed.Work] = []  # until Python ends
 
 
 class Process(NamedTuple):
@@ -53,6 +54,11 @@ def processes(device: str | None):
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Process(distributed.get_rank(), count, chosen)
+        # Gloo's threads free a call's tensors some time after the wait for it ends, and abort when
+        # Python is gone by then. So all wait here, and this last call's are kept.
+        last = distributed.barrier(async_op=True)
+        last.wait()
+        _kept.append(last)
     finally:
         distributed.destroy_process_group()
 
