@@ -276,6 +276,16 @@ def assert_as_accurate(
     )
 
 
+def assert_as_accurate_on_average(actual, truth, rival, *, name: str = "result") -> None:
+    """As `assert_as_accurate`, by the mean error over the items: for one number per item, of which
+    the largest error among few is chance (in 3 of 100 sets of 32 it is twice the rival's)."""
+    actual, truth, rival = (_rows(x) for x in (actual, truth, rival))
+    scale = np.abs(truth).max()
+    error, rival_error = (float((np.abs(x - truth) / scale).mean()) for x in (actual, rival))
+    bound = 2 * rival_error + ULPS * np.finfo(np.float32).eps
+    assert error <= bound, f"{name}: mean relative error {error:.3g}, the rival's {rival_error:.3g}"
+
+
 def assert_same_direction(actual, truth, *, name: str = "gradient") -> None:
     """The cosine of each batch item's gradient with the true one is 1 within 1e-4."""
     for item, (a, b) in enumerate(zip(_rows(actual), _rows(truth), strict=True)):

@@ -6,6 +6,16 @@
 
 namespace kanerva::cuda {
 
+// Of what a thread stores: whether all of it is finite. One that is not marks its memory.
+class Finite {
+ public:
+  __device__ void check(float x) { zero_ = fmaf(0.0f, x, zero_); }
+  __device__ bool all() const { return zero_ == 0.0f; }
+
+ private:
+  float zero_ = 0.0f;  // or NaN
+};
+
 // Bytes of the marks, at the start of a workspace.
 inline size_t marks_size(int64_t count) { return (size_t(count) * sizeof(int) + 15) / 16 * 16; }
 

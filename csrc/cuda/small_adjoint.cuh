@@ -12,6 +12,7 @@
 #pragma once
 
 #include "fragments.cuh"
+#include "marks.cuh"
 #include "write_chunk.cuh"
 
 namespace kanerva::cuda {
@@ -69,8 +70,8 @@ class SmallAdjoint {
         gl_(args.grad_log_evidence.data != nullptr ? float(scalar(args.grad_log_evidence, b))
                                                    : 0.0f) {}
 
-  // False, in every thread, when it is too hard or an input is out of its domain; then nothing was
-  // stored. Leaves the block synchronised.
+  // False, in every thread, when it is too hard, an input is out of its domain or a gradient not
+  // finite; then nothing that was stored counts. Leaves the block synchronised.
   __device__ bool run() {
     start(args_.weights, T_, K_, m_.W, true);
     start(args_.posterior_cov, K_, K_, m_.U, false);
@@ -106,7 +107,7 @@ class SmallAdjoint {
       if (first + panel_ < C_) start_panel(first + panel_);
     }
     slots();
-    return true;
+    return __syncthreads_and(finite_.all());
   }
 
  private:
@@ -175,7 +176,7 @@ class SmallAdjoint {
   }
 
   // dZ, dR0 and what a panel of columns adds to X, A A' and dZ R'.
-  __device__ void columns(int first) const {
+  __device__ void columns(int first) {
     const int n = columns_from(first), depth = (n + 7) / 8 * 8, ld = m_.ld;
     const auto into = [&](float* sum) {
       return [=](int i, int j, float x) {
@@ -192,6 +193,7 @@ class SmallAdjoint {
     wide(Along{m_.G, kLd}, m_.gR, n, [&](int t, int j, float x) {
       const float d = x - gl_ * m_.A[t * ld + j];
       m_.dZ[t * ld + j] = d;
+      finite_.check(d);
       if (t < T_ && j < n) d_values[int64_t(t) * C_ + j] = d;
     });
     square(Along{m_.A, ld}, Along{m_.gR, ld}, into(m_.X), depth);
@@ -200,13 +202,15 @@ class SmallAdjoint {
     square(Along{m_.dZ, ld}, Along{m_.R, ld}, into(m_.dZR), depth);
     float* const d_mean = static_cast<float*>(args_.d_mean.data) + b_ * K_ * C_ + first;
     wide(Across{m_.W, kLd}, m_.dZ, n, [&](int k, int j, float x) {
-      if (k < K_ && j < n) d_mean[int64_t(k) * C_ + j] = m_.gR[k * ld + j] - x;
+      const float d = m_.gR[k * ld + j] - x;
+      finite_.check(d);
+      if (k < K_ && j < n) d_mean[int64_t(k) * C_ + j] = d;
     });
     __syncthreads();
   }
 
   // dn, dW and dU0.
-  __device__ void slots() const {
+  __device__ void slots() {
     const float evidence = gl_ * float(C_);
     const int w = block_thread() >> 5, warps = block_threads() >> 5;
     const auto pairs = [&](auto f) {  // of elements above the diagonal, and those on it
@@ -229,11 +233,14 @@ class SmallAdjoint {
       if (gl_ != 0.0f) x += 0.5f * gl_ * inner;
       if (i == j) x -= 0.5f * evidence * m_.inverse[i];
       inner = x;
+      finite_.check(x);
       if (i == j && i < T_) store_scalar(args_.d_noise_var, b_, i, double(x));
     });
     float* const d_weights = static_cast<float*>(args_.d_weights.data) + b_ * T_ * K_;
     square(Along{m_.V, kLd}, Along{m_.U, kLd}, [&](int t, int k, float x) {
-      if (t < T_ && k < K_) d_weights[t * K_ + k] = x - m_.dZR[t * kLd + k];
+      const float d = x - m_.dZR[t * kLd + k];
+      finite_.check(d);
+      if (t < T_ && k < K_) d_weights[t * K_ + k] = d;
     });
     __syncthreads();
     square(Along{m_.AA, kLd}, Across{m_.W, kLd},
@@ -244,9 +251,11 @@ class SmallAdjoint {
     __syncthreads();
     float* const d_cov = static_cast<float*>(args_.d_cov.data) + b_ * K_ * K_;
     for (int i = w; i < K_; i += warps)
-      for (int j = lane(); j < K_; j += 32)
-        d_cov[i * K_ + j] = m_.gU[i * kLd + j] + 0.5f * (m_.M[i * kLd + j] + m_.M[j * kLd + i]);
-    __syncthreads();
+      for (int j = lane(); j < K_; j += 32) {
+        const float d = m_.gU[i * kLd + j] + 0.5f * (m_.M[i * kLd + j] + m_.M[j * kLd + i]);
+        finite_.check(d);
+        d_cov[i * K_ + j] = d;
+      }
   }
 
   const BayesWriteBackwardArgs& args_;
@@ -254,6 +263,7 @@ class SmallAdjoint {
   const int T_, K_, C_, panel_;
   const Memory m_;
   const float gl_;
+  Finite finite_;
 };
 
 }  // namespace kanerva::cuda

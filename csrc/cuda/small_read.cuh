@@ -57,13 +57,12 @@ __device__ inline bool store_reads(const Sizes& n, const View& values_out, const
                                    int64_t b, int64_t first, int count, Along W, Across R,
                                    Along U) {
   const int C = int(n.C);
-  bool finite = true;
-  const auto check = [&](float x) { finite = finite && x <= 3.4e38f && x >= -3.4e38f; };
+  Finite finite;
   float* const values = static_cast<float*>(values_out.data) + (b * n.T + first) * n.C;
   multiply<2, 2>(W, R, kSmallChunk, (C + 7) / 8, kSlots, [&](int i, int j, float x, float y) {
     if (i >= count) return;
-    check(x);
-    check(y);
+    finite.check(x);
+    finite.check(y);
     if (j < C) values[int64_t(i) * C + j] = x;
     if (j + 1 < C) values[int64_t(i) * C + j + 1] = y;
   });
@@ -71,11 +70,11 @@ __device__ inline bool store_reads(const Sizes& n, const View& values_out, const
   const int from_last = ((block_threads() - 1) >> 5) - (block_thread() >> 5);
   if (from_last < 2)
     quadratic_forms<kSlots>(W, 16 * from_last, U, [&](int t, float x) {
-      check(x);
+      finite.check(x);
       // Rounding must not make the variance of a positive semi-definite covariance negative.
       if (t < count) store_scalar(var_out, b, first + t, x < 0.0f ? 0.0 : x);
     });
-  return finite;
+  return finite.all();
 }
 
 // The addresses of memory b that this of `shares` blocks has. False, in every thread, where

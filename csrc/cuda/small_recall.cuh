@@ -204,18 +204,17 @@ class SmallRecall {
   __device__ bool store(int64_t first) const {
     const int count = int(first + kSmallChunk <= args_.n.T ? kSmallChunk : args_.n.T - first);
     const int64_t row = b_ * args_.n.T + first;
-    bool finite = true;
-    const auto check = [&](float x) { finite = finite && x <= 3e38f && x >= -3e38f; };
+    Finite finite;
     float* const weights = static_cast<float*>(args_.weights_out.data) + row * K_;
     each(count, K_, [&](int i, int j) {
       const float w = m_.W[i * kLd + j];
-      check(w);
+      finite.check(w);
       weights[i * K_ + j] = w;
     });
-    if (args_.cov.data == nullptr) return finite;
+    if (args_.cov.data == nullptr) return finite.all();
     return store_reads<kSlots>(args_.n, args_.values_out, args_.var_out, b_, first, count,
                                Along{m_.W, kLd}, Across{m_.R, m_.ld}, Along{m_.U, kLd}) &&
-           finite;
+           finite.all();
   }
 
   const RecallArgs& args_;

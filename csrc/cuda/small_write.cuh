@@ -11,6 +11,7 @@
 // bears is left to whoever called.
 #pragma once
 
+#include "marks.cuh"
 #include "small_factor.cuh"
 #include "write_block.cuh"
 
@@ -57,9 +58,13 @@ struct SmallMemory {
   }
 };
 
+// The least product of the decays of a chunk: its reciprocal, by which a covariance grows, must not
+// overflow.
+constexpr double kLeastDecay = 1e-30;
+
 // The numbers of steps of row b from `first` on, by one warp, a step per lane; steps that the mask
 // leaves out and those beyond the last have noise one. `kept` has a bit for each of the others.
-// False in a lane whose noise or decay is out of its domain.
+// False in a lane whose noise or decay is out of its domain or too small for float32.
 template <int kSlots, class Args>
 __device__ inline bool load_step(const Args& args, int64_t b, int64_t first, int steps,
                                  const SmallMemory<kSlots>& m, unsigned& kept) {
@@ -68,7 +73,7 @@ __device__ inline bool load_step(const Args& args, int64_t b, int64_t first, int
   kept = __ballot_sync(0xffffffffu, keeps);
   const double v = keeps ? scalar(args.noise_var, b, first + t) : 1.0;
   double g = keeps && args.decay.data != nullptr ? scalar(args.decay, b, first + t) : 1.0;
-  const bool good = v > 0.0 && v <= kLargestNoise && g > 0.0 && g <= 1.0;
+  const bool valid = v > 0.0 && v <= kLargestNoise && g > 0.0 && g <= 1.0;
   if (args.decay.data != nullptr) {
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
@@ -78,7 +83,7 @@ __device__ inline bool load_step(const Args& args, int64_t b, int64_t first, int
   }
   m.noise[t] = keeps ? float(v * g) : 1.0f;
   m.decay[t] = float(g);
-  return good;
+  return valid && g >= kLeastDecay;
 }
 
 // S becomes its factor, by one warp. `logs` grows by what the lane's step adds to the log evidence
@@ -158,9 +163,10 @@ class SmallWrite {
       if (!is_last) start_values(passed + kSmallChunk);
     }
     wait_for_copies<0>();  // before its memory is used for something else
-    evidence = -0.5 * block_sum(double(squares) + double(columns_.count) * logs);
+    // What is not finite, or whose squares overflow, shows in the evidence.
+    const double mine = finite_.all() ? double(squares) + double(columns_.count) * logs : NAN;
+    evidence = -0.5 * block_sum(mine);
     __syncthreads();
-    // Values that are not finite, or whose squares overflow, show here.
     if (hard || !(evidence < kInfinite && evidence > -kInfinite)) return false;
     store_state();
     return true;
@@ -257,12 +263,12 @@ class SmallWrite {
   }
 
   // The reads, if there are any, and the state after the chunk.
-  __device__ void update() const {
+  __device__ void update() {
     if constexpr (kHasReads) read();
     multiply<2, 2>(Across{m_.X, kAcross}, Across{m_.D, m_.ld}, kSlots, tiles_, kSmallChunk,
                    [&](int i, int j, float x, float y) {
                      float* r = m_.R + i * m_.ld + j;
-                     store_pair(r, r[0] + x, r[1] + y);
+                     store_finite(r, r[0] + x, r[1] + y);
                    });
     // Above the diagonal, and mirrored; from the last warp on, which has the least to do so far.
     const float scale = 1.0f / m_.decay[steps_ - 1];
@@ -275,6 +281,7 @@ class SmallWrite {
         if (j < i) return;
         const float u = (m_.U[i * kAlong + j] - change) * scale;
         m_.U[i * kAlong + j] = m_.U[j * kAlong + i] = u;
+        finite_.check(u);
       };
       x.each(i0, j0, [&](int i, int j, float x0, float x1) {
         set(i, j, x0);
@@ -283,23 +290,34 @@ class SmallWrite {
     }
   }
 
-  __device__ void read() const {
+  __device__ void read() {
     const int64_t C = args_.n.C, row = item_.row * args_.n.T + first_;
     float* const to = static_cast<float*>(args_.reads_out.data) + row * C + columns_.first;
     multiply<2, 2>(Along{m_.A, kFactor}, Across{m_.D, m_.ld}, kSmallChunk, tiles_, kSmallChunk,
                    [&](int i, int j, float x, float y) {
                      if (i >= steps_) return;
                      const float* o = m_.O + i * m_.ld + j;
-                     if (j < columns_.count) to[i * C + j] = o[0] + x;
-                     if (j + 1 < columns_.count) to[i * C + j + 1] = o[1] + y;
+                     x += o[0];
+                     y += o[1];
+                     finite_.check(x);
+                     finite_.check(y);
+                     if (j < columns_.count) to[i * C + j] = x;
+                     if (j + 1 < columns_.count) to[i * C + j + 1] = y;
                    });
     if (columns_.index != 0) return;
     for (int t = warp_; t < steps_; t += warps_) {
-      const float a = m_.A[t * kFactor + lane()], sum = warp_sum(a * a);
+      const float a = m_.A[t * kFactor + lane()], left = m_.var[t] - warp_sum(a * a);
+      finite_.check(left);
       if (lane() == 0)
         store_variance(args_.read_var_out, item_.row, first_ + t,
-                       double(m_.var[t] - sum) / double(m_.decay[t]));
+                       double(left) / double(m_.decay[t]));
     }
+  }
+
+  __device__ void store_finite(float* to, float x, float y) {
+    finite_.check(x);
+    finite_.check(y);
+    store_pair(to, x, y);
   }
 
   __device__ void store_state() const {
@@ -317,6 +335,7 @@ class SmallWrite {
   const ColumnBlock& columns_;
   const Memory m_;
   const int K_, tiles_, warp_, warps_;
+  Finite finite_;
   int64_t first_ = 0;  // of the chunk's steps
   int steps_ = 0;      // of the chunk
 };

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import assert_as_accurate
+from helpers import assert_as_accurate, assert_as_accurate_on_average
 from operator_checks import DATA, RIDGE, STATE, OperatorChecks
 from selection import INTERPRETER, PTX, TEAMS, not_on
 
@@ -69,9 +69,7 @@ def test_float32(t, k, c):
         results = function(*args)
         cotangents = [torch.randn(r.shape).to(dtype) for r in results]
         *grads, d_ridge = torch.autograd.grad(results, args, cotangents)
-        # One number per item, whose rounding is chance: the items with equal ridge are compared
-        # together.
-        return *results, *grads, d_ridge.reshape(-1, 2).mT
+        return *results, *grads, d_ridge
 
     names = ("values", "var", "weights", "d mean", "d cov", "d queries", "d ridge")
     for name, got, want, rival in zip(
@@ -81,7 +79,8 @@ def test_float32(t, k, c):
         run(reference.recall, torch.float32),
         strict=True,
     ):
-        assert_as_accurate(got.detach(), want.detach(), rival.detach(), name=name)
+        agree = assert_as_accurate_on_average if name == "d ridge" else assert_as_accurate
+        agree(got.detach(), want.detach(), rival.detach(), name=name)
 
 
 def test_each_result_alone_is_differentiable():
