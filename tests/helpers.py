@@ -280,7 +280,7 @@ def assert_as_accurate_on_average(actual, truth, rival, *, name: str = "result")
     """As `assert_as_accurate`, by the mean error over the items: for one number per item, of which
     the largest error among few is chance (in 3 of 100 sets of 32 it is twice the rival's)."""
     actual, truth, rival = (_rows(x) for x in (actual, truth, rival))
-    scale = np.abs(truth).max()
+    scale = np.abs(truth).max() or 1
     error, rival_error = (float((np.abs(x - truth) / scale).mean()) for x in (actual, rival))
     bound = 2 * rival_error + ULPS * np.finfo(np.float32).eps
     assert error <= bound, f"{name}: mean relative error {error:.3g}, the rival's {rival_error:.3g}"
