@@ -40,7 +40,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
   develop lint format bench sdist wheel dist clean help
 
 help:
-	@echo 'make demo     train a small Kanerva Machine on Omniglot and show pictures'
+	@echo 'make demo     a Kanerva Machine on Omniglot: pictures in seconds, then training'
 	@echo 'make test     install and run the tests, in minutes; make test-all runs every one of them'
 	@echo 'make info     what is installed, what runs here'
 	@echo 'make develop  build in place, again after every change to csrc (incremental)'

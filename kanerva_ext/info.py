@@ -17,7 +17,7 @@ import torch
 
 import kanerva_ext
 
-from . import _backend
+from . import _backend, pretrained
 from ._terminal import run_command
 from ._version import __version__
 
@@ -53,7 +53,8 @@ def collect() -> dict[str, Any]:
         ``unserved_gpus`` (why the CUDA kernels do not run on some), ``threads`` (of PyTorch),
         ``backends`` (name -> "available" or why not), ``simd`` (in use; None without ``_core``),
         ``build`` (dict of the compiled libraries, or None), ``core_error`` (why ``build`` is
-        None), ``environment`` (variables that are set) and ``advice`` (list of sentences).
+        None), ``pretrained`` (name of each model that ships -> what it is), ``environment``
+        (variables that are set) and ``advice`` (list of sentences).
 
     >>> from kanerva_ext.info import collect
     >>> collect()["backends"]["reference"]
@@ -76,6 +77,7 @@ def collect() -> dict[str, Any]:
         "simd": core.simd_level() if core else None,
         "build": dict(core.build_info()) if core else None,
         "core_error": core_error,
+        "pretrained": pretrained.describe(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
     info["advice"] = advice(info)
@@ -147,6 +149,10 @@ def render(info: dict[str, Any]) -> str:
     lines += [f"  {name:<12} {value}" for name, value in rows]
     lines.append("backends")
     lines += [f"  {name:<12} {status}" for name, status in info["backends"].items()]
+    if info["pretrained"]:
+        lines.append(f"trained models, as {pretrained.PREFIX}NAME")
+        width = max(12, *map(len, info["pretrained"]))
+        lines += [f"  {name:<{width}} {what}" for name, what in info["pretrained"].items()]
     if info["advice"]:
         lines += ["advice", *(f"  - {sentence}" for sentence in info["advice"])]
     return "\n".join(lines)

@@ -30,10 +30,13 @@ COMMANDS = (
     "capacity",
     "info",
 )
-PAPERS = """\
+EPILOG = """\
 The models: The Kanerva Machine: A Generative Distributed Memory (Wu, Wayne, Graves, Lillicrap,
 ICLR 2018); Learning Attractor Dynamics for Generative Memory (Wu, Wayne, Gregor, Lillicrap,
 NeurIPS 2018), the Dynamic Kanerva Machine; and a VAE with the same coders.
+
+Trained models ship with the package: `kanerva generate pretrained:omniglot-kanerva`. Commands that
+take a RUN take pretrained:NAME; `kanerva info` lists the names.
 """
 OPTIONAL = ("safetensors", "tqdm", "matplotlib")
 # PyTorch's allocator on a CPU raises a plain RuntimeError; sizes beyond 2**63 bytes another one.
@@ -55,7 +58,7 @@ def _run_command(name: str, argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="kanerva",
         description="Generative memory models: train them and look at what they do.",
-        epilog=PAPERS,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"kanerva_ext {__version__}")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .. import __version__
-from .._files import naming, write_bytes
+from .. import __version__, pretrained
+from .._safetensors import CHECKPOINT, MODEL, read_tensors, with_prefix, write_tensors
 from ._config import Config, ConfigError, from_dict
 
-FILE = "checkpoint.safetensors"
-_MODEL, _OPTIMIZER = "model.", "optimizer."
+FILE = CHECKPOINT
+_MODEL, _OPTIMIZER = MODEL, "optimizer."
 
 
 class Checkpoint(NamedTuple):
@@ -35,12 +34,12 @@ class Checkpoint(NamedTuple):
     tensors: dict[str, Tensor]
 
     def restore_model(self, model: nn.Module) -> None:
-        model.load_state_dict(_with_prefix(self.tensors, _MODEL))
+        model.load_state_dict(with_prefix(self.tensors, _MODEL))
 
     def restore_matching(self, model: nn.Module) -> list[str]:
         """Restore what has the same name and shape in the model, but its settings; the names."""
         own = model.state_dict()
-        saved = _with_prefix(self.tensors, _MODEL)
+        saved = with_prefix(self.tensors, _MODEL)
         names = [n for n, tensor in saved.items() if n in own and tensor.shape == own[n].shape]
         names = [n for n in names if not n.endswith("_extra_state")]
         model.load_state_dict(own | {name: saved[name] for name in names})
@@ -48,14 +47,14 @@ class Checkpoint(NamedTuple):
 
     def restore_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """State of every parameter, by the model's names for them."""
-        saved = _with_prefix(self.tensors, _OPTIMIZER)
+        saved = with_prefix(self.tensors, _OPTIMIZER)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         state = optimizer.state_dict()
         order = [p for group in optimizer.param_groups for p in group["params"]]
         state["state"] = {}
         for i, parameter in enumerate(order):
             start = f"{names[id(parameter)]}/"
-            if own := _with_prefix(saved, start):
+            if own := with_prefix(saved, start):
                 state["state"][i] = {
                     key: value if key == "step" else _laid_out(value, parameter)
                     for key, value in own.items()
@@ -84,12 +83,19 @@ def save(
     write_tensors(path, tensors, metadata)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """A safetensors file, the metadata as JSON in it."""
-    from safetensors.torch import save as to_bytes
+def locate(run: str | Path) -> Path:
+    """The file of a run: in its folder, a checkpoint, or ``pretrained:NAME`` of one that ships.
 
-    # Not save_file, which lets nobody else read the file, and whose errors name no path.
-    write_bytes(path, to_bytes(tensors, {n: json.dumps(value) for n, value in metadata.items()}))
+    Raises:
+        ConfigError: no such model ships.
+    """
+    if str(run).startswith(pretrained.PREFIX):
+        try:
+            return pretrained.find(str(run))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    path = Path(run)
+    return path / FILE if path.is_dir() else path
 
 
 def load(path: Path) -> Checkpoint:
@@ -98,17 +104,13 @@ def load(path: Path) -> Checkpoint:
     Raises:
         ConfigError: there is none, or it is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise ConfigError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
-        with naming(path), safe_open(path, "pt") as file:
-            metadata = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_tensors(path)
         config = from_dict(metadata["config"])
         return Checkpoint(config, metadata["step"], metadata["seconds"], metadata["extra"], tensors)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise ConfigError(f"{path} is no checkpoint of a run: {error}") from error
 
 
@@ -119,11 +121,3 @@ def _laid_out(saved: Tensor, parameter: Tensor) -> Tensor:
     if saved.shape != parameter.shape:
         return saved
     return torch.empty_like(parameter, dtype=saved.dtype).copy_(saved)
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -11,15 +11,10 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import models
 from ..data import DATASETS, default_pixels
+from ..models import MODELS
 from ..models.training import Schedule
 
-MODELS = {
-    "kanerva": models.KanervaMachine,
-    "dynamic_kanerva": models.DynamicKanervaMachine,
-    "vae": models.MatchedVAE,
-}
 PRECISIONS = ("auto", "float32", "bfloat16")  # float16 would need its gradients scaled
 DECAYS = ("cosine", "constant")
 MAX_INTEGER = 2**31 - 1  # of whatever is no seed
@@ -72,8 +67,9 @@ class TrainingConfig:
     Attributes:
         steps: in all.
         seed: of everything random: the same seed, machine and number of threads repeat a run.
-        start: folder of a run, or a checkpoint, whose parameters of the same name and shape this
-            one starts with; the others are drawn. None: all are.
+        start: folder of a run, a checkpoint, or ``pretrained:NAME`` of a model that ships, whose
+            parameters of the same name and shape this one starts with; the others are drawn.
+            None: all are.
         corrupted: share of an episode's images that are read by corrupted queries.
         noise: share of the pixels of those queries that are replaced by 0 or 1.
         precision: "float32" or "bfloat16", by autocast; "auto": bfloat16 where the processor has

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from .._files import naming
+from .._safetensors import read_tensors, with_prefix, write_tensors
 from ..data import EpisodeSampler, load_omniglot
 from ..models import KanervaMachine, MatchedVAE, evaluate, train
 from ..models.training import TrainingStep
-from ._checkpoint import write_tensors
 from ._config import ConfigError
 
 EPISODE_LENGTH = 32
@@ -47,22 +45,15 @@ def load_checkpoint(path: Path) -> tuple[KanervaMachine, MatchedVAE, dict[str, A
     Raises:
         ConfigError: the file is not one.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with naming(path), safe_open(path, "pt") as file:
-            metadata = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_tensors(path)
         if "config" in metadata:
             raise ValueError("it is of kanerva train, which goes on with --resume")
         models = (KanervaMachine(**metadata["kanerva"]), MatchedVAE(**metadata["vae"]))
         for prefix, model in zip(PREFIXES, models, strict=True):
-            start = f"{prefix}."
-            model.load_state_dict(
-                {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
-            )
+            model.load_state_dict(with_prefix(tensors, f"{prefix}."))
             model.eval()
-    except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ConfigError(f"{path} is no checkpoint of this demo: {error}") from error
     return *models, metadata
 
@@ -117,7 +108,7 @@ def fit(
             models,
             iter(sampler),
             learning_rate=args.learning_rate,
-            warm_up=args.checkpoint is None,
+            warm_up=args.new,
             seed=args.seed,
             threads=args.threads,
             on_step=report,

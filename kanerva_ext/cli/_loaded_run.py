@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .. import pretrained
 from ..data import EpisodeSampler, ImageSet, load_images
 from ..memory import MemoryState
 from ..models.likelihoods import BernoulliPixels
@@ -32,7 +33,8 @@ class LoadedRun:
 
     Attributes:
         name: the name of the folder, or of a checkpoint file that has another name than usual.
-        folder: of the checkpoint.
+        folder: of the checkpoint; ``runs/pretrained-NAME`` of a model that ships, as nothing is
+            written beside that.
         config: of the training.
         model: in evaluation mode.
         step: steps trained.
@@ -183,7 +185,8 @@ class Mean(NamedTuple):
 def add_run_arguments(parser: argparse.ArgumentParser, out: str, several: bool = False) -> None:
     """RUN, --out, --seed, --root and --device."""
     add = parser.add_argument
-    what = "folder of a run, or a checkpoint"
+    what = "folder of a run, a checkpoint, or pretrained:NAME of a model that ships, whose folder "
+    what += "is runs/pretrained-NAME"
     add("runs", nargs="+" if several else 1, type=Path, metavar="RUN", help=what)
     add("--out", type=Path, metavar="FOLDER", help=out)
     add("--seed", type=int, default=0, help="of everything random (default 0)")
@@ -192,20 +195,24 @@ def add_run_arguments(parser: argparse.ArgumentParser, out: str, several: bool =
 
 
 def load_run(path: str | Path, device: str | None = None, root: str | None = None) -> LoadedRun:
-    """The run of a folder or a checkpoint file.
+    """The run of a folder or a checkpoint file, or a model that ships.
 
     Args:
-        path: of either.
+        path: of either, or ``pretrained:NAME``.
         device: for the model; None: a GPU if there is one.
         root: of the data, in place of the configuration's.
 
     Raises:
         ConfigError: there is no such run, or its checkpoint does not fit its configuration.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ConfigError(f"RUN must be the folder of a run or a checkpoint, got no file {path}")
-    file = path / _checkpoint.FILE if path.is_dir() else path
+    file = _checkpoint.locate(path)
+    if not file.exists() and not Path(path).is_dir():
+        known = str(path) in pretrained.available()
+        hint = f" (do you mean {pretrained.PREFIX}{path}?)" if known else ""
+        raise ConfigError(
+            f"RUN must be the folder of a run, a checkpoint or {pretrained.PREFIX}NAME, "
+            f"got no file {path}{hint}"
+        )
     checkpoint = _checkpoint.load(file)
     chosen = choose_device(device)
     model = checkpoint.config.make_model()
@@ -215,6 +222,8 @@ def load_run(path: str | Path, device: str | None = None, root: str | None = Non
         raise ConfigError(f"{file} does not fit its own configuration: {error}") from error
     folder = file.resolve().parent
     name = folder.name if file.name == _checkpoint.FILE else file.stem
+    if folder == pretrained.FOLDER:
+        folder = Path("runs") / f"pretrained-{name}"
     root = checkpoint.config.data.root if root is None else root
     model = model.to(chosen).eval()
     return LoadedRun(name, folder, checkpoint.config, model, checkpoint.step, chosen, root)
@@ -230,7 +239,8 @@ def load_runs(args: argparse.Namespace) -> list[LoadedRun]:
 
 
 def output_folder(out: Path | None, runs: list[LoadedRun]) -> Path:
-    """``out``, made if need be; None: the folder of a single run, the current one of several."""
+    """``out``, made if need be; None: the `LoadedRun.folder` of a single run, the current one of
+    several."""
     if out is None:
         out = runs[0].folder if len(runs) == 1 else Path()
     make_folder(out)

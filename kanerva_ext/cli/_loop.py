@@ -283,9 +283,8 @@ def _check_same(checkpoint: _checkpoint.Checkpoint, config: Config) -> None:
 def _start_from(model: torch.nn.Module, start: str) -> None:
     if not start:
         raise ConfigError("[training] start must name a run's folder or a checkpoint, got ''")
-    path = Path(start)
     try:
-        saved = _checkpoint.load(path / _checkpoint.FILE if path.is_dir() else path)
+        saved = _checkpoint.load(_checkpoint.locate(start))
     except ConfigError as error:
         raise ConfigError(f"[training] start: {error}") from error
     if not saved.restore_matching(model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .. import pretrained
 from ._config import ConfigError
 from ._folders import make_folder
 from ._logs import read_csv
@@ -28,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     folders, logs = [], []
     for path in args.runs:
+        if str(path).startswith(pretrained.PREFIX):
+            raise ConfigError(f"RUN must be a folder with logs, and {path} ships without")
         if not path.exists():
             raise ConfigError(f"RUN must be the folder of a run, got no {path}")
         folder = path if path.is_dir() else path.parent

@@ -1,6 +1,8 @@
-"""``kanerva demo``: a small Kanerva Machine and a VAE, trained on Omniglot in minutes and shown.
+"""``kanerva demo``: a Kanerva Machine and a VAE on Omniglot, shown in seconds, trained in minutes.
 
-Both have the same coders, see the same batches, side by side, and get the same tricks. Written to
+First the two that ship with the package are shown, then they train on, and are shown again. With
+``--new``, or sizes of your own, both begin with new parameters instead. They have the same coders,
+see the same batches, side by side, and get the same tricks. Written to
 the folder: ``reconstructions.png``, ``denoising.png``, ``generations.png``, ``training.png``,
 ``demo.png`` (a wide picture of all), ``metrics.json`` and ``checkpoint.safetensors``.
 """
@@ -21,10 +23,11 @@ from typing import Any
 
 import torch
 
-from .. import __version__, _backend, backends
+from .. import __version__, _backend, backends, pretrained
 from .._files import write_text
 from ..data import load_omniglot
 from ..models import KanervaMachine, MatchedVAE
+from . import _checkpoint
 from ._checkpoint import FILE
 from ._config import ConfigError
 from ._demo_results import PICTURES, draw, measure, table
@@ -36,7 +39,9 @@ from ._loaded_run import check_at_least
 RESERVED = 15.0  # seconds of the wall time, for evaluation and pictures
 MAX_SIZES = {"batch_size": 1024, "memory_size": 4096, "code_size": 8192}
 METRICS = "metrics.json"
-SPACE = 2**21  # bytes, more than the files take at the usual sizes
+START = ("omniglot-kanerva", "omniglot-vae")  # of the models that ship
+LEARNING_RATES = {"new": 3e-3, "trained": 3e-4}
+SPACE = 2**22  # bytes, more than the files take at the usual sizes
 FILES = (*(f"{name}.png" for name in PICTURES), METRICS, FILE)
 
 
@@ -48,9 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="default 0; --steps then repeats exactly")
     add("--threads", type=int, help="default: the cores, 4 at most")
     add("--batch-size", type=int, default=2, help="episodes in a batch (default 2)")
-    add("--memory-size", type=int, help="slots (default 32)")
-    add("--code-size", type=int, help="size of a code (default 100)")
-    add("--learning-rate", type=float, default=3e-3, help="Adam's, at its highest (default 3e-3)")
+    add("--memory-size", type=int, help="slots of a new memory (default 32)")
+    add("--code-size", type=int, help="size of a new model's code (default 100)")
+    rates = "default 3e-3; 3e-4 for those that ship"
+    add("--learning-rate", type=float, help=f"Adam's, at its highest ({rates})")
+    add("--new", action="store_true", help="train new models; those that ship are left alone")
     add("--checkpoint", type=Path, help="go on from this file, or folder of a demo; its sizes hold")
 
 
@@ -66,8 +73,15 @@ def _check(args: argparse.Namespace) -> None:
         args.minutes = 5.0
     if args.minutes is not None and not 0 <= args.minutes < math.inf:
         raise ConfigError(f"--minutes must be at least 0 and finite, got {args.minutes}")
-    if args.minutes == 0 and args.checkpoint is None:
-        raise ConfigError("--minutes 0 trains nothing and needs a --checkpoint")
+    sizes = args.memory_size is not None or args.code_size is not None
+    args.new = args.new or (sizes and args.checkpoint is None)
+    if args.new and args.checkpoint is not None:
+        raise ConfigError("give --new or --checkpoint, not both")
+    if args.minutes == 0 and args.new:
+        raise ConfigError("--minutes 0 trains nothing, and new models must be trained")
+    args.shipped = not args.new and args.checkpoint is None
+    if args.learning_rate is None:
+        args.learning_rate = LEARNING_RATES["trained" if args.shipped else "new"]
     if args.threads is None:
         args.threads = min(4, os.cpu_count() or 1)
     bounds: dict[str, Any] = {"seed": 0, "steps": 1, "threads": 1}
@@ -81,7 +95,7 @@ def _check(args: argparse.Namespace) -> None:
             args.checkpoint /= FILE
         if not args.checkpoint.is_file():
             raise ConfigError(f"--checkpoint {args.checkpoint}: no such file")
-        if args.memory_size is not None or args.code_size is not None:
+        if sizes:
             raise ConfigError("--memory-size and --code-size are the checkpoint's; leave them out")
     if (args.out / "config.json").is_file():
         raise ConfigError(f"--out {args.out} is a run of kanerva train; name another folder")
@@ -107,6 +121,39 @@ def _together(out: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
+def _models(args: argparse.Namespace) -> tuple[KanervaMachine, MatchedVAE, dict[str, Any]]:
+    """The models to begin with; the steps that each has made, and the seconds of both."""
+    if args.checkpoint is not None:
+        return load_checkpoint(args.checkpoint)
+    if args.shipped:
+        kanerva, vae = (_checkpoint.load(pretrained.find(name)) for name in START)
+        done = {"steps": kanerva.step, "seconds": kanerva.seconds + vae.seconds}
+        models = KanervaMachine.from_pretrained(START[0]), MatchedVAE.from_pretrained(START[1])
+        return *models, done
+    sizes = {"code_size": args.code_size} if args.code_size else {}
+    vae = MatchedVAE(**sizes)
+    if args.memory_size:
+        sizes["memory_size"] = args.memory_size
+    return KanervaMachine(**sizes), vae, {"steps": 0, "seconds": 0.0}
+
+
+def _write(
+    args: argparse.Namespace,
+    kanerva: KanervaMachine,
+    vae: MatchedVAE,
+    curves: list,
+    metadata: dict[str, Any],
+    metrics: dict[str, Any],
+) -> None:
+    """All files of the demo."""
+    names = ("seed", "threads", "batch_size")
+    metadata = metadata | {name: getattr(args, name) for name in names}
+    with _together(args.out) as folder:
+        draw(kanerva, vae, curves, folder, args.seed)
+        save_checkpoint(folder / FILE, kanerva, vae, **metadata)
+        write_text(folder / METRICS, json.dumps(metrics | metadata, indent=2) + "\n")
+
+
 def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     _check(args)
@@ -124,15 +171,16 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     held_out = load_omniglot("test")[0]
 
-    if args.checkpoint is not None:
-        kanerva, vae, metadata = load_checkpoint(args.checkpoint)
-    else:
-        sizes = {"code_size": args.code_size} if args.code_size else {}
-        vae, metadata = MatchedVAE(**sizes), {"steps": 0, "seconds": 0.0}
-        if args.memory_size:
-            sizes["memory_size"] = args.memory_size
-        kanerva = KanervaMachine(**sizes)
+    kanerva, vae, metadata = _models(args)
     curves = []
+    if args.shipped and args.minutes != 0:
+        _write(args, kanerva, vae, curves, metadata, measure(kanerva, vae, held_out, args.seed))
+        print(
+            f"The models that ship ({' and '.join(START)}), as they are: {args.out}/*.png, after "
+            f"{time.perf_counter() - start:.0f} s.\nNow they train on, and the pictures are drawn "
+            "again at the end. They have little left to learn: --new trains from the start.",
+            flush=True,
+        )
     if args.minutes != 0:
         budget: dict[str, Any] = {"steps": args.steps}
         if args.minutes is not None:
@@ -145,11 +193,7 @@ def run(args: argparse.Namespace) -> int:
     metrics = measure(kanerva, vae, held_out, args.seed)
     seconds = time.perf_counter() - start
     metadata = {"steps": metadata["steps"], "seconds": metadata["seconds"] + seconds}
-    metadata |= {"seed": args.seed, "threads": args.threads, "batch_size": args.batch_size}
-    with _together(args.out) as folder:
-        draw(kanerva, vae, curves, folder, args.seed)
-        save_checkpoint(folder / FILE, kanerva, vae, **metadata)
-        write_text(folder / METRICS, json.dumps(metrics | metadata, indent=2) + "\n")
+    _write(args, kanerva, vae, curves, metadata, metrics)
     print(table(metrics))
     print(
         f"\nSeed {args.seed}, {args.threads} threads, {metadata['steps']} steps of each model, "

@@ -6,7 +6,11 @@ from .kanerva_machine import KanervaBound, KanervaMachine
 from .matched_vae import MatchedVAE, VAEBound
 from .training import evaluate, train
 
+#: The classes by what ``[model] type`` in a configuration calls them.
+MODELS = {each.TYPE: each for each in (KanervaMachine, DynamicKanervaMachine, MatchedVAE)}
+
 __all__ = [
+    "MODELS",
     "ConvDecoder",
     "ConvEncoder",
     "DynamicKanervaBound",

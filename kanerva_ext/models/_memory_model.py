@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from .._settings import SavedSettings
 from ..memory import MemoryState
 from ._common import check_denoising, check_images, check_sizes, next_query
+from ._pretrained import Pretrained
 from .coders import CodeLinear, ConvDecoder, ConvEncoder, HeConv, he_init
 from .likelihoods import BernoulliPixels, GaussianPixels, make_likelihood
 from .linear_path import LinearPath, PrincipalComponents, principal_components, squash
@@ -72,7 +73,7 @@ class LogScale(nn.Module):
         return whole.view(*lead, 1, self.image_size, self.image_size)
 
 
-class EpisodeCoders(nn.Module):
+class EpisodeCoders(Pretrained, nn.Module):
     """An encoder and a decoder of episodes of images, and the likelihood of their pixels.
 
     With ``linear_path``, a linear map goes beside the convolutions on either side, started at the

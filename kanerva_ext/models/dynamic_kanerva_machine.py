@@ -92,6 +92,7 @@ class DynamicKanervaMachine(MemoryModel):
     torch.Size([2, 4, 1, 28, 28])
     """
 
+    TYPE = "dynamic_kanerva"
     SETTINGS = ("num_write_iters",)
 
     def __init__(

@@ -105,6 +105,7 @@ class KanervaMachine(MemoryModel):
     torch.Size([2, 4, 1, 28, 28])
     """
 
+    TYPE = "kanerva"
     SETTINGS = ("code_std", "encoder_noise_std", "min_latent_std")
 
     def __init__(

@@ -62,6 +62,8 @@ class MatchedVAE(EpisodeCoders):
         ValueError: sizes that are not positive ints.
     """
 
+    TYPE = "vae"
+
     def __init__(
         self,
         code_size: int = 100,

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 from checkout import ROOT
 
@@ -25,6 +26,15 @@ def test_the_examples_of_use_run():
     names = {}
     for code in codes:
         exec(code, names)
+
+
+def test_the_example_of_a_trained_model_runs():
+    pytest.importorskip("safetensors")
+    text = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python safetensors\n(.*?)```", text, flags=re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["pictures"].shape == (1, 8, 1, 28, 28)
 
 
 def test_links_exist():

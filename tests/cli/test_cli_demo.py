@@ -172,7 +172,7 @@ def test_tile():
         (["--minutes", "1", "--steps", "1"], "give --minutes or --steps, not both"),
         (["--minutes", "-1"], "--minutes must be at least 0 and finite, got -1.0"),
         (["--minutes", "nan"], "--minutes must be at least 0 and finite, got nan"),
-        (["--minutes", "0"], "--minutes 0 trains nothing and needs a --checkpoint"),
+        (["--minutes", "0", "--code-size", "9"], "--minutes 0 trains nothing, and new models"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--batch-size", "-2"], "--batch-size must be at least 1, got -2"),

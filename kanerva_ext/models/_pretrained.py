@@ -1,0 +1,90 @@
+"""Trained models from the files that ship with the package, and from runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from .. import pretrained
+from .._safetensors import CHECKPOINT, MODEL, read_tensors, with_prefix
+
+__all__ = ["Pretrained"]
+
+Model = TypeVar("Model", bound="Pretrained")
+
+
+class Pretrained:
+    """A base of models that can be loaded by name."""
+
+    #: What ``[model] type`` in a run's configuration calls the class.
+    TYPE: str
+
+    @classmethod
+    def from_pretrained(cls: type[Model], name_or_path: str | os.PathLike) -> Model:
+        """A trained model, float32 on the CPU, in evaluation mode.
+
+        Args:
+            name_or_path: the name of a model that ships (`kanerva_ext.pretrained.available`), with
+                or without ``"pretrained:"`` before it; else the folder of a run of
+                ``kanerva train``, or a checkpoint.
+
+        Raises:
+            ValueError: no such model or file, one of another class, or a damaged file.
+            ModuleNotFoundError: safetensors is not installed (``pip install safetensors``).
+
+        For example, 8 pictures in the manner of an episode of images (1, T, 1, 28, 28)::
+
+            model = KanervaMachine.from_pretrained("omniglot-kanerva")
+            model.generate(model.write(images).state, num_samples=8, num_steps=4)
+        """
+        path = _file(name_or_path)
+        try:
+            tensors, metadata = read_tensors(path)
+            options = dict(metadata["config"]["model"])
+            kind = options.pop("type")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "from_pretrained needs safetensors, which is not installed: "
+                "pip install safetensors",
+                name=error.name,
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no checkpoint of a run: {error}") from error
+        if kind not in (getattr(cls, "TYPE", None), f"{cls.__module__}:{cls.__qualname__}"):
+            raise ValueError(_of_another_class(name_or_path, kind, cls.__name__))
+        try:
+            with torch.random.fork_rng(devices=[]):  # the parameters drawn here are not kept
+                model = cls(**options)
+            model.load_state_dict(with_prefix(tensors, MODEL))
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} does not fit {cls.__name__}: {error}") from error
+        return model.eval()
+
+
+def _file(name_or_path: str | os.PathLike) -> Path:
+    name = os.fspath(name_or_path)
+    if not isinstance(name, str):
+        raise TypeError(f"name_or_path must be a str or a path, got {type(name_or_path).__name__}")
+    if name.startswith(pretrained.PREFIX) or name in pretrained.available():
+        return pretrained.find(name)
+    path = Path(name)
+    path = path / CHECKPOINT if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(
+            f"name_or_path must be the name of a model that ships "
+            f"({', '.join(pretrained.available())}), the folder of a run or a checkpoint, "
+            f"got {name!r}"
+        )
+    return path
+
+
+def _of_another_class(name: str | os.PathLike, kind: str, wanted: str) -> str:
+    from . import MODELS
+
+    if kind not in MODELS:
+        return f"{name} is of type {kind!r}, and cannot be loaded as {wanted}"
+    right = MODELS[kind].__name__
+    return f"{name} is a {right}, not a {wanted}: {right}.from_pretrained loads it"
