@@ -156,6 +156,7 @@ def main() -> int:
     parser.add_argument("--run", action="store_true", help="run every kernel")
     parser.add_argument("--operator", help="run this one only, such as bayes_write_backward")
     parser.add_argument("--mutate", action="store_true", help="leave out barriers of --operator")
+    parser.add_argument("--kernel", help="leave out those of kernels with this in their name only")
     parser.add_argument("--step", type=int, default=1, help="leave out every so many-th barrier")
     options = parser.parse_args()
     if options.mutate and not options.operator:
@@ -174,6 +175,8 @@ def main() -> int:
         return done.returncode
     if options.mutate:
         run = functools.partial(run_program, build_program(False), folder, options.operator)
+        if options.kernel:
+            run = functools.partial(run, KANERVA_PTX_SKIP_IN=options.kernel)
         print(f"{options.operator}: {leave_out_barriers(run, options.step)}")
     return 0
 

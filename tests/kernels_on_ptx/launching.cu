@@ -3,7 +3,9 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "../../csrc/cuda/plan.cuh"
+#include "../../csrc/cuda/small_adjoint_plan.cuh"
+#include "../../csrc/cuda/small_recall.cuh"
+#include "../../csrc/cuda/small_write_plan.cuh"
 
 namespace {
 
@@ -55,13 +57,33 @@ bool environment() {
   return true;
 }
 
+// Shared memory of kernels for small memories, of as many columns as overflow 32 bits of bytes.
+bool columns() {
+  Sizes n = {};
+  n.B = 1, n.T = 40, n.K = 40;
+  bool more = true;
+  for (const int C : {33'000'000, 50'000'000, 67'000'000, 140'000'000, 1'000'000'000}) {
+    n.C = C;
+    const auto least = [&](size_t bytes, int rows) {
+      more = more && bytes >= size_t(rows) * size_t(C) * sizeof(float);
+    };
+    least(small_shared(32, C, true), 32);
+    least(small_shared(64, C, false), 64);
+    least(small_adjoint_shared(n, C), 4 * 64);
+    least(SmallReadMemory<64>::bytes(C, true), 2 * 64);
+    least(SmallRecallMemory<64>::bytes(C), 64);
+  }
+  return more;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   const struct {
     const char* name;
     bool (*run)();
-  } cases[] = {{"forced", forced}, {"counted", counted}, {"environment", environment}};
+  } cases[] = {
+      {"forced", forced}, {"counted", counted}, {"environment", environment}, {"columns", columns}};
   for (const auto& one : cases) {
     if (count > 1 && std::strcmp(arguments[1], one.name) == 0) {
       std::puts(one.run() ? "ok" : "wrong");

@@ -285,6 +285,18 @@ def test_a_copy_that_nobody_waits_for():
     assert found(body + neighbour.format("bar.sync 0;"), out()) == set()
 
 
+def test_a_copy_while_others_still_read():
+    """It may land at once, and late: what one order hides the other one shows."""
+    reads = ADDRESS + "  mov.u32 %r1, 7;\n  st.shared.u32 [%r3], %r1;\n  bar.sync 0;\n"
+    reads += "  xor.b32 %r4, %r3, 4;\n  ld.shared.u32 %r1, [%r4];\n"
+    copy = "  add.u64 %d5, %d0, %d63;\n  cp.async.ca.shared.global [%r3], [%d5], 4;\n"
+    copy += "  bar.sync 0;\n  cp.async.wait_all;\n"
+    assert found(reads + copy, out()) == set()  # it lands behind the barrier
+    assert found(reads + copy, out(), early_copies=True) == RACE
+    body = reads + "  bar.sync 0;\n" + copy
+    assert found(body, out(), early_copies=True) == found(body, out()) == set()
+
+
 def test_a_barrier_left_out():
     body = NEIGHBOUR.format(between="bar.sync 0;", distance=128)
     assert "race in shared memory" in found(body, out(), skip_barrier=0)

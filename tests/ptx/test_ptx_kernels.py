@@ -47,6 +47,24 @@ def test_a_barrier_left_out_is_noticed(run, operator, barrier):
     assert "race in " in done.stderr, done.stderr[-2000:]
 
 
+@pytest.mark.parametrize(
+    ("operator", "barriers"),
+    [
+        ("bayes_write", range(3, 27, 6)),
+        ("bayes_write_backward", range(3, 20, 4)),
+        ("causal_scan", range(0, 16, 3)),
+        ("recall", range(0, 28, 5)),
+        ("read", range(6)),
+        ("read_backward", range(0, 8, 2)),
+    ],
+)
+def test_a_barrier_left_out_of_a_small_memorys_kernel_is_noticed(run, operator, barriers):
+    for barrier in barriers:
+        skip = {"KANERVA_PTX_SKIP_BARRIER": str(barrier), "KANERVA_PTX_SKIP_IN": "small_"}
+        done = run(operator, **skip)
+        assert "race in " in done.stderr, (barrier, done.stdout[-2000:])
+
+
 @pytest.mark.parametrize("operator", ["read", "statistics_backward", "forget", "causal_scan"])
 def test_a_write_past_a_buffer_is_noticed(run, operator):
     done = run(operator, KANERVA_SHORT_RESULTS="1")

@@ -52,7 +52,7 @@ void ptx_forget(void* session, uint64_t begin) {
 struct PtxHow {
   uint32_t grid[3], block[3];
   int64_t dynamic_shared;
-  int32_t cooperative, checks_races, weak_memory, skip_barrier;
+  int32_t cooperative, checks_races, weak_memory, early_copies, skip_barrier;
   uint64_t seed;
   int32_t quantum, counts;
 };
@@ -74,6 +74,7 @@ int ptx_launch(void* opened, const char* kernel, const PtxHow* how, const uint8_
     ptx::Options options;
     options.checks_races = how->checks_races != 0;
     options.weak_memory = how->weak_memory != 0;
+    options.early_copies = how->early_copies != 0;
     options.skip_barrier = how->skip_barrier;
     options.seed = how->seed;
     if (how->quantum > 0) options.quantum = how->quantum;

@@ -142,6 +142,27 @@ void load_or_store(Opcode& opcode, const Statement& s, Builder& build, Instructi
   i.handler = memory_handler(t, loads, is_parameter && !i.has_base);
 }
 
+// What a copy does when it lands.
+void land(Warp& w, int lane, const AsyncCopy& c) {
+  Instruction read = *c.instruction, write = *c.instruction;
+  read.space = Space::global;
+  read.has_base = write.has_base = false;
+  write.offset = int64_t(c.to);
+  const Mask m = Mask(1) << lane;
+  uint8_t data[16] = {};
+  const int given = c.bytes - c.zeros;
+  for (int k = 0; k < given;) {
+    const int n = given - k >= 4 ? 4 : 1;
+    read.offset = int64_t(c.from) + k;
+    Access from(w, read, m, unsigned(n), true, false);
+    std::memcpy(data + k, from[lane], size_t(n));
+    k += n;
+  }
+  Access to(w, write, m, unsigned(c.bytes), false, true);
+  std::memcpy(to[lane], data, size_t(c.bytes));
+  to.commit();
+}
+
 void copy_async(Warp& w, const Instruction& i, Mask m) {
   each_lane(m, [&](int l) {
     AsyncCopy copy;
@@ -155,6 +176,8 @@ void copy_async(Warp& w, const Instruction& i, Mask m) {
     }
     copy.group = w.committed[l];
     copy.instruction = &i;
+    copy.has_landed = w.block->launch->options.early_copies;
+    if (copy.has_landed) land(w, l, copy);
     w.copies[l].push_back(copy);
   });
 }
@@ -232,23 +255,7 @@ void land_copies(Warp& w, int lane, uint64_t keep) {
   for (const AsyncCopy& c : copies) {
     if (c.group + keep >= w.committed[lane]) break;
     ++landed;
-    Instruction read = *c.instruction, write = *c.instruction;
-    read.space = Space::global;
-    read.has_base = write.has_base = false;
-    write.offset = int64_t(c.to);
-    const Mask m = Mask(1) << lane;
-    uint8_t data[16] = {};
-    const int given = c.bytes - c.zeros;
-    for (int k = 0; k < given;) {
-      const int n = given - k >= 4 ? 4 : 1;
-      read.offset = int64_t(c.from) + k;
-      Access from(w, read, m, unsigned(n), true, false);
-      std::memcpy(data + k, from[lane], size_t(n));
-      k += n;
-    }
-    Access to(w, write, m, unsigned(c.bytes), false, true);
-    std::memcpy(to[lane], data, size_t(c.bytes));
-    to.commit();
+    if (!c.has_landed) land(w, lane, c);
   }
   copies.erase(copies.begin(), copies.begin() + ptrdiff_t(landed));
 }

@@ -2,9 +2,10 @@
 // are run by the interpreter, on PTX files of the folder that KANERVA_PTX names.
 //
 // KANERVA_PTX_PROCESSORS and KANERVA_PTX_SHARED_BYTES stand for other devices than an H100,
-// KANERVA_PTX_SEED varies the order of warps and blocks, KANERVA_PTX_SKIP_BARRIER=n leaves out the
-// n-th barrier of every block, KANERVA_PTX_COUNTS names a file that gets a line of JSON for each
-// launch, KANERVA_PTX_STATISTICS=1 has totals printed at the end.
+// KANERVA_PTX_SEED varies the order of warps and blocks, KANERVA_PTX_EARLY_COPIES=1 has cp.async
+// land when it is issued, KANERVA_PTX_SKIP_BARRIER=n leaves out the n-th barrier of every block
+// (KANERVA_PTX_SKIP_IN: of kernels with this in their name only), KANERVA_PTX_COUNTS names a file
+// that gets a line of JSON for each launch, KANERVA_PTX_STATISTICS=1 has totals printed at the end.
 #include <cuda_runtime_api.h>
 #include <dirent.h>
 
@@ -62,11 +63,15 @@ class Runtime {
     ptx::Findings findings;
     const char* counts = std::getenv("KANERVA_PTX_COUNTS");
     ptx::Counter counter;
-    const ptx::Totals totals = ptx::launch_kernel(module, name, shape, parameters, options(),
+    ptx::Options how_to_run = options();
+    const char* mutated = std::getenv("KANERVA_PTX_SKIP_IN");
+    const bool is_mutated = !mutated || name.find(mutated) != std::string::npos;
+    if (!is_mutated) how_to_run.skip_barrier = -1;
+    const ptx::Totals totals = ptx::launch_kernel(module, name, shape, parameters, how_to_run,
                                                   findings, nullptr, counts ? &counter : nullptr);
     ++launches_;
     instructions_ += totals.instructions;
-    most_barriers_ = std::max(most_barriers_, totals.most_barriers);
+    if (is_mutated) most_barriers_ = std::max(most_barriers_, totals.most_barriers);
     if (counts) std::ofstream(counts, std::ios::app) << counter.json(name, shape) << "\n";
     if (!findings.empty()) throw ptx::Fault(findings.text());
   }
@@ -98,6 +103,7 @@ class Runtime {
     o.skip_barrier = int(environment("KANERVA_PTX_SKIP_BARRIER", -1));
     o.checks_races = environment("KANERVA_PTX_RACES", 1) != 0;
     o.weak_memory = environment("KANERVA_PTX_WEAK_MEMORY", 1) != 0;
+    o.early_copies = environment("KANERVA_PTX_EARLY_COPIES", 0) != 0;
     o.quantum = int(environment("KANERVA_PTX_QUANTUM", o.quantum));
     return o;
   }

@@ -34,7 +34,8 @@ struct AtBarrier {
 struct AsyncCopy {
   uint64_t from = 0, to = 0;
   int bytes = 0, zeros = 0;
-  uint64_t group = 0;  // that it belongs to, by the thread's count of commits
+  uint64_t group = 0;       // that it belongs to, by the thread's count of commits
+  bool has_landed = false;  // at once, as it may
   const Instruction* instruction = nullptr;
 };
 
@@ -83,6 +84,7 @@ struct Options {
   int skip_barrier = -1;  // the barrier that each block leaves out
   bool checks_races = true;
   bool weak_memory = true;
+  bool early_copies = false;  // whether cp.async lands at once, not as late as its wait allows
   bool counts = false;
   int quantum = 100000;  // instructions that a warp runs at most before another has its turn
 };
