@@ -214,6 +214,18 @@ def test_two_halves_are_the_whole(method):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+def test_decays_whose_product_is_no_float32():
+    """0.05^32 is not; nor is the covariance of what nothing was written to."""
+    p = problem(Case("iid", 1.0, 40, 32, 20), torch.float32)
+    p = p._replace(decay=torch.full(p.noise_var.shape, 0.05))
+    mean, cov, log_evidence = write(p)
+    want_mean, want_cov, want_log_evidence = recursion(p)
+    assert_as_accurate(mean, want_mean, floor=1e-5, name="mean")
+    assert_as_accurate(log_evidence, want_log_evidence, floor=1e-5, name="log evidence")
+    fits = np.abs(want_cov) < torch.finfo(torch.float32).max
+    assert not fits.all() and not cov.isnan().any()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_order_does_not_matter(method):
     p = problem(Case("collinear", 0.1, 30, 12, 7, "some"))
