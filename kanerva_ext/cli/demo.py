@@ -91,6 +91,11 @@ def _check(args: argparse.Namespace) -> None:
     if not 0 < args.learning_rate < math.inf:
         raise ConfigError(f"--learning-rate must be positive and finite, got {args.learning_rate}")
     if args.checkpoint is not None:
+        if str(args.checkpoint).startswith(pretrained.PREFIX):
+            raise ConfigError(
+                f"--checkpoint must be of a demo, got {args.checkpoint}; without --checkpoint and "
+                f"--new the demo begins with {' and '.join(START)}"
+            )
         if args.checkpoint.is_dir():
             args.checkpoint /= FILE
         if not args.checkpoint.is_file():
