@@ -4,6 +4,7 @@ import builtins
 import copy
 import math
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -30,6 +31,12 @@ def test_what_ships():
     assert list(pretrained.describe()) == NAMES
     for name, what in pretrained.describe().items():
         assert "test bound" in what and pretrained.card(name).startswith(f"# {name}: {what}\n")
+
+
+def test_a_model_without_its_card_is_listed(tmp_path, monkeypatch):
+    shutil.copy(pretrained.find("omniglot-vae"), tmp_path)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    assert pretrained.describe() == {"omniglot-vae": ""}
 
 
 @pytest.mark.parametrize("name", NAMES)
