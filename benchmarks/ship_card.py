@@ -163,7 +163,7 @@ def _remarks(about: dict[str, Any], kind: str) -> list[str]:
     text = (
         f"Queries with {reads['share']:.0%} of the pixels replaced: {reads['measure']} {before} "
         f"before, {', '.join(first)} and {last} after reading once, twice and so on "
-        "(`kanerva denoise`)."
+        f"(`kanerva denoise`{'; with `--aware` the model is told the share' if percent else ''})."
     )
     return [lower, "", text]
 
@@ -192,7 +192,10 @@ def _uses(about: dict[str, Any], kind: str, data: dict[str, Any]) -> list[str]:
     else:
         bad.append("Denoising: a read has more errors than its query.")
     if not improves:
-        bad.append("Reading again and again: the last of the reads above is not the best.")
+        bad.append(
+            "Reading again and again, not told of the noise: the last of the reads above is not "
+            "the best."
+        )
     if data["name"] == "cifar10-jpeg":
         bad.append(
             "Pictures of objects: what it generates has the colours and blotches of the images "

@@ -9,8 +9,17 @@ from typing import Any
 from torch import Tensor
 
 from ._files import naming, write_bytes
+from ._version import __version__
 
-__all__ = ["CHECKPOINT", "MODEL", "read_tensors", "with_prefix", "write_tensors"]
+__all__ = [
+    "CHECKPOINT",
+    "MODEL",
+    "field",
+    "of_another_version",
+    "read_tensors",
+    "with_prefix",
+    "write_tensors",
+]
 
 CHECKPOINT = "checkpoint.safetensors"  # of a run, in its folder
 MODEL = "model."  # before the names of the model's tensors in it
@@ -40,6 +49,26 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     return tensors, metadata
+
+
+def field(metadata: dict[str, Any], name: str, kind: type) -> Any:
+    """An entry of the metadata.
+
+    Raises:
+        ValueError: there is none, or one of another type.
+    """
+    if name not in metadata:
+        raise ValueError(f"its metadata has no {name!r}")
+    value = metadata[name]
+    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+        raise ValueError(f"{name!r} of its metadata must be of type {kind.__name__}, got {value!r}")
+    return value
+
+
+def of_another_version(metadata: dict[str, Any]) -> str:
+    """What to add to an error of a file that another version wrote; "" of others."""
+    version = metadata.get("kanerva_ext", __version__)
+    return "" if version == __version__ else f" (kanerva_ext {version} wrote it, not {__version__})"
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__, pretrained
-from .._safetensors import CHECKPOINT, MODEL, read_tensors, with_prefix, write_tensors
+from .._safetensors import (
+    CHECKPOINT,
+    MODEL,
+    field,
+    of_another_version,
+    read_tensors,
+    with_prefix,
+    write_tensors,
+)
 from ._config import Config, ConfigError, from_dict
 
 FILE = CHECKPOINT
@@ -25,6 +33,7 @@ class Checkpoint(NamedTuple):
         seconds: of training until then.
         extra: whatever else was saved, as JSON has it.
         tensors: of the model and the optimiser, by name.
+        of_another_version: what to add to errors of a file that another version wrote.
     """
 
     config: Config
@@ -32,6 +41,7 @@ class Checkpoint(NamedTuple):
     seconds: float
     extra: dict[str, Any]
     tensors: dict[str, Tensor]
+    of_another_version: str = ""
 
     def restore_model(self, model: nn.Module) -> None:
         model.load_state_dict(with_prefix(self.tensors, _MODEL))
@@ -83,6 +93,12 @@ def save(
     write_tensors(path, tensors, metadata)
 
 
+def hint(run: str | Path) -> str:
+    """What to add to an error of a run that there is not."""
+    known = str(run) in pretrained.available()
+    return f" (do you mean {pretrained.PREFIX}{run}?)" if known else ""
+
+
 def locate(run: str | Path) -> Path:
     """The file of a run: in its folder, a checkpoint, or ``pretrained:NAME`` of one that ships.
 
@@ -106,12 +122,17 @@ def load(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    metadata: dict[str, Any] = {}
     try:
         tensors, metadata = read_tensors(path)
-        config = from_dict(metadata["config"])
-        return Checkpoint(config, metadata["step"], metadata["seconds"], metadata["extra"], tensors)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{path} is no checkpoint of a run: {error}") from error
+        config = from_dict(field(metadata, "config", dict))
+        kinds = {"step": int, "seconds": float, "extra": dict}
+        rest = (field(metadata, name, kind) for name, kind in kinds.items())
+        return Checkpoint(config, *rest, tensors, of_another_version(metadata))
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is no checkpoint of a run: {error}{of_another_version(metadata)}"
+        ) from error
 
 
 def _laid_out(saved: Tensor, parameter: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from ..data import DATASETS, default_pixels
 from ..models import MODELS
 from ..models.training import Schedule
@@ -176,16 +178,20 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def _model_class(kind: Any) -> Any:
-    if kind in MODELS:
+    if isinstance(kind, str) and kind in MODELS:
         return MODELS[kind]
     if not isinstance(kind, str) or ":" not in kind:
         expected = f'one of {tuple(MODELS)} or "module:Class"'
         raise ConfigError(f"[model] type must be {expected}, got {kind!r}")
     module, _, name = kind.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        made = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"[model] type {kind!r} cannot be loaded: {error}") from error
+    # A checkpoint of someone else's names it too: no function may be called that makes no model.
+    if not (isinstance(made, type) and issubclass(made, nn.Module)):
+        raise ConfigError(f"[model] type must be a class of torch.nn.Module, {kind!r} is none")
+    return made
 
 
 def _section(section: str, kind: type, values: Any) -> Any:

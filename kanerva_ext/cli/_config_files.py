@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+from .. import pretrained
 from ..data import describe_root
 from ._config import Config, ConfigError, from_dict
 
@@ -59,6 +60,11 @@ def _load_values(source: str, seen: tuple[Path, ...]) -> dict[str, Any]:
             hint = f"; {inside} is one" if inside.is_file() else ""
             raise ConfigError(f"{source} is a folder, not a .toml or .json file{hint}")
         if not path.is_file():
+            if str(source).startswith(pretrained.PREFIX):
+                raise ConfigError(
+                    f"{source} is a trained model, not a configuration: a preset with "
+                    f"--set training.start={source} starts with its parameters"
+                )
             known = ", ".join(presets())
             raise ConfigError(f"{source}: no .toml or .json file, and no preset; those are {known}")
     if path in seen:

@@ -6,10 +6,20 @@ import contextlib
 import tempfile
 from pathlib import Path
 
+from .. import pretrained
 from .._terminal import describe
 from ._config import ConfigError
 
 _made: list[Path] = []
+
+
+def check_is_no_model(path: str | Path, option: str = "--out") -> None:
+    """Raises ConfigError where ``pretrained:NAME``, which is only read, is to be written to."""
+    if str(path).startswith(pretrained.PREFIX):
+        raise ConfigError(
+            f"{option} must be a folder to write to; {path} means a model that ships, "
+            "which is only read"
+        )
 
 
 def make_folder(folder: Path, option: str = "--out", size: int = 0) -> None:
@@ -23,6 +33,7 @@ def make_folder(folder: Path, option: str = "--out", size: int = 0) -> None:
     Raises:
         ConfigError: it is no folder, cannot be made or written to, or has not so much space.
     """
+    check_is_no_model(folder, option)
     try:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{option} must be a folder, got {folder}")

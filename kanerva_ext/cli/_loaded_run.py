@@ -187,11 +187,17 @@ def add_run_arguments(parser: argparse.ArgumentParser, out: str, several: bool =
     add = parser.add_argument
     what = "folder of a run, a checkpoint, or pretrained:NAME of a model that ships, whose folder "
     what += "is runs/pretrained-NAME"
-    add("runs", nargs="+" if several else 1, type=Path, metavar="RUN", help=what)
+    add("runs", nargs="+" if several else 1, type=_run, metavar="RUN", help=what)
     add("--out", type=Path, metavar="FOLDER", help=out)
     add("--seed", type=int, default=0, help="of everything random (default 0)")
     add("--root", help="where the data is (default: where it was in training)")
     add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
+
+
+def _run(text: str) -> Path:
+    if not text:  # Path("") is the current folder
+        raise argparse.ArgumentTypeError(f"must be a folder, a file or {pretrained.PREFIX}NAME")
+    return Path(text)
 
 
 def load_run(path: str | Path, device: str | None = None, root: str | None = None) -> LoadedRun:
@@ -207,19 +213,26 @@ def load_run(path: str | Path, device: str | None = None, root: str | None = Non
     """
     file = _checkpoint.locate(path)
     if not file.exists() and not Path(path).is_dir():
-        known = str(path) in pretrained.available()
-        hint = f" (do you mean {pretrained.PREFIX}{path}?)" if known else ""
+        hint = _checkpoint.hint(path)
         raise ConfigError(
             f"RUN must be the folder of a run, a checkpoint or {pretrained.PREFIX}NAME, "
             f"got no file {path}{hint}"
         )
     checkpoint = _checkpoint.load(file)
     chosen = choose_device(device)
-    model = checkpoint.config.make_model()
+    try:
+        model = checkpoint.config.make_model()
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}{checkpoint.of_another_version}") from error
     try:
         checkpoint.restore_model(model)
     except RuntimeError as error:
-        raise ConfigError(f"{file} does not fit its own configuration: {error}") from error
+        raise ConfigError(
+            f"{file} does not fit its own configuration: {error}{checkpoint.of_another_version}"
+        ) from error
+    for parameter_name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():  # a training that diverged
+            raise ConfigError(f"{file} has numbers in {parameter_name} that are not finite")
     folder = file.resolve().parent
     name = folder.name if file.name == _checkpoint.FILE else file.stem
     if folder == pretrained.FOLDER:

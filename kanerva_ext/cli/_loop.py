@@ -103,8 +103,9 @@ class Run:
             checkpoint.restore_model(self.model)
         elif isinstance(getattr(self.model, "linear", None), LinearPath):
             self.model.start_linear_path(self.batches.sampler.images)
+        self.begun_with = ""
         if training.start is not None and not checkpoint:
-            _start_from(self.model, training.start)
+            self.begun_with = _start_from(self.model, training.start)
         if training.compile:  # in place: the names of the parameters stay
             for coder in (self.model.encoder, self.model.decoder):
                 if coder is not None:
@@ -179,7 +180,7 @@ class Run:
         chosen = " (chosen by the processor)" if training.precision == "auto" else ""
         threads = torch.get_num_threads()
         line = f"precision {self.precision}{chosen}, {threads} thread{'s' * (threads > 1)}"
-        line += f", from step {self.step} of {training.steps}"
+        line += f", from step {self.step} of {training.steps}{self.begun_with}"
         append_text(self.folder / "log.txt", line + "\n")
         if not quiet:
             print(line, file=sys.stderr)
@@ -280,12 +281,18 @@ def _check_same(checkpoint: _checkpoint.Checkpoint, config: Config) -> None:
         )
 
 
-def _start_from(model: torch.nn.Module, start: str) -> None:
+def _start_from(model: torch.nn.Module, start: str) -> str:
+    """How many of the parameters are now those of ``start``, in words."""
     if not start:
         raise ConfigError("[training] start must name a run's folder or a checkpoint, got ''")
     try:
         saved = _checkpoint.load(_checkpoint.locate(start))
     except ConfigError as error:
-        raise ConfigError(f"[training] start: {error}") from error
-    if not saved.restore_matching(model):
+        hint = _checkpoint.hint(start)
+        raise ConfigError(f"[training] start: {error}{hint}") from error
+    kept = len(saved.restore_matching(model))
+    if not kept:
         raise ConfigError(f"[training] start {start} has no parameter of this model")
+    own = sum(not name.endswith("_extra_state") for name in model.state_dict())
+    new = f", {own - kept} new" if own > kept else ""
+    return f", with {kept} of the {own} tensors from {start}{new}"

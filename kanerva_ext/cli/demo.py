@@ -4,7 +4,8 @@ First the two that ship with the package are shown, then they train on, and are 
 ``--new``, or sizes of your own, both begin with new parameters instead. They have the same coders,
 see the same batches, side by side, and get the same tricks. Written to
 the folder: ``reconstructions.png``, ``denoising.png``, ``generations.png``, ``training.png``,
-``demo.png`` (a wide picture of all), ``metrics.json`` and ``checkpoint.safetensors``.
+``demo.png`` (a wide picture of all), ``metrics.json`` and ``checkpoint.safetensors``; an earlier
+demo's models that were trained become ``checkpoint-before.safetensors``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from ._loaded_run import check_at_least
 RESERVED = 15.0  # seconds of the wall time, for evaluation and pictures
 MAX_SIZES = {"batch_size": 1024, "memory_size": 4096, "code_size": 8192}
 METRICS = "metrics.json"
+BEFORE = "checkpoint-before.safetensors"  # an earlier demo's models
 START = ("omniglot-kanerva", "omniglot-vae")  # of the models that ship
 LEARNING_RATES = {"new": 3e-3, "trained": 3e-4}
 SPACE = 2**22  # bytes, more than the files take at the usual sizes
@@ -91,6 +93,11 @@ def _check(args: argparse.Namespace) -> None:
     if not 0 < args.learning_rate < math.inf:
         raise ConfigError(f"--learning-rate must be positive and finite, got {args.learning_rate}")
     if args.checkpoint is not None:
+        if str(args.checkpoint).startswith(pretrained.PREFIX):
+            raise ConfigError(
+                f"--checkpoint must be of a demo, got {args.checkpoint}; without --checkpoint and "
+                f"--new the demo begins with {' and '.join(START)}"
+            )
         if args.checkpoint.is_dir():
             args.checkpoint /= FILE
         if not args.checkpoint.is_file():
@@ -101,13 +108,26 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--out {args.out} is a run of kanerva train; name another folder")
 
 
+def _will_keep(args: argparse.Namespace) -> bool:
+    """Whether the folder has models that somebody trained, and no checkpoint was named."""
+    path = args.out / FILE
+    if args.checkpoint is not None or not path.is_file():
+        return False
+    try:
+        return not load_checkpoint(path)[2].get("as_shipped", False)
+    except ConfigError:  # whatever it is, it is somebody's
+        return True
+
+
 @contextmanager
-def _together(out: Path) -> Iterator[Path]:
+def _together(out: Path, keep: bool) -> Iterator[Path]:
     """A folder for the demo's files. At its end they take the place of an earlier demo's, all of
-    them or, if something fails, none."""
+    them or, if something fails, none; ``keep``: its checkpoint gets another name."""
     new = Path(tempfile.mkdtemp(prefix=".demo-", dir=out))
     try:
         yield new
+        if keep:
+            (out / FILE).replace(out / BEFORE)
         for name in FILES:
             if (new / name).exists():
                 (new / name).replace(out / name)
@@ -148,7 +168,7 @@ def _write(
     """All files of the demo."""
     names = ("seed", "threads", "batch_size")
     metadata = metadata | {name: getattr(args, name) for name in names}
-    with _together(args.out) as folder:
+    with _together(args.out, _will_keep(args)) as folder:
         draw(kanerva, vae, curves, folder, args.seed)
         save_checkpoint(folder / FILE, kanerva, vae, **metadata)
         write_text(folder / METRICS, json.dumps(metrics | metadata, indent=2) + "\n")
@@ -166,7 +186,8 @@ def run(args: argparse.Namespace) -> int:
     make_folder(args.out, size=SPACE)
     print(f"kanerva_ext {__version__}, backend {serving}: {backends()[serving]}", flush=True)
     if any((args.out / name).exists() for name in FILES):
-        print(f"The files of the demo in {args.out} will be replaced.", flush=True)
+        kept = f"; its models are kept in {BEFORE}" if _will_keep(args) else ""
+        print(f"The files of the demo in {args.out} will be replaced{kept}.", flush=True)
     torch.set_num_threads(max(1, args.threads // 2))  # two models side by side
     torch.manual_seed(args.seed)
     held_out = load_omniglot("test")[0]
@@ -174,7 +195,8 @@ def run(args: argparse.Namespace) -> int:
     kanerva, vae, metadata = _models(args)
     curves = []
     if args.shipped and args.minutes != 0:
-        _write(args, kanerva, vae, curves, metadata, measure(kanerva, vae, held_out, args.seed))
+        metrics = measure(kanerva, vae, held_out, args.seed)
+        _write(args, kanerva, vae, curves, metadata | {"as_shipped": True}, metrics)
         print(
             f"The models that ship ({' and '.join(START)}), as they are: {args.out}/*.png, after "
             f"{time.perf_counter() - start:.0f} s.\nNow they train on, and the pictures are drawn "
@@ -193,6 +215,8 @@ def run(args: argparse.Namespace) -> int:
     metrics = measure(kanerva, vae, held_out, args.seed)
     seconds = time.perf_counter() - start
     metadata = {"steps": metadata["steps"], "seconds": metadata["seconds"] + seconds}
+    if args.shipped and args.minutes == 0:
+        metadata["as_shipped"] = True
     _write(args, kanerva, vae, curves, metadata, metrics)
     print(table(metrics))
     print(

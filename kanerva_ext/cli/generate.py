@@ -71,7 +71,10 @@ def _from_memory(run: LoadedRun, args: argparse.Namespace) -> Panel:
             continue
         length, fewest = run.config.data.episode_length, fewest_images(labels, num_classes)
         if fewest < length:
-            print(f"{run.name}: {what} with {fewest} images, not {length}: there may be no more")
+            print(
+                f"{run.name}: of {what}, {fewest} images are written, not {length}: "
+                "there may be no more"
+            )
             length = fewest
         # The same seed every time: the classes of a small episode are among those of a larger one.
         images = run.episodes(1, length, num_classes, torch.Generator().manual_seed(args.seed))

@@ -13,6 +13,7 @@ from pathlib import Path
 from . import _checkpoint
 from ._config import ConfigError
 from ._config_files import describe_presets, load_config, with_overrides
+from ._folders import check_is_no_model
 from ._loop import Run
 from ._processes import processes
 
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.minutes is not None and not args.minutes > 0:
         raise ConfigError(f"--minutes must be positive, got {args.minutes:g}")
+    if args.out is not None:
+        check_is_no_model(args.out)
     if args.config is None:
         if not (args.resume and args.out):
             raise ConfigError("a config is needed, or --resume and --out of a run")

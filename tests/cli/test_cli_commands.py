@@ -360,7 +360,10 @@ def test_generate_with_fewer_images_than_an_episode(runs, tmp_path, monkeypatch,
     seen = calls(monkeypatch, "draw_panels")
     options = ["--classes", 1, 2, "--reads", 1, "--count", 8, "--out", tmp_path]
     cli("generate", runs["colour"], *options)
-    assert "colour: 1 class with 6 images, not 10" in capsys.readouterr().out
+    assert (
+        "colour: of 1 class, 6 images are written, not 10: there may be no more"
+        in capsys.readouterr().out
+    )
     (((panel,), _),) = seen
     few, enough = panel.blocks
     assert few.rows[0][1].shape == (6, 3, 32, 32) and len(enough.rows[0][1]) == 8

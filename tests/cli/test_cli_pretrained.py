@@ -170,6 +170,23 @@ def test_the_demo_shows_them_first_and_trains_on(small_demo, shipped, monkeypatc
     assert not torch.equal(kanerva.decoder.linear.weight, before.decoder.linear.weight)
 
 
+def test_the_demo_keeps_models_that_were_trained_before(small_demo, shipped, capsys):
+    from pathlib import Path
+
+    cli(*small_demo, "--minutes", 0)
+    cli(*small_demo, "--steps", 1)
+    assert "out/checkpoint-before.safetensors" not in files()  # those that ship are no loss
+    trained = Path("out/checkpoint.safetensors").read_bytes()
+    assert "kept" not in capsys.readouterr().out
+    for _ in range(2):
+        cli(*small_demo, "--minutes", 0)
+        assert Path("out/checkpoint-before.safetensors").read_bytes() == trained
+    said = "will be replaced; its models are kept in checkpoint-before.safetensors."
+    assert capsys.readouterr().out.count(said) == 1
+    cli(*small_demo, "--minutes", 0, "--checkpoint", "out/checkpoint-before.safetensors")
+    assert "9 steps of each model" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,7 +1,10 @@
 """The models that ship: by name, by class, as their files and cards say."""
 
 import builtins
+import copy
 import math
+import pickle
+import shutil
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ pytest.importorskip("safetensors")
 from benchmarks.ship_card import write_card
 from kanerva_ext import models, pretrained
 from kanerva_ext._safetensors import MODEL, read_tensors, write_tensors
-from kanerva_ext.data import load_omniglot
+from kanerva_ext.data import load_omniglot, split_episodes
 from kanerva_ext.models import KanervaMachine, MatchedVAE, evaluate
 
 NAMES = pretrained.available()
@@ -28,6 +31,12 @@ def test_what_ships():
     assert list(pretrained.describe()) == NAMES
     for name, what in pretrained.describe().items():
         assert "test bound" in what and pretrained.card(name).startswith(f"# {name}: {what}\n")
+
+
+def test_a_model_without_its_card_is_listed(tmp_path, monkeypatch):
+    shutil.copy(pretrained.find("omniglot-vae"), tmp_path)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    assert pretrained.describe() == {"omniglot-vae": ""}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -165,3 +174,96 @@ def test_without_safetensors(monkeypatch):
     with pytest.raises(ModuleNotFoundError, match="pip install safetensors"):
         MatchedVAE.from_pretrained("omniglot-vae")
     assert list(pretrained.describe()) == NAMES
+
+
+@pytest.mark.parametrize("name", [None, 3, b"omniglot-vae"])
+def test_a_name_of_another_type(name):
+    message = f"name_or_path must be a str or a path, got {type(name).__name__}"
+    with pytest.raises(TypeError, match=message):
+        MatchedVAE.from_pretrained(name)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b", "../x", "."])
+def test_a_name_that_no_file_has(name):
+    with pytest.raises(ValueError, match="name_or_path must be the name of a model that ships"):
+        MatchedVAE.from_pretrained(name)
+
+
+def damaged(tmp_path, **entries):
+    """A file of the VAE that ships with other metadata; None: without."""
+    tensors, metadata = read_tensors(pretrained.find("omniglot-vae"))
+    metadata = {key: value for key, value in (metadata | entries).items() if value is not None}
+    write_tensors(tmp_path / "damaged.safetensors", tensors, metadata)
+    return tmp_path / "damaged.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "is no checkpoint of a run: its metadata has no 'config'"),
+        ([1], r"'config' of its metadata must be of type dict, got \[1\]"),
+        ({}, "its metadata has no 'model'"),
+        ({"model": {}}, "its metadata has no 'type'"),
+        (
+            {"model": {"type": ["vae"]}},
+            r"'type' of its metadata must be of type str, got \['vae'\]",
+        ),
+        ({"model": {"type": "vae", "code_size": -1}}, "does not fit MatchedVAE: code_size must be"),
+    ],
+)
+def test_metadata_that_are_damaged(config, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        MatchedVAE.from_pretrained(damaged(tmp_path, config=config))
+
+
+def test_metadata_of_a_later_version(tmp_path):
+    _, metadata = read_tensors(pretrained.find("omniglot-vae"))
+    file = damaged(tmp_path, kanerva_ext="99.0", future={"a": 1})
+    MatchedVAE.from_pretrained(file)  # what is new does no harm where it is not needed
+    config = {"model": metadata["config"]["model"] | {"new_option": 1}}
+    file = damaged(tmp_path, kanerva_ext="99.0", config=config)
+    with pytest.raises(ValueError, match=r"new_option.*\(kanerva_ext 99\.0 wrote it, not "):
+        MatchedVAE.from_pretrained(file)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_default_dtype_does_not_matter(dtype):
+    before = torch.get_default_dtype()
+    expected = MatchedVAE.from_pretrained("omniglot-vae").state_dict()
+    torch.set_default_dtype(dtype)
+    try:
+        state = MatchedVAE.from_pretrained("omniglot-vae").state_dict()
+    finally:
+        torch.set_default_dtype(before)
+    assert {name: tensor.dtype for name, tensor in state.items()} == {
+        name: tensor.dtype for name, tensor in expected.items()
+    }
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_default_device_does_not_matter():
+    with torch.device("meta"):
+        model = MatchedVAE.from_pretrained("omniglot-vae")
+    assert {tensor.device.type for tensor in model.parameters()} == {"cpu"}
+
+
+def test_a_loaded_model_is_copied_and_trained_like_any_other():
+    images = split_episodes(load_omniglot("test")[0][:8], episode_length=8)
+    model = KanervaMachine.from_pretrained("omniglot-kanerva")
+
+    def read(model):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return model.reconstruct(images, model.write(images).state)
+
+    expected = read(model)
+    same = KanervaMachine(**model.config).eval()
+    same.load_state_dict(model.state_dict())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), same):
+        assert torch.equal(read(other), expected)
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-3)
+    model(images).bound.mean().backward()
+    optimizer.step()
+    assert not torch.equal(read(model.eval()), expected)
+    again = KanervaMachine.from_pretrained("omniglot-kanerva")
+    assert torch.equal(read(again), expected)  # the file is as it was
