@@ -6,7 +6,7 @@ a fast kernel with more registers than it may have or with accesses whose space 
 known. The estimates of times on the page are those of docs/kernel_times.json: see kernel_times.py.
 
 ptxas takes most of the time, and gives the same for the same PTX: so the page has digests of the
-PTX, and --check compiles no further than that.
+PTX, --check compiles no further than that, and files of the same digests keep their rows.
 """
 
 from __future__ import annotations
@@ -145,9 +145,11 @@ def compile_kernels() -> dict[str, dict[str, Path]]:
     return found
 
 
-def collect(ptx: dict[str, dict[str, Path]]) -> dict[tuple[str, str], dict[str, Usage]]:
+def collect(
+    ptx: dict[str, dict[str, Path]], files: Iterable[str]
+) -> dict[tuple[str, str], dict[str, Usage]]:
     """(file, kernel) -> architecture -> usage."""
-    jobs = [(file, target) for file in ptx for target in ARCHS]
+    jobs = [(file, target) for file in files for target in ARCHS]
     with ThreadPoolExecutor(max(1, probe.cores())) as pool:
         found = list(pool.map(lambda job: assemble(ptx[job[0]][job[1]], job[1]), jobs))
     names = demangle(usage.name for usages in found for usage in usages)
@@ -260,7 +262,35 @@ def slow_in_fast(
     return problems
 
 
-def render(table: dict[tuple[str, str], dict[str, Usage]], nvcc_version: str) -> str:
+def rows_of(table: dict[tuple[str, str], dict[str, Usage]]) -> list[str]:
+    rows = []
+    for (file, kernel), usages in table.items():
+        cells = [usages[c].text() if c in usages else "-" for c in ARCHS]
+        rows.append(f"| {file} | `{kernel}` | {' | '.join(cells)} |")
+    return rows
+
+
+def rows_kept(page: str, end: str) -> dict[str, list[str]]:
+    """File -> its rows of the page, of the files whose digests are the same on the page, and made
+    by the same nvcc, as at its new end."""
+
+    def parts(text: str) -> tuple[str, set[str]]:
+        before, _, after = text.partition("## Digests of the PTX")
+        return before, set(after.splitlines())
+
+    (table, old), (_, new) = parts(page), parts(end)
+    if not any(line.startswith("Of the instructions") for line in old & new):
+        return {}
+    same = {line.split("|")[1].strip() for line in old & new if line.startswith("| ")}
+    kept: dict[str, list[str]] = {}
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 2 + len(ARCHS) and cells[0] in same and cells[1].startswith("`"):
+            kept.setdefault(cells[0], []).append(line)
+    return kept
+
+
+def render(rows: Iterable[str], nvcc_version: str) -> str:
     lines = [
         "# CUDA kernels: registers and memory",
         "",
@@ -271,19 +301,7 @@ def render(table: dict[tuple[str, str], dict[str, Usage]], nvcc_version: str) ->
         f"| file | kernel | {' | '.join(ARCHS)} |",
         f"|---|---|{'---|' * len(ARCHS)}",
     ]
-    for (file, kernel), row in table.items():
-        cells = [row[c].text() if c in row else "-" for c in ARCHS]
-        lines.append(f"| {file} | `{kernel}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def forbidden_spills(table: dict[tuple[str, str], dict[str, Usage]]) -> list[str]:
-    return [
-        f"{file}: {kernel} spills on {column}: {usage.text()}"
-        for (file, kernel), row in table.items()
-        for column, usage in row.items()
-        if usage.spills and not any(re.search(p, kernel) for p in MAY_SPILL)
-    ]
+    return "\n".join([*lines, *rows]) + "\n"
 
 
 def spills_in_page(text: str) -> list[str]:
@@ -319,14 +337,18 @@ def main(arguments: list[str] | None = None) -> int:
         problems = check(end) + slow_in_fast(fast, text, ARCHS)
         print("\n".join(problems or [f"{PAGE} is up to date"]))
         return 1 if problems else 0
-    table = collect(ptx)
+    kept = rows_kept(PAGE.read_text(encoding="utf-8") if PAGE.is_file() else "", end)
+    changed = [file for file in ptx if file not in kept]
+    rows = rows_of(collect(ptx, changed)) + [row for rows in kept.values() for row in rows]
+    rows.sort(key=lambda row: row.split("|")[1:3])
     import kernel_times  # it imports this
 
     times = kernel_times.section(kernel_times.read_counts())
-    text = "\n".join([render(table, version), times, end])
+    text = "\n".join([render(rows, version), times, end])
     PAGE.write_text(text, encoding="utf-8")
-    problems = forbidden_spills(table) + slow_in_fast(fast, text, ARCHS)
-    print("\n".join([f"{PAGE}: {len(table)} kernels", *problems]))
+    problems = spills_in_page(text) + slow_in_fast(fast, text, ARCHS)
+    print(f"{PAGE}: {len(rows)} kernels, {len(changed)} of {len(ptx)} files assembled")
+    print("\n".join(problems), end="")
     return 1 if problems else 0
 
 

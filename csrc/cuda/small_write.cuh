@@ -11,7 +11,6 @@
 // bears is left to whoever called.
 #pragma once
 
-#include "marks.cuh"
 #include "small_factor.cuh"
 #include "write_block.cuh"
 
@@ -57,6 +56,8 @@ struct SmallMemory {
            size_t(write + (reads ? kSmallChunk * (kAlong + kFactor + wide + 1) : 0));
   }
 };
+
+constexpr float kLargestFloat = 3.40282347e38f;
 
 // The least product of the decays of a chunk: its reciprocal, by which a covariance grows, must not
 // overflow.
@@ -134,12 +135,12 @@ class SmallWrite {
     float squares = 0.0f;
     double logs = 0.0;
     bool hard = false;
-    for (int64_t passed = 0; passed < T && !hard; passed += kSmallChunk) {
+    for (int64_t passed = 0; passed < T; passed += kSmallChunk) {
       const bool is_last = passed + kSmallChunk >= T;
       first_ = item_.first + passed;
       steps_ = steps_from(passed);
       unsigned kept = 0;
-      if (warp_ == 0) hard = !load_step(args_, item_.row, first_, steps_, m_, kept);
+      if (warp_ == 0) hard = !load_step(args_, item_.row, first_, steps_, m_, kept) || hard;
       wait_for_copies<1>();  // of the values
       hard = __syncthreads_or(hard);
       if (hard) break;
@@ -158,15 +159,14 @@ class SmallWrite {
         mix();
         __syncthreads();
       }
-      update();
+      hard = !update();
       __syncthreads();
       if (!is_last) start_values(passed + kSmallChunk);
     }
     wait_for_copies<0>();  // before its memory is used for something else
-    // What is not finite, or whose squares overflow, shows in the evidence.
-    const double mine = finite_.all() ? double(squares) + double(columns_.count) * logs : NAN;
-    evidence = -0.5 * block_sum(mine);
-    __syncthreads();
+    evidence = -0.5 * block_sum(double(squares) + double(columns_.count) * logs);
+    hard = __syncthreads_or(hard);
+    // Values that are not finite, or whose squares overflow, show in the evidence.
     if (hard || !(evidence < kInfinite && evidence > -kInfinite)) return false;
     store_state();
     return true;
@@ -262,13 +262,15 @@ class SmallWrite {
                    });
   }
 
-  // The reads, if there are any, and the state after the chunk.
-  __device__ void update() {
-    if constexpr (kHasReads) read();
+  // The reads, if there are any, and the state after the chunk; whether this thread's reads are
+  // finite.
+  __device__ bool update() const {
+    bool finite = true;
+    if constexpr (kHasReads) finite = read();
     multiply<2, 2>(Across{m_.X, kAcross}, Across{m_.D, m_.ld}, kSlots, tiles_, kSmallChunk,
                    [&](int i, int j, float x, float y) {
                      float* r = m_.R + i * m_.ld + j;
-                     store_finite(r, r[0] + x, r[1] + y);
+                     store_pair(r, r[0] + x, r[1] + y);
                    });
     // Above the diagonal, and mirrored; from the last warp on, which has the least to do so far.
     const float scale = 1.0f / m_.decay[steps_ - 1];
@@ -281,16 +283,18 @@ class SmallWrite {
         if (j < i) return;
         const float u = (m_.U[i * kAlong + j] - change) * scale;
         m_.U[i * kAlong + j] = m_.U[j * kAlong + i] = u;
-        finite_.check(u);
       };
       x.each(i0, j0, [&](int i, int j, float x0, float x1) {
         set(i, j, x0);
         set(i, j + 1, x1);
       });
     }
+    return finite;
   }
 
-  __device__ void read() {
+  __device__ bool read() const {
+    bool finite = true;
+    const auto check = [&](float x) { finite = finite && fabsf(x) <= kLargestFloat; };
     const int64_t C = args_.n.C, row = item_.row * args_.n.T + first_;
     float* const to = static_cast<float*>(args_.reads_out.data) + row * C + columns_.first;
     multiply<2, 2>(Along{m_.A, kFactor}, Across{m_.D, m_.ld}, kSmallChunk, tiles_, kSmallChunk,
@@ -299,25 +303,19 @@ class SmallWrite {
                      const float* o = m_.O + i * m_.ld + j;
                      x += o[0];
                      y += o[1];
-                     finite_.check(x);
-                     finite_.check(y);
+                     check(x + y);
                      if (j < columns_.count) to[i * C + j] = x;
                      if (j + 1 < columns_.count) to[i * C + j + 1] = y;
                    });
-    if (columns_.index != 0) return;
+    if (columns_.index != 0) return finite;
     for (int t = warp_; t < steps_; t += warps_) {
       const float a = m_.A[t * kFactor + lane()], left = m_.var[t] - warp_sum(a * a);
-      finite_.check(left);
+      check(left);
       if (lane() == 0)
         store_variance(args_.read_var_out, item_.row, first_ + t,
                        double(left) / double(m_.decay[t]));
     }
-  }
-
-  __device__ void store_finite(float* to, float x, float y) {
-    finite_.check(x);
-    finite_.check(y);
-    store_pair(to, x, y);
+    return finite;
   }
 
   __device__ void store_state() const {
@@ -335,7 +333,6 @@ class SmallWrite {
   const ColumnBlock& columns_;
   const Memory m_;
   const int K_, tiles_, warp_, warps_;
-  Finite finite_;
   int64_t first_ = 0;  // of the chunk's steps
   int steps_ = 0;      // of the chunk
 };
