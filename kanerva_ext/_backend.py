@@ -291,15 +291,21 @@ def _check_device(backend: str, device: torch.device) -> None:
 
 
 def warn_reference(operator: str, device: torch.device) -> None:
-    """Say once per cause that the slow reference serves an automatic choice."""
-    if device.type == "cpu":
-        if _status["cpu"] != AVAILABLE:
-            _warn_once("cpu", operator, _status["cpu"])
-        return
-    cause = f"no compiled kernels for {device.type} tensors"
-    if device.type == "cuda":
-        cause += f": {_reason('cuda')}; {_reason('triton')}"
-    _warn_once(device.type, operator, cause)
+    """Say once per cause that the slow reference serves where compiled kernels were to."""
+    key = kind = device.type
+    if _status.get(kind) == AVAILABLE:
+        key = f"{kind} {operator}"
+        cause = (
+            f"the compiled library for {kind} tensors was built without it: run `make develop` in "
+            "a source tree, or install again"
+        )
+    elif kind == "cpu":
+        cause = _status["cpu"]
+    else:
+        cause = f"no compiled kernels for {kind} tensors"
+        if kind == "cuda":
+            cause += f": {_reason('cuda')}; {_reason('triton')}"
+    _warn_once(key, operator, cause)
 
 
 def _warn_once(key: str, operator: str, cause: str) -> None:

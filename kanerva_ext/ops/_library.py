@@ -80,7 +80,13 @@ def _reference_kernel(name: str) -> Callable:
 
 def _triton_kernel(name: str) -> Callable:
     def kernel(*args):
-        return getattr(importlib.import_module("kanerva_ext.triton"), name)(*args)
+        function = getattr(importlib.import_module("kanerva_ext.triton"), name, None)
+        if function is None:
+            raise NotImplementedError(
+                f"{name} has no Triton kernel in kanerva_ext.triton; "
+                'backend="reference" runs it as plain PyTorch'
+            )
+        return function(*args)
 
     return kernel
 

@@ -94,6 +94,46 @@ def test_one_warning_without_the_library(without_library):
         _backend.warn_reference("recall", torch.device("cuda"))
 
 
+#: An operator that was declared and is in no library.
+TWICE = """
+import torch
+from kanerva_ext import ops, reference
+from kanerva_ext._checks import Arg
+from kanerva_ext.ops import _library
+from kanerva_ext.ops._declaration import Declaration, Result
+reference.twice = lambda mean: 2 * mean
+_library.declare(Declaration(
+    "twice(Tensor(a!) mean) -> Tensor", (Arg("mean", "KC", "state"),), (Result("", "KC"),)
+))
+mean = torch.ones(1, 1, 1)
+"""
+
+
+@pytest.mark.skipif(kanerva_ext.backends()["cpu"] != "available", reason="needs the C++ library")
+def test_one_warning_for_an_operator_that_the_library_lacks():
+    """A new one, or the library is older than the Python files."""
+    code = "ops.read(mean, mean, mean); print(torch.ops.kanerva.twice(mean).item())"
+    done = run_python(f"{TWICE}{code}; torch.ops.kanerva.twice(mean)")
+    assert done.stdout.strip() == "2.0", done.stderr
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert "twice runs as plain PyTorch" in done.stderr
+    assert "was built without it: run `make develop`" in done.stderr
+
+
+def test_the_library_of_a_gpu_that_lacks_an_operator(monkeypatch):
+    monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setitem(_backend._status, "cuda", "available")
+    with pytest.warns(RuntimeWarning, match="twice .*library for cuda tensors was built without"):
+        _backend.warn_reference("twice", torch.device("cuda", 0))
+
+
+def test_an_operator_without_a_triton_kernel():
+    pytest.importorskip("triton")
+    done = run_python(f"{TWICE}torch.ops.kanerva_triton.twice(mean)", TRITON_INTERPRET="1")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("NotImplementedError: twice has no Triton kernel"), done.stderr
+
+
 def test_cpu_backend_refuses_other_devices():
     meta = [x.to("meta") for x in ARGS]
     if kanerva_ext.backends()["cpu"] == "available":
