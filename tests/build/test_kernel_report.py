@@ -53,13 +53,27 @@ def test_names_are_short(signature, expected):
 def test_table_and_spills(monkeypatch):
     fill, g = kernel_report.parse(PTXAS)
     table = {("a.cu", "fill"): {"sm_80": fill}, ("a.cu", "g<float>"): {"sm_80": g}}
-    text = kernel_report.render(table, "13.0")
+    text = kernel_report.render(kernel_report.rows_of(table), "13.0")
     assert "| a.cu | `fill` | 8 | - | - | - |" in text
     assert "| file | kernel | sm_80 | sm_90a | sm_100 | sm_120 |" in text
-    (problem,) = kernel_report.forbidden_spills(table)
-    assert "g<float> spills on sm_80" in problem
+    (problem,) = kernel_report.spills_in_page(text)
+    assert problem.startswith("a kernel spills: | a.cu | `g<float>` |")
     monkeypatch.setattr(kernel_report, "MAY_SPILL", (r"^g<",))
-    assert kernel_report.forbidden_spills(table) == []
+    assert kernel_report.spills_in_page(text) == []
+
+
+def test_rows_of_unchanged_files_are_kept():
+    def end(nvcc, **digests):
+        lines = [f"| {file}.cu | {' | '.join([digest] * 4)} |" for file, digest in digests.items()]
+        made = f"Of the instructions that nvcc {nvcc} makes; ptxas gives the same for the same."
+        return "\n".join(["## Digests of the PTX", "", made, "", *lines]) + "\n"
+
+    rows = [f"| {name} | 8 | 8 | 8 | - |" for name in ("a.cu | `f`", "a.cu | `g`", "b.cu | `f`")]
+    page = kernel_report.render(rows, "13.0") + "\n" + end("13.0", a="1f", b="2e")
+    changed = end("13.0", a="1f", b="3d", c="4c")
+    assert kernel_report.rows_kept(page, changed) == {"a.cu": rows[:2]}
+    assert kernel_report.rows_kept(page, end("13.1", a="1f", b="2e")) == {}
+    assert kernel_report.rows_kept("", changed) == {}
 
 
 PTX = """\
@@ -97,13 +111,16 @@ def test_a_page_of_other_sources_or_with_spills_is_refused(monkeypatch, tmp_path
     page = tmp_path / "kernels.md"
     monkeypatch.setattr(kernel_report, "PAGE", page)
     assert "out of date" in kernel_report.check(ends(PTX))[0]
-    page.write_text(
-        kernel_report.render({("a.cu", "fill"): {"sm_80": fill}}, "13") + "\n" + ends(PTX)
-    )
+
+    def table(name, usage):
+        rows = kernel_report.rows_of({("a.cu", name): {"sm_80": usage}})
+        return kernel_report.render(rows, "13") + "\n"
+
+    page.write_text(table("fill", fill) + ends(PTX))
     assert kernel_report.check(ends(PTX)) == []
     problem, *lines = kernel_report.check(ends(PTX.replace("add", "sub")))
     assert "out of date" in problem and [x.startswith("| read.cu |") for x in lines] == [True]
-    page.write_text(kernel_report.render({("a.cu", "g"): {"sm_80": g}}, "13") + "\n" + ends(PTX))
+    page.write_text(table("g", g) + ends(PTX))
     (problem,) = kernel_report.check(ends(PTX))
     assert problem.startswith("a kernel spills: | a.cu | `g` |")
     monkeypatch.setattr(kernel_report, "MAY_SPILL", (r"^g$",))
