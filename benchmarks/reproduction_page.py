@@ -210,11 +210,15 @@ def _commands(results: dict) -> str:
 
 
 def _origin(results: dict) -> str:
-    machine = results["machine"]
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, one thread per run, "
-        f"torch {machine['torch']}, commit {machine['commit'][:10]}, {machine['date'][:10]}."
-    )
+    """A line for every machine and day, with the experiments that were measured there."""
+    measured: dict[str, list[str]] = {}
+    for name, experiment in results["experiments"].items():
+        machine = experiment["machine"]
+        where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
+        when = f"commit {machine['commit'][:10]}, {machine['date'][:10]}"
+        measured.setdefault(f"{where}, {when}", []).append(f"`{name}`")
+    lines = [f"- {place}: {', '.join(names)}" for place, names in measured.items()]
+    return "\n".join(["One thread per run.", "", *lines])
 
 
 TABLES: dict[str, Callable[[dict], str]] = {
