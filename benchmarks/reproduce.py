@@ -101,7 +101,7 @@ def measure(folder: Path) -> dict:
 def collect(commands: dict[str, list[str]], only: list[str]) -> dict:
     """Every number of the page; of runs not here or not asked for, what the results had."""
     result = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    known = result.get("experiments", {})
+    known, machine = result.get("experiments", {}), describe()
     experiments = {}
     for experiment in EXPERIMENTS:
         folders = begun(experiment) if not only or experiment.name in only else []
@@ -109,11 +109,11 @@ def collect(commands: dict[str, list[str]], only: list[str]) -> dict:
             experiments[experiment.name] = {
                 "command": shown(shlex.join(["kanerva", *experiment.commands()[0]])),
                 "runs": {folder.name: measure(folder) for folder in folders},
-                "machine": describe(),
+                "machine": machine,
             }
         elif experiment.name in known:
             experiments[experiment.name] = known[experiment.name]
-    result |= {"machine": describe(), "experiments": experiments}
+    result["experiments"] = experiments
     capacity = RUNS / "capacity" / "capacity.csv"
     if capacity.is_file():
         result["capacity"] = capacity.read_text()

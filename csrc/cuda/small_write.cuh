@@ -293,7 +293,7 @@ class SmallWrite {
   }
 
   __device__ bool read() const {
-    bool finite = true;
+    bool finite = true;  // a predicate: one more register, as of Finite, spills
     const auto check = [&](float x) { finite = finite && fabsf(x) <= kLargestFloat; };
     const int64_t C = args_.n.C, row = item_.row * args_.n.T + first_;
     float* const to = static_cast<float*>(args_.reads_out.data) + row * C + columns_.first;
