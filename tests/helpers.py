@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -307,6 +308,17 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
         timeout=300,
         check=False,
     )
+
+
+def run_processes(code: str, count: int = 2) -> list[str]:
+    """What ``count`` interpreters print that run ``code`` at once, ``KANERVA_RANK`` 0, 1, ...
+
+    Fails with the ends of all their errors: the first to fail takes the others down."""
+    with ThreadPoolExecutor(count) as pool:
+        done = list(pool.map(lambda r: run_python(code, KANERVA_RANK=str(r)), range(count)))
+    ends = [f"process {r}: {d.returncode}, {d.stderr[-3000:]}" for r, d in enumerate(done)]
+    assert not any(d.returncode for d in done), "\n".join(ends)
+    return [d.stdout for d in done]
 
 
 def solve_spd(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

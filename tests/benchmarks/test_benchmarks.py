@@ -354,15 +354,16 @@ def test_the_page_of_the_reproduction(tmp_path):
 
     def experiment(*bounds, **more):
         runs = {f"s{i}": run(bound, **more) for i, bound in enumerate(bounds)}
-        return {"command": "kanerva train x", "runs": runs}
+        machine = {"cpu": "C", "cores": 2, "torch": "2", "commit": "c" * 40, "date": "2026-01-02"}
+        return {"machine": machine, "command": "kanerva train x", "runs": runs}
 
     colour = experiment(-9000.0, bits_per_dim=5.25)
     colour["runs"]["s0"] |= {"steps": 500, "planned_steps": 1000, "images": 128_000}
     noise = {"corrupted": 0.08, "after_read": [0.04, 0.03, 0.025]}
     kanerva = experiment(60.0, 66.0)
     kanerva["runs"]["s0"]["aware"] = noise
+    kanerva["machine"] |= {"cpu": "D"}
     results = {
-        "machine": {"cpu": "C", "cores": 2, "torch": "2", "commit": "c" * 40, "date": "2026-01-02"},
         "experiments": {
             "kanerva": kanerva,
             "vae": experiment(90.0),
@@ -382,6 +383,8 @@ def test_the_page_of_the_reproduction(tmp_path):
         write_page(results, page)
     text = page.read_text()
     assert "old" not in text
+    when = "2 cores, torch 2, commit cccccccccc, 2026-01-02"
+    assert f"- D, {when}: `kanerva`\n- C, {when}: `vae`, `cifar200-vae`, `dnc-lr1e-3`" in text
     assert (
         "| Kanerva Machine | 1,000 | 0.06 million | 1 | 60.0, 66.0 | 43.0 | - | 20.0 | - | - "
         "| 0.70 |" in text

@@ -1,9 +1,7 @@
 """FullyShardedDataParallel and fully_shard take the modules: two processes on the CPU."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
-from helpers import run_python
+from helpers import run_processes
 
 SETUP = """
 import copy, datetime, os, warnings, torch, torch.distributed as dist
@@ -107,8 +105,6 @@ os._exit(0)
 )
 def test_two_processes_train_as_one(code, tmp_path):
     code = code.replace("{store!r}", repr(str(tmp_path / "store")))
-    with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda r: run_python(code, KANERVA_RANK=str(r)), (0, 1)))
-    for result in results:
+    for printed in run_processes(code):
         for name in ("FusedKanervaMemory", "KanervaLayer", "KanervaMachine"):
-            assert f"{name} agrees" in result.stdout, result.stderr[-3000:]
+            assert f"{name} agrees" in printed
