@@ -151,7 +151,7 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python scripts/check_site.py build/site
-	$(PYTEST) tests/build/test_documents.py
+	$(PYTEST) -m 'not slow' tests/build/test_documents.py
 
 lint:
 	$(DEV)/bin/ruff check $(CODE)

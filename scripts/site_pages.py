@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 from pathlib import Path
 
 from mkdocs.structure.files import File
@@ -184,6 +185,19 @@ def generated() -> dict[str, str]:
         "trained_models.md": _trained_models(),
         "changelog.md": _changelog(),
     }
+
+
+FILE = re.compile(r"^<!-- file: (\S+) -->$", re.MULTILINE)
+
+
+def on_page_markdown(markdown, **_):
+    """A file of the repository in place of a comment that names it."""
+
+    def content(match: re.Match) -> str:
+        text = (ROOT / match[1]).read_text(encoding="utf-8")
+        return f'```python title="{match[1]}"\n{text}```'
+
+    return FILE.sub(content, markdown)
 
 
 def on_files(files, config):

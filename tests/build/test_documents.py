@@ -6,6 +6,8 @@ skips the rest of the page where the package is not installed.
 """
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -67,3 +69,24 @@ def test_links_of_the_readme_exist():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+SCRIPTS = sorted((ROOT / "docs" / "pictures").glob("[a-z]*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_picture_can_be_drawn_again(script, tmp_path):
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, str(script), "--out", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    (picture,) = tmp_path.iterdir()
+    assert picture.stem == script.stem and picture.stat().st_size > 10_000
+    assert (ROOT / "docs" / "images" / "guides" / picture.name).exists()
+
+
+def test_every_picture_of_a_guide_has_a_script_and_a_page():
+    pictures = {path.stem for path in (ROOT / "docs" / "images" / "guides").iterdir()}
+    assert pictures == {path.stem for path in SCRIPTS} | {"your_data"}  # of examples/your_data.py
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    assert [name for name in pictures if f"images/guides/{name}." not in text] == []
