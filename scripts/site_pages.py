@@ -191,11 +191,14 @@ FILE = re.compile(r"^<!-- file: (\S+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown, **_):
-    """A file of the repository in place of a comment that names it."""
+    """A file of the repository, folded, in place of a comment that names it."""
 
     def content(match: re.Match) -> str:
         text = (ROOT / match[1]).read_text(encoding="utf-8")
-        return f'```python title="{match[1]}"\n{text}```'
+        code = "\n".join(
+            f"    {line}".rstrip() for line in ["```python", *text.splitlines(), "```"]
+        )
+        return f'??? example "{match[1]}"\n\n{code}'
 
     return FILE.sub(content, markdown)
 
