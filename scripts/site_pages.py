@@ -11,8 +11,6 @@ import ast
 import re
 from pathlib import Path
 
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).resolve().parents[1]
 
 #: Page -> its title, what it begins with, and the modules on it.
@@ -221,6 +219,8 @@ def on_page_markdown(markdown, **_):
 
 
 def on_files(files, config):
+    from mkdocs.structure.files import File
+
     for path, text in generated().items():
         files.append(File.generated(config, path, content=text))
     return files

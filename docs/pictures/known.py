@@ -47,8 +47,8 @@ def draw():
             "score": memory.score(queries, state),
             "score(normalize=False)": memory.score(queries, state, normalize=False),
             "-var": -read.var,
-            "-var / |w|²": -read.var / read.weights.square().sum(-1),
-            "-|z - read|² / |z|²": -(queries - read.values).square().sum(-1)
+            "-var / ‖w‖²": -read.var / read.weights.square().sum(-1),
+            "-‖z - read‖² / ‖z‖²": -(queries - read.values).square().sum(-1)
             / queries.square().sum(-1),
         }
 
