@@ -64,6 +64,10 @@ def with_convolutions(model: str) -> Experiment:
 
 
 LONG, STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (40_000, 20_000, 6000, 4000))
+# Episodes of 8 to 192 images, into twice the slots and along twice the directions of addresses.
+MIXED = ("training.start=pretrained:omniglot-kanerva", "training.steps=8_000")
+MIXED += ("data.episode_length=192", "data.shortest_episode=8", "data.batch_size=1")
+MIXED += ("model.memory_size=128", "model.key_size=100")
 RATES = ("3e-3", "1e-3")
 _CIFAR = (("kanerva", 200), ("vae", 200), ("kanerva", 800), ("vae", 800), ("dynamic", 200))
 SHORT_STEPS = (1500, 800, 250, 200, 400)
@@ -77,6 +81,7 @@ EXPERIMENTS = (
     *CIFAR,
     Experiment("omniglot-kanerva", "cpu-omniglot-kanerva", (LONG,)),
     Experiment("omniglot-vae", "cpu-omniglot-vae", (LONG,)),
+    Experiment("mixed-kanerva", "cpu-omniglot-kanerva", MIXED, (0,)),
     Experiment("kanerva", "cpu-omniglot-kanerva", (STEPS,)),
     Experiment("vae", "cpu-omniglot-vae", (STEPS,)),
     Experiment("dynamic", "cpu-omniglot-dynamic", (SHORT,)),
