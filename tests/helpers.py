@@ -24,7 +24,6 @@ METHODS = ("auto", "chunk", "information", "sqrt")
 LD = np.longdouble
 ULPS = 8
 BROKEN = 1e-2  # relative error beyond which the float32 recursion has broken down
-FAULTS = {"PYTHONFAULTHANDLER": "1"}  # where a signal came
 
 
 class Problem(NamedTuple):
@@ -322,11 +321,12 @@ def run_processes(code: Callable[[str], str], folder: Path, count: int = 2) -> l
     """
     for attempt in range(2):
         text = code(str(folder / f"store{attempt}"))
+        done = []
         with ThreadPoolExecutor(count) as pool:
-            ranks = [
-                {"KANERVA_RANK": str(rank), "PYTHONFAULTHANDLER": "1"} for rank in range(count)
-            ]
-            done = list(pool.map(lambda rank: run_python(text, **FAULTS, **rank), ranks))
+            for rank in range(count):
+                environment = {"KANERVA_RANK": str(rank), "PYTHONFAULTHANDLER": "1"}
+                done.append(pool.submit(run_python, text, **environment))
+        done = [future.result() for future in done]
         if not any(d.returncode for d in done):
             return [d.stdout for d in done]
         ends = [f"process {r}: {d.returncode}, {d.stderr[-3000:]}" for r, d in enumerate(done)]
