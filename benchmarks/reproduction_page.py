@@ -211,12 +211,13 @@ def _commands(results: dict) -> str:
 
 def _origin(results: dict) -> str:
     """A line for every machine and day, with the experiments that were measured there."""
-    measured: dict[str, list[str]] = {}
+    measured: dict[str, dict[str, None]] = {}
     for name, experiment in results["experiments"].items():
-        machine = experiment["machine"]
-        where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
-        when = f"commit {machine['commit'][:10]}, {machine['date'][:10]}"
-        measured.setdefault(f"{where}, {when}", []).append(f"`{name}`")
+        for run in experiment["runs"].values():
+            machine = run["machine"]
+            where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
+            when = f"commit {machine['commit'][:10]}, {machine['date'][:10]}"
+            measured.setdefault(f"{where}, {when}", {})[f"`{name}`"] = None
     lines = [f"- {place}: {', '.join(names)}" for place, names in measured.items()]
     return "\n".join(["One thread per run.", "", *lines])
 
