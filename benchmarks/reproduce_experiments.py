@@ -68,7 +68,7 @@ LONG, STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (40_000, 20_000, 
 MIXED = ("training.start=pretrained:omniglot-kanerva", "training.steps=8_000")
 MIXED += ("data.episode_length=192", "data.shortest_episode=8", "data.batch_size=1")
 MIXED += ("model.memory_size=128", "model.key_size=100")
-FULL = ("model.sample_weights=true", "model.weight_cov=full", "training.corrupted=0")
+FULL = ("model.sample_weights=true", "model.weight_cov=full")
 RATES = ("3e-3", "1e-3")
 _CIFAR = (("kanerva", 200), ("vae", 200), ("kanerva", 800), ("vae", 800), ("dynamic", 200))
 SHORT_STEPS = (1500, 800, 250, 200, 400)

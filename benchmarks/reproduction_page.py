@@ -14,6 +14,7 @@ NAMES = {
     "vae": "VAE, same coders",
     "dynamic": "Dynamic Kanerva Machine, reads at the mean address (no bound)",
     "dynamic-sampled": "Dynamic Kanerva Machine, reads at a sampled address",
+    "dynamic-full": "Dynamic Kanerva Machine, reads at a sample of the exact posterior",
     "omniglot-kanerva": "Kanerva Machine, longer",
     "omniglot-vae": "VAE, same coders, longer",
 }
@@ -65,7 +66,8 @@ def _terms(results: dict, names: list[str]) -> list[list[str]]:
 
 
 def _bounds(results: dict) -> str:
-    names = ["kanerva", "dynamic", "dynamic-sampled", "vae", "omniglot-kanerva", "omniglot-vae"]
+    names = ["kanerva", "dynamic", "dynamic-sampled", "dynamic-full", "vae"]
+    names += ["omniglot-kanerva", "omniglot-vae"]
     head = ["held-out Omniglot, nats per image", "steps", "images seen", "minutes"]
     head.append("bound of each seed")
     rows = _terms(results, names)
