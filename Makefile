@@ -8,6 +8,7 @@ TORCH      ?= torch==2.13.0
 TORCH_ARGS ?= --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 # What to install: this tree, or a wheel.
 PACKAGE ?= .
+EXTRAS  ?= train,test
 # Processes of the tests, and whatever else pytest is to be told.
 JOBS        ?= auto
 PYTEST_ARGS ?=
@@ -21,7 +22,7 @@ CLANG         ?= clang++
 BIN  := $(VENV)/bin
 # The targets for developers use the active virtual environment if there is one.
 DEV  := $(or $(VIRTUAL_ENV),$(VENV))
-CODE := build_backend kanerva_ext kanerva_command.py tests benchmarks examples scripts tools setup.py
+CODE := build_backend kanerva_ext kanerva_command.py tests benchmarks docs examples scripts tools setup.py
 CODE := $(wildcard $(CODE))
 CXX_CODE = $(shell find csrc $(wildcard tools) \
              -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -37,13 +38,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: demo info test test-slow test-all test-triton test-ptx check-clang check-torch check-kernels check-triton check-floors check-installed \
-  develop lint format bench sdist wheel dist clean help
+  docs develop lint format bench sdist wheel dist clean help
 
 help:
 	@echo 'make demo     a Kanerva Machine on Omniglot: pictures in seconds, then training'
 	@echo 'make test     install and run the tests, in minutes; make test-all runs every one of them'
 	@echo 'make info     what is installed, what runs here'
 	@echo 'make develop  build in place, again after every change to csrc (incremental)'
+	@echo 'make docs     the manual, into build/site/index.html'
 	@echo 'make lint | format | bench | sdist | wheel | clean'
 	@echo 'The operators on other kernels:'
 	@echo '  make test-triton        the Triton kernels, in the interpreter'
@@ -127,7 +129,11 @@ $(VENV)/.torch: $(VENV)/.python
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install '$(PACKAGE)[train,test]'
+	$(BIN)/python -m pip install '$(PACKAGE)[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install '$(PACKAGE)[docs]'
 	@touch $@
 
 # Editable install once, then only what changed is compiled.
@@ -140,6 +146,12 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install setuptools pybind11 ninja
 	$(BIN)/python -m pip install --no-build-isolation -e '.[train,test,benchmark,dev]'
 	@touch $@
+
+# Without a warning, without a dead link, and with every example run.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python scripts/check_site.py build/site
+	$(PYTEST) -m 'not slow' tests/build/test_documents.py
 
 lint:
 	$(DEV)/bin/ruff check $(CODE)

@@ -173,14 +173,15 @@ class FusedKanervaMemory(MemoryParameters):
                 with ``keys``.
             values: (B, T, C), the codes.
             mask: (B, T) bool or integer; False steps are skipped.
-            check: raise ValueError for batch items that hold an address which was never written
-                at. A wrong value at a right address is not noticed: the covariance, which shows
-                what was not written, does not depend on values, and the mean comes out wrong.
+            check: raise ValueError for batch items where less was written at an address than is
+                to be taken out, ``w'Uw >= noise_var``. Not noticed: an address that was never
+                written at whose w'Uw is smaller, and a wrong value at a right address, on which
+                the covariance does not depend; the result is wrong then.
             keys: (B, T, S) they were written by, with ``addressing="key"`` and no ``weights``.
             noise_var: their noise variance as they were written, as in `write`; None: the module's.
 
         Returns:
-            `MemoryState` without them; NaN in an item with an address that was not written at.
+            `MemoryState` without them; NaN in an item where `check` would raise.
         """
         check_codes("values", values, self.code_size, "code_size")
         mean, cov = self._checked(state)

@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         remove_empty_folders()
 
 
-def _run_command(name: str, argv: list[str]) -> int:
-    """The status of a command; 2 for what is the user's to mend, said in one line."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line; ``function`` of what it parses is the command's function."""
     parser = argparse.ArgumentParser(
         prog="kanerva",
         description="Generative memory models: train them and look at what they do.",
@@ -63,17 +63,22 @@ def _run_command(name: str, argv: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"kanerva_ext {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    modules = {}
     for command in COMMANDS:
-        module = modules[command] = importlib.import_module(f".{command}", __name__)
+        module = importlib.import_module(f".{command}", __name__)
         summary = module.__doc__.splitlines()[0].partition(": ")[2]
         subparser = subparsers.add_parser(command, help=summary, description=module.__doc__)
         module.add_arguments(subparser)
-    args = parser.parse_args(argv)
+        subparser.set_defaults(function=module.run)
+    return parser
+
+
+def _run_command(name: str, argv: list[str]) -> int:
+    """The status of a command; 2 for what is the user's to mend, said in one line."""
+    args = make_parser().parse_args(argv)
     try:
         if args.command != "info":  # which says itself what is missing
             check_default_backend()
-        return modules[args.command].run(args)
+        return args.function(args)
     except (ConfigError, ImportError) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL
         complain(name, f"{error}{f'; {TRAIN_PACKAGES}' if missing else ''}")

@@ -58,12 +58,13 @@ def forget(
         noise_var: their noise variance, > 0: a float, 0-d, or (B, T).
         mask: (B, T) bool; a False step is skipped exactly.
         backend: see `bayes_write`.
-        check: raise for batch items that become NaN, see `bayes_write`: items never written.
+        check: raise for batch items that become NaN, see `bayes_write`.
 
     Returns:
         mean (B, K, C) and cov (B, K, K), exactly symmetric, in the state's dtype. A batch item
-        with a step that was not in the memory is NaN throughout, without effect on other items;
-        the arguments are not changed.
+        where ``V - W U W'`` is not positive definite, so that less was written than is to be
+        removed, is NaN throughout, without effect on other items. A step that was never written
+        whose ``w'Uw`` is below its noise is not noticed. The arguments are not changed.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`.

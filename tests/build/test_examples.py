@@ -2,7 +2,9 @@
 
 import importlib.util
 
+import numpy as np
 import pytest
+import torch
 from checkout import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -25,7 +27,13 @@ def test_every_example_is_tested():
     if not EXAMPLES.is_dir():
         pytest.skip("the checkout's examples are not here")
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"episodic_classifier", "sequence_layer", "streaming", "variable_length"}
+    assert names == {
+        "episodic_classifier",
+        "sequence_layer",
+        "streaming",
+        "variable_length",
+        "your_data",
+    }
 
 
 def test_the_classifier_learns(capsys):
@@ -41,6 +49,19 @@ def test_padding_changes_nothing(capsys):
 def test_a_stream_equals_one_write(capsys):
     assert example("streaming").main() < 1e-4
     assert capsys.readouterr().out.count("after") == 5
+
+
+def test_a_memory_of_rows_is_used(capsys, tmp_path):
+    rows, picture, saved = (tmp_path / name for name in ("rows.npy", "rows.png", "model.pt"))
+    module = example("your_data")
+    np.save(rows, module.made_up_traces(count=2000, samples=60))
+    found = module.main(
+        ["--steps", "80", "--data", f"{rows}", "--picture", f"{picture}", "--save", f"{saved}"]
+    )
+    assert found.own < 0.8 * found.other and found.own < 0.8 * found.prior
+    assert picture.stat().st_size > 10_000
+    module.EpisodicAutoencoder(60).load_state_dict(torch.load(saved))
+    assert "own memory" in capsys.readouterr().out
 
 
 @pytest.mark.slow
