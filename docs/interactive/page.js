@@ -5,13 +5,14 @@
   const SIDE = 28;
   const READS = 4;
   const AT_FIRST = 6;
+  const ASKED = 4;
 
   const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const model = new KanervaMachine(bytesOf(KANERVA_MODEL));
   const drawings = unpack(bytesOf(KANERVA_DRAWINGS));
   const page = (name) => document.getElementById(`memory-${name}`);
 
-  const state = { memory: model.emptyMemory(), items: [], query: drawings[0].slice(), next: 0 };
+  const state = { memory: model.emptyMemory(), items: [], query: drawings[ASKED].slice(), next: 0 };
 
   // Drawings of SIDE x SIDE pixels, a bit each.
   function unpack(bytes) {
