@@ -64,10 +64,10 @@ def with_convolutions(model: str) -> Experiment:
 
 
 LONG, STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (40_000, 20_000, 6000, 4000))
-# Episodes of 8 to 192 images, into twice the slots and along twice the directions of addresses.
+# Episodes of 8 to 192 images, into three times the slots, along three times the directions.
 MIXED = ("training.start=pretrained:omniglot-kanerva", "training.steps=8_000")
 MIXED += ("data.episode_length=192", "data.shortest_episode=8", "data.batch_size=1")
-MIXED += ("model.memory_size=128", "model.key_size=100")
+MIXED += ("model.memory_size=192", "model.key_size=160")
 FULL = ("model.sample_weights=true", "model.weight_cov=full")
 RATES = ("3e-3", "1e-3")
 _CIFAR = (("kanerva", 200), ("vae", 200), ("kanerva", 800), ("vae", 800), ("dynamic", 200))
