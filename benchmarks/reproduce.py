@@ -119,11 +119,8 @@ def collect(commands: dict[str, list[str]], only: list[str]) -> dict:
                 "runs": {f.name: runs[f.name] for f in experiment.folders() if f.name in runs},
             }
     result["experiments"] = experiments
-    capacity = RUNS / "capacity" / "capacity.csv"
-    if capacity.is_file():
-        result["capacity"] = reproduce_capacity.merge(
-            result.get("capacity", ""), capacity.read_text()
-        )
+    for table in sorted(RUNS.glob("capacity*/capacity.csv")):
+        result["capacity"] = reproduce_capacity.merge(result.get("capacity", ""), table.read_text())
     made = {name: shown(shlex.join(["kanerva", *words])) for name, words in commands.items()}
     result["figures"] = result.get("figures", {}) | made
     return result
@@ -157,14 +154,16 @@ def figures(only: list[str]) -> None:
         for each in colour:
             commands[f"reconstruct {each}"] = ["reconstruct", first[each]]
     stored = [*omniglot, *filter(None, (best_rate(k, by_name) for k in ("short-kanerva", "dnc")))]
-    stored += ["mixed-kanerva"] * ("mixed-kanerva" in by_name)
-    folders = [(folder, name) for name in stored for folder in by_name[name]]
+    stored = {"capacity": [(folder, name) for name in stored for folder in by_name[name]]}
     if "mixed-kanerva" in by_name:  # beside those that it started from and that have no memory
-        folders += [(f"pretrained:omniglot-{m}", f"omniglot-{m}") for m in ("kanerva", "vae")]
-    if folders:
-        commands["capacity"] = ["capacity", *(f for f, _ in folders), "--out", f"{RUNS}/capacity"]
-        for _, name in folders:
-            commands["capacity"] += ["--label", name]
+        shipped = [(f"pretrained:omniglot-{m}", f"omniglot-{m}") for m in ("kanerva", "vae")]
+        mixed = [(folder, "mixed-kanerva") for folder in by_name["mixed-kanerva"]]
+        stored["capacity-mixed"] = mixed + shipped
+    for key, runs in stored.items():
+        if runs:
+            folders, labels = zip(*runs, strict=True)
+            commands[key] = ["capacity", *folders, "--out", f"{RUNS}/{key}"]
+            commands[key] += [word for label in labels for word in ("--label", label)]
     for words in commands.values():
         print("kanerva", shlex.join(words), flush=True)
         run_cli(words)
