@@ -64,10 +64,10 @@ info: $(VENV)/.installed
 	$(BIN)/kanerva info
 
 test: $(VENV)/.installed
-	$(PYTEST) -m 'not slow and not exhaustive' --ignore tests/ptx
+	$(PYTEST) -m 'not slow and not exhaustive' --ignore tests/ptx --ignore tests/build/test_notebooks.py
 
 test-slow: $(VENV)/.installed
-	$(PYTEST) -m 'slow or exhaustive' --ignore tests/ptx
+	$(PYTEST) -m 'slow or exhaustive' --ignore tests/ptx --ignore tests/build/test_notebooks.py
 
 test-all: test test-slow
 	$(PYTEST) tests/ptx
@@ -151,7 +151,7 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python scripts/check_site.py build/site
-	$(PYTEST) -m 'not slow' tests/build/test_documents.py
+	$(PYTEST) -m 'not slow' tests/build/test_documents.py tests/build/test_notebooks.py
 
 lint:
 	$(DEV)/bin/ruff check $(CODE)

@@ -48,7 +48,7 @@ def collect() -> dict[str, Any]:
     """Everything that ``kanerva info`` prints.
 
     Returns:
-        A dict that ``json.dumps`` takes: ``version``, ``location``, ``python``, ``platform``,
+        A dict that ``json.dumps`` takes, with ``version``, ``location``, ``python``, ``platform``,
         ``numpy``, ``torch``, ``torch_cuda``, ``gpus`` (list of names),
         ``unserved_gpus`` (why the CUDA kernels do not run on some), ``threads`` (of PyTorch),
         ``backends`` (name -> "available" or why not), ``simd`` (in use; None without ``_core``),

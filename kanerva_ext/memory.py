@@ -390,8 +390,8 @@ class FusedKanervaMemory(MemoryParameters):
             values, state, mask, keys: as in `write`.
 
         Returns:
-            `ReadOutput` with every field set: the read of each step from the memory after the
-            whole episode, and the write's state, ``kl_memory`` and ``log_evidence``.
+            `ReadOutput` with every field set, the read of each step being from the memory after the
+            whole episode, and state, ``kl_memory`` and ``log_evidence`` those of the write.
         """
         written = self.write(values, state, mask=mask, keys=keys)
         queries = values if self.key_size is None else keys

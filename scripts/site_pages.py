@@ -11,8 +11,6 @@ import ast
 import re
 from pathlib import Path
 
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).resolve().parents[1]
 
 #: Page -> its title, what it begins with, and the modules on it.
@@ -176,9 +174,26 @@ def _changelog() -> str:
     return text.replace("](docs/", "](")
 
 
-def generated() -> dict[str, str]:
-    """The text of every page that is made here, by its path."""
+def _notebook(path: Path) -> dict[str, str | bytes]:
+    """The page of a notebook and its pictures, as they were when it was run."""
+    from nbconvert import MarkdownExporter
+
+    folder = f"{path.stem}_files"
+    resources = {"output_files_dir": folder, "unique_key": path.stem}
+    text, found = MarkdownExporter().from_filename(str(path), resources=resources)
+    note = f"[This notebook]({path.name}) runs as it is; its results are those of its last run.\n"
+    title, _, rest = text.strip().partition("\n")
+    pages = {f"notebooks/{path.stem}.md": f"{title}\n\n{note}{rest}"}
+    for name, content in found["outputs"].items():
+        pages[f"notebooks/{name}"] = content
+    return pages
+
+
+def generated() -> dict[str, str | bytes]:
+    """Every page and picture that is made here, by its path."""
     pages = {f"reference/{name}.md": _reference_page(*page) for name, page in REFERENCE.items()}
+    for path in sorted((ROOT / "docs/notebooks").glob("*.ipynb")):
+        pages |= _notebook(path)
     return pages | {
         "reference/index.md": _reference_index(),
         "command_line.md": _command_line(),
@@ -191,16 +206,21 @@ FILE = re.compile(r"^<!-- file: (\S+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown, **_):
-    """A file of the repository in place of a comment that names it."""
+    """A file of the repository, folded, in place of a comment that names it."""
 
     def content(match: re.Match) -> str:
         text = (ROOT / match[1]).read_text(encoding="utf-8")
-        return f'```python title="{match[1]}"\n{text}```'
+        code = "\n".join(
+            f"    {line}".rstrip() for line in ["```python", *text.splitlines(), "```"]
+        )
+        return f'??? example "{match[1]}"\n\n{code}'
 
     return FILE.sub(content, markdown)
 
 
 def on_files(files, config):
+    from mkdocs.structure.files import File
+
     for path, text in generated().items():
         files.append(File.generated(config, path, content=text))
     return files

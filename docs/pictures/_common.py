@@ -16,7 +16,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 IMAGES = Path(__file__).resolve().parents[1] / "images" / "guides"
-BLUE, ORANGE, GREEN, RED, GREY = "#3f51b5", "#ef6c00", "#2e7d32", "#c62828", "#9e9e9e"
+BLUE, ORANGE, GREEN, RED, GREY = (
+    "#3f51b5",
+    "#ef6c00",
+    "#2e7d32",
+    "#c62828",
+    "#9e9e9e",
+)
 
 plt.rcParams.update(
     {
@@ -36,7 +42,9 @@ plt.rcParams.update(
 def main(script: str, description: str, draw, kind: str = "png") -> None:
     """``draw()`` returns a figure, which is saved by the name of the script."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=IMAGES, help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=IMAGES, help="folder (default: %(default)s)"
+    )
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{Path(script).stem}.{kind}"

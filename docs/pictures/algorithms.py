@@ -12,7 +12,9 @@ def block(axis, x, y, name, rows, columns, color=BLUE, triangle=False):
     corners = [(x, top), (right, top), (right, bottom), (x, bottom)]
     if triangle:
         del corners[3 if triangle == "upper" else 1]
-    axis.add_patch(plt.Polygon(corners, facecolor=color, alpha=0.2, edgecolor=color, lw=1.2))
+    axis.add_patch(
+        plt.Polygon(corners, facecolor=color, alpha=0.2, edgecolor=color, lw=1.2)
+    )
     off = {"upper": 0.17, True: -0.17, False: 0}[triangle]
     at = (x + columns * (0.5 + off), y + rows * off)
     axis.text(*at, name, ha="center", va="center", fontsize=11)
@@ -29,7 +31,11 @@ def line(axis, y, parts, note):
     """Blocks and signs in a row; a block is (name, rows, columns, color[, triangle])."""
     x = 0
     for part in parts:
-        x = sign(axis, x, y, part) if isinstance(part, str) else block(axis, x, y, *part) + 0.12
+        x = (
+            sign(axis, x, y, part)
+            if isinstance(part, str)
+            else block(axis, x, y, *part) + 0.12
+        )
     axis.text(24.2, y, note, va="center", fontsize=9, color="#555555")
 
 
@@ -45,13 +51,26 @@ def draw():
     line(
         axis,
         0,
-        [("S", L, L, ORANGE), "=", w, u, ("W'", K, L, BLUE), "+", ("V", L, L, BLUE)],
+        [
+            ("S", L, L, ORANGE),
+            "=",
+            w,
+            u,
+            ("W'", K, L, BLUE),
+            "+",
+            ("V", L, L, BLUE),
+        ],
         "how uncertain the L codes are,\nand V, the noise, on the diagonal",
     )
     line(
         axis,
         -3.6,
-        [("S", L, L, ORANGE), "=", ("F", L, L, ORANGE, True), ("F'", L, L, ORANGE, "upper")],
+        [
+            ("S", L, L, ORANGE),
+            "=",
+            ("F", L, L, ORANGE, True),
+            ("F'", L, L, ORANGE, "upper"),
+        ],
         "Cholesky: conditioning, in order",
     )
     line(
@@ -66,7 +85,12 @@ def draw():
         [("E", L, C, ORANGE), "=", back, "(", z, "−", w, r, ")"],
         "whitened surprise: what the\nsteps before t did not foresee",
     )
-    line(axis, -14.2, [r, "+=", ("P'", K, L, ORANGE), ("E", L, C, ORANGE)], "the mean: K × C")
+    line(
+        axis,
+        -14.2,
+        [r, "+=", ("P'", K, L, ORANGE), ("E", L, C, ORANGE)],
+        "the mean: K × C",
+    )
     line(
         axis,
         -18.0,

@@ -21,8 +21,12 @@ def errors(slots=32, steps=16, size=CODE, damage=0.0, keys=None, **settings):
     if keys is not None:
         settings |= {"addressing": "key", "key_size": keys, "prior_mean_std": 0}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as many slots as columns: shown here on purpose
-        memory = kanerva_ext.FusedKanervaMemory(slots, size, **{"noise_std": 0.1} | settings)
+        warnings.simplefilter(
+            "ignore"
+        )  # as many slots as columns: shown here on purpose
+        memory = kanerva_ext.FusedKanervaMemory(
+            slots, size, **{"noise_std": 0.1} | settings
+        )
     codes, others = torch.randn(BATCH, steps, size), torch.randn(BATCH, steps, size)
     if keys is not None:
         names = torch.randn(BATCH, steps, keys)
@@ -42,16 +46,30 @@ def draw():
     steps = [2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128]
     for slots, color in ((16, GREY), (32, BLUE), (64, GREEN)):
         found = [errors(slots, t)[0] for t in steps]
-        print(f"K = {slots}:", dict(zip(steps, (f"{x:.1e}" for x in found), strict=True)))
+        print(
+            f"K = {slots}:",
+            dict(zip(steps, (f"{x:.1e}" for x in found), strict=True)),
+        )
         size.plot(steps, found, color=color, marker=".", label=f"{slots} slots")
         size.axvline(slots, color=color, lw=0.8, ls=":")
-    size.set(title="memory_size: codes written", xlabel="codes in the episode", xscale="log")
+    size.set(
+        title="memory_size: codes written",
+        xlabel="codes in the episode",
+        xscale="log",
+    )
 
     sizes = [24, 32, 40, 48, 64, 96, 128, 256]
     found = [errors(32, 16, c)[1] for c in sizes]
-    print("unknown, K = 32:", dict(zip(sizes, (f"{x:.2f}" for x in found), strict=True)))
-    columns.plot(sizes, found, color=BLUE, marker=".", label="never written, read back")
-    columns.plot(sizes, [min(1, 32 / c) for c in sizes], color=GREY, ls=":", label="K / C")
+    print(
+        "unknown, K = 32:",
+        dict(zip(sizes, (f"{x:.2f}" for x in found), strict=True)),
+    )
+    columns.plot(
+        sizes, found, color=BLUE, marker=".", label="never written, read back"
+    )
+    columns.plot(
+        sizes, [min(1, 32 / c) for c in sizes], color=GREY, ls=":", label="K / C"
+    )
     columns.set(title="code_size, with 32 slots", xlabel="code_size", xscale="log")
 
     noises = [0.01, 0.03, 0.1, 0.3, 1, 3, 10]
@@ -66,10 +84,17 @@ def draw():
     for std, color in ((0.1, BLUE), (1, ORANGE)):
         found = [errors(noise_std=std, prior_var=p)[0] for p in scales]
         print(f"prior_var, noise_std {std}:", [f"{x:.3f}" for x in found])
-        prior.plot(scales, found, color=color, marker=".", label=f"noise_std = {std}")
+        prior.plot(
+            scales, found, color=color, marker=".", label=f"noise_std = {std}"
+        )
         found = [errors(noise_std=std, weight_std=s)[0] for s in scales]
         print(f"weight_std, noise_std {std}:", [f"{x:.3f}" for x in found])
-        weight.plot(scales, found, color=color, marker=".", label=f"noise_std = {std}")
+        weight.plot(
+            scales, found, color=color, marker=".", label=f"noise_std = {std}"
+        )
+    for std in (0.1, 1):
+        found = [errors(noise_std=std, num_write_iters=n)[0] for n in (1, 2, 3)]
+        print(f"num_write_iters 1, 2, 3, noise_std {std}:", [f"{x:.3f}" for x in found])
     prior.set(title="prior_var", xlabel="prior_var", xscale="log")
     weight.set(title="weight_std", xlabel="weight_std", xscale="log")
 
@@ -81,7 +106,9 @@ def draw():
         found = [errors(steps=t, keys=keys)[0] for t in steps]
         print(f"{label}:", [f"{x:.3f}" for x in found])
         kind.plot(steps, found, color=color, marker=".", label=label)
-    kind.set(title="addressing, 32 slots", xlabel="codes in the episode", xscale="log")
+    kind.set(
+        title="addressing, 32 slots", xlabel="codes in the episode", xscale="log"
+    )
 
     for axis in axes.flat:
         axis.set_ylim(-0.03, 1.05)

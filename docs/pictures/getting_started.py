@@ -12,7 +12,9 @@ COUNT = 12  # drawings that are written; 6 of them and 3 others are asked for
 def draw():
     torch.manual_seed(0)
     drawings, labels = load_omniglot("test")
-    first = [(labels == label).nonzero()[0, 0] for label in labels.unique()[: COUNT + 3]]
+    first = [
+        (labels == label).nonzero()[0, 0] for label in labels.unique()[: COUNT + 3]
+    ]
     codes = drawings[torch.stack(first)].float().flatten(1)[None]  # (1, 15, 784)
     written, others = codes[:, :COUNT], codes[:, COUNT:]
 
@@ -29,7 +31,10 @@ def draw():
         score = memory.score(damaged, state)[0]
         error = (read - asked).square().sum(-1) / asked.square().sum(-1)
     print("score, nats per pixel:", [round(x, 3) for x in score.tolist()])
-    print("error of the read / energy of the drawing:", [round(x, 2) for x in error[0].tolist()])
+    print(
+        "error of the read / energy of the drawing:",
+        [round(x, 2) for x in error[0].tolist()],
+    )
 
     figure, axes = plt.subplots(3, 9, figsize=(8, 2.9))
     for row, (pictures, title) in enumerate(

@@ -11,12 +11,19 @@ def box(axis, x, y, text, color):
         ha="center",
         va="center",
         fontsize=9,
-        bbox={"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": color, "lw": 1.6},
+        bbox={
+            "boxstyle": "round,pad=0.5",
+            "facecolor": "white",
+            "edgecolor": color,
+            "lw": 1.6,
+        },
     )
 
 
 def arrow(axis, start, end, text=""):
-    axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": GREY, "lw": 1.4})
+    axis.annotate(
+        "", end, start, arrowprops={"arrowstyle": "->", "color": GREY, "lw": 1.4}
+    )
     middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
     axis.text(
         *middle,

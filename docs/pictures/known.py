@@ -14,7 +14,10 @@ def roc(known, unknown):
     values = torch.cat([known, unknown])
     order = values.argsort(descending=True, stable=True)
     is_known = torch.cat([torch.ones_like(known), torch.zeros_like(unknown)])[order]
-    found, false = is_known.cumsum(0) / known.numel(), (1 - is_known).cumsum(0) / unknown.numel()
+    found, false = (
+        is_known.cumsum(0) / known.numel(),
+        (1 - is_known).cumsum(0) / unknown.numel(),
+    )
     return false, found, torch.trapezoid(found, false).item()
 
 
@@ -22,7 +25,9 @@ def roc(known, unknown):
 def draw():
     torch.manual_seed(0)
     drawings, _ = load_omniglot("test")
-    chosen = torch.stack([torch.randperm(len(drawings))[: 2 * STEPS] for _ in range(EPISODES)])
+    chosen = torch.stack(
+        [torch.randperm(len(drawings))[: 2 * STEPS] for _ in range(EPISODES)]
+    )
     codes = drawings[chosen].float().flatten(2)  # (60, 32, 784)
     written, others = codes.split(STEPS, 1)
     memory = kanerva_ext.FusedKanervaMemory(
@@ -30,7 +35,9 @@ def draw():
     )
     state = memory.write(written).state
 
-    def damage(pixels):  # a fifth of the ink is gone, and every query has a brightness of its own
+    def damage(
+        pixels,
+    ):  # a fifth of the ink is gone, and every query has a brightness of its own
         kept = pixels * (torch.rand_like(pixels) > 0.2)
         return kept * (0.5 + torch.rand(*pixels.shape[:-1], 1))
 
@@ -40,8 +47,8 @@ def draw():
             "score": memory.score(queries, state),
             "score(normalize=False)": memory.score(queries, state, normalize=False),
             "-var": -read.var,
-            "-var / |w|²": -read.var / read.weights.square().sum(-1),
-            "-|z - read|² / |z|²": -(queries - read.values).square().sum(-1)
+            "-var / ‖w‖²": -read.var / read.weights.square().sum(-1),
+            "-‖z - read‖² / ‖z‖²": -(queries - read.values).square().sum(-1)
             / queries.square().sum(-1),
         }
 
@@ -49,8 +56,13 @@ def draw():
     for which in plain["written"]:
         area = roc(*(plain[name][which].flatten() for name in plain))[2]
         print(f"queries as they were written, {which}: area {area:.3f}")
-    numbers = {"written": measure(damage(written)), "not written": measure(damage(others))}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    numbers = {
+        "written": measure(damage(written)),
+        "not written": measure(damage(others)),
+    }
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8, 3.4), layout="constrained"
+    )
     colors = (BLUE, ORANGE, RED, GREEN, GREY)
     for which, color in zip(numbers["written"], colors, strict=True):
         pair = [numbers[name][which].flatten() for name in numbers]
@@ -58,7 +70,11 @@ def draw():
         print(f"damaged queries, {which}: area {area:.3f}")
         left.plot(false, found, color=color, label=f"{which}: {area:.3f}")
     left.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
-    left.set(xlabel="not written, taken for written", ylabel="written, found", title="ROC, area")
+    left.set(
+        xlabel="not written, taken for written",
+        ylabel="written, found",
+        title="ROC, area",
+    )
     left.legend(fontsize=8)
     bins = torch.linspace(-0.15, 0.85, 80).numpy()
     for name, color in (("written", BLUE), ("not written", ORANGE)):

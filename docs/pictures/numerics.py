@@ -10,32 +10,52 @@ SLOTS, CODE, STEPS = 32, 24, 256
 
 def relative(found, truth):
     """The larger of the mean's and the covariance's: largest error over largest value."""
-    each = [(f.double() - t).abs().max() / t.abs().max() for f, t in zip(found, truth, strict=True)]
+    each = [
+        (f.double() - t).abs().max() / t.abs().max()
+        for f, t in zip(found, truth, strict=True)
+    ]
     return max(torch.stack(each).nan_to_num(torch.inf).max().item(), 1e-9)
 
 
 def draw():
     torch.manual_seed(0)
     weights = torch.randn(1, STEPS, SLOTS, dtype=torch.float64)
-    weights = weights[:, :1] + 1e-3 * weights  # nearly the same address again and again: hard
+    weights = (
+        weights[:, :1] + 1e-3 * weights
+    )  # nearly the same address again and again: hard
     values = torch.randn(1, STEPS, CODE, dtype=torch.float64)
-    prior = torch.zeros(1, SLOTS, CODE, dtype=torch.float64), torch.eye(SLOTS).double()[None]
+    prior = (
+        torch.zeros(1, SLOTS, CODE, dtype=torch.float64),
+        torch.eye(SLOTS).double()[None],
+    )
     single = [x.float() for x in (*prior, weights, values)]
-    exact = [x.double() for x in single]  # the same numbers, so that arithmetic alone differs
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    exact = [
+        x.double() for x in single
+    ]  # the same numbers, so that arithmetic alone differs
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9, 3.4), layout="constrained"
+    )
 
     noises = [10.0**-n for n in range(0, 13)]
     recursion, ours = [], []
     for noise in noises:
         truth = ops.bayes_write(*exact, noise)[:2]
-        recursion.append(relative(ops.bayes_write(*single, noise, backend="reference")[:2], truth))
+        recursion.append(
+            relative(
+                ops.bayes_write(*single, noise, backend="reference")[:2], truth
+            )
+        )
         ours.append(relative(ops.bayes_write(*single, noise)[:2], truth))
     print("noise variance:", [f"{x:.0e}" for x in noises])
     print("recursion:", [f"{x:.0e}" for x in recursion])
     print("bayes_write:", [f"{x:.0e}" for x in ours])
     shown = [min(x, 10) for x in recursion]
-    left.plot(noises, shown, color=RED, marker=".", label="the recursion in float32")
-    left.plot(noises, ours, color=BLUE, marker=".", label="bayes_write, float32 state")
+    left.plot(
+        noises, shown, color=RED, marker=".", label="the recursion in float32"
+    )
+    left.plot(
+        noises, ours, color=BLUE, marker=".", label="bayes_write, float32 state"
+    )
     left.set(
         xscale="log",
         yscale="log",
@@ -56,7 +76,9 @@ def draw():
         for step in range(4096):
             item = addresses[[step]], codes[[step]], noise
             wide = ops.bayes_write(*wide, *item)[:2]
-            narrow = ops.bayes_write(*narrow, *item)[:2]  # rounded to float32 after every call
+            narrow = ops.bayes_write(*narrow, *item)[
+                :2
+            ]  # rounded to float32 after every call
             if step + 1 in counts:
                 found.append(relative(narrow, wide))
         print(

@@ -35,7 +35,9 @@ def draw():
     keys = torch.randn(1, STEPS, SLOTS) * torch.logspace(0, -2, SLOTS)
     keys = torch.nn.functional.normalize(keys, dim=-1)
     values, queries = torch.randn(1, STEPS, CODE), torch.randn(1, 32, SLOTS)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9, 3.4), layout="constrained"
+    )
     rounds = torch.arange(1, 65)
     for noise, color in ((1.0, GREEN), (1e-2, BLUE), (1e-4, RED)):
         wide = [x.double() for x in (keys, values)]
@@ -49,7 +51,9 @@ def draw():
             for x in conjugate_gradients(system, queries[0], len(rounds))
         ]
         state = ops.bayes_write(zero.float(), one.float(), keys, values, noise)[:2]
-        exact = (ops.read(*state, queries)[0] - truth).abs().max() / truth.abs().max()
+        exact = (
+            ops.read(*state, queries)[0] - truth
+        ).abs().max() / truth.abs().max()
         print(
             f"noise variance {noise:g}: 30 rounds {found[29]:.0e}, 64 rounds {found[63]:.0e}, "
             f"bayes_write {exact:.0e}"
@@ -68,8 +72,13 @@ def draw():
     mean = torch.randn(1, 32, 100)
     codes = torch.randn(1, 16, 100)
     truth = ops.solve_addresses(mean.double(), codes.double(), 1e-12)
-    exact = (ops.solve_addresses(mean, codes, 1e-12) - truth).abs().max() / truth.abs().max()
-    found = [(codes @ x - truth).abs().max() / truth.abs().max() for x in pseudo_inverse(mean, 20)]
+    exact = (
+        ops.solve_addresses(mean, codes, 1e-12) - truth
+    ).abs().max() / truth.abs().max()
+    found = [
+        (codes @ x - truth).abs().max() / truth.abs().max()
+        for x in pseudo_inverse(mean, 20)
+    ]
     print(
         "pseudo-inverse after 3, 7, 15 rounds:",
         [f"{found[i - 1]:.0e}" for i in (3, 7, 15)],

@@ -66,9 +66,9 @@ def adaptive_write(
         backend, check: see `bayes_write`.
 
     Returns:
-        mean (B, K, C), cov (B, K, K) exactly symmetric, weights (B, T, K): the addresses written
-        at, and step_kl (B, T): KL in nats of the belief after a step from that before it (their
-        sum is not the KL of the posterior from the prior: see `memory_kl`). With
+        mean (B, K, C), cov (B, K, K) exactly symmetric, weights (B, T, K), the addresses written
+        at, and step_kl (B, T), KL in nats of the belief after a step from that before it (their
+        sum is not the KL of the posterior from the prior, which is `memory_kl`). With
         ``return_evidence`` also (B,) ln p(values | weights) in nats. All in the state's dtype; a
         batch item whose noise or ridge is not positive, whose factorisation fails or which holds
         a NaN in a step that counts is NaN throughout, without effect on other items.

@@ -49,8 +49,8 @@ def forget_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of mean, cov (symmetrised), weights, values and noise_var.
 
-    The adjoint of a write from its posterior (docs/algorithms.md), with ``-v`` for the noise and
-    what remains for the posterior R, U. With ``A = -(Z - W R) / v``, ``G = -W U / v``:
+    The adjoint of a write from its posterior (docs/operators/bayes_write.md), with ``-v`` for the
+    noise and what remains for the posterior R, U. With ``A = -(Z - W R) / v``, ``G = -W U / v``:
     ``dZ = G gR``, ``dW = A gR'U - dZ R' - 2 G gU U``, ``dR0 = gR - W'dZ``,
     ``dv = rowsum(dZ * A) - rowsum(G gU * G)`` and, with ``J' = I - W'G``,
     ``dU0 = J' gU J + sym(J' gR A'W)``. Nothing cancels: forgetting only adds.

@@ -1,5 +1,5 @@
-"""The reads of a chunk of a causal scan, and their adjoint: docs/algorithms.md, "Reading after
-every step". ``queries`` (Q), ``gains`` (P) and all else here begin at the chunk.
+"""The reads of a chunk of a causal scan, and their adjoint: docs/operators/causal_scan.md.
+``queries`` (Q), ``gains`` (P) and all else here begin at the chunk.
 """
 
 from __future__ import annotations

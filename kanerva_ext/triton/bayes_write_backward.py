@@ -1,5 +1,5 @@
-"""bayes_write in Triton, backward: the closed-form adjoint of docs/algorithms.md, chunk by chunk
-from the last to the first.
+"""bayes_write in Triton, backward: the closed-form adjoint of docs/operators/bayes_write.md, chunk
+by chunk from the last to the first.
 
 The forward is run again and keeps P, F^-1 and E of every chunk. The states before a chunk then come
 from those after it by adding back what it took, ``U + P'P`` and ``R - P'E``, in which nothing

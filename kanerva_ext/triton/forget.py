@@ -2,7 +2,8 @@
 
 With ``V - W U W' = F F', P = F^-1 W U, E = F^-1 (Z - W R)`` a chunk takes R to ``R - P'E`` and U to
 ``U + P'P``. These are the steps of a write from ``-U``, but for the signs of P and U, and the
-functions of `bayes_write` do them. Backward is the closed form of docs/algorithms.md, in products.
+functions of `bayes_write` do them. Backward is the closed form of docs/operators/forget.md, in
+products.
 """
 
 from __future__ import annotations
