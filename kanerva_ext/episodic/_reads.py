@@ -97,7 +97,7 @@ class Reads(Core):
             )
         score = _calibration.scores(leverage, address, self.ridge)
         results = values, score, score > known, self.noise_var * leverage
-        return EpisodicRead(*(x.reshape(*shape, *x.shape[1:]) for x in results))
+        return EpisodicRead(*(x.reshape((*shape, *x.shape[1:])) for x in results))
 
     def _read(self, m: int, address: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values, leverages and the threshold of each."""

@@ -107,11 +107,12 @@ class SQLiteStore(Store):
             timeout=1,
         )
         run = self._connection.execute
+        # Two processes would each have sums of their own: the second one is told. Before the first
+        # look at the file, which then needs no third file beside it, as on a full disk.
+        run("PRAGMA locking_mode=EXCLUSIVE")
         # Before anything of a file of others is changed.
         if not new and run("PRAGMA application_id").fetchone()[0] != APPLICATION:
             raise ValueError(f"{self.path} is no file of an EpisodicMemory")
-        # Two processes would each have sums of their own: the second one is told.
-        run("PRAGMA locking_mode=EXCLUSIVE")
         run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
         run("BEGIN IMMEDIATE")
@@ -158,6 +159,8 @@ class SQLiteStore(Store):
         """SQLite's errors as those of files."""
         try:
             yield
+        except UnicodeDecodeError as error:  # of a damaged text, also of SQLite's own messages
+            raise ValueError(f"{self.path} is damaged: {error}") from error
         except sqlite3.Error as error:
             text = str(error)
             if "full" in text:
