@@ -36,7 +36,13 @@ from kanerva_ext.cli import _checkpoint
 from kanerva_ext.cli._logs import read_csv
 from kanerva_ext.data import load_images
 
-from . import reproduce_experiments, reproduce_ppca, reproduce_queue, reproduce_reading
+from . import (
+    reproduce_capacity,
+    reproduce_experiments,
+    reproduce_ppca,
+    reproduce_queue,
+    reproduce_reading,
+)
 from .machine import describe
 from .reproduce_experiments import CIFAR, DATA, EXPERIMENTS, ROOT, RUNS, Experiment, shown
 from .reproduction_page import write_page
@@ -80,6 +86,7 @@ def measure(folder: Path) -> dict:
     data, planned = checkpoint.config.data, checkpoint.config.training.steps
     run = {"steps": checkpoint.step, "planned_steps": planned, "seconds": checkpoint.seconds}
     run["images"] = checkpoint.step * data.batch_size * data.episode_length
+    run["machine"] = describe()
     metrics, path = folder / "metrics.json", folder / "evaluate.json"
     if metrics.is_file():
         run["test"] = json.loads(metrics.read_text())["test"]
@@ -101,22 +108,19 @@ def measure(folder: Path) -> dict:
 def collect(commands: dict[str, list[str]], only: list[str]) -> dict:
     """Every number of the page; of runs not here or not asked for, what the results had."""
     result = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    known, machine = result.get("experiments", {}), describe()
-    experiments = {}
+    known, experiments = result.get("experiments", {}), {}
     for experiment in EXPERIMENTS:
         folders = begun(experiment) if not only or experiment.name in only else []
-        if folders:
+        measured = {folder.name: measure(folder) for folder in folders}
+        runs = known.get(experiment.name, {}).get("runs", {}) | measured
+        if runs:
             experiments[experiment.name] = {
                 "command": shown(shlex.join(["kanerva", *experiment.commands()[0]])),
-                "runs": {folder.name: measure(folder) for folder in folders},
-                "machine": machine,
+                "runs": {f.name: runs[f.name] for f in experiment.folders() if f.name in runs},
             }
-        elif experiment.name in known:
-            experiments[experiment.name] = known[experiment.name]
     result["experiments"] = experiments
-    capacity = RUNS / "capacity" / "capacity.csv"
-    if capacity.is_file():
-        result["capacity"] = capacity.read_text()
+    for table in sorted(RUNS.glob("capacity*/capacity.csv")):
+        result["capacity"] = reproduce_capacity.merge(result.get("capacity", ""), table.read_text())
     made = {name: shown(shlex.join(["kanerva", *words])) for name, words in commands.items()}
     result["figures"] = result.get("figures", {}) | made
     return result
@@ -150,16 +154,24 @@ def figures(only: list[str]) -> None:
         for each in colour:
             commands[f"reconstruct {each}"] = ["reconstruct", first[each]]
     stored = [*omniglot, *filter(None, (best_rate(k, by_name) for k in ("short-kanerva", "dnc")))]
-    folders = [(folder, name) for name in stored for folder in by_name[name]]
-    if folders:
-        commands["capacity"] = ["capacity", *(f for f, _ in folders), "--out", f"{RUNS}/capacity"]
-        for _, name in folders:
-            commands["capacity"] += ["--label", name]
+    stored = {"capacity": [(folder, name) for name in stored for folder in by_name[name]]}
+    if "mixed-kanerva" in by_name:  # beside those that it started from and that have no memory
+        shipped = [(f"pretrained:omniglot-{m}", f"omniglot-{m}") for m in ("kanerva", "vae")]
+        mixed = [(folder, "mixed-kanerva") for folder in by_name["mixed-kanerva"]]
+        stored["capacity-mixed"] = mixed + shipped
+    for key, runs in stored.items():
+        if runs:
+            folders, labels = zip(*runs, strict=True)
+            commands[key] = ["capacity", *folders, "--out", f"{RUNS}/{key}"]
+            commands[key] += [word for label in labels for word in ("--label", label)]
     for words in commands.values():
         print("kanerva", shlex.join(words), flush=True)
         run_cli(words)
-    RESULTS.write_text(json.dumps(collect(commands, only), indent=1) + "\n")
+    results = collect(commands, only)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     copy_pictures(first)
+    if "capacity" in results:
+        reproduce_capacity.draw(results["capacity"], PICTURES / "capacity.png")
 
 
 def ppca() -> None:
@@ -202,7 +214,6 @@ def best_rate(kind: str, by_name: dict[str, list[str]]) -> str | None:
 def copy_pictures(first: dict[str, str]) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     sources = {"curves": RUNS / "curves" / "curves.png"}
-    sources["capacity"] = RUNS / "capacity" / "capacity.png"
     for size in (200, 800):
         sources[f"cifar{size}-generate"] = RUNS / f"cifar{size}" / "generate.png"
     for name, folder in first.items():

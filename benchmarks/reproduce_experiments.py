@@ -64,6 +64,11 @@ def with_convolutions(model: str) -> Experiment:
 
 
 LONG, STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (40_000, 20_000, 6000, 4000))
+# Episodes of 8 to 192 images, into three times the slots, along three times the directions.
+MIXED = ("training.start=pretrained:omniglot-kanerva", "training.steps=8_000")
+MIXED += ("data.episode_length=192", "data.shortest_episode=8", "data.batch_size=1")
+MIXED += ("model.memory_size=192", "model.key_size=160")
+FULL = ("model.sample_weights=true", "model.weight_cov=full")
 RATES = ("3e-3", "1e-3")
 _CIFAR = (("kanerva", 200), ("vae", 200), ("kanerva", 800), ("vae", 800), ("dynamic", 200))
 SHORT_STEPS = (1500, 800, 250, 200, 400)
@@ -77,12 +82,14 @@ EXPERIMENTS = (
     *CIFAR,
     Experiment("omniglot-kanerva", "cpu-omniglot-kanerva", (LONG,)),
     Experiment("omniglot-vae", "cpu-omniglot-vae", (LONG,)),
+    Experiment("mixed-kanerva", "cpu-omniglot-kanerva", MIXED, (0,)),
     Experiment("kanerva", "cpu-omniglot-kanerva", (STEPS,)),
     Experiment("vae", "cpu-omniglot-vae", (STEPS,)),
     Experiment("dynamic", "cpu-omniglot-dynamic", (SHORT,)),
     Experiment(
         "dynamic-sampled", "cpu-omniglot-dynamic", (SHORT, "model.sample_weights=true"), (0,)
     ),
+    Experiment("dynamic-full", "cpu-omniglot-dynamic", (STEPS, *FULL)),
     *(
         Experiment(f"{name}-lr{rate}", config, (SHORTEST, f"training.learning_rate={rate}"), (0, 1))
         for rate in RATES

@@ -14,6 +14,7 @@ NAMES = {
     "vae": "VAE, same coders",
     "dynamic": "Dynamic Kanerva Machine, reads at the mean address (no bound)",
     "dynamic-sampled": "Dynamic Kanerva Machine, reads at a sampled address",
+    "dynamic-full": "Dynamic Kanerva Machine, reads at a sample of the exact posterior",
     "omniglot-kanerva": "Kanerva Machine, longer",
     "omniglot-vae": "VAE, same coders, longer",
 }
@@ -65,7 +66,8 @@ def _terms(results: dict, names: list[str]) -> list[list[str]]:
 
 
 def _bounds(results: dict) -> str:
-    names = ["kanerva", "dynamic", "dynamic-sampled", "vae", "omniglot-kanerva", "omniglot-vae"]
+    names = ["kanerva", "dynamic", "dynamic-sampled", "dynamic-full", "vae"]
+    names += ["omniglot-kanerva", "omniglot-vae"]
     head = ["held-out Omniglot, nats per image", "steps", "images seen", "minutes"]
     head.append("bound of each seed")
     rows = _terms(results, names)
@@ -211,12 +213,13 @@ def _commands(results: dict) -> str:
 
 def _origin(results: dict) -> str:
     """A line for every machine and day, with the experiments that were measured there."""
-    measured: dict[str, list[str]] = {}
+    measured: dict[str, dict[str, None]] = {}
     for name, experiment in results["experiments"].items():
-        machine = experiment["machine"]
-        where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
-        when = f"commit {machine['commit'][:10]}, {machine['date'][:10]}"
-        measured.setdefault(f"{where}, {when}", []).append(f"`{name}`")
+        for run in experiment["runs"].values():
+            machine = run["machine"]
+            where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
+            when = f"commit {machine['commit'][:10]}, {machine['date'][:10]}"
+            measured.setdefault(f"{where}, {when}", {})[f"`{name}`"] = None
     lines = [f"- {place}: {', '.join(names)}" for place, names in measured.items()]
     return "\n".join(["One thread per run.", "", *lines])
 

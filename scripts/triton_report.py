@@ -5,6 +5,9 @@ as it would be launched, and writes docs/triton_kernels.md: registers, stack, sh
 --check it writes nothing; both fail when a kernel does not compile or takes more shared memory than
 a consumer GPU has. --quick leaves out the variants by dtype, and on all but one GPU of each maker
 the configurations for small memories. --only prints what the kernels of one operator take.
+
+What was compiled once is in docs/triton_kernels.json, by a digest of all that goes into it, and is
+not compiled again by the same Triton; but for some, which must come out as they are there.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
+import json
 import os
 import re
 import subprocess
@@ -36,6 +41,8 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"triton_report: {error}; pip install torch triton, and kanerva_ext") from None
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/triton_kernels.md"
+RECORD = PAGE.with_suffix(".json")
+AGAIN = 40  # one in so many of those that are known is compiled again
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -239,7 +246,7 @@ def compile_one(quick: bool, index: int, target: str, only: str | None = None) -
             options=_launch.options(one.config),
         )
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return f"does not compile: {type(error).__name__}: {error}"
     registers, stack = _resources(compiled.asm)
     return Usage(registers, stack, compiled.metadata.shared)
 
@@ -262,6 +269,37 @@ def _resources(asm: dict) -> tuple[int, int]:
     return int(re.search(r"REG:(\d+)", text)[1]), int(re.search(r"STACK:(\d+)", text)[1])
 
 
+def digest(one: Variant, target: str) -> str:
+    """Of a kernel's source with all it calls, and of how it is compiled."""
+    words = (
+        one.source(TARGETS[target]).hash(),
+        target,
+        sorted(_launch.options(one.config).items()),
+    )
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+
+
+def known() -> dict[str, Usage]:
+    """By digest, what this Triton has compiled before."""
+    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
+    if record.get("triton") != triton.__version__:
+        return {}
+    return {name: Usage(*numbers) for name, numbers in record["compiled"].items()}
+
+
+def remember(table: list[tuple[Variant, dict[str, Usage | str]]], forget: bool) -> None:
+    """Adds what was compiled to the record; with ``forget``, in place of it."""
+    compiled = {} if forget else known()
+    for one, row in table:
+        usages = {digest(one, t): usage for t, usage in row.items() if isinstance(usage, Usage)}
+        compiled |= usages
+    lines = (
+        f'  "{k}": [{u.registers}, {u.stack}, {u.shared}]' for k, u in sorted(compiled.items())
+    )
+    head = f'{{\n "triton": "{triton.__version__}",\n "compiled": {{\n'
+    RECORD.write_text(head + ",\n".join(lines) + "\n }\n}\n", encoding="utf-8")
+
+
 def collect(
     quick: bool, targets: list[str], only: str | None = None
 ) -> list[tuple[Variant, dict[str, Usage | str]]]:
@@ -273,12 +311,19 @@ def collect(
         for target in targets
         if not quick or target in ("sm_80", "gfx942") or one.config in everywhere
     ]
+    before = known()
+    old = {job: before.get(digest(found[job[0]], job[1])) for job in jobs}
+    again = [job for job, usage in old.items() if usage is not None][AGAIN // 2 :: AGAIN]
+    new = [job for job in jobs if old[job] is None or job in again]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         usages = list(
-            pool.map(compile_one, *zip(*((quick, *job, only) for job in jobs), strict=True))
+            pool.map(compile_one, *zip(*((quick, *job, only) for job in new), strict=True))
         )
+    print(f"{len(jobs) - len(new)} of {len(jobs)} kernels are known, {len(new)} were compiled")
     rows: list[dict[str, Usage | str]] = [{} for _ in found]
-    for (i, target), usage in zip(jobs, usages, strict=True):
+    for (i, target), usage in {**old, **dict(zip(new, usages, strict=True))}.items():
+        if (i, target) in again and usage != old[i, target]:
+            usage = f"{usage}, not as in {RECORD.name}: {old[i, target]}"
         rows[i][target] = usage
     return list(zip(found, rows, strict=True))
 
@@ -289,7 +334,7 @@ def problems(table: list[tuple[Variant, dict[str, Usage | str]]]) -> list[str]:
         for target, usage in row.items():
             where = f"{one.file}: {one.name} ({one.label}) for {target}"
             if isinstance(usage, str):
-                found.append(f"{where} does not compile: {usage}")
+                found.append(f"{where}: {usage}")
             elif usage.shared >= LARGEST_SHARED[TARGETS[target].backend]:
                 found.append(f"{where} takes {usage.shared} bytes of shared memory")
     return found
@@ -336,6 +381,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{one.file} {one.name} ({one.label}):", "; ".join(usages))
     with contextlib.suppress(BrokenPipeError):
         print(f"{len(table)} variants of kernels on {', '.join(options.target or TARGETS)}")
+    if not options.check:
+        remember(table, forget=whole)
     if whole:
         PAGE.write_text(render(table), encoding="utf-8")
         print(PAGE)

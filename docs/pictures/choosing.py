@@ -94,7 +94,10 @@ def draw():
         )
     for std in (0.1, 1):
         found = [errors(noise_std=std, num_write_iters=n)[0] for n in (1, 2, 3)]
-        print(f"num_write_iters 1, 2, 3, noise_std {std}:", [f"{x:.3f}" for x in found])
+        print(
+            f"num_write_iters 1, 2, 3, noise_std {std}:",
+            [f"{x:.3f}" for x in found],
+        )
     prior.set(title="prior_var", xlabel="prior_var", xscale="log")
     weight.set(title="weight_std", xlabel="weight_std", xscale="log")
 

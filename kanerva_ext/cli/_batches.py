@@ -40,6 +40,7 @@ class Batches:
             )
         train, self.test = _images(config)
         self.generator = torch.Generator()
+        self.lengths = data.episode_lengths()
         try:
             self.sampler = EpisodeSampler(
                 train.images,
@@ -59,6 +60,9 @@ class Batches:
         training = self.config.training
         self.generator.manual_seed(derive_seed(training.seed, DATA, step))
         images, queries = self.sampler.sample(), None
+        if len(self.lengths) > 1:
+            draw = torch.randint(len(self.lengths), (), generator=self.generator)
+            images = images.unflatten(1, (-1, self.lengths[draw])).flatten(0, 1)
         if num_corrupted := round(training.corrupted * images.shape[1]):
             queries = salt_and_pepper(images[:, :num_corrupted], training.noise, self.generator)
         share = len(images) // self.process.count

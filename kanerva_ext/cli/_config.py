@@ -37,7 +37,10 @@ class DataConfig:
         root: folder or file of the data set; not for the part that ships with the package.
         pixels: as `kanerva_ext.data.EpisodeSampler` has it; None: the data set's usual.
         episode_length: T.
-        batch_size: episodes in a step, over all processes.
+        shortest_episode: in training, the episodes of a step are cut into as many equal parts as a
+            draw says, 1 or another divisor of T, none shorter than this: a step sees the same
+            number of images, whatever the length. None: all have T. Tests are made with T.
+        batch_size: episodes of T in a step, over all processes.
         num_classes: classes in an episode; None: any.
         validation: share of the training images that is held out and takes the place of the test
             images, to choose settings by; see `kanerva_ext.data.hold_out`.
@@ -48,6 +51,7 @@ class DataConfig:
     root: str | None = None
     pixels: str | None = None
     episode_length: int = 32
+    shortest_episode: int | None = None
     batch_size: int = 16
     num_classes: int | None = None
     augment: float = 0.0
@@ -58,8 +62,21 @@ class DataConfig:
             raise ConfigError(f"[data] validation must be in [0, 1), got {self.validation}")
         _check_choice("data", "name", self.name, DATASETS)
         _check_at_least("data", self, episode_length=1, batch_size=1)
+        shortest = self.shortest_episode
+        if shortest is not None and not 1 <= shortest <= self.episode_length:
+            raise ConfigError(
+                f"[data] shortest_episode must be from 1 to episode_length, "
+                f"{self.episode_length}, got {shortest}"
+            )
         if self.pixels is None:
             object.__setattr__(self, "pixels", default_pixels(self.name))
+
+    def episode_lengths(self) -> list[int]:
+        """T and, where episodes are cut, the lengths of their parts, the longest first."""
+        longest = self.episode_length
+        shortest = longest if self.shortest_episode is None else self.shortest_episode
+        parts = range(1, longest // shortest + 1)
+        return [longest // count for count in parts if longest % count == 0]
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ class Panel(NamedTuple):
     blocks: list[Block]
 
 
+LEGEND_COLUMNS = 5
+
+
 class Series(NamedTuple):
     """One run's measures over the number of stored patterns: each by name, one per length."""
 
@@ -152,6 +155,10 @@ def draw_capacity(
             if len(members) > 1:
                 low, high = values.amin(0).tolist(), values.amax(0).tolist()
                 ax.fill_between(lengths, low, high, color=colour, alpha=0.2, linewidth=0)
+        tops = sorted(max(max(e.measures[measure]) for e in each) for each in groups.values())
+        if tops[-1] > 3 * tops[len(tops) // 2]:  # one that fails would hide the others
+            low = min(min(each.measures[measure]) for each in series)
+            ax.set_ylim(low - 0.1 * abs(low), 1.5 * tops[len(tops) // 2])
         if measure in percent:
             ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         ax.set_title(title, fontsize=10)
@@ -159,8 +166,11 @@ def draw_capacity(
         ax.tick_params(labelsize=8)
         ax.set_xticks(series[0].lengths)
         ax.grid(alpha=0.3)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    rows = -(-len(groups) // LEGEND_COLUMNS)
+    figure.tight_layout(rect=(0, 0.01 + 0.04 * rows, 1, 1))
     figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="lower center", ncols=min(len(groups), 5)
+        *axes[0].get_legend_handles_labels(),
+        loc="lower center",
+        ncols=min(len(groups), LEGEND_COLUMNS),
     )
     save(figure, path)

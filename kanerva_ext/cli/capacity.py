@@ -79,18 +79,21 @@ def run(args: argparse.Namespace) -> int:
         measures = {name: [means[name].mean for means in results] for name in MEASURES}
         series.append(_figures.Series(label, lengths, measures))
     _write(out / NUMBERS, rows)
-    error = runs[0].error_name
-    titles = {
-        "bound": "bound given the memory, nats per image",
-        "reconstruction": "reconstruction term, nats per image",
-        "clean_error": f"{error}, clean queries",
-        "noisy_error": f"{error}, {args.share:.0%} salt and pepper",
-    }
     percent = MEASURES[2:] if runs[0].is_bernoulli else ()
-    _figures.draw_capacity(series, titles, out / PICTURE, percent)
+    _figures.draw_capacity(series, titles(runs[0].error_name, args.share), out / PICTURE, percent)
     print(_table(rows, runs[0].format_error))
     print(out / NUMBERS, out / PICTURE, sep="\n")
     return 0
+
+
+def titles(error: str, share: float) -> dict[str, str]:
+    """Of the panels, by measure."""
+    return {
+        "bound": "bound given the memory, nats per image",
+        "reconstruction": "reconstruction term, nats per image",
+        "clean_error": f"{error}, clean queries",
+        "noisy_error": f"{error}, {share:.0%} salt and pepper",
+    }
 
 
 def measure(

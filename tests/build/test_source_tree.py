@@ -140,3 +140,9 @@ def test_the_mark_of_a_constant_is_what_torch_sets():
     torch.compiler.assume_constant_result(marked)
     assert vars(marked).items() <= vars(_backend._why_unserved).items()
     assert vars(marked)
+
+
+def test_the_citation_is_of_this_version():
+    citation, changes = ((ROOT / n).read_text() for n in ("CITATION.cff", "CHANGELOG.md"))
+    assert f"\nversion: {kanerva_ext.__version__}\n" in citation
+    assert f"\n## {kanerva_ext.__version__}" in changes

@@ -4,8 +4,11 @@ shows.
 In processes of their own where kernels are interpreted, since those cannot be compiled.
 """
 
+import dataclasses
 import os
+import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,12 +56,74 @@ def test_a_kernel_compiles(target):
 
 def test_problems():
     one = report.variants(quick=True)[0]
-    table = [(one, {"sm_80": report.Usage(32, 0, 99 * 1024), "sm_90": "ValueError: no"})]
+    table = [(one, {"sm_80": report.Usage(32, 0, 99 * 1024), "sm_90": "does not compile: no"})]
     found = report.problems(table)
     assert "takes 101376 bytes of shared memory" in found[0]
-    assert "does not compile: ValueError: no" in found[1]
+    assert "for sm_90: does not compile: no" in found[1]
     assert report.problems([(one, {"gfx942": report.Usage(32, 0, 65 * 1024)})])
     assert not report.problems([(one, {"sm_80": report.Usage(32, 0, 98 * 1024)})])
+
+
+def test_what_was_compiled_before_is_not_compiled_again(tmp_path, monkeypatch, capsys):
+    """But for some, which must come out as they did; and for all by another Triton."""
+    monkeypatch.setattr(report, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(report, "AGAIN", 4)
+    kernels = [v for v in report.variants(True) if v.file in ("read.py", "bayes_write.py")]
+    monkeypatch.setattr(report, "_variants", lambda *_: kernels)
+    monkeypatch.setattr(report, "compile_one", compile_nothing)
+    monkeypatch.setattr(report, "ProcessPoolExecutor", ThreadPoolExecutor)
+    count = len(kernels)
+    assert count > 4
+
+    def collected():
+        table = report.collect(False, ["sm_80"])
+        said = capsys.readouterr().out
+        return table, [row["sm_80"] for _, row in table], int(said.split()[-3])
+
+    table, usages, compiled = collected()
+    assert compiled == count and len(set(usages)) == count
+    report.remember(table, forget=True)
+    again = len(range(2, count, 4))
+    assert collected()[1:] == (usages, again)
+    # Another kernel alone is compiled; what is known stays known.
+    digest = report.digest
+    name = kernels[1]
+    monkeypatch.setattr(report, "digest", lambda v, t: digest(v, t) + "x" * (v == name))
+    table, _, compiled = collected()
+    assert compiled == 1 + len(range(2, count - 1, 4))
+    report.remember(table, forget=False)
+    assert len(report.known()) == count + 1
+    monkeypatch.setattr(report, "digest", digest)
+    # A record that is wrong is noticed where it is compiled again.
+    text = report.RECORD.read_text()
+    report.RECORD.write_text(re.sub(r"\[\d+,", "[7,", text))
+    table = report.collect(False, ["sm_80"])
+    wrong = report.problems(table)
+    assert len(wrong) == again and "not as in record.json: Usage(registers=7" in wrong[0]
+    report.RECORD.write_text(text.replace(report.triton.__version__, "0.1"))
+    assert collected()[2] == count and report.known() == {}
+
+
+def compile_nothing(quick, index, target, only=None):
+    return report.Usage(100 + index, 0, 1024)
+
+
+def test_what_goes_into_a_digest():
+    """The source, the types, the constants, how it is compiled, and for what."""
+    one = next(v for v in report.variants(True) if v.name == "read_kernel")
+    (kind,) = {v for n, v in one.signature if n == "mean"}
+    other = tuple((n, "*fp64" if n == "mean" else v) for n, v in one.signature)
+    constants = dict(one.constants)
+    name = next(n for n, v in constants.items() if isinstance(v, int))
+    others = [
+        dataclasses.replace(one, signature=other),
+        dataclasses.replace(one, constants=tuple((constants | {name: 7}).items())),
+        next(v for v in report.variants(True) if v.name == "finish_kernel"),
+        dataclasses.replace(one, config=one.config._replace(warps=16)),
+    ]
+    digests = {report.digest(v, "sm_80") for v in (one, *others)} | {report.digest(one, "sm_90")}
+    assert kind == "*fp32" and len(digests) == 6
+    assert report.digest(one, "sm_80") == report.digest(one, "sm_80")
 
 
 def test_render():

@@ -19,11 +19,12 @@ pytest.importorskip("tqdm")
 from safetensors import safe_open
 
 from kanerva_ext.cli import _checkpoint, main
-from kanerva_ext.cli._batches import derive_seed
+from kanerva_ext.cli._batches import Batches, derive_seed
 from kanerva_ext.cli._config import ConfigError
 from kanerva_ext.cli._config_files import load_config, presets
 from kanerva_ext.cli._loaded_run import load_run
 from kanerva_ext.cli._logs import CsvLog, read_csv
+from kanerva_ext.cli._processes import Process
 from kanerva_ext.data import hold_out, load_images
 from kanerva_ext.models import KanervaMachine, evaluate
 
@@ -39,6 +40,7 @@ SMALL = {
     "training.checkpoint_every": 3,
 }
 PRESET = "cpu-omniglot-kanerva"
+RANKS = ((0, 1), (0, 2), (1, 2))  # of how many
 
 
 def arguments(out, *more, preset=PRESET, **options):
@@ -257,6 +259,32 @@ def test_held_out_training_images_take_the_place_of_the_test_images(tmp_path):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test"] == expected
     assert len(rest.images) + len(held.images) == len(train.images)
+
+
+def test_episodes_are_cut_into_parts_of_drawn_lengths(tmp_path):
+    """Every length comes up, a step sees as many images as without, and as many in each process."""
+    sets = ["data.episode_length=12", "data.shortest_episode=3", "training.corrupted=0.5"]
+    config = load_config(PRESET, [*sets, "training.noise=1.0"])
+    one, first, second = (Batches(config, Process(*p, torch.device("cpu"))) for p in RANKS)
+    lengths = set()
+    for step in range(40):
+        images, queries = one.at(step)
+        length = images.shape[1]
+        lengths.add(length)
+        assert len(images) * length == 2 * 12
+        assert queries.shape[:2] == (len(images), round(length / 2))
+        assert not torch.equal(queries, images[:, : queries.shape[1]])
+        halves = torch.cat([first.at(step)[0], second.at(step)[0]])
+        assert torch.equal(halves, images) and torch.equal(one.at(step)[0], images)
+    assert lengths == {12, 6, 4, 3}
+    whole = Batches(load_config(PRESET, [sets[0]]), one.process)
+    assert [whole.at(step)[0].shape[:2] for step in range(8)] == [(2, 12)] * 8
+    # Through the loop as well, tests with whole episodes, and again bit for bit.
+    options = {"data__shortest_episode": 2, "training__evaluate_every": 0}
+    for name in ("run", "same"):
+        assert main(arguments(tmp_path / name, **options)) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "same")
+    assert (tmp_path / "run" / "config.json").read_text().count("shortest_episode") == 1
 
 
 def test_a_run_starts_from_anothers_parameters(whole, tmp_path, capsys):

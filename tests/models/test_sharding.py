@@ -104,7 +104,6 @@ os._exit(0)
     ],
 )
 def test_two_processes_train_as_one(code, tmp_path):
-    code = code.replace("{store!r}", repr(str(tmp_path / "store")))
-    for printed in run_processes(code):
+    for printed in run_processes(lambda store: code.replace("{store!r}", repr(store)), tmp_path):
         for name in ("FusedKanervaMemory", "KanervaLayer", "KanervaMachine"):
             assert f"{name} agrees" in printed

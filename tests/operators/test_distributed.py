@@ -136,7 +136,6 @@ os._exit(0)  # joining gloo's threads can hang
 
 
 def test_two_processes_compute_as_one(tmp_path):
-    code = CODE.format(store=str(tmp_path / "store"))
-    for printed in run_processes(code):
+    for printed in run_processes(lambda store: CODE.format(store=store), tmp_path):
         for part in ("operators agree", "steps and packed sequences agree", "the memory agrees"):
             assert part in printed

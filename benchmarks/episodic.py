@@ -1,0 +1,334 @@
+"""The episodic memory on facts of the world: ``python -m benchmarks.episodic TABLE``.
+
+Tables: capacity, features, changes, known, times, index, drift; or all.
+Facts are towns and where they are (`episodic_facts`; ``pip install '.[episodic]'``). ``times`` and
+``drift`` are of random vectors and need nothing. ``--json FILE`` also writes the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from kanerva_ext.episodic import EpisodicMemory
+
+from . import machine
+from .episodic_facts import UNRELATED, embed, town_facts
+
+#: Facts that there are, those that are asked about, and questions about towns of none of them.
+FACTS, ASKED, UNWRITTEN = 6144, 1024, 1024
+Row = dict[str, Any]
+
+
+class World:
+    """The facts' embeddings, computed when they are first asked for."""
+
+    def __init__(self) -> None:
+        texts = town_facts(FACTS)
+        self.questions, self.answers = embed(texts.questions), embed(texts.answers)
+        kinds = zip(*texts.paraphrases[:ASKED], strict=True)
+        self.paraphrases = [embed(list(kind)) for kind in kinds]
+        others = town_facts(UNWRITTEN, 20_000).questions
+        self.unwritten = embed(others)
+        names = [q.removeprefix("Where is ").removesuffix("?") for q in others[:512]]
+        self.unrelated = embed([u.format(town=name) for u in UNRELATED for name in names])
+
+    def memory(self, count: int, **options: Any) -> EpisodicMemory:
+        memory = EpisodicMemory(384, 384, **options)
+        memory.write(self.questions[:count], self.answers[:count])
+        return memory
+
+
+def top1(reads: Tensor, values: Tensor, right: Tensor) -> float:
+    """How often the value nearest to a read-out, of all, is the right one."""
+    found = (normalize(reads, dim=-1) @ normalize(values, dim=-1).mT).argmax(-1)
+    return (found == right).float().mean().item()
+
+
+def recall_row(world: World, memory: EpisodicMemory, count: int) -> Row:
+    asked = torch.arange(min(count, ASKED))
+    values = world.answers[:count]
+    reads = memory.read(world.questions[asked]).values
+    paraphrased = [top1(memory.read(p[asked]).values, values, asked) for p in world.paraphrases]
+    index = [top1(p[asked], world.questions[:count], asked) for p in world.paraphrases]
+    return {
+        "facts": count,
+        "recall": top1(reads, values, asked),
+        "cosine": cosine_similarity(reads, values[asked]).mean().item(),
+        "paraphrases": sum(paraphrased) / len(paraphrased),
+        "index, paraphrases": sum(index) / len(index),
+    }
+
+
+def capacity(world: World) -> Iterable[Row]:
+    """Recall against the number of facts, in units of the slots; Larimar's K is 512."""
+    for options in (
+        {"slots": 384, "features": "none"},
+        {"slots": 384, "features": "relu"},
+        {"slots": 2048, "features": "relu"},
+        {"slots": 2048, "features": "fourier", "bandwidth": 0.5},
+    ):
+        for count in (192, 384, 768, 1536, 3072, 6144):
+            memory = world.memory(count, **options)
+            about = {"slots": options["slots"], "features": options["features"]}
+            yield about | recall_row(world, memory, count)
+
+
+def features(world: World) -> Iterable[Row]:
+    """What the noise variance does, at twice and at three times as many facts as slots."""
+    for slots, count in ((384, 768), (2048, 1536), (2048, 6144)):
+        for noise_var in (1e-1, 1e-2, 1e-3, 1e-4, 1e-6):
+            memory = world.memory(count, slots=slots, features="relu", noise_var=noise_var)
+            yield {"slots": slots, "noise_var": noise_var} | recall_row(world, memory, count)
+
+
+def changes(world: World) -> Iterable[Row]:
+    """Edits and forgetting of 100 of the facts, and what became of the others."""
+    changed = torch.arange(100)
+    for slots, count in ((2048, 1024), (2048, 2048), (2048, 6144)):
+        memory = world.memory(count, slots=slots)
+        others = torch.arange(100, min(count, ASKED))
+        before = memory.read(world.questions[others]).values
+        # The town moves: its answer becomes that of another town, written nowhere else.
+        new = normalize(world.answers[:100].roll(1, 0) + 0.5 * world.answers[200:300], dim=-1)
+        memory.edit(changed.tolist(), new)
+        values = world.answers[:count].clone()
+        values[:100] = new
+        reads = memory.read(world.questions[:100]).values
+        both = torch.cat([values, world.answers[:100]])  # the old ones may still be answered
+        after = memory.read(world.questions[others]).values
+        row = {
+            "slots": slots,
+            "facts": count,
+            "edits": top1(reads, both, changed),
+            "edits, paraphrases": sum(
+                top1(memory.read(p[:100]).values, both, changed) for p in world.paraphrases
+            )
+            / len(world.paraphrases),
+            "others after": top1(after, both, others),
+            "others before": top1(before, world.answers[:count], others),
+        }
+        memory.forget(changed.tolist())
+        gone = memory.read(world.questions[:100])
+        fresh = EpisodicMemory(384, 384, slots)
+        fresh.write(world.questions[100:count], world.answers[100:count])
+        never = fresh.read(world.questions[:100]).values
+        after = memory.read(world.questions[others]).values
+        yield row | {
+            "forgotten": top1(gone.values, torch.cat([values, world.answers[:100]]), changed),
+            "kept": top1(after, values, others),
+            "from never written": ((gone.values - never).norm() / never.norm()).item(),
+        }
+
+
+def roc_area(positive: Tensor, negative: Tensor) -> float:
+    """P(a positive scores above a negative), ties half."""
+    ordered = negative.sort().values
+    below = torch.searchsorted(ordered, positive).double()
+    upto = torch.searchsorted(ordered, positive, right=True).double()
+    return ((below + upto) / 2 / len(negative)).mean().item()
+
+
+def known(world: World) -> Iterable[Row]:
+    """Which questions the memory says that it knows, at a false alarm rate of 0.05."""
+    for slots, count in ((2048, 256), (2048, 1024), (2048, 6144), (384, 192), (384, 1536)):
+        memory = world.memory(count, slots=slots)
+        asked = min(count, ASKED)
+        said = {
+            "written": memory.read(world.questions[:asked]),
+            "paraphrases": memory.read(torch.cat([p[:asked] for p in world.paraphrases])),
+            "unwritten": memory.read(world.unwritten),
+            "unrelated": memory.read(world.unrelated),
+        }
+        row: Row = {"slots": slots, "features": memory.features.kind, "facts": count}
+        row |= {name: out.is_known.float().mean().item() for name, out in said.items()}
+        row["ROC, written"] = roc_area(said["written"].score, said["unwritten"].score)
+        row["ROC, paraphrases"] = roc_area(said["paraphrases"].score, said["unrelated"].score)
+        yield row
+
+
+def measured(call: Callable[[], Any], times: int = 5) -> float:
+    """The least of several times, in milliseconds."""
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return 1e3 * best
+
+
+def times(_: None = None) -> Iterable[Row]:
+    """Milliseconds of each operation: 10,000 random facts, keys and values of 384 numbers."""
+    for slots in (512, 2048):
+        for disk in (False, True):
+            with tempfile.TemporaryDirectory() as folder:
+                yield times_row(slots, Path(folder) / "facts.db" if disk else None)
+
+
+def times_row(slots: int, path: Path | None) -> Row:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(10_100, 384, generator=generator)
+    values = torch.randn(10_100, 384, generator=generator)
+    queries = torch.randn(1000, 384, generator=generator)
+    memory = EpisodicMemory(384, 384, slots, store=path)
+    ids = memory.write(keys[10_000:], values[10_000:])  # the first call of each operator
+    memory.forget(ids)
+    row = {
+        "slots": slots,
+        "store": "SQLite" if path else "memory",
+        "write 10,000": measured(lambda: memory.write(keys[:10_000], values[:10_000]), 1),
+        "first read": measured(lambda: memory.read(queries), 1),
+        "read 1,000": measured(lambda: memory.read(queries)),
+        "read 1": measured(lambda: memory.read(queries[:1])),
+        "edit 1": measured(lambda: memory.edit(7 + len(ids), values[8])),
+        "write 1": measured(lambda: memory.write(keys[-1:], values[-1:])),
+        "forget 1": measured(lambda: memory.forget(next(iter(memory)))),
+        "open": None,
+    }
+    if path:
+        memory.close()
+        row["open"] = measured(lambda: EpisodicMemory.load(path).close(), 1)
+    return row
+
+
+def index(world: World) -> Iterable[Row]:
+    """The same facts in indices: how often each finds the answer, its times and its size."""
+    import faiss
+
+    count, asked = FACTS, torch.arange(ASKED)
+    questions, answers = world.questions[:count], world.answers[:count]
+    keys = questions.numpy()
+    queries = torch.cat([p[:ASKED] for p in world.paraphrases])
+    right = asked.repeat(len(world.paraphrases))
+
+    def row(name, build, search, size) -> Row:
+        start = time.perf_counter()
+        built = build()
+        building = 1e3 * (time.perf_counter() - start)
+        return {
+            "what": name,
+            "recall": (search(built, questions[:ASKED]) == asked).double().mean().item(),
+            "paraphrases": (search(built, queries) == right).double().mean().item(),
+            "build, ms": building,
+            "1,000 queries, ms": measured(lambda: search(built, queries[:1000])),
+            "numbers": size,
+        }
+
+    def flat():
+        made = faiss.IndexFlatIP(384)
+        made.add(keys)
+        return made
+
+    def graph():
+        made = faiss.IndexHNSWFlat(384, 32, faiss.METRIC_INNER_PRODUCT)
+        made.add(keys)
+        return made
+
+    def found(made, asked_for):
+        return torch.from_numpy(made.search(asked_for.numpy(), 1)[1][:, 0])
+
+    stored = count * 384
+    brute = lambda made, q: (q @ made.mT).argmax(-1)  # noqa: E731
+    yield row("brute force", lambda: questions, brute, stored)
+    yield row("faiss, flat", flat, found, stored)
+    yield row("faiss, HNSW", graph, found, stored)
+    for slots in (384, 2048, 4096):
+        yield row(
+            f"memory, {slots} slots",
+            lambda slots=slots: world.memory(count, slots=slots, features="relu"),
+            lambda made, q: (normalize(made.read(q).values, dim=-1) @ answers.mT).argmax(-1),
+            slots * (slots + 384),
+        )
+
+
+def drift(_: None = None) -> Iterable[Row]:
+    """How far a thousand times half the facts, forgotten and written again, move the sums."""
+    generator = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(2000, 64, generator=generator) for _ in range(2))
+    for noise_var in (1e-2, 1e-4, 1e-6):
+        memory = EpisodicMemory(64, 64, 256, noise_var=noise_var)
+        memory.write(keys, values, ids=range(2000))
+        for rounds in (1, 9, 90, 900):
+            for _ in range(rounds):
+                half = torch.randperm(2000, generator=generator)[:1000].tolist()
+                memory.forget(half)
+                memory.write(keys[half], values[half], ids=half)
+            reads = memory.read(keys.double()).values
+            fresh = EpisodicMemory(64, 64, 256, noise_var=noise_var)
+            fresh.write(keys, values)
+            wanted = fresh.read(keys.double()).values
+            yield {
+                "noise_var": noise_var,
+                "facts changed": 1000 * rounds,
+                "of the reads": ((reads - wanted).norm() / wanted.norm()).item(),
+                "refresh()": memory.refresh(),
+            }
+
+
+TABLES = {f.__name__: f for f in (capacity, features, changes, known, times, index, drift)}
+WITHOUT_FACTS = ("times", "drift")
+
+
+def show(rows: Iterable[Row]) -> list[Row]:
+    """Print rows as a table of Markdown, each as it comes."""
+    done: list[Row] = []
+    columns: list[str] = []
+    for row in rows:
+        if list(row) != columns:
+            columns = list(row)
+            print("|", " | ".join(columns), "|")
+            print("|", " | ".join("---" for _ in columns), "|")
+        print("|", " | ".join(map(text, row.values())), "|", flush=True)
+        done.append(row)
+    return done
+
+
+def text(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    if value != 0 and abs(value) < 1e-2:
+        return f"{value:.0e}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
+
+
+def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=[*TABLES, "all"])
+    parser.add_argument("--json", type=Path, help="also write the numbers there")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    names = list(TABLES) if arguments.table == "all" else [arguments.table]
+    world = None
+    if set(names) - set(WITHOUT_FACTS):
+        try:
+            world = World()
+        except ModuleNotFoundError as error:
+            sys.exit(f"{error}: pip install '.[episodic]'")
+    results = {}
+    for name in names:
+        print(f"\n{name}: {TABLES[name].__doc__}\n")
+        results[name] = show(TABLES[name](world))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(f"\npeak of the resident set: {peak:,.0f} MiB")
+    if arguments.json:
+        about = machine.describe()
+        arguments.json.write_text(json.dumps({"machine": about, **results}, indent=1) + "\n")
+    return results
+
+
+if __name__ == "__main__":
+    main()

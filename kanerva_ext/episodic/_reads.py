@@ -1,0 +1,225 @@
+"""Reading an episodic memory, and how sure a read is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_int
+from .._state import register_for_loading
+from . import _calibration
+from ._arguments import as_ids, as_rows, check_finite, named
+from ._core import CHUNK, Core, grouped, plain, take_rows
+
+#: Facts that a calibration looks at.
+SAMPLE = 1024
+#: Part of the facts that may change before the threshold is found anew.
+STALE = 1 / 16
+#: How alike (cosine) a given key and a stored one must be to be the same one.
+SAME = 1 - 1e-5
+
+
+class EpisodicRead(NamedTuple):
+    """What `EpisodicMemory.read` returns for T keys.
+
+    Attributes:
+        values: (T, value_size), what the memory holds at these keys; near 0 where nothing is.
+        score: (T,), nats that it knows of each element of the value, at least 0.
+        is_known: (T,) bool, whether the score passes the memory's threshold.
+        read_var: (T,), exact predictive variance of each element of ``values``.
+    """
+
+    values: Tensor
+    score: Tensor
+    is_known: Tensor
+    read_var: Tensor
+
+
+class Nearest(NamedTuple):
+    """The stored facts nearest to what T keys read.
+
+    Attributes:
+        ids: T lists of k ids, nearest first; fewer than k where there are fewer facts.
+        similarity: (T, k) cosines.
+    """
+
+    ids: list[list[Hashable]]
+    similarity: Tensor
+
+
+register_for_loading(EpisodicRead)
+
+
+class Reads(Core):
+    """See `EpisodicMemory`."""
+
+    def read(self, keys: Tensor, *, memory: Any = None) -> EpisodicRead:
+        """What the memory holds at keys, and how sure that is.
+
+        Differentiable in ``keys``, and in the parameters of ``features``.
+
+        Args:
+            keys: (T, S), or (S,) for one; NumPy arrays are taken too. With ``num_memories`` also
+                (M, T, S).
+            memory: with ``num_memories``: the memory of all, an int, or of each, T ints.
+
+        Returns:
+            `EpisodicRead` on the memory's device, in float32 (float64 for keys of float64), in the
+            shape of ``keys``.
+
+        Raises:
+            TypeError, ValueError: keys of the wrong kind or shape, NaN or Inf.
+            IllConditioned: the addresses of what was written do not determine the memory in
+                float64 at this ``noise_var``.
+        """
+        keys = as_rows("keys", keys, self.key_size, "key_size")
+        which = self._which(memory, keys)
+        shape, keys = keys.shape[:-1], keys.reshape(-1, self.key_size)
+        check_finite("keys", keys.detach())
+        with self._lock:
+            address = self._address(keys, wide=False)
+            groups = list(grouped(which))
+            parts = [self._read(m, take_rows(address, rows, groups)) for m, rows in groups]
+        if len(parts) == 1:
+            values, leverage, known = parts[0]
+        elif not parts:
+            values, leverage = address.new_zeros(0, self.value_size), address.new_zeros(0)
+            known = address.new_zeros(0)
+        else:
+            back = torch.tensor([i for _, rows in groups for i in rows]).argsort()
+            values, leverage, known = (
+                torch.cat(part)[back.to(self.device)] for part in zip(*parts, strict=True)
+            )
+        score = _calibration.scores(leverage, address, self.ridge)
+        results = values, score, score > known, self.noise_var * leverage
+        return EpisodicRead(*(x.reshape((*shape, *x.shape[1:])) for x in results))
+
+    def _read(self, m: int, address: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, leverages and the threshold of each."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._mend(m)
+            self._sums[m].prepare(address.dtype)
+            known = self.threshold(memory=None if self.num_memories is None else m)
+        values, leverage = self._sums[m].read(address)
+        return values, leverage, torch.full_like(leverage.detach(), known)
+
+    @plain
+    def threshold(self, *, memory: int | None = None) -> float:
+        """The score above which a key is called known: `calibrate`'s, or the memory's own.
+
+        Its own is found from up to 1,024 of the facts: each is scored as if it alone had not been
+        written, which the predictive variance gives exactly, and a part ``false_alarm`` of these
+        scores lies above. It holds for unknown keys that come from where the facts' keys do. After
+        a sixteenth of the facts has changed it is found anew. Infinite in an empty memory.
+        """
+        (m,) = self._which(memory)
+        stale = self._changes[m] > STALE * self._counts[m]
+        if self._thresholds[m] is None or stale:
+            self._mend(m)
+            address = self._address(self._store.sample(m, SAMPLE), wide=True)
+            leverage = self._sums[m].read(address)[1]
+            left_out = _calibration.without_itself(leverage)
+            both = [_calibration.scores(x, address, self.ridge) for x in (leverage, left_out)]
+            self._thresholds[m] = _calibration.threshold(*both, self.false_alarm)
+            self._changes[m] = 0
+        return self._thresholds[m]
+
+    @plain
+    def calibrate(self, keys: Tensor, *, memory: int | None = None) -> float:
+        """Set the threshold by keys that were not written: better than the memory's own guess.
+
+        Args:
+            keys: (T, S), of questions that it cannot answer; at least ``1 / false_alarm - 1``.
+            memory: with ``num_memories``, the memory.
+
+        Returns:
+            The threshold, which stays until a sixteenth of the facts has changed.
+        """
+        (m,) = self._which(memory)
+        keys = as_rows("keys", keys, self.key_size, "key_size")
+        keys = self._stored("keys", keys)
+        if len(keys) + 1 < 1 / self.false_alarm:
+            raise ValueError(
+                f"keys must be at least {math.ceil(1 / self.false_alarm) - 1} for false_alarm = "
+                f"{self.false_alarm}, got {len(keys)}"
+            )
+        self._mend(m)
+        address = self._address(keys, wide=True)
+        scores = _calibration.scores(self._sums[m].read(address)[1], address, self.ridge)
+        self._thresholds[m] = _calibration.threshold(scores, scores, self.false_alarm)
+        self._changes[m] = 0
+        return self._thresholds[m]
+
+    @plain
+    def nearest(
+        self, keys: Tensor, k: int = 1, *, by: str = "value", memory: int | None = None
+    ) -> Nearest:
+        """The stored facts that keys lead to: a read-out becomes one of the answers that exist.
+
+        Args:
+            keys: (T, S).
+            k: facts for each.
+            by: ``"value"``: those whose values are nearest to what is read; ``"key"``: those whose
+                keys are nearest to the keys, without the memory, as an index would find them.
+            memory: with ``num_memories``, the memory.
+
+        Returns:
+            `Nearest`. It looks through all facts.
+
+        Raises:
+            TypeError, ValueError: as `read`.
+        """
+        (m,) = self._which(memory)
+        if by not in ("value", "key"):
+            raise ValueError(f'by must be "value" or "key", got {by!r}')
+        keys = as_rows("keys", keys, self.key_size, "key_size").reshape(-1, self.key_size)
+        check_finite("keys", keys)
+        k = check_int("nearest", "k", k)
+        if by == "value":
+            one = None if self.num_memories is None else m
+            keys = self.read(keys, memory=one).values
+        return self._nearest(m, keys, k, by)
+
+    def _nearest(self, m: int, wanted: Tensor, k: int, by: str) -> Nearest:
+        wanted = nn.functional.normalize(wanted.to(self.device, torch.float32), dim=-1)
+        best = wanted.new_zeros(len(wanted), 0)
+        ids: list[list] = [[] for _ in range(len(wanted))]
+        for facts in self._store.chunks(m, 4 * CHUNK):
+            stored = (facts.values if by == "value" else facts.keys).to(wanted)
+            cosine = wanted @ nn.functional.normalize(stored, dim=-1).mT
+            top = cosine.topk(min(k, len(stored)), dim=-1)
+            candidates = [
+                old + [facts.ids[i] for i in row]
+                for old, row in zip(ids, top.indices.tolist(), strict=True)
+            ]
+            both = torch.cat([best, top.values], -1)
+            best, order = both.topk(min(k, both.shape[-1]), dim=-1)
+            ids = [
+                [row[i] for i in kept] for row, kept in zip(candidates, order.tolist(), strict=True)
+            ]
+        return Nearest(ids, best)
+
+    def _ids_of(self, m: int, which: Any) -> list:
+        if isinstance(which, np.ndarray) and which.dtype.kind == "f":
+            which = torch.as_tensor(which)
+        if isinstance(which, Tensor) and which.is_floating_point():
+            keys = as_rows("which", which, self.key_size, "key_size")
+            keys = self._stored("which", keys)
+            found = self._nearest(m, keys, 1, "key")
+            good = torch.zeros(len(keys), dtype=torch.bool)
+            if self._counts[m]:
+                good = (found.similarity[:, 0] >= SAME).cpu()
+            if not bool(good.all()):
+                rows = (~good).nonzero().flatten().tolist()
+                raise KeyError(f"no fact was written with the key(s) of row(s) {named(rows)}")
+            return [ids[0] for ids in found.ids]
+        ids = as_ids(which)
+        missing = [id for id in ids if not self._store.contains(m, id)]
+        if missing:
+            raise KeyError(f"the memory has no fact with the id(s) {named(missing)}")
+        return ids

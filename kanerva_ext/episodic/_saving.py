@@ -1,0 +1,224 @@
+"""Files of an episodic memory: a SQLite file with settings, features, facts and sums."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .._files import replacing
+from .._version import __version__
+from .features import Features
+from .sqlite import SQLiteStore
+from .stores import InMemoryStore
+
+if TYPE_CHECKING:
+    from .memory import EpisodicMemory
+
+#: Settings that are arguments of `EpisodicMemory` under the same names.
+ARGUMENTS = (
+    "slots", "noise_var", "prior_var", "false_alarm", "normalize", "seed", "bandwidth",
+    "num_memories",
+)  # fmt: skip
+#: Numbers of an address that tell features apart, and how alike they have to be.
+PROBE, ALIKE = 64, 1e-4
+#: Changes after which the sums are written again, at least; more slots: more, as they are larger.
+CHANGES = 16_384
+
+
+def describe(memory: EpisodicMemory) -> dict[str, Any]:
+    """Settings as JSON holds them."""
+    return {
+        "kanerva_ext": __version__,
+        "features": memory.features.kind if isinstance(memory.features, Features) else "own",
+        "probe": probe(memory),
+        **{name: getattr(memory, name) for name in ARGUMENTS},
+    }
+
+
+def probe(memory: EpisodicMemory) -> list[float]:
+    """Part of the address of a fixed key: what tells two features of the same sizes apart."""
+    with torch.no_grad():
+        key = torch.linspace(-1, 1, memory.key_size, dtype=torch.float64).cos()[None]
+        return memory._address(key, wide=True)[0, :PROBE].tolist()
+
+
+def _apart(a: list[float], b: list[float]) -> bool:
+    first, second = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+    if first.shape != second.shape:
+        return True
+    return not bool((first - second).abs().max() <= ALIKE * first.abs().max().clamp(min=1e-9))
+
+
+def check_alike(memory: EpisodicMemory, other: EpisodicMemory) -> None:
+    """Raise ValueError unless what one has written means the same to the other."""
+    for name in ("key_size", "value_size", "slots", "num_memories", "normalize"):
+        own, theirs = getattr(memory, name), getattr(other, name)
+        if own != theirs:
+            raise ValueError(f"other must have {name} = {own}, got {theirs}")
+    if _apart(probe(memory), probe(other)):
+        raise ValueError("other must have the same features (and seed): its addresses differ")
+
+
+def _buffers(memory: EpisodicMemory) -> dict[str, Tensor]:
+    """What the library's own features are made of."""
+    if not isinstance(memory.features, Features):
+        return {}
+    return {name: x.detach().double().cpu() for name, x in memory.features.named_buffers()}
+
+
+def new_file(path: str | os.PathLike, memory: EpisodicMemory) -> SQLiteStore:
+    """A store in a new file for a memory."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"store must be None, a path or a Store, got {type(path).__name__}")
+    return SQLiteStore(
+        path,
+        memory.key_size,
+        memory.value_size,
+        memory.dtype,
+        describe(memory),
+        _buffers(memory),
+    )
+
+
+def put_sums(memory: EpisodicMemory, store: SQLiteStore) -> None:
+    """Write the sums that take longer to compute again than to read."""
+    named = {}
+    for m, sums in enumerate(memory._sums):
+        if memory._counts[m] >= memory.slots and not memory._broken[m]:
+            gram, cross = sums.sums()
+            named[m] = {"gram": gram, "cross": cross}
+    store.put_sums(named)
+
+
+def written(memory: EpisodicMemory, count: int) -> None:
+    """To be told how many facts a memory has changed: now and then its file gets its sums."""
+    memory._unsummed += count
+    if memory._unsummed >= max(CHANGES, 4 * memory.slots):
+        if isinstance(memory._store, SQLiteStore):
+            put_sums(memory, memory._store)
+        memory._unsummed = 0
+
+
+def save(memory: EpisodicMemory, path: str | os.PathLike) -> None:
+    path = Path(path).resolve()
+    for m in range(len(memory._sums)):
+        memory._mend(m)
+    own = memory._store
+    if isinstance(own, SQLiteStore) and own.path.resolve() == path:
+        put_sums(memory, own)
+        return
+    if path.exists():
+        _free(path)
+    with replacing(path) as new:
+        if new == path:
+            raise ValueError(f"{path} must be a file's name")
+        store = new_file(new, memory)
+        try:
+            for m in range(len(memory._sums)):
+                for facts in own.chunks(m):
+                    store.change([(m, [], facts)])
+            put_sums(memory, store)
+        finally:
+            store.close()
+    # Of a file that was there before and that nobody closed; its changes are not this one's.
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _free(path: Path) -> None:
+    """Raise OSError if a memory has the file open."""
+    try:
+        SQLiteStore(path).close()
+    except ValueError:
+        return  # no file of ours, or damaged: it is replaced
+
+
+def load(
+    cls: type[EpisodicMemory],
+    path: str | os.PathLike,
+    features: Callable[[Tensor], Tensor] | None,
+    in_memory: bool,
+    device: torch.device | str,
+) -> EpisodicMemory:
+    store = SQLiteStore(path)
+    try:
+        return _load(cls, store, features, in_memory, device)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _load(cls, store, features, in_memory, device) -> EpisodicMemory:
+    settings = store.settings
+    try:
+        kind, arguments = settings["features"], {name: settings[name] for name in ARGUMENTS}
+        if kind == "own" and features is None:
+            raise ValueError(
+                f"{store.path} holds a memory with features of its own: load(path, features=...)"
+            )
+        if kind != "own" and features is not None:
+            raise ValueError(f'features must be None: the memory in {store.path} has "{kind}"')
+        memory = cls(
+            settings["key_size"],
+            settings["value_size"],
+            features=features if kind == "own" else kind,
+            dtype=settings["dtype"],
+            device=device,
+            **arguments,
+        )
+        if isinstance(memory.features, nn.Module) and kind != "own":
+            for name, buffer in memory.features.named_buffers():
+                width = buffer.shape[-1] if buffer.dim() > 1 else 1
+                saved = store.sums(-1, name, width)
+                if saved is None or saved.numel() != buffer.numel():
+                    raise ValueError(f"it has no {name} of the features")
+                buffer.copy_(saved.view(buffer.shape))
+        if _apart(settings["probe"], probe(memory)):
+            raise ValueError(
+                "features must be those that its facts were written with: their addresses differ"
+            )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{store.path} is damaged: {error!r}") from error
+    with torch.no_grad():
+        broken = [not _load_sums(memory, store, m) for m in range(len(memory._sums))]
+    if in_memory:
+        count = len(memory._sums)
+        kept = InMemoryStore(memory.key_size, memory.value_size, memory.dtype, count)
+        for m in range(count):
+            for facts in store.chunks(m):
+                kept.change([(m, [], facts)])
+        memory._attach(kept)
+        store.close()
+    else:
+        memory._attach(store)
+    memory._broken = broken
+    return memory
+
+
+def _load_sums(memory: EpisodicMemory, store: SQLiteStore, m: int) -> bool:
+    """Sums as they were saved, and what has changed since; False: there are none."""
+    gram = store.sums(m, "gram", memory.slots)
+    cross = store.sums(m, "cross", memory.value_size)
+    shapes = [None if x is None else x.shape[0] for x in (gram, cross)]
+    if shapes == [None, None]:
+        return store.count(m) == 0  # else from the facts, when they are asked for
+    if shapes != [memory.slots, memory.slots]:
+        raise ValueError(f"{store.path} is damaged: its sums have other sizes")
+    memory._sums[m].load(gram, cross)
+    for facts, sign in store.since_sums(m):
+        memory._sum(m, facts, sign)
+    return True
+
+
+def close(memory: EpisodicMemory) -> None:
+    store = memory._store
+    if isinstance(store, SQLiteStore) and not store.closed:
+        if store.changes():
+            put_sums(memory, store)
+        store.close()

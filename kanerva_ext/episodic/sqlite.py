@@ -1,0 +1,381 @@
+"""Facts in one SQLite file, with the memory's sums: what a crash leaves is the last commit."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sqlite3
+import threading
+import zlib
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .stores import CHUNK, DTYPES, Facts, Store, spread
+
+__all__ = ["FORMAT", "SQLiteStore"]
+
+FORMAT = "kanerva_ext.EpisodicMemory"
+APPLICATION = 0x4B4E4552  # in the file's header
+#: Rows of a matrix that are one blob: SQLite's blobs end at a gigabyte.
+ROWS = 256
+
+TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, content);
+CREATE TABLE facts (
+    position INTEGER PRIMARY KEY, memory INTEGER NOT NULL, id NOT NULL, version INTEGER NOT NULL,
+    key BLOB NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL, UNIQUE (memory, id));
+CREATE INDEX facts_version ON facts (version);
+-- Facts that the stored sums hold and that are no longer there.
+CREATE TABLE removed (
+    memory INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE sums (
+    memory INTEGER, name TEXT, start INTEGER, content BLOB NOT NULL, crc INTEGER NOT NULL,
+    PRIMARY KEY (memory, name, start));
+"""
+
+
+class SQLiteStore(Store):
+    """Facts in a SQLite file, written at once and in full: a fact is there, or it is not.
+
+    A transaction is on the disk when a write returns (write-ahead log, synchronous=FULL); a
+    process that is killed at any time leaves what the last one that returned had written. One
+    process at a time has the file open.
+
+    The file also has the memory's settings and, as of the last `put_sums`, its sums. Opened
+    again, only what changed since is added to them.
+
+    Args:
+        path: of the file.
+        key_size, value_size, dtype: of a new file; None of one that is there.
+        settings: of a new file, as JSON can hold them.
+        tensors: of a new file, by name, in float64; `sums` of memory -1 gives them back.
+
+    Raises:
+        FileExistsError, FileNotFoundError: a new file's place is taken; no file to open.
+        OSError: it cannot be read or written, or another process has it open.
+        ValueError: it is no such file, or it is damaged.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        key_size: int | None = None,
+        value_size: int | None = None,
+        dtype: str = "float32",
+        settings: dict[str, Any] | None = None,
+        tensors: dict[str, Tensor] | None = None,
+    ):
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        new = key_size is not None
+        if new and self.path.exists():
+            raise FileExistsError(
+                errno.EEXIST,
+                "there is a file already; EpisodicMemory.load opens one",
+                str(self.path),
+            )
+        if not new and not self.path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self.path))
+        self._connection: sqlite3.Connection | None = None
+        try:
+            with self._errors():
+                self._open(new)
+                if new:
+                    self._create(key_size, value_size, dtype, settings or {}, tensors or {})
+                self._describe()
+        except BaseException:
+            self.close()
+            if new:
+                for suffix in ("", "-wal", "-journal", "-shm"):
+                    Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+            raise
+
+    def _open(self, new: bool) -> None:
+        mode = "rwc" if new else "rw"
+        self._connection = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=1,
+        )
+        run = self._connection.execute
+        # Two processes would each have sums of their own: the second one is told. Before the first
+        # look at the file, which then needs no third file beside it, as on a full disk.
+        run("PRAGMA locking_mode=EXCLUSIVE")
+        # Before anything of a file of others is changed.
+        if not new and run("PRAGMA application_id").fetchone()[0] != APPLICATION:
+            raise ValueError(f"{self.path} is no file of an EpisodicMemory")
+        run("PRAGMA journal_mode=WAL")
+        run("PRAGMA synchronous=FULL")
+        run("BEGIN IMMEDIATE")
+        run("COMMIT")
+
+    def _create(self, key_size, value_size, dtype, settings, tensors) -> None:
+        self._connection.executescript(f"PRAGMA application_id={APPLICATION}; BEGIN; {TABLES}")
+        described = {
+            "format": FORMAT,
+            "key_size": key_size,
+            "value_size": value_size,
+            "dtype": dtype,
+            **settings,
+        }
+        self._connection.execute(
+            "INSERT INTO meta VALUES ('settings', ?)", (json.dumps(described),)
+        )
+        self._connection.execute("INSERT INTO meta VALUES ('version', 0), ('summed', 0)")
+        for name, tensor in tensors.items():
+            self._put(-1, name, tensor)
+        self._connection.execute("COMMIT")
+
+    def _describe(self) -> None:
+        try:
+            self.settings = json.loads(self._meta("settings"))
+            sizes = [self.settings["key_size"], self.settings["value_size"]]
+            self._sizes = [int(size) for size in sizes]
+            self._dtype = DTYPES[self.settings["dtype"]]
+            self._version = int(self._meta("version"))
+            self._summed = int(self._meta("summed"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is damaged: {error}") from error
+
+    def _meta(self, name: str):
+        row = self._connection.execute(
+            "SELECT content FROM meta WHERE name = ?", (name,)
+        ).fetchone()
+        if row is None:
+            raise ValueError(f"it has no {name}")
+        return row[0]
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's errors as those of files."""
+        try:
+            yield
+        except UnicodeDecodeError as error:  # of a damaged text, also of SQLite's own messages
+            raise ValueError(f"{self.path} is damaged: {error}") from error
+        except sqlite3.Error as error:
+            text = str(error)
+            if "full" in text:
+                raise OSError(
+                    errno.ENOSPC, f"{text}; nothing of this change was written", str(self.path)
+                ) from error
+            if "locked" in text:
+                raise OSError(
+                    errno.EBUSY, "another process, or memory, has it open", str(self.path)
+                ) from error
+            if "malformed" in text or "not a database" in text or "no such table" in text:
+                raise ValueError(f"{self.path} is damaged or no memory: {text}") from error
+            raise OSError(errno.EIO, text, str(self.path)) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All that is done within it is on the disk afterwards, or on an error nothing."""
+        with self._lock, self._errors():
+            if self._connection is None:
+                raise ValueError(f"the store of {self.path} is closed")
+            run = self._connection.execute
+            run("BEGIN IMMEDIATE")
+            version = self._version
+            try:
+                yield self._connection
+                run("UPDATE meta SET content = ? WHERE name = 'version'", (self._version,))
+                run("COMMIT")
+            except BaseException:
+                self._version = version
+                if self._connection.in_transaction:
+                    run("ROLLBACK")
+                raise
+
+    def _select(self, query: str, values: Sequence = ()) -> list:
+        with self._lock, self._errors():
+            if self._connection is None:
+                raise ValueError(f"the store of {self.path} is closed")
+            return self._connection.execute(query, values).fetchall()
+
+    def _insert(self, connection, memory: int, facts: Facts) -> None:
+        columns = [_blobs(facts.keys), _blobs(facts.values)]
+        rows = (
+            (memory, id, self._version, key, value, _crc(key, value))
+            for id, key, value in zip(facts.ids, *columns, strict=True)
+        )
+        connection.executemany(
+            "INSERT INTO facts (memory, id, version, key, value, crc) VALUES (?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+
+    def change(self, changes: Sequence[tuple[int, Sequence, Facts]]) -> None:
+        with self._transaction() as connection:
+            self._version += 1
+            for memory, removed, added in changes:
+                self._change(connection, memory, removed, added)
+
+    def _change(self, connection, memory: int, removed: Sequence, added: Facts) -> None:
+        at = {id: i for i, id in enumerate(added.ids)} if removed else {}
+        for id in removed:
+            name = (memory, id)
+            connection.execute(
+                "INSERT INTO removed SELECT memory, key, value, crc FROM facts "
+                "WHERE memory = ? AND id = ? AND version <= ?",
+                (*name, self._summed),
+            )
+            if id in at:
+                i = at[id]
+                pair = (*_blobs(added.keys[i : i + 1]), *_blobs(added.values[i : i + 1]))
+                connection.execute(
+                    "UPDATE facts SET version = ?, key = ?, value = ?, crc = ? "
+                    "WHERE memory = ? AND id = ?",
+                    (self._version, *pair, _crc(*pair), *name),
+                )
+            else:
+                connection.execute("DELETE FROM facts WHERE memory = ? AND id = ?", name)
+        if not removed:
+            self._insert(connection, memory, added)
+            return
+        gone = set(removed)
+        new = [i for i, id in enumerate(added.ids) if id not in gone]
+        if new:
+            facts = Facts([added.ids[i] for i in new], added.keys[new], added.values[new])
+            self._insert(connection, memory, facts)
+
+    def get(self, memory: int, ids: Sequence) -> Facts:
+        query = "SELECT key, value, crc FROM facts WHERE memory = ? AND id = ?"
+        rows = [self._select(query, (memory, id))[0] for id in ids]
+        return Facts(list(ids), *self._tensors(rows))
+
+    def contains(self, memory: int, id: Hashable) -> bool:
+        query = "SELECT 1 FROM facts WHERE memory = ? AND id = ?"
+        return bool(self._select(query, (memory, id)))
+
+    def count(self, memory: int) -> int:
+        return self._select("SELECT COUNT(*) FROM facts WHERE memory = ?", (memory,))[0][0]
+
+    def ids(self, memory: int) -> Iterator:
+        last = -1
+        query = (
+            "SELECT position, id FROM facts WHERE memory = ? AND position > ? "
+            "ORDER BY position LIMIT ?"
+        )
+        while rows := self._select(query, (memory, last, CHUNK)):
+            yield from (row[1] for row in rows)
+            last = rows[-1][0]
+
+    def chunks(self, memory: int, size: int = CHUNK) -> Iterator[Facts]:
+        return self._chunks("facts", "memory = ?", (memory,), size)
+
+    def _chunks(self, table: str, where: str, values: tuple, size: int = CHUNK) -> Iterator[Facts]:
+        id, last = ("id", -1) if table == "facts" else ("NULL", -1)
+        query = (
+            f"SELECT rowid, {id}, key, value, crc FROM {table} WHERE {where} AND rowid > ? "
+            "ORDER BY rowid LIMIT ?"
+        )
+        while rows := self._select(query, (*values, last, size)):
+            yield Facts([row[1] for row in rows], *self._tensors([row[2:] for row in rows]))
+            last = rows[-1][0]
+
+    def sample(self, memory: int, count: int) -> Tensor:
+        rows = self._select("SELECT position FROM facts WHERE memory = ?", (memory,))
+        positions = sorted(row[0] for row in rows)
+        query = "SELECT key, value, crc FROM facts WHERE position = ?"
+        chosen = [positions[i] for i in spread(len(positions), count).tolist()]
+        return self._tensors([self._select(query, (p,))[0] for p in chosen])[0]
+
+    def first_free(self, memory: int) -> int:
+        query = "SELECT MAX(id) FROM facts WHERE memory = ? AND typeof(id) = 'integer'"
+        found = self._select(query, (memory,))[0][0]
+        return 0 if found is None else max(found + 1, 0)
+
+    @property
+    def closed(self) -> bool:
+        return self._connection is None
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def put_sums(self, tensors: dict[int, dict[str, Tensor]]) -> None:
+        """The sums of each memory, by name, as they are now."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM sums WHERE memory >= 0")
+            connection.execute("DELETE FROM removed")
+            for memory, named in tensors.items():
+                for name, tensor in named.items():
+                    self._put(memory, name, tensor)
+            connection.execute(
+                "UPDATE meta SET content = ? WHERE name = 'summed'", (self._version,)
+            )
+        self._summed = self._version
+
+    def _put(self, memory: int, name: str, tensor: Tensor) -> None:
+        for start in range(0, len(tensor), ROWS):
+            content = tensor[start : start + ROWS].cpu().numpy().tobytes()
+            self._connection.execute(
+                "INSERT INTO sums VALUES (?, ?, ?, ?, ?)",
+                (memory, name, start, content, _crc(content)),
+            )
+
+    def sums(self, memory: int, name: str, width: int) -> Tensor | None:
+        """What `put_sums` was given, (rows, width) in float64; None if there is nothing."""
+        rows = self._select(
+            "SELECT content, crc FROM sums WHERE memory = ? AND name = ? ORDER BY start",
+            (memory, name),
+        )
+        if not rows:
+            return None
+        content = b"".join(row[0] for row in rows)
+        if len(content) % (8 * width) or any(_crc(row[0]) != row[1] for row in rows):
+            raise ValueError(f"{self.path} is damaged: its sums are not those that were written")
+        return torch.frombuffer(bytearray(content), dtype=torch.float64).view(-1, width)
+
+    def since_sums(self, memory: int) -> Iterator[tuple[Facts, int]]:
+        """What has changed since `put_sums`: facts to add (1) and to take away (-1)."""
+        for facts in self._chunks("removed", "memory = ?", (memory,)):
+            yield facts, -1
+        for facts in self._chunks("facts", "memory = ? AND version > ?", (memory, self._summed)):
+            yield facts, 1
+
+    def changes(self) -> int:
+        """How many facts `since_sums` would give."""
+        added = self._select("SELECT COUNT(*) FROM facts WHERE version > ?", (self._summed,))
+        return added[0][0] + self._select("SELECT COUNT(*) FROM removed")[0][0]
+
+    def _tensors(self, rows: Sequence[tuple[bytes, bytes, int]]) -> tuple[Tensor, Tensor]:
+        out = []
+        if any(_crc(key, value) != crc for key, value, crc in rows):
+            raise ValueError(f"{self.path} is damaged: a fact is not what was written")
+        for i, size in enumerate(self._sizes):
+            content = bytearray(b"".join(row[i] for row in rows))
+            wanted = len(rows) * size * self._dtype.itemsize
+            if len(content) != wanted:
+                raise ValueError(f"{self.path} is damaged: a fact has another size")
+            tensor = (
+                torch.frombuffer(content, dtype=self._dtype)
+                if content
+                else torch.empty(0, dtype=self._dtype)
+            )
+            out.append(tensor.view(len(rows), size))
+        return out[0], out[1]
+
+
+def _blobs(tensor: Tensor) -> list[bytes]:
+    array = np.ascontiguousarray(tensor.numpy())
+    width = array.shape[1] * array.itemsize
+    content = array.tobytes()
+    return [content[i : i + width] for i in range(0, len(content), width)]
+
+
+def _crc(*contents: bytes) -> int:
+    """Of the contents, one after the other: SQLite itself does not notice a changed byte."""
+    crc = 0
+    for content in contents:
+        crc = zlib.crc32(content, crc)
+    return crc
