@@ -21,6 +21,7 @@ REFERENCE = {
         "`kanerva_ext.ops`, have [pages of their own](../operators/index.md).",
         ["kanerva_ext"],
     ),
+    "episodic": ("kanerva_ext.episodic", "", ["kanerva_ext.episodic"]),
     "models": ("kanerva_ext.models", "", ["kanerva_ext.models", "kanerva_ext.models.training"]),
     "data": ("kanerva_ext.data", "", ["kanerva_ext.data"]),
     "pretrained": (

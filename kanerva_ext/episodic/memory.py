@@ -284,7 +284,7 @@ class EpisodicMemory(Reads):
         """Compute the sums anew from the facts, as after a change of ``features``.
 
         Returns:
-            How far they had drifted by rounding: the largest difference of an entry of ``W'W``,
+            How far they had drifted by rounding, the largest difference of an entry of ``W'W``,
             relative to the ridge, which is what an entry has to be compared with.
         """
         drift = 0.0
