@@ -127,68 +127,90 @@ class BlockSums {
   }
 
  private:
+  static constexpr int kFactor = kSumDepth * kSumSide;        // numbers of a factor in a stage
+  static constexpr int kStage = 2 * kFactor + 2 * kSumDepth;  // and of a stage, as below
+  static constexpr int kHalf = kSumThreads / 2;
+  static_assert(kStage * sizeof(float) == sizeof(SumStage));
+
   // What a thread copies: half of the threads of W for the rows of a tile, half of W or Z for its
-  // columns; of each depth four numbers of four steps, and a lane of each warp their scales. So a
-  // warp waits for nothing but its own. What is not there is not read, wherever `from` points.
+  // columns; of each depth four numbers of every fourth step, and some lanes of each warp the
+  // scales of its steps. So a warp waits for nothing but its own. What is not there is not read,
+  // wherever these point.
   struct Source {
-    const float* from;  // of the first step
+    const float *numbers, *scale;  // of the first step
     int64_t row;
     int columns;  // of the four
+    int left;     // steps, of this one and all that follow
     bool is_aligned;
   };
 
-  static constexpr int kHalf = kSumThreads / 2;
-  __device__ static int own_step(int i) { return (block_thread() % kHalf >> 5) + 4 * i; }
-  __device__ static int own_column() { return 4 * lane(); }
+  __device__ static float* ring() { return reinterpret_cast<float*>(block_memory()); }
   __device__ static int own_factor() { return block_thread() / kHalf; }
+  __device__ static int own_step() { return block_thread() % kHalf >> 5; }
+  __device__ static int own_column() { return 4 * lane(); }
+  // Of its numbers and scales in a stage.
+  __device__ static int own_numbers() {
+    return own_factor() * kFactor + own_step() * kSumSide + own_column();
+  }
+  __device__ static int own_scales() { return 2 * kFactor + own_factor() * kSumDepth + own_step(); }
 
   // From `depth` of a tile on.
   __device__ Source source(const View& v, int64_t columns, int tile, int depth) const {
-    const int64_t first = int64_t(tile) * kSumSide + own_column(), left = columns - first;
     const Rows rows = rows_of(v, b_, 0, 0);
-    return {rows.data + (int64_t(depth) * kSumDepth + own_step(0)) * rows.row + first, rows.row,
-            left < 0   ? 0
-            : left < 4 ? int(left)
-                       : 4,
+    const int64_t t = int64_t(depth) * kSumDepth + own_step();
+    const int64_t first = int64_t(tile) * kSumSide + own_column();
+    const int64_t left = args_.n.T - t, right = columns - first;
+    constexpr int64_t most = 1 << 30;
+    return {rows.data + t * rows.row + first,
+            sums_.scales + t + 4 * (lane() % 4),
+            rows.row,
+            int(right < 0 ? 0 : right < 4 ? right : 4),
+            int(left < most ? left : most),
             is_aligned(rows)};
   }
 
-  // Starts the copy of a depth and goes on to the next.
-  __device__ void start(Source& x, int depth, SumStage& to) const {
-    const int64_t steps = args_.n.T - int64_t(depth) * kSumDepth;
-    const int left = steps < kSumDepth ? int(steps) : kSumDepth;
+  // Starts the copy of a depth to the stage there and goes on to the next.
+  __device__ static void start(Source& x, int stage) {
+    float* const place = ring() + (stage + own_numbers());
+    if (x.is_aligned) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int columns = own_step(i) < left ? x.columns : 0;
-      float* const place = &to.x[own_factor()][own_step(i)][own_column()];
-      if (x.is_aligned) {
-        copy_async<16>(place, x.from, 4 * columns);
-      } else {
+      for (int i = 0; i < 4; ++i)
+        copy_async<16>(place + 4 * kSumSide * i, x.numbers + 4 * i * x.row,
+                       4 * i < x.left ? 4 * x.columns : 0);
+    } else {
 #pragma unroll 1
-        for (int e = 0; e < 4; ++e) copy_async<4>(place + e, x.from + e, e < columns ? 4 : 0);
-      }
-      x.from += 4 * x.row;
+      for (int i = 0; i < 4; ++i)
+#pragma unroll 1
+        for (int e = 0; e < 4; ++e)
+          copy_async<4>(place + 4 * kSumSide * i + e, x.numbers + 4 * i * x.row + e,
+                        4 * i < x.left && e < x.columns ? 4 : 0);
     }
-    if (lane() < 4) {
-      const int step = own_step(lane());
-      copy_async<4>(&to.scales[own_factor()][step],
-                    sums_.scales + int64_t(depth) * kSumDepth + step, step < left ? 4 : 0);
-    }
+    if (lane() < 4)
+      copy_async<4>(ring() + (stage + own_scales() + 4 * lane()), x.scale,
+                    4 * lane() < x.left ? 4 : 0);
+    x.numbers += kSumDepth * x.row;
+    x.scale += kSumDepth;
+    x.left -= kSumDepth;
   }
 
   // Scales what the thread copied; what the mask leaves out becomes zero, whatever it was. Gives
   // the sum of squares.
-  __device__ static float rescale(SumStage& x) {
+  __device__ static float rescale(int stage) {
+    float* const place = ring() + (stage + own_numbers());
+    const float* const scales = ring() + (stage + own_scales());
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float scale = x.scales[own_factor()][own_step(i)];
-      float4& four = *reinterpret_cast<float4*>(&x.x[own_factor()][own_step(i)][own_column()]);
+      const float scale = scales[4 * i];
+      const bool kept = scale >= 0.0f;
+      float4& four = *reinterpret_cast<float4*>(place + 4 * kSumSide * i);
       float4 y = four;
-      y = {y.x * scale, y.y * scale, y.z * scale, y.w * scale};
-      if (scale < 0.0f) y = {0.0f, 0.0f, 0.0f, 0.0f};
+      y.x = kept ? y.x * scale : 0.0f;
+      y.y = kept ? y.y * scale : 0.0f;
+      y.z = kept ? y.z * scale : 0.0f;
+      y.w = kept ? y.w * scale : 0.0f;
       four = y;
-      squares += y.x * y.x + y.y * y.y + y.z * y.z + y.w * y.w;
+      squares = fmaf(y.x, y.x, fmaf(y.y, y.y, fmaf(y.z, y.z, fmaf(y.w, y.w, squares))));
     }
     return squares;
   }
@@ -196,37 +218,37 @@ class BlockSums {
   // The part of a tile, over depths of it.
   __device__ void add_up(int tile, int part, int first, int last) {
     const SumTile at = sum_tile(plan_, tile);
-    SumStage* const ring = reinterpret_cast<SumStage*>(block_memory());
     const bool is_diagonal = !at.is_of_values && at.row == at.column;
     const bool copies = own_factor() == 0 || !is_diagonal;
     const bool of_values = own_factor() == 1 && at.is_of_values;
     Source x =
         of_values ? source(args_.values, args_.n.C, at.column, first)
                   : source(args_.weights, args_.n.K, own_factor() == 0 ? at.row : at.column, first);
-    const auto start_next = [&](int depth, int stage) {
-      if (copies && depth < last) start(x, depth, ring[stage]);
-      end_copies();
-    };
     double squares = 0.0;
     float sum[8][8] = {};
-    start_next(first, 0);
-    start_next(first + 1, 1);
-    int stage = 0;
+#pragma unroll
+    for (int stage = 0; stage < 2; ++stage) {
+      if (copies && first + stage < last) start(x, stage * kStage);
+      end_copies();
+    }
+    int stage = 0, before = 2 * kStage;  // of this depth, and of the one before
     for (int depth = first; depth < last; ++depth) {
       wait_for_copies<1>();
       __syncwarp();
       if (copies) {
-        const float more = rescale(ring[stage]);
+        const float more = rescale(stage);
         if (of_values) squares += double(more);
       }
       __syncthreads();
-      // Every thread is done with what the ring had before this.
-      start_next(depth + 2, stage == 0 ? 2 : stage - 1);
-      multiply(ring[stage].x[0], ring[stage].x[is_diagonal ? 0 : 1], sum);
+      // Every thread is done with the depth before.
+      if (copies && depth + 2 < last) start(x, before);
+      end_copies();
+      multiply(stage + row(), stage + (is_diagonal ? 0 : kFactor) + column(), sum);
       const int passed = depth - first + 1;
       if (passed % kSumPart == 0 || depth + 1 == last)
         flush(sums_.parts + int64_t(part) * (kSumSide * kSumSide), passed <= kSumPart, sum);
-      stage = stage == 2 ? 0 : stage + 1;
+      before = stage;
+      stage = stage == 2 * kStage ? 0 : stage + kStage;
     }
     wait_for_copies<0>();
     if (at.is_of_values && at.row == 0) {
@@ -241,13 +263,15 @@ class BlockSums {
   __device__ static int row() { return 4 * ((block_thread() >> 6) * 4 + (lane() >> 3)); }
   __device__ static int column() { return 4 * ((block_thread() >> 5 & 1) * 8 + (lane() & 7)); }
 
-  __device__ static void multiply(const float (&a)[kSumDepth][kSumSide],
-                                  const float (&b)[kSumDepth][kSumSide], float (&sum)[8][8]) {
-#pragma unroll 2  // by 4 or 8 there are spills
+  // Adds the products of a depth of the factors that start there in the ring.
+  __device__ static void multiply(int a, int b, float (&sum)[8][8]) {
+    const float* const rows = ring() + a;
+    const float* const columns = ring() + b;
+#pragma unroll 2  // by 4 or 8 some GPUs' registers do not suffice
     for (int t = 0; t < kSumDepth; ++t) {
       float x[8], y[8];
-      load_eight(a[t] + row(), x);
-      load_eight(b[t] + column(), y);
+      load_eight(rows + t * kSumSide, x);
+      load_eight(columns + t * kSumSide, y);
 #pragma unroll
       for (int i = 0; i < 8; ++i)
 #pragma unroll
