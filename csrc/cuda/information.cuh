@@ -169,7 +169,10 @@ __device__ __noinline__ Outcome solve_covariance(const BayesWriteArgs& args, int
   for (int k = thread(); k < K; k += threads()) logs += log(double(m.pivots[k]));
   product<false, false>(K, K, K, m.Y, m.U, [&](int i, int j, F x) { m.N(i, j) = x; });
   sync();
-  product<true, false>(K, K, K, m.N, m.N, [&](int i, int j, F x) { m.U(i, j) = x; });
+  // Tiles in tensor cores are not quite symmetric.
+  product<true, false>(K, K, K, m.N, m.N, [&](int i, int j, F x) {
+    if (j <= i) m.U(i, j) = m.U(j, i) = x;
+  });
   sync();
   return Outcome::done;
 }
