@@ -37,8 +37,8 @@ ARCHS = tuple(f"sm_{a.base}{a.suffix}" for a in arch.parse(arch.DEFAULT_ARCHS))
 # Patterns of kernel names that may spill.
 MAY_SPILL: tuple[str, ...] = (r"^small_recall_kernel",)
 
-# The kernels of small memories, but for those that have the general path inside.
-FAST = r"^small_"
+# The kernels of small memories, but for those that have the general path inside; long sums.
+FAST = r"^small_|^episode_sums_kernel"
 GENERAL_INSIDE = (r"^small_write_kernel<.*\btrue\b",)
 #: Of few registers too many: their factor of 32 x 32 is loaded ahead as far as there are any.
 NOT_YET_FAST = MAY_SPILL
@@ -204,7 +204,7 @@ def fast_section(fast: dict[tuple[str, str], ptx_text.Kernel]) -> str:
         textwrap.fill(
             "Of memories of at most 64 slots, without those that have the general path inside, "
             "and without `small_recall_kernel`, whose factor takes 168 registers and still spills "
-            "a few bytes. CI "
+            "a few bytes; and the sums over the steps of long episodes. CI "
             f"checks: no spills, no stack, at most {MOST_REGISTERS} registers a thread on every "
             "architecture, so that as many blocks as stated fit the registers; no load or store "
             "whose space of memory nvcc does not know, but in functions that are called.",

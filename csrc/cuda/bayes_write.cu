@@ -1,5 +1,7 @@
 // bayes_write, forward: one launch. One block per memory; or per memory and block of columns, in
-// which case the K x K half is done by each of them; or a team per memory. make_plan says when.
+// which case the K x K half is done by each of them; or a team per memory. plan_write says when.
+// Long episodes of large memories take two launches more, before: sums over their steps by all
+// processors (episode_sums.cuh), with which a team solves.
 //
 // Floor at (B, T, K, C) = (16, 32, 32, 100): 0.9 MB in and out, 0.3 us at 3 TB/s; 6 million
 // multiply-adds, 0.2 us at 30 T/s; a launch is 2 to 3 us and the chain of L = 32 pivots, a barrier
@@ -19,7 +21,7 @@ namespace {
 // The whole episode in information form, where it serves.
 __device__ __noinline__ Outcome write_long(const BayesWriteArgs& args, int64_t b,
                                            const ColumnBlock& columns, const WritePlan& plan,
-                                           Arena arena, double& evidence) {
+                                           const EpisodeSums& sums, Arena arena, double& evidence) {
   const int64_t c0 = columns.first;
   const int n = columns.count;
   const bool stores_cov = columns.index == 0;
@@ -28,16 +30,39 @@ __device__ __noinline__ Outcome write_long(const BayesWriteArgs& args, int64_t b
   const double limit = information_limit(args.mean.dtype);
   Outcome outcome = Outcome::harder;
   if (narrow_state && args.n.K >= kManySlots) {
-    outcome = write_information<float>(args, b, c0, n, plan.long_steps, plan.width, arena, limit,
-                                       kEasyInformation, stores_cov, evidence);
+    outcome = write_information<float>(args, b, c0, n, plan.long_steps, plan.width, sums, arena,
+                                       limit, kEasyInformation, stores_cov, evidence);
     sync();
   }
   if (outcome == Outcome::harder) {
-    outcome = write_information<double>(args, b, c0, n, plan.long_steps, plan.width, arena, limit,
-                                        kNoLimit, stores_cov, evidence);
+    outcome = write_information<double>(args, b, c0, n, plan.long_steps, plan.width, {}, arena,
+                                        limit, kNoLimit, stores_cov, evidence);
     sync();
   }
   return outcome;
+}
+
+// The scales of a memory's steps, by a thread each, for what follows.
+__global__ void __launch_bounds__(256)
+    scales_kernel(const __grid_constant__ BayesWriteArgs args,
+                  const __grid_constant__ SumsPlan plan, char* workspace) {
+  const int64_t b = blockIdx.x, t = int64_t(blockIdx.y) * blockDim.x + threadIdx.x;
+  if (t < args.n.T) store_scale(args, b, t, EpisodeSums(workspace, plan, args.n.T, b).scales);
+}
+
+__global__ void __launch_bounds__(kSumThreads, 2)
+    episode_sums_kernel(const __grid_constant__ BayesWriteArgs args,
+                        const __grid_constant__ SumsPlan plan, char* workspace) {
+  const int64_t b = blockIdx.x;
+  BlockSums(args, EpisodeSums(workspace, plan, args.n.T, b), b).run(int(blockIdx.y));
+}
+
+void start_sums(const BayesWriteArgs& args, const WritePlan& plan, const Launch& to) {
+  const Sizes& n = args.n;
+  char* const workspace = static_cast<char*>(to.workspace) + workspace_before_sums(n, plan);
+  launch(scales_kernel, {n.B, (n.T + 255) / 256}, 256, 0, to.stream, args, plan.sums, workspace);
+  launch(episode_sums_kernel, {n.B, plan.sums.blocks}, kSumThreads, kSumRing * sizeof(SumStage),
+         to.stream, args, plan.sums, workspace);
 }
 
 // teams: a TeamMemory for each memory, if teams work on them. partials: the evidence of every block
@@ -50,7 +75,13 @@ __global__ void __launch_bounds__(256, 1)
   const Item item = item_of(args, blockIdx.x);
   double evidence = 0.0;
   Outcome outcome = Outcome::harder;
-  if (plan.long_steps > 0) outcome = write_long(args, item.state, columns, plan, arena, evidence);
+  if (plan.long_steps > 0) {
+    EpisodeSums sums;
+    if (plan.sums.blocks > 0)
+      sums =
+          EpisodeSums(workspace + args.n.B * int64_t(plan.global), plan.sums, args.n.T, item.state);
+    outcome = write_long(args, item.state, columns, plan, sums, arena, evidence);
+  }
   if (outcome == Outcome::harder && args.mean.dtype == Dtype::float32 &&
       args.method != WriteMethod::sqrt && !is_small(args.n.T, args.n)) {
     outcome = write_block<float>(args, item, columns, plan.steps, plan.width, arena, false,
@@ -76,6 +107,8 @@ WriteCall call_of(const BayesWriteArgs& args) {
   call.may_be_long = information_serves(args, args.n.T);
   call.must_be_long = args.method == WriteMethod::information;
   call.price_of_long = call.in_float32 && args.n.K < kManySlots ? 2.0 : 1.0;
+  call.may_be_summed =
+      call.in_float32 && args.n.K >= kManySlots && are_float32_by_rows(args.weights, args.values);
   call.may_be_small = args.method != WriteMethod::sqrt;
   return call;
 }
@@ -87,7 +120,12 @@ size_t bayes_write_workspace(const BayesWriteArgs& args, const Device& device) {
 }
 
 void bayes_write(const BayesWriteArgs& args, const Launch& to) {
-  start_either_write(write_kernel, finish_kernel, args, call_of(args), to);
+  const WriteCall call = call_of(args);
+  if (call.may_be_long && call.may_be_summed) {
+    const WritePlan plan = plan_write(call, to.device);
+    if (plan.sums.blocks > 0) start_sums(args, plan, to);
+  }
+  start_either_write(write_kernel, finish_kernel, args, call, to);
 }
 
 }  // namespace kanerva::cuda

@@ -43,9 +43,13 @@ __device__ __noinline__ bool factorise(int n, Mat<T> s, Mat<T> g, T* pivots) {
 template <class T>
 __device__ inline double pivot_condition(int n, const T* pivots) {
   double low = kInfinite, high = 0.0;
-  for (int i = 0; i < n; ++i) {
+  for (int i = lane(); i < n; i += 32) {
     low = fmin(low, double(pivots[i]));
     high = fmax(high, double(pivots[i]));
+  }
+  for (int distance = 16; distance > 0; distance /= 2) {
+    low = fmin(low, __shfl_xor_sync(0xffffffffu, low, distance));
+    high = fmax(high, __shfl_xor_sync(0xffffffffu, high, distance));
   }
   return n > 0 ? high / low : 1.0;
 }

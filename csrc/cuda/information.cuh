@@ -5,12 +5,16 @@
 // Addresses and values are scaled by n^-1/2 when they are loaded, so that G and U come out exactly
 // symmetric. A masked step has address and value zero and noise one: it adds nothing to any sum.
 //
+// Where other blocks have added up G and H before (episode_sums.cuh) the team only adds their
+// parts, and factorises in panels.
+//
 // Counted for T steps, K slots, C columns, L steps at a time: T (K^2 + K C) + 4.5 K^3 + 2 K^2 C
-// multiply-adds and 4 T / L + 2 K barriers. Chunks of L steps: T (2 K^2 + 2 K C + 2 L K + L C) and
-// T (1 + 10 / L).
+// multiply-adds and 4 T / L + 2 K barriers, or with such sums K / 16 + 20. Chunks of L steps: T (2
+// K^2 + 2 K C + 2 L K + L C) and T (1 + 10 / L).
 #pragma once
 
-#include "write_chunk.cuh"
+#include "episode_sums.cuh"
+#include "panels.cuh"
 
 namespace kanerva::cuda {
 
@@ -22,13 +26,16 @@ struct Information {
   Mat<F> Y, N;        // K x K, where later
   Mat<F> W, Z, H;     // L x K, L x width, K x width are
   Mat<F> R;           // K x width, in place of Z
+  PanelFactors panels;
 
-  __host__ __device__ Information(Arena& arena, int L, int K, int width)
+  // in_panels: whether it has room for panels.
+  __host__ __device__ Information(Arena& arena, int L, int K, int width, bool in_panels)
       : scale(arena.take<F>(L)),
         pivots(arena.take<F>(K)),
         kept(arena.take<int>(L)),
         G(arena.matrix<F>(K, K)),
-        U(arena.matrix<F>(K, K)) {
+        U(arena.matrix<F>(K, K)),
+        panels(arena, in_panels ? K : 0) {
     const int ld = G.ld, wide = odd_stride(width);
     const int64_t square = int64_t(K) * ld, addresses = int64_t(L) * ld;
     const int64_t values = int64_t(L > K ? L : K) * wide;
@@ -56,22 +63,31 @@ __device__ inline int64_t kept_steps(const BayesWriteArgs& args, int64_t b) {
   return int64_t(team_sum(count));
 }
 
-// Scales of the steps [first, first + L); this thread's share of their logarithms of noise is added
-// to `logs`. False, in every thread, when a noise that counts is out of its domain. Leaves the team
-// synchronised.
-template <class F>
-__device__ inline bool load_scales(const BayesWriteArgs& args, int64_t b, int64_t first, int L,
-                                   const Information<F>& m, double& logs) {
+// f(t, kept, noise) for the steps [first, first + L), t from 0 on; this thread's share of their
+// logarithms of noise is added to `logs`. False, in every thread, when a noise that counts is out
+// of its domain. Leaves the team synchronised.
+template <class Step>
+__device__ inline bool load_noise(const BayesWriteArgs& args, int64_t b, int64_t first, int64_t L,
+                                  double& logs, Step f) {
   bool bad = false;
-  for (int t = thread(); t < L; t += threads()) {
+  for (int64_t t = thread(); t < L; t += threads()) {
     const bool kept = keeps_step(args.mask, b, first + t);
     const double v = kept ? scalar(args.noise_var, b, first + t) : 1.0;
     bad = bad || !(v > 0.0 && v <= kLargestNoise);
-    m.kept[t] = kept;
-    m.scale[t] = F(1.0 / sqrt(v));
+    f(t, kept, v);
     if (kept) logs += log(v) + kLog2Pi;
   }
   return !any(bad);
+}
+
+// Scales of these steps, likewise.
+template <class F>
+__device__ inline bool load_scales(const BayesWriteArgs& args, int64_t b, int64_t first, int L,
+                                   const Information<F>& m, double& logs) {
+  return load_noise(args, b, first, L, logs, [&](int64_t t, bool kept, double v) {
+    m.kept[t] = kept;
+    m.scale[t] = F(1.0 / sqrt(v));
+  });
 }
 
 // x = rows [first, first + L) and columns from c0 on, scaled. Not synchronised: an element is
@@ -89,53 +105,89 @@ __device__ __noinline__ double load_scaled(const View& v, int64_t b, int64_t fir
   return squares;
 }
 
-// G and the posterior covariance U, the logarithms of noise and of |N| (of this thread). `harder`
-// when the largest diagonal of N passes `limit` or its condition, from the pivots, `condition`, or
-// when something is not positive definite. Leaves the team synchronised.
+// G, the lower triangle and the upper the same, and this thread's share of the logarithms of noise.
+// False, in every thread, when a noise that counts is out of its domain. Leaves the team
+// synchronised.
 template <class F>
-__device__ __noinline__ Outcome solve_covariance(const BayesWriteArgs& args, int64_t b, int steps,
-                                                 const Information<F>& m, double limit,
-                                                 double condition, double& logs) {
+__device__ __noinline__ bool sum_addresses(const BayesWriteArgs& args, int64_t b, int steps,
+                                           const EpisodeSums& sums, const Information<F>& m,
+                                           double& logs) {
   const int K = int(args.n.K);
+  if (sums.are_there()) {
+    add_parts(sums, false, K, K, [&](int i, int j, float x) { m.G(i, j) = m.G(j, i) = F(x); });
+    return load_noise(args, b, 0, args.n.T, logs, [](int64_t, bool, double) {});
+  }
   for (int64_t first = 0; first < args.n.T; first += steps) {
     const int L = int(first + steps <= args.n.T ? steps : args.n.T - first);
-    if (!load_scales(args, b, first, L, m, logs)) return Outcome::failed;
+    if (!load_scales(args, b, first, L, m, logs)) return false;
     load_scaled(args.weights, b, first, 0, L, K, m, m.W);
     sync();
     product<true, false>(K, K, L, m.W, m.W,
                          [&](int i, int j, F x) { m.G(i, j) = first == 0 ? x : m.G(i, j) + x; });
   }
+  return true;
+}
+
+// s (n x n) = F F', as F' with zeros below its diagonal or, if g is not null, as g = F^-1. False,
+// in every thread, when a pivot is not positive. Expects s to be synchronised; leaves the team
+// synchronised.
+template <class F>
+__device__ inline bool factorise_information(int n, const EpisodeSums& sums,
+                                             const Information<F>& m, Mat<F> s, Mat<F> g) {
+  if constexpr (sizeof(F) == 4) {
+    if (sums.are_there()) return factorise_panels(n, s, g, m.pivots, m.panels);
+  }
+  if (!factorise(n, s, g, m.pivots)) return false;
+  if (g.data != nullptr) return true;
+  each(n, n, [&](int i, int j) { s(i, j) = j >= i ? s(i, j) / sqrt(m.pivots[i]) : F(0); });
+  sync();
+  return true;
+}
+
+// G and the posterior covariance U, the logarithms of noise and of |N| (of this thread). `harder`
+// when the largest diagonal of N passes `limit` or its condition, from the pivots, `condition`, or
+// when something is not positive definite. Leaves the team synchronised.
+template <class F>
+__device__ __noinline__ Outcome solve_covariance(const BayesWriteArgs& args, int64_t b, int steps,
+                                                 const EpisodeSums& sums, const Information<F>& m,
+                                                 double limit, double condition, double& logs) {
+  const int K = int(args.n.K);
+  if (!sum_addresses(args, b, steps, sums, m, logs)) return Outcome::failed;
   load(args.cov, b, 0, 0, K, K, m.U);
   sync();
-  if (!factorise(K, m.U, Mat<F>{nullptr, 0}, m.pivots)) return Outcome::harder;
-  each(K, K, [&](int i, int j) { m.U(i, j) = j >= i ? m.U(i, j) / sqrt(m.pivots[i]) : F(0); });
-  sync();
+  if (!factorise_information(K, sums, m, m.U, Mat<F>{nullptr, 0})) return Outcome::harder;
   product<false, false>(K, K, K, m.U, m.G, [&](int i, int j, F x) { m.Y(i, j) = x; });
   sync();
   product<false, true>(K, K, K, m.Y, m.U,
                        [&](int i, int j, F x) { m.N(i, j) = x + (i == j ? F(1) : F(0)); });
   sync();
-  bool easy = true;
-  for (int k = 0; k < K; ++k) easy = easy && double(m.N(k, k)) - 1.0 <= limit;
-  if (!easy || !factorise(K, m.N, m.Y, m.pivots)) {
-    sync();
-    return Outcome::harder;
-  }
+  bool hard = false;
+  for (int k = thread(); k < K; k += threads()) hard = hard || !(double(m.N(k, k)) - 1.0 <= limit);
+  if (any(hard)) return Outcome::harder;
+  if (!factorise_information(K, sums, m, m.N, m.Y)) return Outcome::harder;
   if (!(pivot_condition(K, m.pivots) <= condition)) return Outcome::harder;
   for (int k = thread(); k < K; k += threads()) logs += log(double(m.pivots[k]));
   product<false, false>(K, K, K, m.Y, m.U, [&](int i, int j, F x) { m.N(i, j) = x; });
   sync();
-  product<true, false>(K, K, K, m.N, m.N, [&](int i, int j, F x) { m.U(i, j) = x; });
+  // Tiles in tensor cores are not quite symmetric.
+  product<true, false>(K, K, K, m.N, m.N, [&](int i, int j, F x) {
+    if (j <= i) m.U(i, j) = m.U(j, i) = x;
+  });
   sync();
   return Outcome::done;
 }
 
-// The columns [c0, c0 + n) of the posterior mean, in m.R. Returns this thread's share of the
-// squared norm of their Z - W R0 in the metric of S^-1. Leaves the team synchronised.
+// The columns [c0, c0 + n) of H, all of them where there are sums. Returns this thread's share of
+// the sum of squares of the scaled values. Not synchronised.
 template <class F>
-__device__ __noinline__ double solve_mean(const BayesWriteArgs& args, int64_t b, int64_t c0, int n,
-                                          int steps, const Information<F>& m) {
+__device__ __noinline__ double sum_values(const BayesWriteArgs& args, int64_t b, int64_t c0, int n,
+                                          int steps, const EpisodeSums& sums,
+                                          const Information<F>& m) {
   const int K = int(args.n.K);
+  if (sums.are_there()) {
+    add_parts(sums, true, K, n, [&](int i, int j, float x) { m.H(i, j) = F(x); });
+    return share_of_squares(sums);
+  }
   double squares = 0.0, logs = 0.0;
   for (int64_t first = 0; first < args.n.T; first += steps) {
     const int L = int(first + steps <= args.n.T ? steps : args.n.T - first);
@@ -146,6 +198,17 @@ __device__ __noinline__ double solve_mean(const BayesWriteArgs& args, int64_t b,
     product<true, false>(K, n, L, m.W, m.Z,
                          [&](int i, int j, F x) { m.H(i, j) = first == 0 ? x : m.H(i, j) + x; });
   }
+  return squares;
+}
+
+// The columns [c0, c0 + n) of the posterior mean, in m.R. Returns this thread's share of the
+// squared norm of their Z - W R0 in the metric of S^-1. Leaves the team synchronised.
+template <class F>
+__device__ __noinline__ double solve_mean(const BayesWriteArgs& args, int64_t b, int64_t c0, int n,
+                                          int steps, const EpisodeSums& sums,
+                                          const Information<F>& m) {
+  const int K = int(args.n.K);
+  double squares = sum_values(args, b, c0, n, steps, sums, m);
   sync();
   load(args.mean, b, 0, c0, K, n, m.R);
   sync();
@@ -164,18 +227,19 @@ __device__ __noinline__ double solve_mean(const BayesWriteArgs& args, int64_t b,
   return squares;
 }
 
-// The write of one item's columns [c0, c0 + n) in arithmetic F, `steps` at a time. `evidence` is
-// their share of the log evidence. Leaves the team synchronised.
+// The write of one item's columns [c0, c0 + n) in arithmetic F, `steps` at a time or from sums that
+// are there. `evidence` is their share of the log evidence. Leaves the team synchronised.
 template <class F>
 __device__ Outcome write_information(const BayesWriteArgs& args, int64_t b, int64_t c0, int n,
-                                     int steps, int width, Arena arena, double limit,
-                                     double condition, bool stores_cov, double& evidence) {
+                                     int steps, int width, const EpisodeSums& sums, Arena arena,
+                                     double limit, double condition, bool stores_cov,
+                                     double& evidence) {
   const int K = int(args.n.K);
-  const Information<F> m(arena, steps, K, width);
+  const Information<F> m(arena, steps, K, width, sums.are_there());
   double logs = 0.0;  // of this thread
-  const Outcome outcome = solve_covariance(args, b, steps, m, limit, condition, logs);
+  const Outcome outcome = solve_covariance(args, b, steps, sums, m, limit, condition, logs);
   if (outcome != Outcome::done) return outcome;
-  const double squares = solve_mean(args, b, c0, n, steps, m);
+  const double squares = solve_mean(args, b, c0, n, steps, sums, m);
   evidence = -0.5 * team_sum(squares + double(n) * logs);
   // Values that are not finite, or whose squares overflow in F, show here.
   if (!(evidence < kInfinite && evidence > -kInfinite)) return Outcome::harder;

@@ -14,6 +14,7 @@ struct WritePlan {
   int width, blocks;        // columns per block, blocks of columns per memory
   int team;                 // blocks of a team; 1: there are none
   int threads;
+  SumsPlan sums;          // of the information form in float32, by a team
   size_t shared, global;  // bytes of scratch memory per block, or per team
 };
 
@@ -28,6 +29,7 @@ struct WriteCall {
   bool may_be_long = false;    // whether the information form serves,
   bool must_be_long = false;   // and was asked for;
   double price_of_long = 1.0;  // of its multiply-adds: 2 in float64
+  bool may_be_summed = false;  // whether episode_sums.cuh serves
   bool may_be_small = true;    // whether small_write_plan.cuh is asked
 };
 
@@ -43,13 +45,14 @@ inline WriteWork work_in_chunks(const WriteCall& call, int L) {
           T * (1 + (10.0 + reads) / L)};
 }
 
-inline WriteWork work_in_information_form(const WriteCall& call, int L) {
+inline WriteWork work_in_information_form(const WriteCall& call, int L, bool summed = false) {
   const double T = call.steps, K = double(call.n.K), price = call.price_of_long;
-  return {price * K * K * (T + 4.5 * K), price * K * (T + 2 * K), 4 * T / L + 2 * K};
+  const double barriers = summed ? K / 16 + 20 : 4 * T / L + 2 * K;
+  return {price * K * K * (T + 4.5 * K), price * K * (T + 2 * K), barriers};
 }
 
 inline WriteWork work_of(const WriteCall& call, const WritePlan& plan) {
-  return plan.long_steps > 0 ? work_in_information_form(call, plan.long_steps)
+  return plan.long_steps > 0 ? work_in_information_form(call, plan.long_steps, plan.sums.blocks > 0)
                              : work_in_chunks(call, plan.steps);
 }
 
@@ -67,9 +70,9 @@ struct WriteLayout {
     return arena;
   }
   template <class F>
-  Arena information(size_t shared, int steps, int width) const {
+  Arena information(size_t shared, int steps, int width, bool in_panels = false) const {
     Arena arena(nullptr, shared, nullptr);
-    Information<F>(arena, steps, K, width);
+    Information<F>(arena, steps, K, width, in_panels);
     return arena;
   }
   // Of the chunks tried first.
@@ -91,17 +94,20 @@ struct WriteLayout {
     if (in_float32) include(chunk<float>(plan.shared, plan.steps, plan.width));
     if (plan.long_steps > 0) {
       include(information<double>(plan.shared, plan.long_steps, plan.width));
-      if (in_float32) include(information<float>(plan.shared, plan.long_steps, plan.width));
+      if (in_float32)
+        include(information<float>(plan.shared, plan.long_steps, plan.width, plan.sums.blocks > 0));
     }
     return most;
   }
 };
 
 // Steps at a time of the information form where it serves and, if it was not asked for, takes fewer
-// multiply-adds than chunks of `steps`; else 0.
-inline int choose_information(const WriteCall& call, int width, int steps, int64_t long_steps) {
+// multiply-adds than chunks of `steps`, or fewer barriers by far; else 0.
+inline int choose_information(const WriteCall& call, int width, int steps, int64_t long_steps,
+                              bool summed = false) {
   if (!call.may_be_long) return 0;
   const int L = int(at_most(long_steps, call.n.T));
+  if (summed) return L;
   const bool cheaper =
       work_in_information_form(call, L).of(width) < work_in_chunks(call, steps).of(width);
   return cheaper || call.must_be_long ? L : 0;
@@ -150,13 +156,15 @@ inline WritePlan plan_blocks(const WriteCall& call, const Device& device) {
 }
 
 // All matrices in the workspace.
-inline WritePlan plan_team(const WriteCall& call, int blocks) {
+inline WritePlan plan_team(const WriteCall& call, int blocks, const Device& device) {
   WritePlan plan = {};
   plan.team = blocks;
   plan.width = int(call.n.C);
   plan.blocks = 1;
   plan.steps = plan.robust_steps = int(call.n.T > 0 ? at_most(call.most_steps, call.n.T) : 1);
-  plan.long_steps = choose_information(call, plan.width, plan.steps, 1024);
+  if (call.may_be_long && call.may_be_summed) plan.sums = plan_sums(call.n, device);
+  const bool summed = plan.sums.blocks > 0;
+  plan.long_steps = choose_information(call, plan.width, plan.steps, 1024, summed);
   plan.threads = kTileThreads;
   plan.global = WriteLayout{call.in_float32, call.reads, int(call.n.K)}.global(plan);
   return plan;
@@ -166,14 +174,14 @@ inline WritePlan plan_team(const WriteCall& call, int blocks) {
 inline WritePlan plan_write(const WriteCall& call, const Device& device) {
   const WritePlan alone = plan_blocks(call, device);
   const int blocks = most_blocks(call.n, device);
-  const WritePlan team = plan_team(call, blocks);
+  const WritePlan team = plan_team(call, blocks, device);
   const WriteWork work = work_of(call, team);
   const bool pays = team_pays({work.of(call.n.C), work.barriers}, blocks,
                               work_of(call, alone).of(alone.width), device);
   return pays ? team : alone;
 }
 
-// The workspace: the memory of teams or the evidence of blocks, then what does not fit blocks.
+// The workspace: the memory of teams or the evidence of blocks, what does not fit blocks, sums.
 inline size_t teams_size(const Sizes& n, const WritePlan& plan) {
   return plan.team > 1 ? size_t(n.B) * sizeof(TeamMemory) : 0;
 }
@@ -183,9 +191,15 @@ inline size_t partials_size(const Sizes& n, int blocks) {
   return (size_t(n.B * blocks) * sizeof(double) + 15) / 16 * 16;
 }
 
-inline size_t workspace_of(const Sizes& n, const WritePlan& plan) {
+inline size_t workspace_before_sums(const Sizes& n, const WritePlan& plan) {
   return teams_size(n, plan) + partials_size(n, plan.blocks) +
          size_t(n.B * plan.blocks) * plan.global;
+}
+
+inline size_t workspace_of(const Sizes& n, const WritePlan& plan) {
+  const bool summed = plan.sums.blocks > 0;
+  return workspace_before_sums(n, plan) +
+         (summed ? size_t(n.B) * EpisodeSums::bytes(plan.sums, n.T) : 0);
 }
 
 template <class Args>
@@ -203,9 +217,10 @@ void start_write(WriteKernel<Args> kernel, FinishKernel<Args> finish, const Args
   TeamMemory* teams = reinterpret_cast<TeamMemory*>(workspace);
   double* partials = of_partials > 0 ? reinterpret_cast<double*>(workspace) : nullptr;
   if (of_teams > 0) clear(teams, of_teams, to.stream);
-  launch(kernel, {args.n.B, plan.blocks, plan.team}, plan.threads,
-         shared_bytes(plan.team, plan.shared), to.stream, args, plan, teams,
-         workspace + of_teams + of_partials, partials);
+  size_t shared = shared_bytes(plan.team, plan.shared);
+  if (plan.sums.blocks > 0 && shared < sizeof(PanelMemory)) shared = sizeof(PanelMemory);
+  launch(kernel, {args.n.B, plan.blocks, plan.team}, plan.threads, shared, to.stream, args, plan,
+         teams, workspace + of_teams + of_partials, partials);
   if (partials != nullptr)
     launch(finish, {args.n.B}, 256, 0, to.stream, args, plan.blocks,
            static_cast<const double*>(partials));

@@ -190,6 +190,7 @@ def test_fast_kernels_are_those_of_small_memories():
     assert not kernel_report.is_fast("small_write_kernel<32, true>")
     assert not kernel_report.is_fast("small_write_kernel<32, true, BayesWriteArgs>")
     assert not kernel_report.is_fast("small_recall_kernel<32>")
+    assert kernel_report.is_fast("episode_sums_kernel")
     assert not kernel_report.is_fast("write_kernel")
 
 

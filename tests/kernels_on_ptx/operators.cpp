@@ -209,6 +209,29 @@ void write(Dtype dtype, Sizes n, double noise, bool decays, bool masks, WriteMet
   RUN(bayes_write_backward, d);
 }
 
+// A long episode of a large memory, the write alone: `apart` numbers more than they need lie
+// between the rows of addresses and values, and before the first.
+void long_write(Sizes n, bool masks, int64_t apart) {
+  if (!only.empty() && only != "long_bayes_write") return;
+  Problem p{Dtype::float32, n, {}, {}};
+  BayesWriteArgs a;
+  a.n = n;
+  a.mean = p.input(n.K, n.C);
+  a.cov = p.covariance();
+  const auto skip = [&](View v) {
+    v.data = static_cast<float*>(v.data) + apart;
+    return v;
+  };
+  a.weights = skip(p.input(n.T, n.K + apart, 0.0, 1.0 / std::sqrt(double(n.K))));
+  a.values = skip(p.input(n.T, n.C + apart));
+  a.noise_var = p.input(n.T, 1, 1.0, 0.5);
+  if (masks) a.mask = p.mask();
+  a.mean_out = p.result(n.K, n.C);
+  a.cov_out = p.result(n.K, n.K);
+  a.log_evidence = p.result(1, 1);
+  run(p, "long_bayes_write", cuda::bayes_write_workspace, cuda::bayes_write, a);
+}
+
 // Without `count` each of the n.B states has steps of its own; else the rows hold `count`
 // sequences.
 void scan(Dtype dtype, Sizes n, double noise, bool decays, bool masks, int64_t count,
@@ -496,6 +519,11 @@ int main(int count, char** arguments) {
   write(Dtype::float32, {1, 64, 32, 300}, 1.0, false, false, M::automatic);
   write(Dtype::float32, {1, 40, 50, 200}, 1.0, false, true, M::automatic);
   step(Dtype::float32, {2, 1, 40, 110}, false);
+  // Sums over the steps of a long episode, and panels: two tiles or more of each, ragged ones, of
+  // which one block has several and several blocks have one; copies by 16 and by 4 bytes.
+  most_processors = 4;
+  long_write({1, 530, 264, 132}, false, 0);
+  long_write({2, 860, 257, 3}, true, 1);
   // Fewer processors than memories: what is too hard is marked, and done by another kernel; several
   // tiles of queries for a block.
   most_processors = 1;

@@ -101,6 +101,39 @@ def check_covariance(p: Problem, cov):
         assert (variance <= before * (1 + 8 * eps)).all()
 
 
+#: Which CUDA sums over the steps by all processors: several tiles, ragged ones, of several blocks;
+#: of the last the mask leaves fewer steps than the information form takes.
+LARGE = (
+    (Case("iid", 1.0, 600, 257, 130, batch=1), 0),
+    (Case("iid", 3.0, 1100, 256, 5, "some"), 1),
+    (Case("iid", 3.0, 600, 256, 3, "some", batch=1), 0),
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "apart"), [pytest.param(c, a, id=str(c), marks=c.marks) for c, a in LARGE]
+)
+def test_long_episodes_of_large_memories(case, apart):
+    """Also where rows lie ``apart`` numbers further from each other than they need, and where what
+    the mask leaves out is not finite."""
+
+    def spread(x):
+        room = torch.full((*x.shape[:-1], x.shape[-1] + apart), torch.nan, dtype=x.dtype)
+        room[..., apart:] = x
+        return room[..., apart:]
+
+    p = problem(case, torch.float32)
+    given = p._replace(weights=spread(p.weights), values=spread(p.values))
+    if p.mask is not None:
+        given.weights[~p.mask] = torch.nan
+        given.values[~p.mask] = torch.inf
+        given = given._replace(noise_var=torch.where(p.mask, p.noise_var, -1.0))
+    results, rivals = write(given), plain(case, torch.float32)
+    for name, got, want, rival in zip(NAMES, results, truth(case), rivals, strict=True):
+        assert_as_accurate(got, want, rival, name=name)
+    check_covariance(p, results[1])
+
+
 @not_on(INTERPRETER, PTX, reason="65,536 steps")
 @pytest.mark.parametrize(("method", "dtype"), grid(METHODS, DTYPES, values=lambda m, d: (m, "any")))
 def test_65536_steps(method, dtype):

@@ -266,6 +266,40 @@ def test_a_barrier_takes_all_warps_to_the_latest():
     )
 
 
+@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_blocks_that_wait_for_each_other_go_on_after_the_latest(late, seed):
+    """However often the interpreter lets the other one look."""
+    body = f"""
+      mov.u32 %r1, %ctaid.x;
+      setp.ne.u32 %p1, %r1, {late};
+      @%p1 bra ARRIVE;
+      {"add.f32 %f1, %f1, %f1;" * 200}
+    ARRIVE:
+      atom.global.add.u32 %r2, [%d0], 1;
+    AGAIN:
+      ld.volatile.global.u32 %r3, [%d0];
+      setp.ge.u32 %p2, %r3, 2;
+      @%p2 bra DONE;
+      nanosleep.u32 20;
+      bra AGAIN;
+    DONE:
+      {"add.f32 %f2, %f2, %f2;" * 10}
+    """
+    program = module(kernel(body))
+    assert not program.launch(
+        "k", words(), grid=2, block=1, cooperative=True, counts=True, seed=seed, quantum=5
+    )
+    got = json.loads(program.counted())
+    before = 199 * LATENCY + FLOAT
+    arrived = before + COSTS["atomic"][1]
+    # A comparison and a branch, then what comes after.
+    after = COSTS["compare"][1] + COSTS["branch"][1] + 9 * LATENCY + FLOAT
+    waits = SECOND_LEVEL + after + COSTS["call"][1]
+    for clocks_of_block in got["block_clocks"], got["first_block_clocks"]:
+        assert arrived + waits <= clocks_of_block <= arrived + waits + 60
+
+
 def test_branches_that_are_taken():
     loop = "  mov.u32 %r1, 0;\nAGAIN:\n  add.u32 %r1, %r1, 1;\n  setp.lt.u32 %p1, %r1, {};\n"
     loop += "  @%p1 bra AGAIN;\n"

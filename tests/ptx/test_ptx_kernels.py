@@ -65,6 +65,13 @@ def test_a_barrier_left_out_of_a_small_memorys_kernel_is_noticed(run, operator, 
         assert "race in " in done.stderr, (barrier, done.stdout[-2000:])
 
 
+def test_a_barrier_left_out_of_the_sums_of_a_long_episode_is_noticed(run):
+    for barrier in (0, 1, 40):
+        skip = {"KANERVA_PTX_SKIP_BARRIER": str(barrier), "KANERVA_PTX_SKIP_IN": "episode_sums"}
+        done = run("long_bayes_write", **skip)
+        assert "race in " in done.stderr, (barrier, done.stdout[-2000:])
+
+
 @pytest.mark.parametrize("operator", ["read", "statistics_backward", "forget", "causal_scan"])
 def test_a_write_past_a_buffer_is_noticed(run, operator):
     done = run(operator, KANERVA_SHORT_RESULTS="1")

@@ -259,6 +259,30 @@ void Counter::end_block(const Block& block) {
   longest_block_ = latest(longest_block_, end);
 }
 
+// Blocks that wait for each other do so by atomic operations on a counter: a load of it is ready a
+// way to the second-level cache and back after the last of them.
+void Counter::follow_arrivals(WarpState& state, const Instruction& i, Mask lanes, Space space,
+                              Kind kind, const uint64_t* addresses, Chain& chain) {
+  if (i.control == Control::sleep && state.waits) state.clock = state.waiting;
+  if (space != Space::global || !i.is_read) return;
+  if (kind == Kind::atomic) {
+    each_lane(lanes, [&](int l) {
+      Clocks& last = arrivals_[addresses[l]];
+      last = latest(last, chain.ready);
+    });
+    state.waiting = state.clock;
+    state.waits = true;
+  } else if (!arrivals_.empty()) {
+    each_lane(lanes, [&](int l) {
+      const auto found = arrivals_.find(addresses[l]);
+      if (found == arrivals_.end()) return;
+      Clocks seen = found->second;
+      for (uint64_t& clock : seen) clock += second_level_latency();
+      chain.ready = latest(chain.ready, seen);
+    });
+  }
+}
+
 void Counter::follow_chain(Warp& warp, const Instruction& i, Mask lanes, Space space, Kind kind,
                            const uint64_t* addresses, const Traffic& traffic) {
   const Frame& frame = *warp.current.frame;
@@ -296,8 +320,9 @@ void Counter::follow_chain(Warp& warp, const Instruction& i, Mask lanes, Space s
   chain.instructions += 1;
   chain.loads += is_load;
   chain.ready = tick(warp, i, lanes, space, kind, traffic, chain.ready);
+  follow_arrivals(flight, i, lanes, space, kind, addresses, chain);
   Chain stored = chain;
-  // Blocks have clocks of their own, and a warp reads memory after it has written there.
+  // A warp reads memory after it has written there.
   if (!is_parameter) stored.ready = {};
   if (i.is_write) each_word([&](Chain& c) { c.join(stored); });
   for (size_t k = 0; k < i.targets; ++k) {

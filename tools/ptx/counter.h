@@ -14,7 +14,7 @@ namespace ptx {
 
 // Of a value: the longest chain of instructions, each of which needs the result of the one before,
 // that ends in it, and the most loads on such a chain. Chains go through registers and memory. And
-// when it is ready, by the warp's clock; that goes through registers only.
+// when it is ready, by the warp's clock; that goes through registers and atomic operations only.
 struct Chain {
   uint32_t instructions = 0, loads = 0;
   Clocks ready{};
@@ -50,6 +50,10 @@ class Counter {
     uint64_t open_copies = 0;                         // the last load of the group that is open
     WarpClock clock;
     bool was_collective = false;  // the instruction before
+    // As it was after the last atomic operation, from which on the warp waits for other blocks. How
+    // often it looks is the interpreter's affair: where it sleeps its clock goes back to here.
+    WarpClock waiting;
+    bool waits = false;
   };
   // How an access of a warp goes to memory.
   struct Traffic {
@@ -66,6 +70,8 @@ class Counter {
   Traffic count_copy(const Warp& warp, const Instruction& i, Mask lanes);
   void follow_chain(Warp& warp, const Instruction& i, Mask lanes, Space space, Kind kind,
                     const uint64_t* addresses, const Traffic& traffic);
+  void follow_arrivals(WarpState& state, const Instruction& i, Mask lanes, Space space, Kind kind,
+                       const uint64_t* addresses, Chain& chain);
   void follow_copies(WarpState& state, const Instruction& i, uint64_t bytes);
   Clocks tick(Warp& warp, const Instruction& i, Mask lanes, Space space, Kind kind,
               const Traffic& traffic, const Clocks& sources);
@@ -86,7 +92,8 @@ class Counter {
   std::unordered_map<const Warp*, WarpState> warps_;
   std::unordered_map<const Frame*, FrameState> frames_;
   std::unordered_map<const Code*, std::vector<int32_t>> slots_;
-  std::unordered_map<uint64_t, Chain> memory_;  // by generic address / 4, thread or block
+  std::unordered_map<uint64_t, Clocks> arrivals_;  // the latest atomic operation at an address
+  std::unordered_map<uint64_t, Chain> memory_;     // by generic address / 4, thread or block
 };
 
 }  // namespace ptx
