@@ -41,24 +41,25 @@ def main():
     encode, capitals = load_encoder(), load_capitals()
     answers = encode(capitals.values())
     memory = EpisodicMemory(key_size=384, value_size=384, slots=1024)
-    memory.write(encode(f"What is the capital of {c}?" for c in capitals), answers, ids=capitals)
+    memory.write(encode(f"What is the capital of {c}?" for c in capitals), answers, ids=list(capitals))
 
     right = {}
     for template in ("What is the capital of {}?", *PARAPHRASES):
         found = memory.nearest(encode(template.format(c) for c in capitals)).ids
-        right[template] = sum(f[0] == c for f, c in zip(found, capitals, strict=True))
+        pairs = zip(found, capitals, strict=True)
+        right[template] = sum(capitals[f[0]] == capitals[c] for f, c in pairs)
         right[template] /= len(capitals)
         print(f"{right[template]:4.0%} of {len(capitals)} answered: {template}")
 
     known = memory.read(encode(UNKNOWN)).is_known
     print(f"Known of {len(UNKNOWN)} questions about something else: {int(known.sum())}")
 
-    # Kazakhstan renamed its capital. Only this fact changes.
-    question = encode(["Which city is Kazakhstan governed from?"])
-    others = encode(f"What is the capital of {c}?" for c in capitals if c != "Kazakhstan")
+    # Indonesia moves its capital. Only this fact changes.
+    question = encode(["Which city is Indonesia governed from?"])
+    others = encode(f"What is the capital of {c}?" for c in capitals if c != "Indonesia")
     before = memory.read(others).values
-    memory.edit("Kazakhstan", encode(["Nur-Sultan"]))
-    names = encode(["Nur-Sultan", capitals["Kazakhstan"]])
+    memory.edit("Indonesia", encode(["Nusantara"]))
+    names = encode(["Nusantara", capitals["Indonesia"]])
     new, old = cosine_similarity(memory.read(question).values, names).tolist()
     apart = 1 - cosine_similarity(memory.read(others).values, before).min().item()
     print(f"Edited: it reads {new:.2f} like the new name and {old:.2f} like the old one;")

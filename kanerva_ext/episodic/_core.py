@@ -45,7 +45,7 @@ class Core:
         slots: int | None = None,
         features: str | Callable[[Tensor], Tensor] = "auto",
         *,
-        noise_var: float = 1e-3,
+        noise_var: float = 1e-2,
         prior_var: float = 1.0,
         false_alarm: float = 0.05,
         normalize: bool = True,

@@ -40,8 +40,9 @@ class EpisodicMemory(Reads):
             features, `RandomReLU` and `RandomFourier`), a callable from keys (T, S) to addresses
             (T, K), such as a trained module; ``"auto"``: "none" if K = S, else "relu".
         noise_var: how far a value that is read may be from one that was written, as a variance. A
-            small one separates like keys from each other, and asks more of float64; a large one
-            averages what like keys say.
+            small one (1e-3) tells like keys apart and gets the most out of the slots; a large one
+            (0.1) averages what like keys say, and serves questions in other words better as the
+            memory fills up.
         prior_var: variance of each element of a value before anything is written, for an address
             of norm 1. Reads and scores depend on ``noise_var / prior_var`` alone. ``read_var`` is
             in the values' units if this is their mean square.

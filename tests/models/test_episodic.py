@@ -359,7 +359,7 @@ def test_features_of_ones_own():
     memory.write(keys, values)
     weights = features(nn.functional.normalize(keys)).detach()
     prior = torch.zeros(K, C).double(), torch.eye(K).double()
-    mean, cov, _ = ops.bayes_write(*prior, weights.double(), values.double(), 1e-3)
+    mean, cov, _ = ops.bayes_write(*prior, weights.double(), values.double(), memory.noise_var)
     assert_same(memory.state(), (mean, cov), 1e-4)
     # Gradients of a read reach the query and the projection.
     query = keys[:3].clone().requires_grad_()
