@@ -43,6 +43,7 @@ class SmallAdaptive {
         C_(int(args.n.C)),
         tiles_((C_ + 7) / 8),
         warp_(block_thread() >> 5),
+        is_last_(warp_ == kThreads / 32 - 1),
         m_(reinterpret_cast<float*>(block_memory()), C_),
         ridge_(float(scalar(args.ridge, b))) {}
 
@@ -53,7 +54,7 @@ class SmallAdaptive {
     start_copy(rows_of(args_.cov, b_, 0, 0), K_, K_, m_.U, kAlong, kSlots, kSlots, always);
     start_copy(rows_of(args_.mean, b_, 0, 0), K_, C_, m_.R, m_.ld, kSlots, 8 * tiles_, always);
     if (block_thread() < kSmallChunk) m_.one[block_thread()] = 1.0f;
-    double evidence = 0.0;  // this lane's steps, in the first warp
+    double evidence = 0.0;  // of this lane's steps, in the last warp
     bool good = ridge_ > 0.0f && ridge_ < 1e30f;
     for (first_ = 0; first_ < args_.n.T; first_ += kSmallChunk) {
       steps_ = int(first_ + kSmallChunk <= args_.n.T ? kSmallChunk : args_.n.T - first_);
@@ -64,18 +65,23 @@ class SmallAdaptive {
       if (!good) break;
       make_products();
       __syncthreads();
-      good = AdaptiveSteps<kSlots>(m_, K_, ridge_).write(args_.num_iters) && good;
-      good = __syncthreads_and(good);
+      const AdaptiveSteps<kSlots> steps(m_, K_, ridge_);
+      good = steps.write(args_.num_iters);
+      good = __syncthreads_and(good) && steps.condition_serves();
       if (!good) break;
-      make_differences();
+      make_residuals();
+      __syncthreads();
+      if (is_last_) prepare_numbers();
+      for (int j = block_thread(); j < C_; j += kThreads)
+        solve_column(m_.Z + j, m_.ld, m_.X, kSquare, steps_, m_.one, [](int, float) {});
+      __syncthreads();
       good = update();
       __syncthreads();
-      if (warp_ == 0) good = store_numbers(evidence) && good;
+      if (is_last_) good = store_numbers(evidence) && good;
     }
     wait_for_copies<0>();
-    __syncthreads();
     good = store_state() && good;
-    if (warp_ == 0) {
+    if (is_last_) {
       evidence = warp_sum(evidence);
       good = good && evidence < kInfinite && evidence > -kInfinite;
       if (lane() == 0) store_scalar(args_.log_evidence, b_, 0, evidence);
@@ -108,32 +114,38 @@ class SmallAdaptive {
     const int t = lane();
     const bool keeps = t < steps_ && keeps_step(args_.mask, b_, first_ + t);
     const unsigned kept = __ballot_sync(0xffffffffu, keeps);
-    __syncwarp();  // store_numbers() has read it
     if (t == 0) *m_.kept = kept;
     const float v = keeps ? float(scalar(args_.noise_var, b_, first_ + t)) : 1.0f;
     m_.noise[t] = v;
     return v > 1e-30f && v < 1e30f;
   }
 
-  // A (in the place of W), X and G.
+  // A (in the place of W), X and G: of the rows of Z and R, one after another in memory, the
+  // products with each other, but for those of R with Z, 32 x 16 by a warp.
   __device__ void make_products() const {
-    const Along R{m_.R, m_.ld}, Z{m_.Z, m_.ld};
-    const int depth = 8 * tiles_;
-    multiply<1, 1>(R, R, kSlots, kSlots / 8, depth, [&](int i, int j, float x, float y) {
-      if (i == j) x = i < K_ ? x + ridge_ : 1.0f;
-      if (i == j + 1) y = i < K_ ? y + ridge_ : 1.0f;
-      store_pair(m_.W + i * kAlong + j, x, y);
-    });
-    multiply<1, 1>(Z, R, kSmallChunk, kSlots / 8, depth, [&](int i, int j, float x, float y) {
-      store_pair(m_.X + i * kAlong + j, x, y);
-    });
-    multiply<1, 1>(Z, Z, kSmallChunk, kSmallChunk / 8, depth, [&](int i, int j, float x, float y) {
-      store_pair(m_.G + i * kSquare + j, x, y);
-    });
+    constexpr int kAcrossAll = (kSmallChunk + kSlots) / 16, kAcrossR = kSlots / 16;
+    constexpr int kDownR = kSlots / 32;
+    const Along rows{m_.Z, m_.ld};
+    for (int item = warp_; item < kAcrossAll + kDownR * kAcrossR; item += kThreads / 32) {
+      const bool of_R = item >= kAcrossAll;
+      const int rest = item - kAcrossAll;
+      const int i0 = of_R ? 32 * (1 + rest % kDownR) : 0;
+      const int j0 = of_R ? kSmallChunk + 16 * (rest / kDownR) : 16 * item;
+      Tiles<2, 2> sum;
+      sum.add(rows, i0, rows, j0, 8 * tiles_);
+      const int columns = j0 < kSmallChunk ? 0 : kSmallChunk;  // where its matrix begins
+      float* const to = of_R ? m_.W : columns > 0 ? m_.X : m_.G;
+      const int ld = columns > 0 ? kAlong : kSquare;
+      sum.each(of_R ? i0 - kSmallChunk : i0, j0 - columns, [&](int i, int j, float x, float y) {
+        if (of_R && i == j) x = i < K_ ? x + ridge_ : 1.0f;
+        if (of_R && i == j + 1) y = i < K_ ? y + ridge_ : 1.0f;
+        store_pair(to + i * ld + j, x, y);
+      });
+    }
   }
 
-  // d in the place of Z. Leaves the block synchronised.
-  __device__ void make_differences() const {
+  // Z - W R in the place of Z, and the products of gains and addresses.
+  __device__ void make_residuals() const {
     multiply<1, 1>(
         Along{m_.gain, kAcross}, Along{m_.W, kAlong}, kSmallChunk, kSmallChunk / 8, kSlots,
         [&](int i, int j, float x, float y) { store_pair(m_.X + i * kSquare + j, x, y); });
@@ -142,10 +154,6 @@ class SmallAdaptive {
                      float* z = m_.Z + i * m_.ld + j;
                      store_pair(z, z[0] - x, z[1] - y);
                    });
-    __syncthreads();
-    for (int j = block_thread(); j < C_; j += kThreads)
-      solve_column(m_.Z + j, m_.ld, m_.X, kSquare, steps_, m_.one, [](int, float) {});
-    __syncthreads();
   }
 
   // R after the chunk, the addresses, and |d|^2; whether the addresses that this thread stores are
@@ -156,15 +164,19 @@ class SmallAdaptive {
                      float* r = m_.R + i * m_.ld + j;
                      store_pair(r, r[0] + x, r[1] + y);
                    });
-    for (int t = warp_; t < steps_; t += kThreads / 32) {
-      float sum = 0.0f;
-      for (int j = lane(); j < C_; j += 32) {
-        const float d = m_.Z[t * m_.ld + j];
-        sum = fmaf(d, d, sum);
+    constexpr int kRows = kSmallChunk / (kThreads / 32);  // of a warp
+    float sum[kRows] = {};
+    for (int j = lane(); j < C_; j += 32)
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const float d = m_.Z[(kRows * warp_ + i) * m_.ld + j];
+        sum[i] = fmaf(d, d, sum[i]);
       }
-      sum = warp_sum(sum);
-      if (lane() == 0) m_.energy[t] = sum;
-    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) sum[i] = warp_sum(sum[i]);
+    if (lane() == 0)
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) m_.energy[kRows * warp_ + i] = sum[i];
     Finite finite;
     float* const weights =
         static_cast<float*>(args_.weights_out.data) + (b_ * args_.n.T + first_) * K_;
@@ -176,20 +188,33 @@ class SmallAdaptive {
     return finite.all();
   }
 
-  // The KL of the chunk's steps, by one warp, a step per lane, and what it adds to the evidence;
-  // whether it is finite.
+  // What the KL and the log evidence of the chunk's steps need beside |d|^2, by one warp, a step
+  // per lane: KL = |d|^2 h + g, and minus the log evidence is |d|^2 s + r. Zero in steps that do
+  // not count.
+  __device__ void prepare_numbers() const {
+    const int t = lane();
+    double per_kl = 0.0, kl = 0.0, per_evidence = 0.0, evidence = 0.0;
+    if (*m_.kept >> t & 1) {
+      const double h = double(m_.h[t]), v = double(m_.noise[t]), s = h + v, half = 0.5 * double(C_);
+      per_evidence = 0.5 / s;
+      evidence = half * (log(s) + kLog2Pi);
+      per_kl = per_evidence * (h / s);
+      kl = half * (log1p(h / v) - h / s);
+    }
+    m_.h[t] = float(per_kl);
+    m_.g[t] = float(kl);
+    m_.s[t] = float(per_evidence);
+    m_.r[t] = float(evidence);
+  }
+
+  // Whether the KL is finite.
   __device__ bool store_numbers(double& evidence) const {
     const int t = lane();
     if (t >= steps_) return true;
-    double kl = 0.0;
-    if (*m_.kept >> t & 1) {
-      const double h = double(m_.h[t]), v = double(m_.noise[t]), s = h + v;
-      const double ratio = h / s, energy = double(m_.energy[t]) / s, columns = double(C_);
-      kl = 0.5 * (energy * ratio + columns * (log1p(h / v) - ratio));
-      evidence -= 0.5 * (energy + columns * (log(s) + kLog2Pi));
-    }
-    store_scalar(args_.step_kl, b_, first_ + t, kl);
-    return kl < kInfinite && kl > -kInfinite;
+    const float energy = m_.energy[t], kl = fmaf(energy, m_.h[t], m_.g[t]);
+    evidence -= double(fmaf(energy, m_.s[t], m_.r[t]));
+    store_scalar(args_.step_kl, b_, first_ + t, double(kl));
+    return fabsf(kl) < 3e38f;
   }
 
   // Whether what this thread stores is finite.
@@ -209,6 +234,7 @@ class SmallAdaptive {
   const AdaptiveWriteArgs& args_;
   const int64_t b_;
   const int K_, C_, tiles_, warp_;
+  const bool is_last_;  // of the warps
   const Memory m_;
   const float ridge_;
   int64_t first_ = 0;  // of the chunk's steps

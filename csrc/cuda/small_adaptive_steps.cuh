@@ -17,6 +17,7 @@ template <int kSlots>
 struct SmallAdaptiveMemory {
   static constexpr int kAlong = stride_along(kSlots), kAcross = stride_across(kSlots);
   static constexpr int kSquare = stride_along(kSmallChunk);
+  static constexpr int kVector = kSlots + 4;  // apart, so that none shares banks with the next
   static constexpr int kVectors = 7, kNumbers = 7;
 
   float* U;                     // kSlots rows, kAlong apart
@@ -38,13 +39,13 @@ struct SmallAdaptiveMemory {
         gain(W + kSmallChunk * kAlong),
         G(gain + kSmallChunk * kAcross),
         c(G + kSmallChunk * kSquare),
-        f(c + kSlots),
-        x(f + kSlots),
-        g(x + kSlots),
-        r(g + kSlots),
-        y(r + kSlots),
-        largest(y + kSlots),
-        noise(largest + kSlots),
+        f(c + kVector),
+        x(f + kVector),
+        g(x + kVector),
+        r(g + kVector),
+        y(r + kVector),
+        largest(y + kVector),
+        noise(largest + kVector),
         h(noise + kSmallChunk),
         s(h + kSmallChunk),
         energy(s + kSmallChunk),
@@ -57,7 +58,7 @@ struct SmallAdaptiveMemory {
 
   static constexpr size_t bytes(int columns) {
     const int64_t wide = stride_across(columns);  // of any memory, to learn whether it fits
-    const int64_t rest = kSlots * (kAlong + kVectors) +
+    const int64_t rest = kSlots * kAlong + kVectors * kVector +
                          kSmallChunk * (2 * kAlong + kAcross + kSquare + kNumbers);
     return sizeof(float) * size_t(rest + (kSlots + kSmallChunk) * wide);
   }
@@ -68,12 +69,32 @@ template <int kSlots>
 class AdaptiveSteps {
   using Memory = SmallAdaptiveMemory<kSlots>;
   static constexpr int kAlong = Memory::kAlong, kAcross = Memory::kAcross;
-  static constexpr int kSquare = Memory::kSquare;
+  static constexpr int kSquare = Memory::kSquare, kVector = Memory::kVector;
   static constexpr int kOwn = kSlots / 2;     // numbers of a row that a thread has
   static constexpr int kWarps = kSlots / 16;  // that have the rows of a matrix
 
   // What a warp has in its registers: rows of M, of U or of A, or the x_j.
   enum class Role { inverse, covariance, system, products, none };
+
+  // Of the vectors that this lane multiplies in quadratic(): numbers after c. Opaque, or they would
+  // be found anew in every step.
+  struct Places {
+    int a, b;
+    __device__ Places() {
+      constexpr int kF = kVector, kG = 3 * kVector, kR = 4 * kVector, kY = 5 * kVector;
+      const int which = lane() & 7, share = 4 * (lane() >> 3);
+      a = share + (which == 2 || which >= 4 ? kF : 0);
+      b = share + (which == 0 ? kG : which <= 2 ? kR : kY);
+      asm volatile("" : "+r"(a), "+r"(b));
+    }
+  };
+
+  // Of M: (k r - q g) / D times r, and -(q r + m g) / D times g, with the r and g of this row.
+  struct Change {
+    bool waits = false;
+    float k = 0.0f, q = 0.0f, m = 0.0f, r = 0.0f, g = 0.0f;
+    float per_r = 0.0f, per_g = 0.0f;  // 1 / (D s), for what is in shared memory is s r; and 1 / D
+  };
 
  public:
   static constexpr int kThreads = 8 * kSlots;
@@ -89,7 +110,7 @@ class AdaptiveSteps {
 
   // W, gain, h and s of the chunk's steps, and U after them; false in some thread where it is too
   // hard. Leaves what is in shared memory to be synchronised.
-  __device__ bool write(int64_t num_iters) {
+  __device__ bool write(int64_t num_iters) const {
     float row[kOwn];
     float diagonal = 0.0f;
     if (role_ == Role::covariance) {
@@ -119,8 +140,8 @@ class AdaptiveSteps {
     if (role_ == Role::products && slot_ == t) store_row(row, m_.x);
     __syncthreads();
     float own = 0.0f;  // of x_t, of rows of A
-    float of_r = 0.0f, of_g = 0.0f;
-    bool moves = false;  // whether M is to change by of_r times r and of_g times g
+    Change change;  // that M waits for
+    const Places places;
     if (left != 0) {
       if (role_ == Role::inverse) set(m_.W + t * kAlong, dot(row, m_.x));
       own = m_.x[slot_];
@@ -135,9 +156,13 @@ class AdaptiveSteps {
         __syncthreads();
         float c = 0.0f, f = 0.0f, e = 0.0f;
         if (role_ == Role::inverse) {
-          if (moves) {
+          if (change.waits) {
+            const float of_r = fmaf(change.k, change.r, -change.q * change.g) * change.per_r;
+            const float of_g = -fmaf(change.q, change.r, change.m * change.g) * change.per_g;
             each_own(m_.r, [&](int j, float x) { row[j] = fmaf(of_r, x, row[j]); });
             each_own(m_.g, [&](int j, float x) { row[j] = fmaf(of_g, x, row[j]); });
+            diagonal = fmaf(of_r, m_.r[slot_], fmaf(of_g, change.g, diagonal));
+            largest = fmaxf(largest, diagonal);
           }
         } else if (role_ == Role::covariance) {
           set(m_.c, c = dot(row, w));
@@ -172,7 +197,7 @@ class AdaptiveSteps {
         const float step = m_.e[target] * scale;  // x of the next address grows by c times this
         if (role_ == Role::inverse) {
           float cg, cf, ff, cy, fy;  // c'M c, c'M f, f'M f, c'M x, f'M x
-          quadratic(cg, cf, ff, cy, fy);
+          quadratic(places, cg, cf, ff, cy, fy);
           const float k = cg, q = fmaf(cf, scale, 1.0f), m = (energy - ff) * scale * scale;
           const float D = fmaf(q, q, k * m);
           good = good && D > kLeastDeterminant && D < 1e30f;
@@ -182,14 +207,7 @@ class AdaptiveSteps {
           const float beta = -fmaf(q, rho, m * sigma) * inverse;
           if (!last || left != 0)
             set(m_.W + target * kAlong, fmaf(alpha * scale, r, fmaf(step + beta, g, y)));
-          moves = last;
-          if (last) {
-            const float scaled = r * scale;
-            of_r = fmaf(k, scaled, -q * g) * inverse * scale;
-            of_g = -fmaf(q, scaled, m * g) * inverse;
-            diagonal = fmaf(of_r, r, fmaf(of_g, g, diagonal));
-            if (left != 0) largest = fmaxf(largest, diagonal);
-          }
+          change = {last, k, q, m, r * scale, g, inverse * scale, inverse};
         } else if (role_ == Role::covariance) {
           if (last) {
             each_own(m_.c, [&](int j, float x) { row[j] = fmaf(-(c * x), scale, row[j]); });
@@ -215,7 +233,20 @@ class AdaptiveSteps {
       t = next;
     }
     if (role_ == Role::covariance) store_row(row, m_.U + slot_ * kAlong);
-    return good && condition_serves(largest);
+    share_largest(largest);
+    return good;
+  }
+
+  // Whether float32 bears the condition of A, from the largest numbers on the diagonals of A and M
+  // over all steps; by all threads, after a barrier.
+  __device__ bool condition_serves() const {
+    float of_M = 0.0f, of_A = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) {
+      of_M = fmaxf(of_M, m_.largest[i]);
+      of_A = fmaxf(of_A, m_.largest[2 * kWarps + i]);
+    }
+    return of_M * of_A <= kTrackedAllInFloat32;
   }
 
  private:
@@ -270,33 +301,50 @@ class AdaptiveSteps {
     if (part_ == 0) to[slot_] = x;
   }
 
-  // Rows of A become those of M, by Gauss and Jordan without pivoting; a row rotates by one for
-  // every pivot, so that its number of the pivot's column is the first. All threads come along.
+  // Rows of A become those of M, by Gauss and Jordan with two pivots at a time and none chosen. A
+  // row rotates by two for each pair, so that its numbers of the pair's columns are the first. All
+  // threads come along.
   __device__ bool invert(float (&row)[kOwn]) const {
+    constexpr unsigned all = 0xffffffffu;
     const bool mine = role_ == Role::inverse;
     bool good = true;
+    // Pairs take turns in two places of two vectors.
+    const auto place = [&](int t) { return (t & 2) == 0 ? m_.c : m_.g; };
+    // What is left of a pivot's row makes it that of the inverse by what all rows do.
     const auto publish = [&](int t) {
-      if (!mine || slot_ != t) return;
-      store_row(row, t % 2 == 0 ? m_.g : m_.r);
+      if (!mine || (slot_ & ~1) != t) return;
+      store_row(row, place(t) + (slot_ & 1) * kVector);
 #pragma unroll
-      for (int j = 0; j < kOwn; ++j) row[j] = 0.0f;
+      for (int j = 2; j < kOwn; ++j) row[j] = 0.0f;
+      row[0] = part_ == 0 && slot_ == t ? -1.0f : 0.0f;
+      row[1] = part_ == 0 && slot_ != t ? -1.0f : 0.0f;
     };
     publish(0);
 #pragma unroll 1
-    for (int t = 0; t < kSlots; ++t) {
+    for (int t = 0; t < kSlots; t += 2) {
       __syncthreads();
       if (!mine) continue;
-      const float* const pivot = t % 2 == 0 ? m_.g : m_.r;
-      const float d = pivot[0];
-      good = good && d > 1e-30f && d < 1e30f;
-      const float other = __shfl_xor_sync(0xffffffffu, row[0], 1);
-      const float in_column = part_ == 0 ? row[0] : other;
-      const float factor = (slot_ == t ? -1.0f : in_column) * approximate_reciprocal(d);
-      each_own(pivot, [&](int j, float x) {
-        if (j > 0) row[j - 1] = fmaf(-factor, x, row[j]);
+      const float* const first = place(t);
+      const float* const second = first + kVector;
+      const float a = first[0], b = first[1], c = second[0], d = second[1];
+      const float other0 = __shfl_xor_sync(all, row[0], 1);
+      const float other1 = __shfl_xor_sync(all, row[1], 1);
+      const float u = part_ == 0 ? row[0] : other0, v = part_ == 0 ? row[1] : other1;
+      const float determinant = fmaf(a, d, -b * c);
+      const float inverse = approximate_reciprocal(determinant);
+      good = good && a > 0.0f && determinant > 1e-30f && determinant < 1e30f;
+      const float x = fmaf(u, d, -v * c) * inverse, y = fmaf(v, a, -u * b) * inverse;
+      each_own(first, [&](int j, float p) {
+        if (j >= 2) row[j - 2] = fmaf(-x, p, row[j]);
       });
-      row[kOwn - 1] = part_ == 1 ? -factor : fmaf(-factor, pivot[kOwn], other);
-      publish(t + 1);
+      each_own(second, [&](int j, float p) {
+        if (j >= 2) row[j - 2] = fmaf(-y, p, row[j - 2]);
+      });
+      const float next0 = fmaf(-x, first[kOwn], fmaf(-y, second[kOwn], other0));
+      const float next1 = fmaf(-x, first[kOwn + 1], fmaf(-y, second[kOwn + 1], other1));
+      row[kOwn - 2] = part_ == 1 ? -x : next0;
+      row[kOwn - 1] = part_ == 1 ? -y : next1;
+      publish(t + 2);
     }
     __syncthreads();
     return good;
@@ -304,50 +352,38 @@ class AdaptiveSteps {
 
   __device__ float* scalars() const { return m_.largest + kSlots - 2; }
 
-  // Products of c and f with g, s r and y: the same in all lanes.
-  __device__ void quadratic(float& cg, float& cf, float& ff, float& cy, float& fy) const {
-    constexpr int kShares = kSlots / 8;  // lanes that share a product, of eight numbers each
-    float sum[5] = {};
+  // Products of c and f with g, s r and y, the same in all lanes: eight lanes see to one each, of
+  // a quarter of the slots.
+  __device__ void quadratic(const Places& places, float& cg, float& cf, float& ff, float& cy,
+                            float& fy) const {
+    constexpr unsigned all = 0xffffffffu;
+    float even = 0.0f, odd = 0.0f;
+    const float* const a = m_.c + places.a;
+    const float* const b = m_.c + places.b;
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int first = 4 * (j * kShares + (lane() & (kShares - 1)));
-      const auto four = [&](const float* x) {
-        return *reinterpret_cast<const float4*>(x + first);
-      };
-      const float4 c = four(m_.c), f = four(m_.f), g = four(m_.g), r = four(m_.r), y = four(m_.y);
-      const auto add = [](float& to, const float4& a, const float4& b) {
-        to = fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, fmaf(a.w, b.w, to))));
-      };
-      add(sum[0], c, g);
-      add(sum[1], c, r);
-      add(sum[2], f, r);
-      add(sum[3], c, y);
-      add(sum[4], f, y);
+    for (int j = 0; j < kSlots; j += 16) {
+      const auto x = *reinterpret_cast<const float4*>(a + j);
+      const auto y = *reinterpret_cast<const float4*>(b + j);
+      even = fmaf(x.x, y.x, fmaf(x.z, y.z, even));
+      odd = fmaf(x.y, y.y, fmaf(x.w, y.w, odd));
     }
-#pragma unroll
-    for (int distance = 1; distance < kShares; distance *= 2)
-#pragma unroll
-      for (int i = 0; i < 5; ++i) sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], distance);
-    cg = sum[0], cf = sum[1], ff = sum[2], cy = sum[3], fy = sum[4];
+    float sum = even + odd;
+    sum += __shfl_xor_sync(all, sum, 8);
+    sum += __shfl_xor_sync(all, sum, 16);
+    cg = __shfl_sync(all, sum, 0);
+    cf = __shfl_sync(all, sum, 1);
+    ff = __shfl_sync(all, sum, 2);
+    cy = __shfl_sync(all, sum, 3);
+    fy = __shfl_sync(all, sum, 4);
   }
 
-  // Whether float32 bears the condition of A, from the largest numbers on the diagonals of A and M
-  // over all steps.
-  __device__ bool condition_serves(float largest) const {
+  __device__ void share_largest(float largest) const {
+    if (role_ != Role::inverse && role_ != Role::system) return;
     if (slot_ >= K_) largest = 0.0f;
 #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
+    for (int distance = 2; distance < 32; distance *= 2)
       largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
-    const bool counts = role_ == Role::inverse || role_ == Role::system;
-    if (counts && lane() == 0) m_.largest[warp_] = largest;
-    __syncthreads();
-    float of_M = 0.0f, of_A = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kWarps; ++i) {
-      of_M = fmaxf(of_M, m_.largest[i]);
-      of_A = fmaxf(of_A, m_.largest[2 * kWarps + i]);
-    }
-    return of_M * of_A <= kTrackedAllInFloat32;
+    if (lane() == 0) m_.largest[warp_] = largest;
   }
 
   const Memory& m_;
