@@ -496,6 +496,9 @@ int main(int count, char** arguments) {
   write(Dtype::float32, {1, 64, 32, 300}, 1.0, false, false, M::automatic);
   write(Dtype::float32, {1, 40, 50, 200}, 1.0, false, true, M::automatic);
   step(Dtype::float32, {2, 1, 40, 110}, false);
+  adaptive(Dtype::float32, {2, 35, 32, 40}, 1.0, false, 1);
+  adaptive(Dtype::float32, {1, 40, 50, 60}, 1.0, true, 2);
+  adaptive(Dtype::float32, {2, 33, 20, 30}, 1e-6, true, 1);  // too hard for it
   // Fewer processors than memories: what is too hard is marked, and done by another kernel; several
   // tiles of queries for a block.
   most_processors = 1;
