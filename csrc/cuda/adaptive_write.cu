@@ -5,8 +5,8 @@
 // multiply-adds, 0.3 us at 30 T/s; launch 2 to 3 us and a chain of T steps of 12 barriers, with a
 // matrix-vector product between each two: latency binds.
 //
-// The small kernel goes first where it serves: float32, with three barriers a step. What is too
-// hard for it is marked, and done here.
+// Where the small kernel serves (small_adaptive.cuh: float32, three barriers a step), it goes
+// first, and only what it marks is done here.
 #include "adaptive_step.cuh"
 #include "small_adaptive.cuh"
 

@@ -13,9 +13,9 @@
 //     q = 1 + c'r, m = (E - f'M f) / s^2, D = q^2 + k m
 //
 // The next address is M x of the M before, with that change applied to it: it does not wait for
-// the new M. Rows of M, U and A and the x_j lie in registers, a warp each (M, U and A: two for 64
-// slots); vectors go through shared memory, with three barriers a step. In the end all columns
-// solve d_t = z_t - R'w_t - sum over s < t of d_s (gain_s'w_t), gain = c/s, and R += gain' d.
+// the new M. Rows of M, U and A and the x_j lie in registers of warps of their own; vectors go
+// through shared memory, with three barriers a step. In the end all columns solve
+// d_t = z_t - R'w_t - sum over i < t of d_i (gain_i'w_t), gain = c/s, and R += gain'd.
 //
 // M is formed afresh for every chunk. What is worse conditioned or harder than float32 bears is
 // left to whoever called.
@@ -101,8 +101,7 @@ class SmallAdaptive {
       with_type(v, [&](auto* data) {
         each(kSmallChunk, 8 * tiles_, [&](int t, int j) {
           const bool counts = t < steps_ && j < C_ && keeps(t);
-          m_.Z[t * m_.ld + j] =
-              counts ? float(widen(data[offset(v, b_, first_ + t, j)])) : 0.0f;
+          m_.Z[t * m_.ld + j] = counts ? float(widen(data[offset(v, b_, first_ + t, j)])) : 0.0f;
         });
       });
     }

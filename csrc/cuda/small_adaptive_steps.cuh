@@ -6,8 +6,8 @@
 
 namespace kanerva::cuda {
 
-// All of it in float32, so less than kTrackedInFloat32 and kHardStepInFloat32: up to these the
-// error is that of the plain recursion in float32.
+// All of it is float32, so less than kTrackedInFloat32 and kHardStepInFloat32: up to these the
+// error stays within that of a float32 recursion with a full solve for every step.
 constexpr float kTrackedAllInFloat32 = 16.0f;
 constexpr float kHardStepAllInFloat32 = 1e3f;
 constexpr float kLeastDeterminant = 0.1f;  // D, the ratio of the determinants of A
@@ -20,15 +20,15 @@ struct SmallAdaptiveMemory {
   static constexpr int kVector = kSlots + 4;  // apart, so that none shares banks with the next
   static constexpr int kVectors = 7, kNumbers = 7;
 
-  float* U;                     // kSlots rows, kAlong apart
-  float* X;                     // x_j in kSmallChunk rows like these; then gain_t'w_j, as G
-  float *W, *gain;              // rows w_t and c_t / s_t, kAcross apart; before, A, like U
-  float* G;                     // z_i'z_j, kSquare apart
+  float* U;                      // kSlots rows, kAlong apart
+  float* X;                      // x_j in kSmallChunk rows like these; then gain_t'w_j, as G
+  float *W, *gain;               // rows w_t and c_t / s_t, kAcross apart; before, A, like U
+  float* G;                      // z_i'z_j, kSquare apart
   float *c, *f, *x, *g, *r, *y;  // of slots; x: that of the next address, y = M x, r: s r
-  float *largest;               // diagonals of A and M, by the warps; its end: 1 / s and E
+  float* largest;                // diagonals of A and M, by the warps; its end: 1 / s and E
   float *noise, *h, *s, *energy, *one, *e;  // of kSmallChunk steps
-  unsigned* kept;               // a bit for each step that counts
-  float *Z, *R;                 // kSmallChunk and kSlots rows of columns, ld apart; Z, then d
+  unsigned* kept;                           // a bit for each step that counts
+  float *Z, *R;  // kSmallChunk and kSlots rows of columns, ld apart; Z, then d
   int ld;
 
   // Laid out from `memory` on, which the host leaves null.
@@ -140,7 +140,7 @@ class AdaptiveSteps {
     if (role_ == Role::products && slot_ == t) store_row(row, m_.x);
     __syncthreads();
     float own = 0.0f;  // of x_t, of rows of A
-    Change change;  // that M waits for
+    Change change;     // that M waits for
     const Places places;
     if (left != 0) {
       if (role_ == Role::inverse) set(m_.W + t * kAlong, dot(row, m_.x));
@@ -278,9 +278,7 @@ class AdaptiveSteps {
   }
 
   // The sum over the threads of a row, in each of them.
-  __device__ static float of_row(float x) {
-    return x + __shfl_xor_sync(0xffffffffu, x, 1);
-  }
+  __device__ static float of_row(float x) { return x + __shfl_xor_sync(0xffffffffu, x, 1); }
 
   // The product of a row and a vector.
   __device__ float dot(const float (&row)[kOwn], const float* vector) const {
