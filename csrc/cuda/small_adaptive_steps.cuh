@@ -64,7 +64,8 @@ struct SmallAdaptiveMemory {
   }
 };
 
-// The slots' half of a chunk. Two threads have a row, half of it each.
+// The slots' half of a chunk. Two threads have a row, four numbers each in turns: so they read
+// what lies side by side, in other banks.
 template <int kSlots>
 class AdaptiveSteps {
   using Memory = SmallAdaptiveMemory<kSlots>;
@@ -89,11 +90,11 @@ class AdaptiveSteps {
     }
   };
 
-  // Of M: (k r - q g) / D times r, and -(q r + m g) / D times g, with the r and g of this row.
+  // Of M, (r g) (rr rg; rg gg) (r g)', with the r and g of this row; r is what lies in shared
+  // memory, M f.
   struct Change {
     bool waits = false;
-    float k = 0.0f, q = 0.0f, m = 0.0f, r = 0.0f, g = 0.0f;
-    float per_r = 0.0f, per_g = 0.0f;  // 1 / (D s), for what is in shared memory is s r; and 1 / D
+    float rr = 0.0f, rg = 0.0f, gg = 0.0f, r = 0.0f, g = 0.0f;
   };
 
  public:
@@ -117,22 +118,17 @@ class AdaptiveSteps {
       load_row(m_.U + slot_ * kAlong, row);
 #pragma unroll
       for (int j = 0; j < kOwn; ++j)
-        row[j] = 0.5f * (row[j] + m_.U[(kOwn * part_ + j) * kAlong + slot_]);
+        row[j] = 0.5f * (row[j] + m_.U[(2 * (j & ~3) + 4 * part_ + (j & 3)) * kAlong + slot_]);
     } else if (role_ == Role::products) {
       load_row(m_.X + slot_ * kAlong, row);
-    } else if (role_ != Role::none) {
+    } else if (role_ == Role::system) {
       load_row(m_.W + slot_ * kAlong, row);
       diagonal = m_.W[slot_ * (kAlong + 1)];
+    } else if (role_ == Role::inverse) {
+      each_of_half(m_.W + slot_ * kAlong, [&](int j, float x) { row[j] = x; });
     }
     bool good = invert(row);
-    if (role_ == Role::inverse) {
-      diagonal = 0.0f;
-#pragma unroll
-      for (int j = 0; j < kOwn; ++j)  // an index that is not known would put the row in memory
-        diagonal = fmaf(row[j], slot_ == kOwn * part_ + j ? 1.0f : 0.0f, diagonal);
-      diagonal = of_row(diagonal);
-    }
-    float largest = diagonal;
+    if (role_ == Role::inverse) store_half(row, m_.U + slot_ * kAlong);
     for (int i = block_thread(); i < kSmallChunk * (kAlong + kAcross); i += kThreads)
       m_.W[i] = 0.0f;
     unsigned left = *m_.kept;
@@ -142,6 +138,11 @@ class AdaptiveSteps {
     float own = 0.0f;  // of x_t, of rows of A
     Change change;     // that M waits for
     const Places places;
+    if (role_ == Role::inverse) {
+      load_row(m_.U + slot_ * kAlong, row);
+      diagonal = m_.U[slot_ * (kAlong + 1)];
+    }
+    float largest = diagonal;
     if (left != 0) {
       if (role_ == Role::inverse) set(m_.W + t * kAlong, dot(row, m_.x));
       own = m_.x[slot_];
@@ -157,11 +158,11 @@ class AdaptiveSteps {
         float c = 0.0f, f = 0.0f, e = 0.0f;
         if (role_ == Role::inverse) {
           if (change.waits) {
-            const float of_r = fmaf(change.k, change.r, -change.q * change.g) * change.per_r;
-            const float of_g = -fmaf(change.q, change.r, change.m * change.g) * change.per_g;
+            const float of_r = fmaf(change.rr, change.r, change.rg * change.g);
+            const float of_g = fmaf(change.rg, change.r, change.gg * change.g);
             each_own(m_.r, [&](int j, float x) { row[j] = fmaf(of_r, x, row[j]); });
             each_own(m_.g, [&](int j, float x) { row[j] = fmaf(of_g, x, row[j]); });
-            diagonal = fmaf(of_r, m_.r[slot_], fmaf(of_g, change.g, diagonal));
+            diagonal = fmaf(of_r, change.r, fmaf(of_g, change.g, diagonal));
             largest = fmaxf(largest, diagonal);
           }
         } else if (role_ == Role::covariance) {
@@ -207,7 +208,8 @@ class AdaptiveSteps {
           const float beta = -fmaf(q, rho, m * sigma) * inverse;
           if (!last || left != 0)
             set(m_.W + target * kAlong, fmaf(alpha * scale, r, fmaf(step + beta, g, y)));
-          change = {last, k, q, m, r * scale, g, inverse * scale, inverse};
+          const float scaled = inverse * scale;
+          change = {last, k * scale * scaled, -q * scaled, -m * inverse, r, g};
         } else if (role_ == Role::covariance) {
           if (last) {
             each_own(m_.c, [&](int j, float x) { row[j] = fmaf(-(c * x), scale, row[j]); });
@@ -258,7 +260,7 @@ class AdaptiveSteps {
   __device__ void each_own(const float* vector, F f) const {
 #pragma unroll
     for (int j = 0; j < kOwn; j += 4) {
-      const auto four = *reinterpret_cast<const float4*>(vector + kOwn * part_ + j);
+      const auto four = *reinterpret_cast<const float4*>(vector + 2 * j + 4 * part_);
       f(j, four.x);
       f(j + 1, four.y);
       f(j + 2, four.z);
@@ -273,8 +275,8 @@ class AdaptiveSteps {
   __device__ void store_row(const float (&row)[kOwn], float* to) const {
 #pragma unroll
     for (int j = 0; j < kOwn; j += 4)
-      *reinterpret_cast<float4*>(to + kOwn * part_ + j) = {row[j], row[j + 1], row[j + 2],
-                                                           row[j + 3]};
+      *reinterpret_cast<float4*>(to + 2 * j + 4 * part_) = {row[j], row[j + 1], row[j + 2],
+                                                            row[j + 3]};
   }
 
   // The sum over the threads of a row, in each of them.
@@ -299,9 +301,29 @@ class AdaptiveSteps {
     if (part_ == 0) to[slot_] = x;
   }
 
-  // Rows of A become those of M, by Gauss and Jordan with two pivots at a time and none chosen. A
-  // row rotates by two for each pair, so that its numbers of the pair's columns are the first. All
-  // threads come along.
+  // f(number, its index) for the thread's half of a vector in shared memory.
+  template <class F>
+  __device__ void each_of_half(const float* vector, F f) const {
+#pragma unroll
+    for (int j = 0; j < kOwn; j += 4) {
+      const auto four = *reinterpret_cast<const float4*>(vector + kOwn * part_ + j);
+      f(j, four.x);
+      f(j + 1, four.y);
+      f(j + 2, four.z);
+      f(j + 3, four.w);
+    }
+  }
+
+  __device__ void store_half(const float (&row)[kOwn], float* to) const {
+#pragma unroll
+    for (int j = 0; j < kOwn; j += 4)
+      *reinterpret_cast<float4*>(to + kOwn * part_ + j) = {row[j], row[j + 1], row[j + 2],
+                                                           row[j + 3]};
+  }
+
+  // Rows of A become those of M, by Gauss and Jordan with two pivots at a time and none chosen; the
+  // threads of a row have halves of it here. It rotates by two for each pair, so that its numbers
+  // of the pair's columns are the first. All threads come along.
   __device__ bool invert(float (&row)[kOwn]) const {
     constexpr unsigned all = 0xffffffffu;
     const bool mine = role_ == Role::inverse;
@@ -311,7 +333,7 @@ class AdaptiveSteps {
     // What is left of a pivot's row makes it that of the inverse by what all rows do.
     const auto publish = [&](int t) {
       if (!mine || (slot_ & ~1) != t) return;
-      store_row(row, place(t) + (slot_ & 1) * kVector);
+      store_half(row, place(t) + (slot_ & 1) * kVector);
 #pragma unroll
       for (int j = 2; j < kOwn; ++j) row[j] = 0.0f;
       row[0] = part_ == 0 && slot_ == t ? -1.0f : 0.0f;
@@ -332,10 +354,10 @@ class AdaptiveSteps {
       const float inverse = approximate_reciprocal(determinant);
       good = good && a > 0.0f && determinant > 1e-30f && determinant < 1e30f;
       const float x = fmaf(u, d, -v * c) * inverse, y = fmaf(v, a, -u * b) * inverse;
-      each_own(first, [&](int j, float p) {
+      each_of_half(first, [&](int j, float p) {
         if (j >= 2) row[j - 2] = fmaf(-x, p, row[j]);
       });
-      each_own(second, [&](int j, float p) {
+      each_of_half(second, [&](int j, float p) {
         if (j >= 2) row[j - 2] = fmaf(-y, p, row[j - 2]);
       });
       const float next0 = fmaf(-x, first[kOwn], fmaf(-y, second[kOwn], other0));
@@ -344,7 +366,6 @@ class AdaptiveSteps {
       row[kOwn - 1] = part_ == 1 ? -y : next1;
       publish(t + 2);
     }
-    __syncthreads();
     return good;
   }
 
