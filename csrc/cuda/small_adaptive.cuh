@@ -90,9 +90,17 @@ class SmallAdaptive {
   }
 
  private:
+  // A bit for each step of the chunk that counts, by every warp.
+  __device__ unsigned kept_steps() const {
+    const int t = lane();
+    const bool keeps = t < steps_ && keeps_step(args_.mask, b_, first_ + t);
+    return __ballot_sync(0xffffffffu, keeps);
+  }
+
   // Z = the values of the chunk; zero in steps that the mask leaves out.
   __device__ void load_values() const {
-    const auto keeps = [&](int t) { return keeps_step(args_.mask, b_, first_ + t); };
+    const unsigned kept = kept_steps();
+    const auto keeps = [=](int t) { return (kept >> t & 1) != 0; };
     const View& v = args_.values;
     if (v.dtype == Dtype::float32 && v.stride[2] == 1) {
       start_copy(rows_of(v, b_, first_, 0), steps_, C_, m_.Z, m_.ld, kSmallChunk, 8 * tiles_,
@@ -100,7 +108,7 @@ class SmallAdaptive {
     } else {
       with_type(v, [&](auto* data) {
         each(kSmallChunk, 8 * tiles_, [&](int t, int j) {
-          const bool counts = t < steps_ && j < C_ && keeps(t);
+          const bool counts = j < C_ && keeps(t);
           m_.Z[t * m_.ld + j] = counts ? float(widen(data[offset(v, b_, first_ + t, j)])) : 0.0f;
         });
       });
@@ -111,10 +119,9 @@ class SmallAdaptive {
   // The numbers of the chunk's steps, by one warp. False in a lane whose noise is out of range.
   __device__ bool load_step() const {
     const int t = lane();
-    const bool keeps = t < steps_ && keeps_step(args_.mask, b_, first_ + t);
-    const unsigned kept = __ballot_sync(0xffffffffu, keeps);
+    const unsigned kept = kept_steps();
     if (t == 0) *m_.kept = kept;
-    const float v = keeps ? float(scalar(args_.noise_var, b_, first_ + t)) : 1.0f;
+    const float v = kept >> t & 1 ? float(scalar(args_.noise_var, b_, first_ + t)) : 1.0f;
     m_.noise[t] = v;
     return v > 1e-30f && v < 1e30f;
   }
