@@ -282,9 +282,9 @@ def section(counted: dict) -> str:
             "basic block's instructions moved as early as their sources allow, the second with "
             "them in the order of the PTX: ptxas is in between, near the first where registers "
             "suffice. The factor is the first over the bound, which takes products in tensor cores "
-            "as 3xTF32. Device memory is cold; a gradient is the backward launches alone. Rows that "
-            "name no operator are bayes_write; adaptive_write, of one iteration, is a chain of "
-            "steps, which the bound does not know.",
+            "as 3xTF32. Device memory is cold; a gradient is the backward launches alone. Rows "
+            "that name no operator are bayes_write; adaptive_write, of one iteration, is a chain "
+            "of steps, which the bound does not know.",
             WIDTH,
         ),
         "",

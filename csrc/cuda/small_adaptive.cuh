@@ -66,7 +66,7 @@ class SmallAdaptive {
       make_products();
       __syncthreads();
       const AdaptiveSteps<kSlots> steps(m_, K_, ridge_);
-      good = steps.write(args_.num_iters);
+      good = steps.write(int(args_.num_iters));
       good = __syncthreads_and(good) && steps.condition_serves();
       if (!good) break;
       make_residuals();
@@ -106,11 +106,14 @@ class SmallAdaptive {
       start_copy(rows_of(v, b_, first_, 0), steps_, C_, m_.Z, m_.ld, kSmallChunk, 8 * tiles_,
                  keeps);
     } else {
-      with_type(v, [&](auto* data) {
-        each(kSmallChunk, 8 * tiles_, [&](int t, int j) {
-          const bool counts = j < C_ && keeps(t);
-          m_.Z[t * m_.ld + j] = counts ? float(widen(data[offset(v, b_, first_ + t, j)])) : 0.0f;
-        });
+      with_type(v, [&](auto* data) {  // not unrolled: it would cost registers
+#pragma unroll 1
+        for (int t = warp_; t < kSmallChunk; t += kThreads / 32)
+#pragma unroll 1
+          for (int j = lane(); j < 8 * tiles_; j += 32) {
+            const bool counts = j < C_ && keeps(t);
+            m_.Z[t * m_.ld + j] = counts ? float(widen(data[offset(v, b_, first_ + t, j)])) : 0.0f;
+          }
       });
     }
     end_copies();
@@ -249,7 +252,7 @@ class SmallAdaptive {
 
 inline SmallReadPlan plan_small(const AdaptiveWriteArgs& args, int team, const Device& device) {
   const Sizes& n = args.n;
-  if (is_small(n.T, n) || n.K > n.C) return {};
+  if (is_small(n.T, n) || n.K > n.C || args.num_iters > 1 << 30) return {};
   const size_t shared = n.K <= 32 ? SmallAdaptiveMemory<32>::bytes(int(n.C))
                                   : SmallAdaptiveMemory<64>::bytes(int(n.C));
   SmallReadPlan plan = plan_small_read(n, team, shared, device, args.mean, args.cov);

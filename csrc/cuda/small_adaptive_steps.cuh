@@ -111,7 +111,7 @@ class AdaptiveSteps {
 
   // W, gain, h and s of the chunk's steps, and U after them; false in some thread where it is too
   // hard. Leaves what is in shared memory to be synchronised.
-  __device__ bool write(int64_t num_iters) const {
+  __device__ bool write(int num_iters) const {
     float row[kOwn];
     float diagonal = 0.0f;
     if (role_ == Role::covariance) {
@@ -150,7 +150,7 @@ class AdaptiveSteps {
     while (left != 0) {
       left &= left - 1;
       const int next = left != 0 ? first_of(left) : t;
-      for (int64_t i = 1; i <= num_iters; ++i) {
+      for (int i = 1; i <= num_iters; ++i) {
         const bool last = i == num_iters;
         const int target = last ? next : t;  // whose address comes next
         const float* const w = m_.W + t * kAlong;
