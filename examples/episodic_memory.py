@@ -41,7 +41,9 @@ def main():
     encode, capitals = load_encoder(), load_capitals()
     answers = encode(capitals.values())
     memory = EpisodicMemory(key_size=384, value_size=384, slots=1024)
-    memory.write(encode(f"What is the capital of {c}?" for c in capitals), answers, ids=list(capitals))
+    memory.write(
+        encode(f"What is the capital of {c}?" for c in capitals), answers, ids=list(capitals)
+    )
 
     right = {}
     for template in ("What is the capital of {}?", *PARAPHRASES):

@@ -1,8 +1,8 @@
-"""How long bayes_write would take on a GPU, from what the PTX interpreter counts: an estimate.
+"""How long writes would take on a GPU, from what the PTX interpreter counts: an estimate.
 
     python scripts/kernel_times.py --library build/ptx/library.so
 
-counts the launches of a write and of its gradient at three shapes, on the library that
+counts the launches of bayes_write, of its gradient and of adaptive_write, on the library that
 ``scripts/kernels_on_ptx.py --library`` makes, and puts the estimates into docs/kernels.md, beside
 those of the general kernels before (--as before, with a library of older sources). --long
 counts the write of a long episode, at three numbers of steps that are followed by a line. What was
@@ -13,7 +13,8 @@ A launch takes the longest of
 - the clocks that its blocks keep a multiprocessor's four schedulers busy, or its path to memory;
 - its bytes of device memory at full bandwidth;
 and before the first launch come 3 microseconds, before each that follows 1. The bound is the bytes
-or the multiply-adds that nothing can avoid, whichever takes longer, and one launch.
+or the multiply-adds that nothing can avoid, whichever takes longer, and one launch. It does not
+know that the steps of adaptive_write wait for each other.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ SHAPES: dict[Shape, int] = {
     (4096, 32, 32, 100): 16,
     (32, 64, 64, 200): 32,
 }
+WHAT = ("", "gradient", "adaptive_write")  # of bayes_write, but for the last
 #: Counted at a few T, of as many blocks as at the last, and followed by a line.
 LONG: Shape = (1, 65536, 512, 768)
 LONG_STEPS = (3976, 5963, 7951)  # 32, 48 and 64 depths of 16 steps for a block (episode_sums.cuh)
@@ -101,20 +103,30 @@ def costs(text: str | None = None) -> list[tuple[str, int | None, int, str]]:
     ]
 
 
-def needs(shape: Shape, gradient: bool) -> tuple[float, float]:
+def needs(shape: Shape, gradient: bool, adaptive: bool = False) -> tuple[float, float]:
     """Bytes that a write or its gradient must move, and multiply-adds: of the information form or
     of one chunk of all steps, whichever is cheaper. A gradient reads one state, prior or posterior,
-    and its multiply-adds are assumed to be three times a write's."""
+    and its multiply-adds are assumed to be three times a write's. Of adaptive_write those of the
+    recursion: three products of the mean and four of a slots' matrix with a vector, for each
+    step."""
     B, T, K, C = shape
     state, episode = K * C + K * K, T * K + T * C + T
+    if adaptive:
+        return 4.0 * B * (2 * state + episode + T + 2), B * T * K * (3.0 * C + 4 * K)
     numbers = 3 * state + 2 * episode + 1 if gradient else 2 * state + episode + 1
     information = T * K * (K / 2 + C) + K**3 + K * K * C
     chunk = T * K * (1.5 * K + 2 * C) + T * T * (K + C / 2) + T**3 / 6
     return 4.0 * B * numbers, B * min(information, chunk) * (3 if gradient else 1)
 
 
-def bound(device: Device, shape: Shape, gradient: bool, tensor_cores: bool = True) -> float:
-    moved, work = needs(shape, gradient)
+def bound(
+    device: Device,
+    shape: Shape,
+    gradient: bool,
+    tensor_cores: bool = True,
+    adaptive: bool = False,
+) -> float:
+    moved, work = needs(shape, gradient, adaptive)
     return FIRST_LAUNCH + max(moved / device.bandwidth, work / device.multiply_adds(tensor_cores))
 
 
@@ -153,8 +165,8 @@ def registers_of(name: str, folder: Path, target: str) -> int:
     raise SystemExit(f"kernel_times: no PTX in {folder} has the kernel {name}")
 
 
-def count(shape: Shape, memories: int, gradient: bool) -> list[dict]:
-    """The launches of one write, or of its gradient, with ``memories`` of the B memories."""
+def count(shape: Shape, memories: int, what: str) -> list[dict]:
+    """The launches of ``what``, one of WHAT, with ``memories`` of the B memories."""
     import torch
 
     B, T, K, C = shape
@@ -180,11 +192,18 @@ def count(shape: Shape, memories: int, gradient: bool) -> list[dict]:
             finally:
                 os.environ.pop("KANERVA_PTX_COUNTS", None)
 
-        for x in arguments:
-            x.requires_grad_(gradient)
-        write = torch.ops.kanerva.bayes_write
-        results = run(lambda: write(*arguments, None, None, "auto"), not gradient)
-        if gradient:
+        if what == "adaptive_write":
+            mean, cov, _, values, noise = arguments
+            ridge = torch.ones(memories)
+            adaptive = torch.ops.kanerva.adaptive_write
+            run(lambda: adaptive(mean, cov, values, noise, ridge, None, 1), True)
+        else:
+            gradient = what == "gradient"
+            for x in arguments:
+                x.requires_grad_(gradient)
+            write = torch.ops.kanerva.bayes_write
+            results = run(lambda: write(*arguments, None, None, "auto"), not gradient)
+        if what == "gradient":
             grads = [torch.randn_like(x) for x in results]
             run(lambda: torch.autograd.grad(results, arguments, grads), True)
         launches = [json.loads(line) for line in file.read_text().splitlines()]
@@ -198,7 +217,7 @@ def count(shape: Shape, memories: int, gradient: bool) -> list[dict]:
 def count_long() -> list[dict]:
     """The launches of the long write, on the line through those of fewer steps."""
     B, T, K, C = LONG
-    points = [(steps, count((B, steps, K, C), B, False)) for steps in LONG_STEPS]
+    points = [(steps, count((B, steps, K, C), B, "")) for steps in LONG_STEPS]
     launches, _ = ptx_counts.extrapolate(points, T)
     missed = 0.0
     (T0, T1), T2 = LONG_STEPS[-2:], LONG_STEPS[0]
@@ -274,20 +293,23 @@ def section(counted: dict) -> str:
             "basic block's instructions moved as early as their sources allow, the second with "
             "them in the order of the PTX: ptxas is in between, near the first where registers "
             "suffice. The factor is the first over the bound, which takes products in tensor cores "
-            "as 3xTF32. Device memory is cold; a gradient is the backward launches alone.",
+            "as 3xTF32. Device memory is cold; a gradient is the backward launches alone. Rows "
+            "that name no operator are bayes_write; adaptive_write, of one iteration, is a chain "
+            "of steps, which the bound does not know.",
             WIDTH,
         ),
         "",
         "| (B, T, K, C) | GPU | bound | before | factor | now | factor |",
         "|---|---|---|---|---|---|---|",
     ]
-    for gradient in (False, True):
-        for shape in (*SHAPES, LONG):
+    for what in WHAT:
+        gradient, adaptive = what == "gradient", what == "adaptive_write"
+        for shape in SHAPES if adaptive else (*SHAPES, LONG):
             for device in (H100, H200):
-                lowest = bound(device, shape, gradient)
+                lowest = bound(device, shape, gradient, adaptive=adaptive)
                 cells = []
                 for when in ("before", "now"):
-                    launches = counted.get(when, {}).get(key_of(shape, gradient))
+                    launches = counted.get(when, {}).get(key_of(shape, what))
                     if not launches:
                         cells += ["not counted", "-"]
                         continue
@@ -298,11 +320,11 @@ def section(counted: dict) -> str:
                         f"{moved / lowest:.1f}",
                     ]
                 shown = microseconds(lowest)
-                in_float32 = bound(device, shape, gradient, tensor_cores=False)
+                in_float32 = bound(device, shape, gradient, False, adaptive)
                 if in_float32 > 1.01 * lowest:
                     shown += f" (float32: {microseconds(in_float32)})"
-                what = key_of(shape, gradient)
-                lines.append(f"| {what} | {device.name} | {shown} | {' | '.join(cells)} |")
+                key = key_of(shape, what)
+                lines.append(f"| {key} | {device.name} | {shown} | {' | '.join(cells)} |")
     lines += ["", *launch_table(counted.get("now", {})), "", *cost_table()]
     return "\n".join(lines) + "\n"
 
@@ -385,8 +407,8 @@ def cost_table() -> list[str]:
     return lines
 
 
-def key_of(shape: Shape, gradient: bool) -> str:
-    return f"{shape}" + ", gradient" * gradient
+def key_of(shape: Shape, what: str) -> str:
+    return f"{shape}, {what}" if what else f"{shape}"
 
 
 def read_counts() -> dict:
@@ -400,9 +422,20 @@ def main() -> int:
     parser.add_argument("--library", type=Path, required=True)
     parser.add_argument("--as", dest="when", choices=("before", "now"), default="now")
     parser.add_argument("--shape", action="append", help="BxTxKxC: this one, printed and not kept")
+    parser.add_argument("--operator", help="adaptive_write or bayes_write: keep the other's counts")
     parser.add_argument("--long", action="store_true", help=f"{LONG} alone, beside what is kept")
     parser.add_argument("--arch", default="sm_90a")
     options = parser.parse_args()
+    chosen = {
+        None: WHAT,
+        "bayes_write": WHAT[:2],
+        "adaptive_write": WHAT[2:],
+    }.get(options.operator)
+    if chosen is None:
+        raise SystemExit(
+            "kernel_times: --operator must be adaptive_write or bayes_write, got "
+            f"{options.operator!r}"
+        )
     if not options.library.is_file():
         raise SystemExit(f"kernel_times: --library: there is no file {options.library}")
     library = options.library.resolve()
@@ -421,8 +454,8 @@ def main() -> int:
     if options.long:
         shapes = {LONG: LONG[0]}
     for shape, memories in shapes.items():
-        for gradient in (False, True)[: 1 if shape == LONG else 2]:
-            launches = count_long() if shape == LONG else count(shape, memories, gradient)
+        for what in chosen if shape != LONG else ("",):
+            launches = count_long() if shape == LONG else count(shape, memories, what)
             for launch in launches:
                 name = launch["kernel"]
                 if name not in registers:
@@ -430,15 +463,16 @@ def main() -> int:
                         name, library.parent / options.arch, options.arch
                     )
                 launch["registers"] = registers[name]
-            key = key_of(shape, gradient)
+            key = key_of(shape, what)
             found[key] = [kept(launch) for launch in launches]
             moved, written = (
                 estimate(H100, found[key], clocks)
                 for clocks in ("moved_block_clocks", "block_clocks")
             )
+            lowest = bound(H100, shape, what == "gradient", adaptive=what == "adaptive_write")
             print(
                 f"{key}: {microseconds(moved)} to {microseconds(written)} us on an H100, bound "
-                f"{microseconds(bound(H100, shape, gradient))}; estimate, no GPU has run this"
+                f"{microseconds(lowest)}; estimate, no GPU has run this"
             )
             for launch in launches:
                 steps = launch["moved_barrier_clocks"]
@@ -446,10 +480,11 @@ def main() -> int:
                 print(f"  {launch['kernel']}: {clocks} clocks, barriers at {steps}")
     if not options.shape:
         counted = read_counts()
-        if options.long:
-            found = counted.get(options.when, {}) | found
-        elif key_of(LONG, False) in counted.get(options.when, {}):
-            found[key_of(LONG, False)] = counted[options.when][key_of(LONG, False)]
+        before = counted.get(options.when, {})
+        if options.operator or options.long:
+            found = before | found
+        elif (key := key_of(LONG, "")) in before:
+            found[key] = before[key]
         COUNTS.write_text(json.dumps(counted | {options.when: found}, indent=1) + "\n")
         print(f"{COUNTS}: {options.when}; python scripts/kernel_report.py writes the page")
     return 0

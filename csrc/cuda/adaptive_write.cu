@@ -4,7 +4,11 @@
 // Floor at B = 16, T = K = 32, C = 100: 0.9 MB in and out, 0.3 us at 3 TB/s; 10 million
 // multiply-adds, 0.3 us at 30 T/s; launch 2 to 3 us and a chain of T steps of 12 barriers, with a
 // matrix-vector product between each two: latency binds.
+//
+// Where the small kernel serves (small_adaptive.cuh: float32, three barriers a step), it goes
+// first, and only what it marks is done here.
 #include "adaptive_step.cuh"
+#include "small_adaptive.cuh"
 
 namespace kanerva::cuda {
 
@@ -51,18 +55,25 @@ __device__ bool write_item(const AdaptiveWriteArgs& args, int64_t b, Arena arena
   return true;
 }
 
+// Every item or, where there are marks, those that have one.
 __global__ void __launch_bounds__(256, 1)
     adaptive_write_kernel(const __grid_constant__ AdaptiveWriteArgs args,
-                          const __grid_constant__ BlockPlan plan, char* workspace) {
-  const int64_t b = blockIdx.x;
+                          const __grid_constant__ BlockPlan plan, char* workspace, const int* marks,
+                          int shares) {
   const int K = int(args.n.K), C = int(args.n.C);
-  if (write_item(args, b, enter(plan, workspace, b))) return;
-  sync();  // some of it may have been stored
-  fill(args.mean_out, b, 0, 0, K, C, NAN);
-  fill(args.cov_out, b, 0, 0, K, K, NAN);
-  fill(args.weights_out, b, 0, 0, args.n.T, K, NAN);
-  fill(args.step_kl, b, 0, 0, args.n.T, 1, NAN);
-  if (thread() == 0) store_scalar(args.log_evidence, b, 0, NAN);
+  for_marked(
+      marks, args.n.B,
+      [&](int64_t b) {
+        const bool done = write_item(args, b, enter(plan, workspace, b));
+        sync();  // some of it may have been stored
+        if (done) return;
+        fill(args.mean_out, b, 0, 0, K, C, NAN);
+        fill(args.cov_out, b, 0, 0, K, K, NAN);
+        fill(args.weights_out, b, 0, 0, args.n.T, K, NAN);
+        fill(args.step_kl, b, 0, 0, args.n.T, 1, NAN);
+        if (thread() == 0) store_scalar(args.log_evidence, b, 0, NAN);
+      },
+      shares);
 }
 
 BlockPlan plan_of(const AdaptiveWriteArgs& args, const Device& device) {
@@ -78,11 +89,16 @@ BlockPlan plan_of(const AdaptiveWriteArgs& args, const Device& device) {
 }  // namespace
 
 size_t adaptive_write_workspace(const AdaptiveWriteArgs& args, const Device& device) {
-  return workspace_of(args.n, plan_of(args, device));
+  const BlockPlan plan = plan_of(args, device);
+  return workspace_of(args.n, plan_small(args, plan.team, device), plan);
 }
 
 void adaptive_write(const AdaptiveWriteArgs& args, const Launch& to) {
-  start(adaptive_write_kernel, args, to, plan_of(args, to.device));
+  const BlockPlan plan = plan_of(args, to.device);
+  const bool few = args.n.K <= 32;
+  start_small(few ? small_adaptive_kernel<32> : small_adaptive_kernel<64>,
+              few ? SmallAdaptive<32>::kThreads : SmallAdaptive<64>::kThreads,
+              plan_small(args, plan.team, to.device), adaptive_write_kernel, plan, args, to);
 }
 
 }  // namespace kanerva::cuda

@@ -95,6 +95,15 @@ def test_what_a_write_needs():
     assert in_float32 / in_tf32 == pytest.approx(1024 / 128 / 3, rel=0.02)
 
 
+def test_what_an_adaptive_write_needs():
+    moved, work = kernel_times.needs(FIRST, False, adaptive=True)
+    assert moved == kernel_times.needs(FIRST, False)[0] + 16 * 4 * (32 + 1)  # the KLs, the ridge
+    assert work == 16 * 32 * (3 * 32 * 100 + 4 * 32 * 32)
+    assert kernel_times.bound(H100, FIRST, False, adaptive=True) == pytest.approx(
+        3e-6 + moved / 3.35e12
+    )
+
+
 def test_a_chunk_is_cheaper_than_the_information_form_in_short_episodes():
     _, T, K, C = shape = (1, 4, 64, 64)
     chunk = T * K * (1.5 * K + 2 * C) + T * T * (K + C / 2) + T**3 / 6
@@ -141,5 +150,5 @@ def test_the_page_has_the_counts_that_are_kept():
     assert set(counted) == {"before", "now"}
     for when in counted.values():
         for key in kernel_times.SHAPES:
-            for gradient in (False, True):
-                assert when[kernel_times.key_of(key, gradient)]
+            for what in kernel_times.WHAT:
+                assert when[kernel_times.key_of(key, what)]

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "../../csrc/cuda/small_adaptive.cuh"
 #include "../../csrc/cuda/small_adjoint_plan.cuh"
 #include "../../csrc/cuda/small_recall.cuh"
 #include "../../csrc/cuda/small_write_plan.cuh"
@@ -72,6 +73,8 @@ bool columns() {
     least(small_adjoint_shared(n, C), 4 * 64);
     least(SmallReadMemory<64>::bytes(C, true), 2 * 64);
     least(SmallRecallMemory<64>::bytes(C), 64);
+    least(SmallAdaptiveMemory<32>::bytes(C), 64);
+    least(SmallAdaptiveMemory<64>::bytes(C), 96);
   }
   return more;
 }

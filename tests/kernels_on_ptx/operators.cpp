@@ -519,6 +519,9 @@ int main(int count, char** arguments) {
   write(Dtype::float32, {1, 64, 32, 300}, 1.0, false, false, M::automatic);
   write(Dtype::float32, {1, 40, 50, 200}, 1.0, false, true, M::automatic);
   step(Dtype::float32, {2, 1, 40, 110}, false);
+  adaptive(Dtype::float32, {2, 35, 32, 40}, 1.0, false, 1);
+  adaptive(Dtype::float32, {1, 40, 50, 60}, 1.0, true, 2);
+  adaptive(Dtype::float32, {2, 33, 20, 30}, 1e-6, true, 1);  // too hard for it
   // Sums over the steps of a long episode, and panels: two tiles or more of each, ragged ones, of
   // which one block has several and several blocks have one; copies by 16 and by 4 bytes.
   most_processors = 4;

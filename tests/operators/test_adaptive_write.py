@@ -61,6 +61,8 @@ CASES = [
     (25, 9, 20, 1e-1, "some", 2),
     (12, 20, 6, 1e-1, "none", 3),
     (50, 70, 75, 1.0, "none", 1),
+    (70, 40, 50, 1.0, "some", 2),  # slots and steps beyond what CUDA's fast kernel takes at a time
+    (34, 32, 65, 1e-1, "none", 3),
 ]
 HARD = [
     (48, 32, 8, 1e-4, "none", 1),  # more slots than columns, small noise
@@ -266,6 +268,47 @@ def test_a_masked_step_is_a_removed_step():
         assert not grad.isnan().any()
         if x is not None:
             assert (grad[:, ~kept] == 0).all()
+
+
+@not_on(INTERPRETER, reason="20 steps, four times")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_values_of_another_dtype_or_layout(dtype):
+    """They are converted, whatever kernel serves."""
+    mean, cov, values, noise, ridge, mask = inputs((20, 17, 33, 1.0, "some", 1), torch.float32)
+    values = values.to(dtype).to(torch.float32)
+    want = ops.adaptive_write(mean, cov, values, noise, ridge, mask=mask, return_evidence=True)
+    for other in (values.to(dtype), values.mT.contiguous().mT, values.repeat(1, 1, 2)[..., :33]):
+        got = ops.adaptive_write(mean, cov, other, noise, ridge, mask=mask, return_evidence=True)
+        for a, b in zip(got, want, strict=True):
+            assert torch.equal(a, b)
+
+
+@not_on(INTERPRETER, reason="33 steps, three times")
+def test_a_hard_item_changes_no_other():
+    """Where a kernel for easy items leaves the others to a slower one."""
+    easy, hard = (inputs((33, 20, 30, v, "none", 1), torch.float32)[:5] for v in (1.0, 1e-6))
+    mixed = [torch.cat([a[:1], b[:1], a[1:]]) for a, b in zip(easy, hard, strict=True)]
+    got = write((*mixed, None), 1)
+    alone = [write((*args, None), 1) for args in (easy, hard)]
+    for result, of_easy, of_hard in zip(got, *alone, strict=True):
+        assert torch.equal(result, torch.cat([of_easy[:1], of_hard[:1], of_easy[1:]]))
+
+
+@not_on(INTERPRETER, reason="40 steps")
+@pytest.mark.parametrize("bad", ["value", "noise", "ridge"])
+def test_a_bad_item_is_nan_and_changes_no_other(bad):
+    """Of a size that float32 kernels serve, in the second chunk of 32 steps."""
+    args = [x.clone() for x in inputs((40, 17, 33, 1.0, "none", 1), torch.float32)[:5]]
+    want = write((*args, None), 1)
+    if bad == "value":
+        args[2][1, 35, 3] = torch.nan
+    elif bad == "noise":
+        args[3][1, 35] = -1.0
+    else:
+        args[4][1] = 0.0
+    for result, before in zip(write((*args, None), 1), want, strict=True):
+        assert torch.equal(result[0], before[0])
+        assert result[1].isnan().all()
 
 
 def test_a_mean_of_zero_has_addresses_of_zero():

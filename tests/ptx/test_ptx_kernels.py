@@ -56,6 +56,7 @@ def test_a_barrier_left_out_is_noticed(run, operator, barrier):
         ("recall", range(0, 28, 5)),
         ("read", range(6)),
         ("read_backward", range(0, 8, 2)),
+        ("adaptive_write", range(0, 60, 9)),
     ],
 )
 def test_a_barrier_left_out_of_a_small_memorys_kernel_is_noticed(run, operator, barriers):
