@@ -48,7 +48,7 @@ SHAPES: dict[Shape, int] = {
 WHAT = ("", "gradient", "adaptive_write")  # of bayes_write, but for the last
 #: Counted at a few T, of as many blocks as at the last, and followed by a line.
 LONG: Shape = (1, 65536, 512, 768)
-LONG_STEPS = (3976, 5963, 7951)  # 32, 48 and 64 depths of 16 steps for a block (episode_sums.cuh)
+LONG_STEPS = (2048, 4096, 6144)  # of 17, 33 and 50 depths for a block (episode_sums.cuh)
 MOST_MISSED = 0.01  # of any count below
 MEASURED = (
     "instructions",

@@ -240,7 +240,7 @@ class BlockSums {
         if (of_values) squares += double(more);
       }
       __syncthreads();
-      // Every thread is done with the depth before.
+      // Every thread is done with the depth before. The last two groups are empty.
       if (copies && depth + 2 < last) start(x, before);
       end_copies();
       multiply(stage + row(), stage + (is_diagonal ? 0 : kFactor) + column(), sum);
@@ -250,7 +250,6 @@ class BlockSums {
       before = stage;
       stage = stage == 2 * kStage ? 0 : stage + kStage;
     }
-    wait_for_copies<0>();
     if (at.is_of_values && at.row == 0) {
       squares = block_sum(squares);
       if (block_thread() == 0) sums_.squares[part] = squares;
