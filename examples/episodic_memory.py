@@ -39,9 +39,9 @@ def load_capitals():
 
 def main():
     encode, capitals = load_encoder(), load_capitals()
-    answers = encode(capitals.values())
+    answers, ids = encode(capitals.values()), list(capitals)
     memory = EpisodicMemory(key_size=384, value_size=384, slots=1024)
-    memory.write(encode(f"What is the capital of {c}?" for c in capitals), answers, ids=list(capitals))
+    memory.write(encode(f"What is the capital of {c}?" for c in capitals), answers, ids)
 
     right = {}
     for template in ("What is the capital of {}?", *PARAPHRASES):
@@ -76,7 +76,10 @@ def main():
     memory.forget("France")
     after = cosine_similarity(memory.read(asked).values, paris).item()
     print(f"France is forgotten: it read {before:.2f} like Paris, and reads {after:.2f} like it;")
-    print(f"{len(memory)} facts are left.")
+    print(
+        f"{len(memory)} facts are left. It is as if it had never been written: what is left of it"
+    )
+    print("is how much the question itself sounds like the answer.")
     return right, known, alarms, new, old, apart, before, after
 
 

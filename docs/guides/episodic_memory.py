@@ -1,7 +1,7 @@
 """Draws docs/images/episodic_memory.png from the numbers of ``benchmarks.episodic``.
 
-    python -m benchmarks.episodic capacity --json docs/guides/episodic_memory.json
-    python docs/guides/episodic_memory.py
+python -m benchmarks.episodic capacity --json docs/guides/episodic_memory.json
+python docs/guides/episodic_memory.py
 """
 
 import json
