@@ -28,6 +28,19 @@ def test_the_examples_of_use_run():
         exec(code, names)
 
 
+def test_the_examples_of_the_episodic_memory_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "guides" / "episodic_memory.md").read_text(encoding="utf-8")
+    names = {}
+    codes = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    for code in codes:
+        exec(code, names)
+    assert len(codes) == 2 and names["out"].is_known.all()
+    assert len(names["memory"]) == len(names["again"]) == 98
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert links and all((ROOT / "docs" / "guides" / link).exists() for link in links)
+
+
 def test_the_example_of_a_trained_model_runs():
     pytest.importorskip("safetensors")
     text = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
