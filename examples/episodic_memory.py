@@ -17,7 +17,7 @@ from kanerva_ext.episodic import EpisodicMemory
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 PARAPHRASES = ("Which city is {} governed from?", "The government of {} has its seat in")
-UNKNOWN = ("How do I bake bread?", "Who won the cup final in 1966?", "My bicycle has a flat tyre.")
+UNKNOWN = "How do I cook a meal as they do in {}?"
 
 
 def load_encoder():
@@ -39,11 +39,9 @@ def load_capitals():
 
 def main():
     encode, capitals = load_encoder(), load_capitals()
-    answers = encode(capitals.values())
+    answers, ids = encode(capitals.values()), list(capitals)
     memory = EpisodicMemory(key_size=384, value_size=384, slots=1024)
-    memory.write(
-        encode(f"What is the capital of {c}?" for c in capitals), answers, ids=list(capitals)
-    )
+    memory.write(encode(f"What is the capital of {c}?" for c in capitals), answers, ids)
 
     right = {}
     for template in ("What is the capital of {}?", *PARAPHRASES):
@@ -53,8 +51,14 @@ def main():
         right[template] /= len(capitals)
         print(f"{right[template]:4.0%} of {len(capitals)} answered: {template}")
 
-    known = memory.read(encode(UNKNOWN)).is_known
-    print(f"Known of {len(UNKNOWN)} questions about something else: {int(known.sum())}")
+    # What counts as known is set by questions that the memory cannot answer.
+    unknown = encode(UNKNOWN.format(c) for c in capitals)
+    memory.calibrate(unknown[::2])
+    alarms = memory.read(unknown[1::2]).is_known.float().mean().item()
+    paraphrased = memory.read(encode(PARAPHRASES[0].format(c) for c in capitals)).is_known
+    known = paraphrased.float().mean().item()
+    print(f"It says that it knows {known:.0%} of: {PARAPHRASES[0]}")
+    print(f"and {alarms:.0%} of: {UNKNOWN}")
 
     # Indonesia moves its capital. Only this fact changes.
     question = encode(["Which city is Indonesia governed from?"])
@@ -67,10 +71,16 @@ def main():
     print(f"Edited: it reads {new:.2f} like the new name and {old:.2f} like the old one;")
     print(f"the other facts changed by at most {apart:.4f} (1 - cosine).")
 
+    asked, paris = encode(["What is the capital of France?", capitals["France"]]).split(1)
+    before = cosine_similarity(memory.read(asked).values, paris).item()
     memory.forget("France")
-    asked = memory.read(encode(["What is the capital of France?"]))
-    print(f"France is forgotten: known = {bool(asked.is_known)}, {len(memory)} facts are left.")
-    return right, int(known.sum()), new, old, apart, bool(asked.is_known)
+    after = cosine_similarity(memory.read(asked).values, paris).item()
+    print(f"France is forgotten: it read {before:.2f} like Paris, and reads {after:.2f} like it;")
+    print(
+        f"{len(memory)} facts are left. It is as if it had never been written: what is left of it"
+    )
+    print("is how much the question itself sounds like the answer.")
+    return right, known, alarms, new, old, apart, before, after
 
 
 if __name__ == "__main__":

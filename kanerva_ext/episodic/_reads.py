@@ -114,8 +114,10 @@ class Reads(Core):
 
         Its own is found from up to 1,024 of the facts: each is scored as if it alone had not been
         written, which the predictive variance gives exactly, and a part ``false_alarm`` of these
-        scores lies above. It holds for unknown keys that come from where the facts' keys do. After
-        a sixteenth of the facts has changed it is found anew. Infinite in an empty memory.
+        scores lies above. It holds for unknown keys that come from where the facts' keys do. Other
+        wording is something that the memory does not know either: for questions in other words
+        than were written, `calibrate` it with such questions. After a sixteenth of the facts has
+        changed it is found anew. Infinite in an empty memory.
         """
         (m,) = self._which(memory)
         stale = self._changes[m] > STALE * self._counts[m]
