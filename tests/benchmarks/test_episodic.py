@@ -27,7 +27,7 @@ class Vectors(episodic.World):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(episodic, "World", Vectors)
-    monkeypatch.setattr(episodic, "SIZES", (192, 1536))
+    monkeypatch.setattr(episodic, "SIZES", (192, 6144))
 
 
 def test_capacity(small, tmp_path, capsys):
@@ -36,9 +36,9 @@ def test_capacity(small, tmp_path, capsys):
     assert json.loads(path.read_text())["capacity"] == rows
     by = {(r["slots"], r["features"], r["facts"]): r for r in rows}
     assert by[384, "none", 192]["recall"] == 1 and by[384, "none", 192]["paraphrases"] > 0.9
-    assert by[384, "none", 1536]["recall"] < 0.9 < by[2048, "relu", 1536]["recall"]
+    assert by[384, "none", 6144]["recall"] < 0.9 < by[2048, "relu", 6144]["recall"]
     # A linear map of the questions themselves: what is true by a rule needs no capacity.
-    assert by[384, "none", 1536]["true facts"] == 1
+    assert by[384, "none", 6144]["true facts"] == 1
     assert capsys.readouterr().out.count("\n|") == len(rows) + 2
 
 
