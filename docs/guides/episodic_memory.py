@@ -22,16 +22,35 @@ def main() -> None:
     rows = json.loads((HERE / "episodic_memory.json").read_text())["capacity"]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     for axis, name, title in zip(
-        axes, ("recall", "paraphrases"), ("asked as written", "asked in other words"), strict=True
+        axes,
+        ("recall", "paraphrases"),
+        ("asked as written", "asked in other words"),
+        strict=True,
     ):
-        for slots, features in ((384, "none"), (384, "relu"), (2048, "relu"), (2048, "fourier")):
-            of = [r for r in rows if (r["slots"], r["features"]) == (slots, features)]
+        for slots, features in (
+            (384, "none"),
+            (384, "relu"),
+            (2048, "relu"),
+            (2048, "fourier"),
+        ):
+            of = [
+                r for r in rows if (r["slots"], r["features"]) == (slots, features)
+            ]
             x, y = [r["facts"] / slots for r in of], [r[name] for r in of]
-            label = f"{slots:,} slots, " + ("the key" if features == "none" else features)
+            label = f"{slots:,} slots, " + (
+                "the key" if features == "none" else features
+            )
             axis.plot(x, y, marker="o", label=label)
         if name == "recall":
-            axis.plot(*zip(*LARIMAR, strict=True), "k:", marker="x", label="Larimar, other facts")
-        axis.set(xscale="log", xlabel="facts / slots", title=title, ylim=(-0.03, 1.03))
+            axis.plot(
+                *zip(*LARIMAR, strict=True),
+                "k:",
+                marker="x",
+                label="Larimar, other facts",
+            )
+        axis.set(
+            xscale="log", xlabel="facts / slots", title=title, ylim=(-0.03, 1.03)
+        )
         axis.axvline(1, color="0.8", zorder=0)
     axes[0].set_ylabel("top-1 recall")
     axes[0].legend(fontsize=8)
