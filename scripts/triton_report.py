@@ -281,10 +281,15 @@ def digest(one: Variant, target: str) -> str:
 
 def known() -> dict[str, Usage]:
     """By digest, what this Triton has compiled before."""
-    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
-    if record.get("triton") != triton.__version__:
+    if not RECORD.is_file():
         return {}
-    return {name: Usage(*numbers) for name, numbers in record["compiled"].items()}
+    try:
+        record = json.loads(RECORD.read_text(encoding="utf-8"))
+        if record["triton"] != triton.__version__:
+            return {}
+        return {name: Usage(*map(int, numbers)) for name, numbers in record["compiled"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SystemExit(f"triton_report: {RECORD} is damaged ({error}); remove it") from None
 
 
 def remember(table: list[tuple[Variant, dict[str, Usage | str]]], forget: bool) -> None:
@@ -373,6 +378,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--target", action="append", choices=TARGETS, help="only this one")
     parser.add_argument("--only", metavar="OPERATOR", help="print its kernels, write nothing")
     options = parser.parse_args(arguments)
+    if options.only and not _variants(options.quick, options.only):
+        raise SystemExit(f"triton_report: --only must be an operator, got {options.only!r}")
     whole = not (options.check or options.quick or options.target or options.only)
     table = collect(options.quick, options.target or list(TARGETS), options.only)
     if options.only:
@@ -381,7 +388,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{one.file} {one.name} ({one.label}):", "; ".join(usages))
     with contextlib.suppress(BrokenPipeError):
         print(f"{len(table)} variants of kernels on {', '.join(options.target or TARGETS)}")
-    if not options.check:
+    if not (options.check or options.only):
         remember(table, forget=whole)
     if whole:
         PAGE.write_text(render(table), encoding="utf-8")

@@ -35,19 +35,11 @@ __device__ inline TileMemory& tile_memory() {
 // contiguous.
 __device__ inline void stage(const TileFactor& x, int i0, int p0, int k,
                              float (&to)[kTileSide][kTileDepth + 4]) {
-  constexpr int each = kTileSide * kTileDepth / kTileThreads;
-  const auto row = [&](int e) { return x.step == 1 ? e / kTileDepth : e % kTileSide; };
-  const auto column = [&](int e) { return x.step == 1 ? e % kTileDepth : e / kTileSide; };
-  float kept[each];  // all loads before the first store, which they would wait for
-#pragma unroll
-  for (int q = 0; q < each; ++q) {
-    const int e = block_thread() + q * kTileThreads, i = i0 + row(e), p = p0 + column(e);
-    kept[q] = i < x.rows && p < k ? x.data[i * x.row + p * x.step] : 0.0f;
-  }
-#pragma unroll
-  for (int q = 0; q < each; ++q) {
-    const int e = block_thread() + q * kTileThreads;
-    to[row(e)][column(e)] = kept[q];
+  for (int e = block_thread(); e < kTileSide * kTileDepth; e += kTileThreads) {
+    const int i = x.step == 1 ? e / kTileDepth : e % kTileSide;
+    const int p = x.step == 1 ? e % kTileDepth : e / kTileSide;
+    const bool inside = i0 + i < x.rows && p0 + p < k;
+    to[i][p] = inside ? x.data[(i0 + i) * x.row + (p0 + p) * x.step] : 0.0f;
   }
 }
 

@@ -56,8 +56,10 @@
   }
 
   function forget(item) {
+    const place = state.items.indexOf(item);
+    if (place < 0) return; // what is not there cannot be taken out
     state.memory.forget(item.weights, item.values);
-    state.items.splice(state.items.indexOf(item), 1);
+    state.items.splice(place, 1);
   }
 
   // The stored item whose address is most alike, and by what cosine.
@@ -154,6 +156,7 @@
   function listen() {
     const canvas = page("query");
     let last = null;
+    let pointer = null;
     let waiting = false;
     const place = (event) => {
       const box = canvas.getBoundingClientRect();
@@ -163,9 +166,9 @@
       };
     };
     const move = (event) => {
-      if (!last) return;
+      if (!last || event.pointerId !== pointer) return;
       const here = place(event);
-      ink(last, here, event.shiftKey || event.button === 2 || page("erase").checked ? 0 : 1);
+      ink(last, here, event.shiftKey || event.buttons & 2 || page("erase").checked ? 0 : 1);
       last = here;
       paint(canvas, state.query);
       if (!waiting) {
@@ -174,13 +177,16 @@
       }
     };
     canvas.addEventListener("pointerdown", (event) => {
+      if (last) return; // a second finger
       canvas.setPointerCapture(event.pointerId);
+      pointer = event.pointerId;
       last = place(event);
       move(event);
     });
     canvas.addEventListener("pointermove", move);
+    canvas.addEventListener("contextmenu", (event) => event.preventDefault());
     for (const end of ["pointerup", "pointercancel"]) {
-      canvas.addEventListener(end, () => { last = null; });
+      canvas.addEventListener(end, (event) => { if (event.pointerId === pointer) last = null; });
     }
     const actions = {
       clear: () => state.query.fill(0),

@@ -68,6 +68,11 @@ class DataConfig:
                 f"[data] shortest_episode must be from 1 to episode_length, "
                 f"{self.episode_length}, got {shortest}"
             )
+        if shortest not in (None, self.episode_length) and len(self.episode_lengths()) == 1:
+            raise ConfigError(
+                f"[data] episode_length must be divisible into parts of at least shortest_episode, "
+                f"{shortest}, got {self.episode_length}"
+            )
         if self.pixels is None:
             object.__setattr__(self, "pixels", default_pixels(self.name))
 
@@ -75,8 +80,9 @@ class DataConfig:
         """T and, where episodes are cut, the lengths of their parts, the longest first."""
         longest = self.episode_length
         shortest = longest if self.shortest_episode is None else self.shortest_episode
-        parts = range(1, longest // shortest + 1)
-        return [longest // count for count in parts if longest % count == 0]
+        low = [count for count in range(1, math.isqrt(longest) + 1) if longest % count == 0]
+        lengths = {*low, *(longest // count for count in low)}
+        return sorted((length for length in lengths if length >= shortest), reverse=True)
 
 
 @dataclass(frozen=True)

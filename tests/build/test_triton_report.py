@@ -104,6 +104,22 @@ def test_what_was_compiled_before_is_not_compiled_again(tmp_path, monkeypatch, c
     assert collected()[2] == count and report.known() == {}
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"triton": 1}', '{"triton": "V", "compiled": []}'])
+def test_a_damaged_record_is_named(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(report, "RECORD", tmp_path / "record.json")
+    report.RECORD.write_text(text.replace("V", report.triton.__version__))
+    if text == '{"triton": 1}':  # another Triton's
+        assert report.known() == {}
+        return
+    with pytest.raises(SystemExit, match=r"record\.json is damaged"):
+        report.known()
+
+
+def test_an_operator_that_is_none():
+    with pytest.raises(SystemExit, match="--only must be an operator, got 'nosuch'"):
+        report.main(["--check", "--only", "nosuch"])
+
+
 def compile_nothing(quick, index, target, only=None):
     return report.Usage(100 + index, 0, 1024)
 

@@ -244,6 +244,7 @@ def test_numbers_that_nothing_can_mean(option, number, tmp_path, capsys):
         ("data.batch_size=99999999999", "[data] batch_size must be at most 2147483647"),
         ("data.shortest_episode=9", "shortest_episode must be from 1 to episode_length, 8, got 9"),
         ("data.shortest_episode=0", "shortest_episode must be from 1 to episode_length, 8, got 0"),
+        ("data.shortest_episode=5", "episode_length must be divisible into parts of at least"),
         ("training.threads=5000", "[training] threads must be from 1 to 1024, got 5000"),
         (f"training.seed={2**64}", "[training] seed must be at most 9223372036854775807"),
         ("training.learning_rate=inf", "[training] learning_rate must be finite, got inf"),
