@@ -29,34 +29,42 @@ def pseudo_inverse(matrix, rounds, start=5e-4):
         yield x
 
 
+def errors(keys, values, queries, noise, rounds):
+    """Relative errors of a read: by so many rounds of conjugate gradients, and by bayes_write."""
+    wide = [x.double() for x in (keys, values)]
+    zero, one = torch.zeros(1, SLOTS, CODE).double(), torch.eye(SLOTS).double()
+    mean, cov, _ = ops.bayes_write(zero, one, *wide, noise)
+    truth = ops.read(mean, cov, queries.double())[0]
+    system = keys[0].mT @ keys[0] / noise + torch.eye(SLOTS)
+    sums = keys[0].mT @ values[0] / noise
+    found = [
+        (x @ sums - truth[0]).abs().max() / truth.abs().max()
+        for x in conjugate_gradients(system, queries[0], rounds)
+    ]
+    state = ops.bayes_write(zero.float(), one.float(), keys, values, noise)[:2]
+    exact = (ops.read(*state, queries)[0] - truth).abs().max() / truth.abs().max()
+    return found, exact
+
+
 def draw():
     torch.manual_seed(0)
     # Some directions are a hundred times rarer than others, as in keys that were learned.
-    keys = torch.randn(1, STEPS, SLOTS) * torch.logspace(0, -2, SLOTS)
-    keys = torch.nn.functional.normalize(keys, dim=-1)
+    normal = torch.randn(1, STEPS, SLOTS)
+    keys = torch.nn.functional.normalize(
+        normal * torch.logspace(0, -2, SLOTS), dim=-1
+    )
     values, queries = torch.randn(1, STEPS, CODE), torch.randn(1, 32, SLOTS)
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9, 3.4), layout="constrained"
     )
     rounds = torch.arange(1, 65)
     for noise, color in ((1.0, GREEN), (1e-2, BLUE), (1e-4, RED)):
-        wide = [x.double() for x in (keys, values)]
-        zero, one = torch.zeros(1, SLOTS, CODE).double(), torch.eye(SLOTS).double()
-        mean, cov, _ = ops.bayes_write(zero, one, *wide, noise)
-        truth = ops.read(mean, cov, queries.double())[0]
-        system = keys[0].mT @ keys[0] / noise + torch.eye(SLOTS)
-        sums = keys[0].mT @ values[0] / noise
-        found = [
-            (x @ sums - truth[0]).abs().max() / truth.abs().max()
-            for x in conjugate_gradients(system, queries[0], len(rounds))
-        ]
-        state = ops.bayes_write(zero.float(), one.float(), keys, values, noise)[:2]
-        exact = (
-            ops.read(*state, queries)[0] - truth
-        ).abs().max() / truth.abs().max()
+        found, exact = errors(keys, values, queries, noise, len(rounds))
+        equal = torch.nn.functional.normalize(normal, dim=-1)
+        as_common, _ = errors(equal, values, queries, noise, 30)
         print(
             f"noise variance {noise:g}: 30 rounds {found[29]:.0e}, 64 rounds {found[63]:.0e}, "
-            f"bayes_write {exact:.0e}"
+            f"bayes_write {exact:.0e}; directions equally common, 30 rounds {as_common[29]:.0e}"
         )
         left.plot(rounds, found, color=color, label=f"noise variance {noise:g}")
         left.axhline(exact, color=color, ls=":", lw=1)
