@@ -526,7 +526,7 @@ int main(int count, char** arguments) {
   // which one block has several and several blocks have one; copies by 16 and by 4 bytes.
   most_processors = 4;
   long_write({1, 530, 264, 132}, false, 0);
-  long_write({2, 860, 257, 3}, true, 1);
+  long_write({1, 860, 257, 3}, true, 1);
   // Fewer processors than memories: what is too hard is marked, and done by another kernel; several
   // tiles of queries for a block.
   most_processors = 1;
