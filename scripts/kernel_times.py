@@ -456,9 +456,7 @@ def main() -> int:
                 estimate(H100, found[key], clocks)
                 for clocks in ("moved_block_clocks", "block_clocks")
             )
-            lowest = bound(
-                H100, shape, what == "gradient", adaptive=what == "adaptive_write"
-            )
+            lowest = bound(H100, shape, what == "gradient", adaptive=what == "adaptive_write")
             print(
                 f"{key}: {microseconds(moved)} to {microseconds(written)} us on an H100, bound "
                 f"{microseconds(lowest)}; estimate, no GPU has run this"
