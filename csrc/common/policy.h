@@ -56,6 +56,12 @@ constexpr double kWellConditioned = 1e3;
 constexpr double kTrackedInFloat32 = 100.0;
 constexpr double kHardStepInFloat32 = 1e4;
 constexpr double kCancelled = 1e-4;
+// With all of it in float32, as in small GPU kernels, less: up to these, and with so much left of
+// the ratio of the determinants, the error stays within that of a float32 recursion with a full
+// solve for every step.
+constexpr double kTrackedAllInFloat32 = 16.0;
+constexpr double kHardStepAllInFloat32 = 1e3;
+constexpr double kLeastDeterminant = 0.1;
 
 // A noise variance above this is out of its domain: squares of it would overflow.
 constexpr double kLargestNoise = 1e300;

@@ -6,12 +6,6 @@
 
 namespace kanerva::cuda {
 
-// All of it is float32, so less than kTrackedInFloat32 and kHardStepInFloat32: up to these the
-// error stays within that of a float32 recursion with a full solve for every step.
-constexpr float kTrackedAllInFloat32 = 16.0f;
-constexpr float kHardStepAllInFloat32 = 1e3f;
-constexpr float kLeastDeterminant = 0.1f;  // D, the ratio of the determinants of A
-
 // Shared memory of a block; kSlots is 32 or 64. Padded with zeros.
 template <int kSlots>
 struct SmallAdaptiveMemory {
@@ -185,7 +179,7 @@ class AdaptiveSteps {
         } else if (role_ == Role::covariance) {
           const float v = m_.noise[t];
           const float h = dot(w, m_.c), along = dot(w, m_.f), s = h + v;
-          good = good && h <= kHardStepAllInFloat32 * v && s > 1e-30f;
+          good = good && h <= float(kHardStepAllInFloat32) * v && s > 1e-30f;
           if (slot_ == 0 && part_ == 0) {
             m_.h[t] = h;
             m_.s[t] = s;
@@ -201,7 +195,7 @@ class AdaptiveSteps {
           quadratic(places, cg, cf, ff, cy, fy);
           const float k = cg, q = fmaf(cf, scale, 1.0f), m = (energy - ff) * scale * scale;
           const float D = fmaf(q, q, k * m);
-          good = good && D > kLeastDeterminant && D < 1e30f;
+          good = good && D > float(kLeastDeterminant) && D < 1e30f;
           const float inverse = approximate_reciprocal(D);
           const float rho = fmaf(step, q - 1.0f, fy * scale), sigma = fmaf(step, k, cy);
           const float alpha = fmaf(k, rho, -q * sigma) * inverse;
@@ -248,7 +242,7 @@ class AdaptiveSteps {
       of_M = fmaxf(of_M, m_.largest[i]);
       of_A = fmaxf(of_A, m_.largest[2 * kWarps + i]);
     }
-    return of_M * of_A <= kTrackedAllInFloat32;
+    return of_M * of_A <= float(kTrackedAllInFloat32);
   }
 
  private:
