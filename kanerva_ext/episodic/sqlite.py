@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import sqlite3
 import threading
+import weakref
 import zlib
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._lock import FileLock
 from .stores import CHUNK, DTYPES, Facts, Store, spread
 
 __all__ = ["FORMAT", "SQLiteStore"]
+
+_open_stores: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in list(_open_stores):
+        store._leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 FORMAT = "kanerva_ext.EpisodicMemory"
 APPLICATION = 0x4B4E4552  # in the file's header
@@ -46,7 +60,8 @@ class SQLiteStore(Store):
 
     A transaction is on the disk when a write returns (write-ahead log, synchronous=FULL); a
     process that is killed at any time leaves what the last one that returned had written. One
-    process at a time has the file open.
+    process at a time has the file open: that which holds the lock on the file ``<path>.lock``
+    beside it. A process that was forked does not have it.
 
     The file also has the memory's settings and, as of the last `put_sums`, its sums. Opened
     again, only what changed since is added to them.
@@ -72,8 +87,12 @@ class SQLiteStore(Store):
         settings: dict[str, Any] | None = None,
         tensors: dict[str, Tensor] | None = None,
     ):
-        self.path = Path(path)
+        self.path = Path(path).resolve()  # the same one after a change of the working directory
         self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._held: FileLock | None = None
+        self._forked = False
+        self._process = os.getpid()
         new = key_size is not None
         if new and self.path.exists():
             raise FileExistsError(
@@ -83,7 +102,8 @@ class SQLiteStore(Store):
             )
         if not new and not self.path.is_file():
             raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self.path))
-        self._connection: sqlite3.Connection | None = None
+        self._held = FileLock(self.path)
+        _open_stores.add(self)
         try:
             with self._errors():
                 self._open(new)
@@ -175,12 +195,34 @@ class SQLiteStore(Store):
                 raise ValueError(f"{self.path} is damaged or no memory: {text}") from error
             raise OSError(errno.EIO, text, str(self.path)) from error
 
+    def _check_open(self) -> None:
+        if self._forked or os.getpid() != self._process:
+            raise OSError(
+                errno.EBUSY,
+                "the process that this one was forked from has it open; close it before the fork, "
+                "or work on a copy: load(path, in_memory=True) before the fork",
+                str(self.path),
+            )
+        if self._connection is None:
+            raise ValueError(f"the store of {self.path} is closed")
+
+    def _leave_to_parent(self) -> None:
+        """In a process that was forked: the connection is the parent's, not even to be closed."""
+        self._lock = threading.RLock()
+        if self._connection is not None:
+            self._forked = True
+            # Closed, also by the interpreter's end, it would write to the parent's file.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+            self._connection = None
+        if self._held is not None:
+            self._held.leave()
+            self._held = None
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All that is done within it is on the disk afterwards, or on an error nothing."""
         with self._lock, self._errors():
-            if self._connection is None:
-                raise ValueError(f"the store of {self.path} is closed")
+            self._check_open()
             run = self._connection.execute
             run("BEGIN IMMEDIATE")
             version = self._version
@@ -196,8 +238,7 @@ class SQLiteStore(Store):
 
     def _select(self, query: str, values: Sequence = ()) -> list:
         with self._lock, self._errors():
-            if self._connection is None:
-                raise ValueError(f"the store of {self.path} is closed")
+            self._check_open()
             return self._connection.execute(query, values).fetchall()
 
     def _insert(self, connection, memory: int, facts: Facts) -> None:
@@ -301,6 +342,9 @@ class SQLiteStore(Store):
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+            if self._held is not None:
+                self._held.release()
+                self._held = None
 
     def put_sums(self, tensors: dict[int, dict[str, Tensor]]) -> None:
         """The sums of each memory, by name, as they are now."""
