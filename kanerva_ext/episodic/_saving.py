@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ def put_sums(memory: EpisodicMemory, store: SQLiteStore) -> None:
     for m, sums in enumerate(memory._sums):
         if memory._counts[m] >= memory.slots and not memory._broken[m]:
             gram, cross = sums.sums()
-            named[m] = {"gram": gram, "cross": cross}
+            named[m] = {"gram": gram, "cross": cross, "scales": sums.scales.table()}
     store.put_sums(named)
 
 
@@ -100,9 +101,22 @@ def written(memory: EpisodicMemory, count: int) -> None:
     """To be told how many facts a memory has changed: now and then its file gets its sums."""
     memory._unsummed += count
     if memory._unsummed >= max(CHANGES, 4 * memory.slots):
-        if isinstance(memory._store, SQLiteStore):
-            put_sums(memory, memory._store)
         memory._unsummed = 0
+        if isinstance(memory._store, SQLiteStore):
+            _try_put_sums(memory, memory._store)
+
+
+def _try_put_sums(memory: EpisodicMemory, store: SQLiteStore) -> None:
+    """Where the facts are in the file already: without the sums it is complete."""
+    try:
+        put_sums(memory, store)
+    except OSError as error:
+        warnings.warn(
+            f"the facts are in {store.path}, but not the sums that let it open fast: "
+            f"{error.strerror}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
 
 def save(memory: EpisodicMemory, path: str | os.PathLike) -> None:
@@ -205,20 +219,23 @@ def _load_sums(memory: EpisodicMemory, store: SQLiteStore, m: int) -> bool:
     """Sums as they were saved, and what has changed since; False: there are none."""
     gram = store.sums(m, "gram", memory.slots)
     cross = store.sums(m, "cross", memory.value_size)
+    scales = store.sums(m, "scales", 3)
     shapes = [None if x is None else x.shape[0] for x in (gram, cross)]
     if shapes == [None, None]:
         return store.count(m) == 0  # else from the facts, when they are asked for
-    if shapes != [memory.slots, memory.slots]:
+    if shapes != [memory.slots, memory.slots] or scales is None:
         raise ValueError(f"{store.path} is damaged: its sums have other sizes")
-    memory._sums[m].load(gram, cross)
+    memory._sums[m].load(gram, cross, scales)
     for facts, sign in store.since_sums(m):
         memory._sum(m, facts, sign)
-    return True
+    return not memory._sums[m].scales.lost()
 
 
 def close(memory: EpisodicMemory) -> None:
     store = memory._store
     if isinstance(store, SQLiteStore) and not store.closed:
-        if store.changes():
-            put_sums(memory, store)
-        store.close()
+        try:
+            if store.changes():
+                _try_put_sums(memory, store)
+        finally:
+            store.close()
