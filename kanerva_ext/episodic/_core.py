@@ -94,6 +94,8 @@ class Core:
             store = InMemoryStore(self.key_size, self.value_size, dtype, count)
         elif not isinstance(store, Store):
             store = _saving.new_file(store, self)
+        else:
+            _saving.check_store(store, self)
         self._attach(store)
 
     def _attach(self, store: Store) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from .._files import replacing
 from .._version import __version__
+from ._arguments import as_device
 from .features import Features
 from .sqlite import SQLiteStore
-from .stores import InMemoryStore
+from .stores import InMemoryStore, Store
 
 if TYPE_CHECKING:
     from .memory import EpisodicMemory
@@ -28,6 +29,8 @@ ARGUMENTS = (
 )  # fmt: skip
 #: Numbers of an address that tell features apart, and how alike they have to be.
 PROBE, ALIKE = 64, 1e-4
+#: Bytes up to which a file is looked through when it is opened.
+CHECKED = 1 << 26
 #: Changes after which the sums are written again, at least; more slots: more, as they are larger.
 CHANGES = 16_384
 
@@ -85,6 +88,36 @@ def new_file(path: str | os.PathLike, memory: EpisodicMemory) -> SQLiteStore:
         describe(memory),
         _buffers(memory),
     )
+
+
+def check_store(store: Store, memory: EpisodicMemory) -> None:
+    """Raise ValueError unless the store is one for such a memory. A file that was made without a
+    memory's settings, and has no facts, gets them."""
+    many = memory.num_memories or 1
+    wanted = {name: getattr(memory, name) for name in ("key_size", "value_size", "dtype")}
+    for name, own in {**wanted, "num_memories": many}.items():
+        theirs = getattr(store, name)
+        if theirs is not None and theirs != own:
+            raise ValueError(f"store must have {name} = {own}, got a store with {theirs}")
+    if not isinstance(store, SQLiteStore):
+        return
+    settings, own = store.settings, describe(memory)
+    if "features" not in settings:
+        if store.count(0):
+            raise ValueError(f"store must have a memory's settings, but {store.path} has none")
+        store.put_settings(own, _buffers(memory))
+        return
+    for name in ("slots", "num_memories", "normalize", "features"):
+        if settings.get(name) != own[name]:
+            raise ValueError(
+                f"store must be of a memory with {name} = {own[name]!r}, but that in {store.path} "
+                f"has {settings.get(name)!r}; EpisodicMemory.load opens it as it is"
+            )
+    if _apart(settings["probe"], own["probe"]):
+        raise ValueError(
+            f"store must be of a memory with the same features (and seed), but in {store.path} "
+            "addresses differ; EpisodicMemory.load opens it as it is"
+        )
 
 
 def put_sums(memory: EpisodicMemory, store: SQLiteStore) -> None:
@@ -160,16 +193,20 @@ def load(
     in_memory: bool,
     device: torch.device | str,
 ) -> EpisodicMemory:
-    store = SQLiteStore(path)
-    try:
-        return _load(cls, store, features, in_memory, device)
-    except BaseException:
-        store.close()
-        raise
+    with torch.inference_mode(False):
+        store = SQLiteStore(path, read_only=in_memory)
+        try:
+            return _load(cls, store, features, in_memory, device)
+        except BaseException:
+            store.close()
+            raise
 
 
 def _load(cls, store, features, in_memory, device) -> EpisodicMemory:
+    if store.path.stat().st_size <= CHECKED:
+        store.check()
     settings = store.settings
+    device = as_device(device)  # before its error could be taken for one of the file
     try:
         kind, arguments = settings["features"], {name: settings[name] for name in ARGUMENTS}
         if kind == "own" and features is None:
@@ -197,8 +234,12 @@ def _load(cls, store, features, in_memory, device) -> EpisodicMemory:
             raise ValueError(
                 "features must be those that its facts were written with: their addresses differ"
             )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, OverflowError, json.JSONDecodeError) as error:
         raise ValueError(f"{store.path} is damaged: {error!r}") from error
+    except ValueError as error:
+        if str(store.path) in str(error) or kind == "own":
+            raise
+        raise ValueError(f"{store.path} is damaged, or no memory of now: {error}") from error
     with torch.no_grad():
         broken = [not _load_sums(memory, store, m) for m in range(len(memory._sums))]
     if in_memory:

@@ -71,6 +71,8 @@ class SQLiteStore(Store):
         key_size, value_size, dtype: of a new file; None of one that is there.
         settings: of a new file, as JSON can hold them.
         tensors: of a new file, by name, in float64; `sums` of memory -1 gives them back.
+        read_only: a file, or a folder, that cannot be written will do; the store then has no lock
+            and takes no changes.
 
     Raises:
         FileExistsError, FileNotFoundError: a new file's place is taken; no file to open.
@@ -86,6 +88,8 @@ class SQLiteStore(Store):
         dtype: str = "float32",
         settings: dict[str, Any] | None = None,
         tensors: dict[str, Tensor] | None = None,
+        *,
+        read_only: bool = False,
     ):
         self.path = Path(path).resolve()  # the same one after a change of the working directory
         self._lock = threading.RLock()
@@ -102,11 +106,25 @@ class SQLiteStore(Store):
             )
         if not new and not self.path.is_file():
             raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self.path))
-        self._held = FileLock(self.path)
+        # SQLite needs files beside the file even to read it, unless nothing can change it.
+        writable = new or all(os.access(p, os.W_OK) for p in (self.path, self.path.parent))
+        if not (writable or read_only):
+            raise PermissionError(
+                errno.EACCES,
+                "the file and its folder must be writable; load(path, in_memory=True) reads it",
+                str(self.path),
+            )
+        if not writable and self._log().exists() and self._log().stat().st_size:
+            raise PermissionError(
+                errno.EACCES,
+                f"its folder must be writable, because its last changes are in {self._log().name}",
+                str(self.path),
+            )
+        self._held = FileLock(self.path) if writable else None
         _open_stores.add(self)
         try:
             with self._errors():
-                self._open(new)
+                self._open("rwc" if new else "rw" if writable else "ro&immutable=1")
                 if new:
                     self._create(key_size, value_size, dtype, settings or {}, tensors or {})
                 self._describe()
@@ -117,8 +135,10 @@ class SQLiteStore(Store):
                     Path(f"{self.path}{suffix}").unlink(missing_ok=True)
             raise
 
-    def _open(self, new: bool) -> None:
-        mode = "rwc" if new else "rw"
+    def _log(self) -> Path:
+        return self.path.with_name(self.path.name + "-wal")
+
+    def _open(self, mode: str) -> None:
         self._connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode={mode}",
             uri=True,
@@ -131,8 +151,10 @@ class SQLiteStore(Store):
         # look at the file, which then needs no third file beside it, as on a full disk.
         run("PRAGMA locking_mode=EXCLUSIVE")
         # Before anything of a file of others is changed.
-        if not new and run("PRAGMA application_id").fetchone()[0] != APPLICATION:
+        if mode != "rwc" and run("PRAGMA application_id").fetchone()[0] != APPLICATION:
             raise ValueError(f"{self.path} is no file of an EpisodicMemory")
+        if mode.startswith("ro"):
+            return
         run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
         run("BEGIN IMMEDIATE")
@@ -147,24 +169,55 @@ class SQLiteStore(Store):
             "dtype": dtype,
             **settings,
         }
-        self._connection.execute(
-            "INSERT INTO meta VALUES ('settings', ?)", (json.dumps(described),)
-        )
         self._connection.execute("INSERT INTO meta VALUES ('version', 0), ('summed', 0)")
+        self._put_settings(described)
         for name, tensor in tensors.items():
             self._put(-1, name, tensor)
         self._connection.execute("COMMIT")
 
+    def check(self) -> None:
+        """Raise ValueError if SQLite finds its tables and their indexes at odds: all of the file is
+        read."""
+        found = [str(row[0]) for row in self._select("PRAGMA integrity_check(1)")]
+        if found != ["ok"]:
+            raise self._damaged(found[0] if found else "SQLite cannot check it")
+
+    def _damaged(self, what: str) -> ValueError:
+        return ValueError(f"{self.path} is damaged: {what}")
+
     def _describe(self) -> None:
         try:
-            self.settings = json.loads(self._meta("settings"))
+            made = self._connection.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL")
+            for (sql,) in made.fetchall():
+                if sql not in TABLES:
+                    raise ValueError("its tables are not those of an EpisodicMemory")
+            text = self._meta("settings")
+            if _crc(text.encode()) != self._meta("settings_crc"):
+                raise ValueError("its settings are not those that were written")
+            self.settings = json.loads(text)
             sizes = [self.settings["key_size"], self.settings["value_size"]]
             self._sizes = [int(size) for size in sizes]
-            self._dtype = DTYPES[self.settings["dtype"]]
+            self.key_size, self.value_size = self._sizes
+            self.dtype = self.settings["dtype"]
+            self._dtype = DTYPES[self.dtype]
             self._version = int(self._meta("version"))
             self._summed = int(self._meta("summed"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path} is damaged: {error}") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(str(error)) from error
+
+    def put_settings(self, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Settings and tensors of a file that was made without them."""
+        settings = {**self.settings, **settings}
+        with self._transaction() as connection:
+            self._put_settings(settings)
+            for name, tensor in tensors.items():
+                self._put(-1, name, tensor)
+        self.settings = settings
+
+    def _put_settings(self, settings: dict[str, Any]) -> None:
+        text = json.dumps(settings)
+        rows = ("settings", text), ("settings_crc", _crc(text.encode()))
+        self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
 
     def _meta(self, name: str):
         row = self._connection.execute(
@@ -288,7 +341,9 @@ class SQLiteStore(Store):
 
     def get(self, memory: int, ids: Sequence) -> Facts:
         query = "SELECT key, value, crc FROM facts WHERE memory = ? AND id = ?"
-        rows = [self._select(query, (memory, id))[0] for id in ids]
+        rows = [row for id in ids for row in self._select(query, (memory, id))]
+        if len(rows) != len(ids):
+            raise self._damaged("a fact is not there")
         return Facts(list(ids), *self._tensors(rows))
 
     def contains(self, memory: int, id: Hashable) -> bool:
@@ -306,7 +361,7 @@ class SQLiteStore(Store):
         )
         while rows := self._select(query, (memory, last, CHUNK)):
             yield from (row[1] for row in rows)
-            last = rows[-1][0]
+            last = self._next(last, rows)
 
     def chunks(self, memory: int, size: int = CHUNK) -> Iterator[Facts]:
         return self._chunks("facts", "memory = ?", (memory,), size)
@@ -319,14 +374,23 @@ class SQLiteStore(Store):
         )
         while rows := self._select(query, (*values, last, size)):
             yield Facts([row[1] for row in rows], *self._tensors([row[2:] for row in rows]))
-            last = rows[-1][0]
+            last = self._next(last, rows)
+
+    def _next(self, last: int, rows: list) -> int:
+        """Where the rows end, which in a damaged file may be before where they begin."""
+        if not isinstance(rows[-1][0], int) or rows[-1][0] <= last:
+            raise self._damaged("its facts are out of order")
+        return rows[-1][0]
 
     def sample(self, memory: int, count: int) -> Tensor:
         rows = self._select("SELECT position FROM facts WHERE memory = ?", (memory,))
         positions = sorted(row[0] for row in rows)
         query = "SELECT key, value, crc FROM facts WHERE position = ?"
         chosen = [positions[i] for i in spread(len(positions), count).tolist()]
-        return self._tensors([self._select(query, (p,))[0] for p in chosen])[0]
+        found = [row for p in chosen for row in self._select(query, (p,))]
+        if len(found) != len(chosen):
+            raise self._damaged("a fact is not there")
+        return self._tensors(found)[0]
 
     def first_free(self, memory: int) -> int:
         query = "SELECT MAX(id) FROM facts WHERE memory = ? AND typeof(id) = 'integer'"
@@ -375,9 +439,11 @@ class SQLiteStore(Store):
         )
         if not rows:
             return None
+        if any(not isinstance(row[0], bytes) or _crc(row[0]) != row[1] for row in rows):
+            raise self._damaged("its sums are not those that were written")
         content = b"".join(row[0] for row in rows)
-        if len(content) % (8 * width) or any(_crc(row[0]) != row[1] for row in rows):
-            raise ValueError(f"{self.path} is damaged: its sums are not those that were written")
+        if len(content) % (8 * width):
+            raise self._damaged("its sums have another size")
         return torch.frombuffer(bytearray(content), dtype=torch.float64).view(-1, width)
 
     def since_sums(self, memory: int) -> Iterator[tuple[Facts, int]]:
@@ -394,13 +460,16 @@ class SQLiteStore(Store):
 
     def _tensors(self, rows: Sequence[tuple[bytes, bytes, int]]) -> tuple[Tensor, Tensor]:
         out = []
-        if any(_crc(key, value) != crc for key, value, crc in rows):
-            raise ValueError(f"{self.path} is damaged: a fact is not what was written")
+        if any(
+            not (isinstance(key, bytes) and isinstance(value, bytes)) or _crc(key, value) != crc
+            for key, value, crc in rows
+        ):
+            raise self._damaged("a fact is not what was written")
         for i, size in enumerate(self._sizes):
             content = bytearray(b"".join(row[i] for row in rows))
             wanted = len(rows) * size * self._dtype.itemsize
             if len(content) != wanted:
-                raise ValueError(f"{self.path} is damaged: a fact has another size")
+                raise self._damaged("a fact has another size")
             tensor = (
                 torch.frombuffer(content, dtype=self._dtype)
                 if content

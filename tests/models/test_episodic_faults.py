@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kanerva_ext.episodic import EpisodicMemory, InMemoryStore, SQLiteStore, _saving
+from kanerva_ext.episodic import EpisodicMemory, SQLiteStore, _saving
 
 S, C, K = 8, 4, 16
 
