@@ -73,6 +73,7 @@ class Reads(Core):
 
         Raises:
             TypeError, ValueError: keys of the wrong kind or shape, NaN or Inf.
+            RuntimeError: ``features`` of your own raised an error.
             IllConditioned: the addresses of what was written do not determine the memory in
                 float64 at this ``noise_var``.
         """

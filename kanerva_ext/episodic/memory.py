@@ -61,7 +61,8 @@ class EpisodicMemory(Reads):
         TypeError, ValueError: an argument of the wrong kind or size.
         FileExistsError, OSError: of ``store``.
 
-    It may be used by several threads, one call at a time.
+    It may be used by several threads, one call at a time; its file, by one process at a time. A
+    process that is forked does not have the file.
 
     >>> import torch
     >>> from kanerva_ext.episodic import EpisodicMemory
@@ -79,6 +80,18 @@ class EpisodicMemory(Reads):
     >>> memory.forget([4, 5])
     >>> len(memory), 4 in memory, memory.nearest(questions[:1]).ids
     (18, False, [[0]])
+
+    Facts that outlive the process lie in a file, from the first write on:
+
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/facts.db"
+    >>> with EpisodicMemory(64, 16, 128, store=path) as memory:  # a new file
+    ...     _ = memory.write(questions, answers)
+    >>> with EpisodicMemory.load(path) as memory:  # after a restart: the same file goes on
+    ...     len(memory), memory.write(questions[:1], answers[:1])
+    (20, [20])
+
+    `save` writes a memory of any store to a file, which ``load(path, in_memory=True)`` copies.
     """
 
     # Writing
@@ -105,7 +118,13 @@ class EpisodicMemory(Reads):
         Raises:
             TypeError, ValueError: an argument of the wrong kind, shape or size, NaN or Inf, an id
                 that is there already or twice.
-            OSError: the store's file cannot be written, as on a full disk.
+            RuntimeError: ``features`` of your own raised an error.
+            OSError: the store's file cannot be written, as on a full disk, or this process was
+                forked from the one that has it open.
+
+        Warns:
+            UserWarning: once, where there are more facts than slots.
+            RuntimeWarning: the facts are in the file, but not the sums that let it open fast.
         """
         keys = as_rows("keys", keys, self.key_size, "key_size")
         values = as_rows("values", values, self.value_size, "value_size")
@@ -360,13 +379,15 @@ class EpisodicMemory(Reads):
         Args:
             path: of the file.
             features: the callable, if the memory had one of its own.
-            in_memory: copy the facts; the file is not changed by what follows. False: the file is
-                the memory's store.
+            in_memory: copy the facts; the file is not changed by what follows, and may be where
+                nothing can be written. False: the file is the memory's store.
             device: of sums and features.
 
         Raises:
-            FileNotFoundError, OSError: no such file, or another process has it open.
-            ValueError: it is no such file or damaged, or ``features`` are others than those that
+            FileNotFoundError, OSError: no such file, another process has it open, or it cannot be
+                written and ``in_memory`` is False.
+            ValueError: it is no such file or damaged (up to 64 MB, all of it is looked through; of
+                a larger one, what is read is), or ``features`` are others than those that
                 its facts were written with.
         """
         return _saving.load(cls, path, features, in_memory, device)
