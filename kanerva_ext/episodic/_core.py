@@ -74,9 +74,7 @@ class Core:
         self.dtype = dtype
         self.device = as_device(device)
         with torch.inference_mode(False):
-            self.features = make_features(
-                features, self.key_size, self.slots, self.seed, bandwidth
-            )
+            self.features = make_features(features, self.key_size, self.slots, self.seed, bandwidth)
             if isinstance(self.features, nn.Module):
                 self.features.to(self.device)
         self._lock = threading.RLock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 try:
@@ -58,10 +59,9 @@ class FileLock:
     def release(self) -> None:
         """Give it back, and remove its file."""
         if self._descriptor is not None:
-            try:
+            # In a folder that can no longer be written it stays; the lock itself goes.
+            with suppress(OSError):
                 os.unlink(self._path)
-            except OSError:
-                pass  # of a folder that can no longer be written; the lock itself goes
             self.leave()
 
     def leave(self) -> None:

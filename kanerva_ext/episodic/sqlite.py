@@ -208,7 +208,7 @@ class SQLiteStore(Store):
     def put_settings(self, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Settings and tensors of a file that was made without them."""
         settings = {**self.settings, **settings}
-        with self._transaction() as connection:
+        with self._transaction():
             self._put_settings(settings)
             for name, tensor in tensors.items():
                 self._put(-1, name, tensor)
