@@ -80,7 +80,7 @@ def test_stores_in_memory_of_other_sizes():
     ):
         with pytest.raises(ValueError, match=message):
             make(store)
-    with pytest.raises(ValueError, match="dtype must be one of .* got 'int8'"):
+    with pytest.raises(ValueError, match=r"dtype must be one of .* got 'int8'"):
         InMemoryStore(S, C, "int8")
     with pytest.raises(ValueError, match="key_size"):
         InMemoryStore(0, C)
