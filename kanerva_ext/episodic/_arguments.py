@@ -44,6 +44,22 @@ def check_finite(name: str, rows: Tensor) -> None:
         raise ValueError(f"{name} must be finite, got NaN or Inf in row(s) {_shown(first, bad)}")
 
 
+def as_device(device: Any) -> torch.device:
+    """A device that holds numbers in float64.
+
+    Raises:
+        ValueError: there is no such device here, or it holds none.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, dtype=torch.float64, device=found).add_(1)
+    except Exception as error:
+        raise ValueError(f"device {device!r} cannot be used here: {error}") from error
+    if found.type == "meta":
+        raise ValueError('device must hold numbers, got "meta"')
+    return found
+
+
 def check_not_zero(name: str, rows: Tensor) -> None:
     bad = ~rows.any(-1)
     if bad.any():

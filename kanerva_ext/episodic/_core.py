@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from .._checks import check_int
 from .._memory_checks import positive
 from . import _saving
-from ._arguments import check_finite, is_id
+from ._arguments import as_device, check_finite, check_not_zero, is_id, named
 from ._regression import Regression
-from .features import Features, make_features
+from .features import Features, make_features, unit_rows
 from .stores import DTYPES, Facts, InMemoryStore, Store
 
 #: Facts whose addresses are made at a time.
@@ -71,11 +72,13 @@ class Core:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {tuple(DTYPES)}, got {dtype!r}")
         self.dtype = dtype
-        self.features = make_features(features, self.key_size, self.slots, self.seed, bandwidth)
-        self.device = torch.device(device)
-        if isinstance(self.features, nn.Module):
-            self.features.to(self.device)
+        self.device = as_device(device)
+        with torch.inference_mode(False):
+            self.features = make_features(features, self.key_size, self.slots, self.seed, bandwidth)
+            if isinstance(self.features, nn.Module):
+                self.features.to(self.device)
         self._lock = threading.RLock()
+        self._full = False  # has been said
         self._unsummed = 0  # changes that the sums in the store's file do not have
         count = self.num_memories or 1
         with torch.inference_mode(False):
@@ -83,11 +86,14 @@ class Core:
                 Regression(self.slots, self.value_size, self.ridge, self.device)
                 for _ in range(count)
             ]
-        self._check_features()
+            with torch.no_grad():
+                self._address(torch.eye(1, self.key_size), wide=True)  # that they fit
         if store is None:
             store = InMemoryStore(self.key_size, self.value_size, dtype, count)
         elif not isinstance(store, Store):
             store = _saving.new_file(store, self)
+        else:
+            _saving.check_store(store, self)
         self._attach(store)
 
     def _attach(self, store: Store) -> None:
@@ -113,27 +119,41 @@ class Core:
 
     # Addresses
 
-    def _check_features(self) -> None:
-        address = self._address(torch.eye(1, self.key_size, device=self.device), wide=True)
-        if not isinstance(address, Tensor) or address.shape != (1, self.slots):
+    def _address(self, keys: Tensor, wide: bool) -> Tensor:
+        """Addresses of keys, in float64 if ``wide``; both on the memory's device."""
+        own = torch.float64 if wide else _reading_dtype(keys.dtype)
+        keys = keys.to(self.device, torch.float64 if self.normalize else own)
+        if self.normalize:
+            keys = unit_rows(keys).to(own)
+        if isinstance(self.features, Features):
+            return self.features(keys)
+        # A module of the user's, in the dtype of its parameters.
+        parameters = getattr(self.features, "parameters", lambda: ())()
+        keys = keys.to(next((p.dtype for p in parameters), torch.float32))
+        try:
+            address = self.features(keys)
+        except Exception as error:
+            raise RuntimeError(
+                f"features failed for keys of shape {tuple(keys.shape)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(address, Tensor) or address.shape != (len(keys), self.slots):
             found = tuple(address.shape) if isinstance(address, Tensor) else type(address).__name__
             raise ValueError(
                 f"features must give addresses of shape (T, slots) = (T, {self.slots}) for keys "
-                f"(T, {self.key_size}), got {found} for T = 1"
+                f"(T, {self.key_size}), got {found} for T = {len(keys)}"
             )
+        check_finite("the addresses that features gave", address.detach())
+        # A copy: what a callable returns may be its own, and change.
+        return address.to(self.device, own, copy=True)
 
-    def _address(self, keys: Tensor, wide: bool) -> Tensor:
-        """Addresses of keys, in float64 if ``wide``; both on the memory's device."""
-        keys = keys.to(self.device, torch.float64 if wide else _reading_dtype(keys.dtype))
-        if self.normalize:
-            keys = keys / keys.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(keys.dtype).tiny)
-        own = torch.float64 if wide else keys.dtype
-        if not isinstance(self.features, Features):
-            # A module of the user's, in the dtype of its parameters.
-            parameters = getattr(self.features, "parameters", lambda: ())()
-            keys = keys.to(next((p.dtype for p in parameters), torch.float32))
-        address = self.features(keys)
-        return address.to(own) if isinstance(address, Tensor) else address
+    def _check_addresses(self, facts: Facts) -> None:
+        """Raise what making the addresses raises: before the store changes."""
+        if self.normalize and isinstance(self.features, Features):
+            return  # nothing to go wrong
+        for start in range(0, len(facts.ids), CHUNK):
+            address = self._address(facts.keys[start : start + CHUNK], wide=True)
+            check_finite("the addresses of keys", address)
 
     def _which(self, memory: Any, keys: Tensor | None = None) -> list[int]:
         """The memory of each key (or of the call, without keys)."""
@@ -161,14 +181,37 @@ class Core:
         return which
 
     def _stored(self, name: str, rows: Tensor) -> Tensor:
-        """Rows (T, size) as the store keeps them."""
-        rows = rows.detach().reshape(-1, rows.shape[-1]).to("cpu", DTYPES[self.dtype])
-        check_finite(name, rows)
+        """Rows (T, size) as the store keeps them: a copy, which the caller cannot change."""
+        given = rows.detach().reshape(-1, rows.shape[-1])
+        check_finite(name, given)
+        rows = given.to("cpu", DTYPES[self.dtype], copy=True)
+        if not torch.isfinite(rows).all():
+            raise ValueError(f"{name} must be finite in the memory's dtype, {self.dtype}")
+        return rows
+
+    def _stored_keys(self, keys: Tensor) -> Tensor:
+        """Keys as the store keeps them, if it keeps the direction of each."""
+        rows = self._stored("keys", keys)
+        if self.normalize:
+            check_not_zero("keys", rows)
+            dtype = DTYPES[self.dtype]
+            if keys.dtype.itemsize > dtype.itemsize:
+                small = rows.abs().amax(-1) < torch.finfo(dtype).tiny
+                if small.any():
+                    raise ValueError(
+                        f"keys are too small for the memory's dtype, {self.dtype}, to keep their "
+                        f"digits, in row(s) {named(small.nonzero().flatten().tolist())}"
+                    )
         return rows
 
     def _change(self, changes: list[tuple[int, list, Facts]]) -> None:
         """Bring changes to the store, all at once, and then to the sums."""
+        for _, _, facts in changes:
+            self._check_addresses(facts)
         olds = [self._store.get(m, removed) if removed else None for m, removed, _ in changes]
+        for old in olds:
+            if old is not None:
+                self._check_addresses(old)
         with Change(self, [m for m, _, _ in changes]) as change:
             self._store.change(changes)
             change.stored = True
@@ -184,7 +227,22 @@ class Core:
                 if old is not None:
                     self._sum(m, old, -1)
                 self._sum(m, facts, 1)
+        self._changed([m for m, _, _ in changes])
         _saving.written(self, sum(len(removed) + len(facts.ids) for _, removed, facts in changes))
+
+    def _changed(self, which: Sequence[int]) -> None:
+        """After a change of these memories."""
+        for m in which:
+            if self._sums[m].scales.lost():
+                self._broken[m] = True  # the next read makes them anew, without that rounding
+            if self._counts[m] > self.slots and not self._full:
+                self._full = True
+                warnings.warn(
+                    f"the memory holds {self._counts[m]} facts at {self.slots} slots: beyond as "
+                    "many as it has slots values blur, also those of keys that it calls known; "
+                    "give more slots, or take nearest(keys) for the answer that is stored",
+                    stacklevel=5,
+                )
 
     def _sum(self, m: int, facts: Facts, sign: int) -> None:
         for start in range(0, len(facts.ids), CHUNK):

@@ -8,20 +8,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._checks import check_int
 from .._state import register_for_loading
 from . import _calibration
 from ._arguments import as_ids, as_rows, check_finite, named
 from ._core import CHUNK, Core, grouped, plain, take_rows
+from .features import unit_rows
 
 #: Facts that a calibration looks at.
 SAMPLE = 1024
 #: Part of the facts that may change before the threshold is found anew.
 STALE = 1 / 16
-#: How alike (cosine) a given key and a stored one must be to be the same one.
-SAME = 1 - 1e-5
 
 
 class EpisodicRead(NamedTuple):
@@ -74,6 +73,7 @@ class Reads(Core):
 
         Raises:
             TypeError, ValueError: keys of the wrong kind or shape, NaN or Inf.
+            RuntimeError: ``features`` of your own raised an error.
             IllConditioned: the addresses of what was written do not determine the memory in
                 float64 at this ``noise_var``.
         """
@@ -188,12 +188,13 @@ class Reads(Core):
         return self._nearest(m, keys, k, by)
 
     def _nearest(self, m: int, wanted: Tensor, k: int, by: str) -> Nearest:
-        wanted = nn.functional.normalize(wanted.to(self.device, torch.float32), dim=-1)
+        wanted = _directions(wanted.to(self.device))
         best = wanted.new_zeros(len(wanted), 0)
         ids: list[list] = [[] for _ in range(len(wanted))]
         for facts in self._store.chunks(m, 4 * CHUNK):
-            stored = (facts.values if by == "value" else facts.keys).to(wanted)
-            cosine = wanted @ nn.functional.normalize(stored, dim=-1).mT
+            stored = facts.values if by == "value" else facts.keys
+            stored = _directions(stored.to(self.device))
+            cosine = wanted @ stored.mT
             top = cosine.topk(min(k, len(stored)), dim=-1)
             candidates = [
                 old + [facts.ids[i] for i in row]
@@ -206,22 +207,54 @@ class Reads(Core):
             ]
         return Nearest(ids, best)
 
+    def _ids_with(self, m: int, keys: Tensor) -> list:
+        """The ids of the facts that have exactly these keys (T, S), as stored."""
+        found: dict[bytes, list] = {row: [] for row in _exact(keys)}
+        first = keys[:, 0].numpy()
+        for facts in self._store.chunks(m, 4 * CHUNK) if found else ():
+            some = np.isin(facts.keys[:, 0].numpy(), first).nonzero()[0]
+            for i, row in zip(some.tolist(), _exact(facts.keys[some]), strict=True):
+                if row in found:
+                    found[row].append(facts.ids[i])
+        ids = [found[row] for row in _exact(keys)]
+        missing = [i for i, mine in enumerate(ids) if not mine]
+        if missing:
+            message = f"no fact was written with the key(s) of row(s) {named(missing)}"
+            if self._counts[m]:
+                nearest = self._nearest(m, keys[missing[:1]], 1, "key")
+                message += (
+                    f"; the key nearest to row {missing[0]} is that of id "
+                    f"{nearest.ids[0][0]!r}, at cosine {nearest.similarity.item():.8g}"
+                )
+            raise KeyError(message)
+        for i, mine in enumerate(ids):
+            if len(mine) > 1:
+                raise ValueError(
+                    f"which must name one fact each, but {len(mine)} have the key of row {i}: "
+                    f"say which by ids, {named(mine)}"
+                )
+        return [mine[0] for mine in ids]
+
     def _ids_of(self, m: int, which: Any) -> list:
         if isinstance(which, np.ndarray) and which.dtype.kind == "f":
             which = torch.as_tensor(which)
         if isinstance(which, Tensor) and which.is_floating_point():
             keys = as_rows("which", which, self.key_size, "key_size")
             keys = self._stored("which", keys)
-            found = self._nearest(m, keys, 1, "key")
-            good = torch.zeros(len(keys), dtype=torch.bool)
-            if self._counts[m]:
-                good = (found.similarity[:, 0] >= SAME).cpu()
-            if not bool(good.all()):
-                rows = (~good).nonzero().flatten().tolist()
-                raise KeyError(f"no fact was written with the key(s) of row(s) {named(rows)}")
-            return [ids[0] for ids in found.ids]
+            return self._ids_with(m, keys)
         ids = as_ids(which)
         missing = [id for id in ids if not self._store.contains(m, id)]
         if missing:
             raise KeyError(f"the memory has no fact with the id(s) {named(missing)}")
         return ids
+
+
+def _directions(rows: Tensor) -> Tensor:
+    """Unit rows in float32, of numbers that float32 need not hold."""
+    return unit_rows(rows if rows.dtype == torch.float64 else rows.float()).float()
+
+
+def _exact(keys: Tensor) -> list[bytes]:
+    """Each row's bits, with one zero."""
+    array = np.ascontiguousarray((keys + 0.0).numpy())
+    return [row.tobytes() for row in array]

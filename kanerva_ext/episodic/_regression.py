@@ -7,10 +7,13 @@ were cut into calls change them by rounding alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .._state import MemoryState
+from ._scales import Scales
 
 #: Columns of a block of the gram matrix: only blocks on and below the diagonal are computed.
 BLOCK = 256
@@ -102,6 +105,7 @@ class Regression:
         self._gram = torch.zeros(slots, slots, **options)
         self._cross = torch.zeros(slots, value_size, **options)
         self.ridge = ridge
+        self.scales = Scales(ridge)
         self._pending: list[tuple[Tensor, Tensor, int]] = []
         self._reader: _Reader | None = None
 
@@ -115,6 +119,7 @@ class Regression:
 
     def write(self, weights: Tensor, values: Tensor, sign: int = 1) -> None:
         """Add (or with sign -1 take away) items at addresses (T, K), values (T, C), in float64."""
+        self.scales.add(weights, values, sign)
         self._add(weights, values, sign)
         reader = self._reader
         if reader is None:
@@ -124,8 +129,10 @@ class Regression:
         if not (small and room and reader.update(weights, values, sign)):
             self._reader = None
 
-    def edit(self, weights: Tensor, difference: Tensor) -> None:
-        """Change the values at addresses (T, K), written before, by (T, C)."""
+    def edit(self, weights: Tensor, old: Tensor, new: Tensor) -> None:
+        """Values (T, C) at addresses (T, K), written before, become others."""
+        self.scales.move(weights, old, new)
+        difference = new - old
         self._add(weights, difference, 0)
         if self._reader is not None:
             self._reader.edit(weights, difference)
@@ -158,14 +165,16 @@ class Regression:
         self._flush()
         return self._gram, self._cross
 
-    def load(self, gram: Tensor, cross: Tensor) -> None:
-        """Take sums, as `sums` gave them."""
+    def load(self, gram: Tensor, cross: Tensor, scales: Tensor) -> None:
+        """Take sums, as `sums` and `scales.table` gave them."""
         self._pending, self._reader = [], None
+        self.scales.load(scales)
         self._gram.copy_(gram)
         self._cross.copy_(cross)
 
     def clear(self) -> None:
         self._pending, self._reader = [], None
+        self.scales.clear()
         self._gram.zero_()
         self._cross.zero_()
 
@@ -200,7 +209,13 @@ class Regression:
         cov = noise_var * (reader.half.mT @ reader.half)
         return MemoryState(reader.mean.clone(), (cov + cov.mT) / 2)
 
-    def to(self, device: torch.device) -> None:
-        self._gram, self._cross = self._gram.to(device), self._cross.to(device)
-        self._pending = [(w.to(device), z.to(device), s) for w, z, s in self._pending]
-        self._reader = None
+    def to(self, device: torch.device) -> Callable[[], None]:
+        """Copy to a device. What is returned takes the copies: until then nothing has changed."""
+        gram, cross = self._gram.to(device), self._cross.to(device)
+        pending = [(w.to(device), z.to(device), s) for w, z, s in self._pending]
+
+        def take() -> None:
+            self._gram, self._cross, self._pending = gram, cross, pending
+            self._reader = None
+
+        return take

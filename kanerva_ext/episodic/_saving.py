@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from .._files import replacing
 from .._version import __version__
+from ._arguments import as_device
 from .features import Features
 from .sqlite import SQLiteStore
-from .stores import InMemoryStore
+from .stores import InMemoryStore, Store
 
 if TYPE_CHECKING:
     from .memory import EpisodicMemory
@@ -27,6 +29,8 @@ ARGUMENTS = (
 )  # fmt: skip
 #: Numbers of an address that tell features apart, and how alike they have to be.
 PROBE, ALIKE = 64, 1e-4
+#: Bytes up to which a file is looked through when it is opened.
+CHECKED = 1 << 26
 #: Changes after which the sums are written again, at least; more slots: more, as they are larger.
 CHANGES = 16_384
 
@@ -86,13 +90,43 @@ def new_file(path: str | os.PathLike, memory: EpisodicMemory) -> SQLiteStore:
     )
 
 
+def check_store(store: Store, memory: EpisodicMemory) -> None:
+    """Raise ValueError unless the store is one for such a memory. A file that was made without a
+    memory's settings, and has no facts, gets them."""
+    many = memory.num_memories or 1
+    wanted = {name: getattr(memory, name) for name in ("key_size", "value_size", "dtype")}
+    for name, own in {**wanted, "num_memories": many}.items():
+        theirs = getattr(store, name)
+        if theirs is not None and theirs != own:
+            raise ValueError(f"store must have {name} = {own}, got a store with {theirs}")
+    if not isinstance(store, SQLiteStore):
+        return
+    settings, own = store.settings, describe(memory)
+    if "features" not in settings:
+        if store.count(0):
+            raise ValueError(f"store must have a memory's settings, but {store.path} has none")
+        store.put_settings(own, _buffers(memory))
+        return
+    for name in ("slots", "num_memories", "normalize", "features"):
+        if settings.get(name) != own[name]:
+            raise ValueError(
+                f"store must be of a memory with {name} = {own[name]!r}, but that in {store.path} "
+                f"has {settings.get(name)!r}; EpisodicMemory.load opens it as it is"
+            )
+    if _apart(settings["probe"], own["probe"]):
+        raise ValueError(
+            f"store must be of a memory with the same features (and seed), but in {store.path} "
+            "addresses differ; EpisodicMemory.load opens it as it is"
+        )
+
+
 def put_sums(memory: EpisodicMemory, store: SQLiteStore) -> None:
     """Write the sums that take longer to compute again than to read."""
     named = {}
     for m, sums in enumerate(memory._sums):
         if memory._counts[m] >= memory.slots and not memory._broken[m]:
             gram, cross = sums.sums()
-            named[m] = {"gram": gram, "cross": cross}
+            named[m] = {"gram": gram, "cross": cross, "scales": sums.scales.table()}
     store.put_sums(named)
 
 
@@ -100,9 +134,22 @@ def written(memory: EpisodicMemory, count: int) -> None:
     """To be told how many facts a memory has changed: now and then its file gets its sums."""
     memory._unsummed += count
     if memory._unsummed >= max(CHANGES, 4 * memory.slots):
-        if isinstance(memory._store, SQLiteStore):
-            put_sums(memory, memory._store)
         memory._unsummed = 0
+        if isinstance(memory._store, SQLiteStore):
+            _try_put_sums(memory, memory._store)
+
+
+def _try_put_sums(memory: EpisodicMemory, store: SQLiteStore) -> None:
+    """Where the facts are in the file already: without the sums it is complete."""
+    try:
+        put_sums(memory, store)
+    except OSError as error:
+        warnings.warn(
+            f"the facts are in {store.path}, but not the sums that let it open fast: "
+            f"{error.strerror}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
 
 def save(memory: EpisodicMemory, path: str | os.PathLike) -> None:
@@ -146,16 +193,20 @@ def load(
     in_memory: bool,
     device: torch.device | str,
 ) -> EpisodicMemory:
-    store = SQLiteStore(path)
-    try:
-        return _load(cls, store, features, in_memory, device)
-    except BaseException:
-        store.close()
-        raise
+    with torch.inference_mode(False):
+        store = SQLiteStore(path, read_only=in_memory)
+        try:
+            return _load(cls, store, features, in_memory, device)
+        except BaseException:
+            store.close()
+            raise
 
 
 def _load(cls, store, features, in_memory, device) -> EpisodicMemory:
+    if store.path.stat().st_size <= CHECKED:
+        store.check()
     settings = store.settings
+    device = as_device(device)  # before its error could be taken for one of the file
     try:
         kind, arguments = settings["features"], {name: settings[name] for name in ARGUMENTS}
         if kind == "own" and features is None:
@@ -183,8 +234,12 @@ def _load(cls, store, features, in_memory, device) -> EpisodicMemory:
             raise ValueError(
                 "features must be those that its facts were written with: their addresses differ"
             )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, OverflowError, json.JSONDecodeError) as error:
         raise ValueError(f"{store.path} is damaged: {error!r}") from error
+    except ValueError as error:
+        if str(store.path) in str(error) or kind == "own":
+            raise
+        raise ValueError(f"{store.path} is damaged, or no memory of now: {error}") from error
     with torch.no_grad():
         broken = [not _load_sums(memory, store, m) for m in range(len(memory._sums))]
     if in_memory:
@@ -205,20 +260,23 @@ def _load_sums(memory: EpisodicMemory, store: SQLiteStore, m: int) -> bool:
     """Sums as they were saved, and what has changed since; False: there are none."""
     gram = store.sums(m, "gram", memory.slots)
     cross = store.sums(m, "cross", memory.value_size)
+    scales = store.sums(m, "scales", 3)
     shapes = [None if x is None else x.shape[0] for x in (gram, cross)]
     if shapes == [None, None]:
         return store.count(m) == 0  # else from the facts, when they are asked for
-    if shapes != [memory.slots, memory.slots]:
+    if shapes != [memory.slots, memory.slots] or scales is None:
         raise ValueError(f"{store.path} is damaged: its sums have other sizes")
-    memory._sums[m].load(gram, cross)
+    memory._sums[m].load(gram, cross, scales)
     for facts, sign in store.since_sums(m):
         memory._sum(m, facts, sign)
-    return True
+    return not memory._sums[m].scales.lost()
 
 
 def close(memory: EpisodicMemory) -> None:
     store = memory._store
     if isinstance(store, SQLiteStore) and not store.closed:
-        if store.changes():
-            put_sums(memory, store)
-        store.close()
+        try:
+            if store.changes():
+                _try_put_sums(memory, store)
+        finally:
+            store.close()

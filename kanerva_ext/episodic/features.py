@@ -17,6 +17,18 @@ __all__ = ["NoFeatures", "RandomFourier", "RandomReLU", "make_features"]
 KINDS = ("auto", "none", "relu", "fourier")
 
 
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows over their norms, for any finite rows; rows of zeros stay zero.
+
+    Their squares would overflow or vanish where the numbers themselves do not: each row is first
+    divided by its largest entry.
+    """
+    largest = rows.detach().abs().amax(-1, keepdim=True)
+    # Where the largest one is so small that 1 over it is not finite, the gradient is not either.
+    rows = rows / torch.where(largest > 0, largest, 1)
+    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=0.5)  # at least 1, or of zeros 0
+
+
 class Features(nn.Module):
     """Keys (..., key_size) to addresses (..., slots), in the keys' dtype."""
 
@@ -37,7 +49,8 @@ class Features(nn.Module):
             return own
         kept = self._wide.get(name)
         if kept is None or kept.dtype != like.dtype or kept.device != own.device:
-            kept = self._wide[name] = own.to(like.dtype)
+            with torch.inference_mode(False):  # kept for calls outside of it
+                kept = self._wide[name] = own.to(like.dtype)
         return kept
 
     def __getstate__(self):

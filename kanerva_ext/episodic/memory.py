@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._state import MemoryState
 from . import _saving
-from ._arguments import as_id, as_ids, as_rows, check_not_zero, is_id, named
+from ._arguments import as_device, as_id, as_ids, as_rows, is_id, named
 from ._core import CHUNK, Change, flat, grouped, plain
 from ._reads import Reads
 from .stores import Facts
@@ -61,7 +61,8 @@ class EpisodicMemory(Reads):
         TypeError, ValueError: an argument of the wrong kind or size.
         FileExistsError, OSError: of ``store``.
 
-    It may be used by several threads, one call at a time.
+    It may be used by several threads, one call at a time; its file, by one process at a time. A
+    process that is forked does not have the file.
 
     >>> import torch
     >>> from kanerva_ext.episodic import EpisodicMemory
@@ -79,6 +80,18 @@ class EpisodicMemory(Reads):
     >>> memory.forget([4, 5])
     >>> len(memory), 4 in memory, memory.nearest(questions[:1]).ids
     (18, False, [[0]])
+
+    Facts that outlive the process lie in a file, from the first write on:
+
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/facts.db"
+    >>> with EpisodicMemory(64, 16, 128, store=path) as memory:  # a new file
+    ...     _ = memory.write(questions, answers)
+    >>> with EpisodicMemory.load(path) as memory:  # after a restart: the same file goes on
+    ...     len(memory), memory.write(questions[:1], answers[:1])
+    (20, [20])
+
+    `save` writes a memory of any store to a file, which ``load(path, in_memory=True)`` copies.
     """
 
     # Writing
@@ -105,7 +118,13 @@ class EpisodicMemory(Reads):
         Raises:
             TypeError, ValueError: an argument of the wrong kind, shape or size, NaN or Inf, an id
                 that is there already or twice.
-            OSError: the store's file cannot be written, as on a full disk.
+            RuntimeError: ``features`` of your own raised an error.
+            OSError: the store's file cannot be written, as on a full disk, or this process was
+                forked from the one that has it open.
+
+        Warns:
+            UserWarning: once, where there are more facts than slots.
+            RuntimeWarning: the facts are in the file, but not the sums that let it open fast.
         """
         keys = as_rows("keys", keys, self.key_size, "key_size")
         values = as_rows("values", values, self.value_size, "value_size")
@@ -115,9 +134,7 @@ class EpisodicMemory(Reads):
                 f"{tuple(values.shape)}"
             )
         which = self._which(memory, keys)
-        keys, values = self._stored("keys", keys), self._stored("values", values)
-        if self.normalize:
-            check_not_zero("keys", keys)
+        keys, values = self._stored_keys(keys), self._stored("values", values)
         names = None if ids is None else as_ids(flat(ids))
         if names is not None and len(names) != len(keys):
             raise ValueError(f"ids must be as many as keys, {len(keys)}, got {len(names)}")
@@ -125,6 +142,11 @@ class EpisodicMemory(Reads):
         changes = []
         for m, rows in grouped(which):
             if names is None:
+                if self._next[m] + len(rows) > 2**63:
+                    raise ValueError(
+                        "ids must be given: after the largest one in the memory, "
+                        f"{self._next[m] - 1}, there are fewer than {len(rows)} of 64 bits"
+                    )
                 mine = list(range(self._next[m], self._next[m] + len(rows)))
             else:
                 mine = [names[i] for i in rows]
@@ -156,13 +178,15 @@ class EpisodicMemory(Reads):
         """Give facts other values: the old ones are forgotten exactly.
 
         Args:
-            which: an id or a list of ids; or keys (T, S), a floating tensor, as they were written.
+            which: an id or a list of ids; or keys (T, S), a floating tensor, exactly as they were
+                written.
             values: (T, C), or (C,) of one fact.
             memory: with ``num_memories``, the memory.
 
         Raises:
             KeyError: no such fact; nothing is changed.
-            TypeError, ValueError, OSError: as `write`.
+            TypeError, ValueError, OSError: as `write`; also where several facts have a key that is
+                given, which then need their ids.
         """
         (m,) = self._which(memory)
         values = as_rows("values", values, self.value_size, "value_size")
@@ -173,15 +197,18 @@ class EpisodicMemory(Reads):
         if len(set(ids)) < len(ids):
             raise ValueError("edit: ids must differ")
         old = self._store.get(m, ids)
+        new = Facts(ids, old.keys, values)
+        self._check_addresses(old)
         with Change(self, [m]) as change:
-            self._store.change([(m, ids, Facts(ids, old.keys, values))])
+            self._store.change([(m, ids, new)])
             change.stored = True
             # The address stays, and so does what the memory knows of it: only sums of values move.
             for start in range(0, len(ids), CHUNK):
                 part = slice(start, start + CHUNK)
                 weights = self._address(old.keys[part], wide=True)
-                difference = values[part].to(weights) - old.values[part].to(weights)
-                self._sums[m].edit(weights, difference)
+                both = (x.values[part].to(weights) for x in (old, new))
+                self._sums[m].edit(weights, *both)
+        self._changed([m])
         _saving.written(self, len(ids))
 
     @plain
@@ -189,12 +216,14 @@ class EpisodicMemory(Reads):
         """Remove facts, as if they had never been written.
 
         Args:
-            which: an id or a list of ids; or keys (T, S), a floating tensor, as they were written.
+            which: an id or a list of ids; or keys (T, S), a floating tensor, exactly as they were
+                written.
             memory: with ``num_memories``, the memory.
 
         Raises:
             KeyError: no such fact; nothing is changed.
-            TypeError, ValueError, OSError: as `write`.
+            TypeError, ValueError, OSError: as `write`; also where several facts have a key that is
+                given, which then need their ids.
         """
         (m,) = self._which(memory)
         ids = list(dict.fromkeys(self._ids_of(m, which)))
@@ -207,7 +236,6 @@ class EpisodicMemory(Reads):
         if ids:
             self.forget(ids, memory=memory)
 
-    @plain
     def merge(self, other: EpisodicMemory) -> None:
         """Write all of another memory's facts, under their ids, exactly.
 
@@ -219,20 +247,26 @@ class EpisodicMemory(Reads):
             raise TypeError(f"other must be an EpisodicMemory, got {type(other).__name__}")
         if other is self:
             raise ValueError("other must be another memory, got the memory itself")
+        # In one order: two threads may merge two memories into each other.
+        first, second = sorted((self, other), key=id)
+        with first._lock, second._lock:
+            self._merge(other)
+
+    @plain
+    def _merge(self, other: EpisodicMemory) -> None:
         _saving.check_alike(self, other)
-        with other._lock:
-            for m in range(self.num_memories or 1):
-                self._check_new(m, list(other._store.ids(m)), replace=False)
-            changes = []
-            for m in range(self.num_memories or 1):
-                parts = list(other._store.chunks(m))
-                if parts:
-                    ids = [id for part in parts for id in part.ids]
-                    keys = torch.cat([part.keys for part in parts])
-                    values = torch.cat([part.values for part in parts])
-                    stored = self._stored("keys", keys), self._stored("values", values)
-                    changes.append((m, [], Facts(ids, *stored)))
-            self._change(changes)
+        for m in range(self.num_memories or 1):
+            self._check_new(m, list(other._store.ids(m)), replace=False)
+        changes = []
+        for m in range(self.num_memories or 1):
+            parts = list(other._store.chunks(m))
+            if parts:
+                ids = [id for part in parts for id in part.ids]
+                keys = torch.cat([part.keys for part in parts])
+                values = torch.cat([part.values for part in parts])
+                stored = self._stored_keys(keys), self._stored("values", values)
+                changes.append((m, [], Facts(ids, *stored)))
+        self._change(changes)
 
     # The whole
 
@@ -300,12 +334,22 @@ class EpisodicMemory(Reads):
 
     @plain
     def to(self, device: torch.device | str) -> EpisodicMemory:
-        """Bring sums and features to a device; facts stay in their store."""
-        self.device = torch.device(device)
-        for sums in self._sums:
-            sums.to(self.device)
+        """Bring sums and features to a device; facts stay in their store.
+
+        Raises:
+            ValueError: there is no such device, or it cannot take them; nothing is changed.
+        """
+        device = as_device(device)
+        takes = [sums.to(device) for sums in self._sums]
         if isinstance(self.features, nn.Module):
-            self.features.to(self.device)
+            try:
+                self.features.to(device)
+            except BaseException:
+                self.features.to(self.device)
+                raise
+        for take in takes:
+            take()
+        self.device = device
         return self
 
     @plain
@@ -335,13 +379,15 @@ class EpisodicMemory(Reads):
         Args:
             path: of the file.
             features: the callable, if the memory had one of its own.
-            in_memory: copy the facts; the file is not changed by what follows. False: the file is
-                the memory's store.
+            in_memory: copy the facts; the file is not changed by what follows, and may be where
+                nothing can be written. False: the file is the memory's store.
             device: of sums and features.
 
         Raises:
-            FileNotFoundError, OSError: no such file, or another process has it open.
-            ValueError: it is no such file or damaged, or ``features`` are others than those that
+            FileNotFoundError, OSError: no such file, another process has it open, or it cannot be
+                written and ``in_memory`` is False.
+            ValueError: it is no such file or damaged (up to 64 MB, all of it is looked through; of
+                a larger one, what is read is), or ``features`` are others than those that
                 its facts were written with.
         """
         return _saving.load(cls, path, features, in_memory, device)
@@ -350,6 +396,12 @@ class EpisodicMemory(Reads):
     def close(self) -> None:
         """Save the sums in the store's file and close it. An in-memory store needs no close."""
         _saving.close(self)
+
+    def __reduce__(self):
+        raise TypeError(
+            "an EpisodicMemory is neither pickled nor copied: save(path) writes it to a file, and "
+            "load(path, in_memory=True) makes another one of it"
+        )
 
     def __enter__(self) -> EpisodicMemory:
         return self

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import sqlite3
 import threading
+import weakref
 import zlib
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._lock import FileLock
 from .stores import CHUNK, DTYPES, Facts, Store, spread
 
 __all__ = ["FORMAT", "SQLiteStore"]
+
+_open_stores: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in list(_open_stores):
+        store._leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 FORMAT = "kanerva_ext.EpisodicMemory"
 APPLICATION = 0x4B4E4552  # in the file's header
@@ -46,7 +60,8 @@ class SQLiteStore(Store):
 
     A transaction is on the disk when a write returns (write-ahead log, synchronous=FULL); a
     process that is killed at any time leaves what the last one that returned had written. One
-    process at a time has the file open.
+    process at a time has the file open: that which holds the lock on the file ``<path>.lock``
+    beside it. A process that was forked does not have it.
 
     The file also has the memory's settings and, as of the last `put_sums`, its sums. Opened
     again, only what changed since is added to them.
@@ -56,6 +71,8 @@ class SQLiteStore(Store):
         key_size, value_size, dtype: of a new file; None of one that is there.
         settings: of a new file, as JSON can hold them.
         tensors: of a new file, by name, in float64; `sums` of memory -1 gives them back.
+        read_only: a file, or a folder, that cannot be written will do; the store then has no lock
+            and takes no changes.
 
     Raises:
         FileExistsError, FileNotFoundError: a new file's place is taken; no file to open.
@@ -71,9 +88,15 @@ class SQLiteStore(Store):
         dtype: str = "float32",
         settings: dict[str, Any] | None = None,
         tensors: dict[str, Tensor] | None = None,
+        *,
+        read_only: bool = False,
     ):
-        self.path = Path(path)
+        self.path = Path(path).resolve()  # the same one after a change of the working directory
         self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._held: FileLock | None = None
+        self._forked = False
+        self._process = os.getpid()
         new = key_size is not None
         if new and self.path.exists():
             raise FileExistsError(
@@ -83,10 +106,25 @@ class SQLiteStore(Store):
             )
         if not new and not self.path.is_file():
             raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self.path))
-        self._connection: sqlite3.Connection | None = None
+        # SQLite needs files beside the file even to read it, unless nothing can change it.
+        writable = new or all(os.access(p, os.W_OK) for p in (self.path, self.path.parent))
+        if not (writable or read_only):
+            raise PermissionError(
+                errno.EACCES,
+                "the file and its folder must be writable; load(path, in_memory=True) reads it",
+                str(self.path),
+            )
+        if not writable and self._log().exists() and self._log().stat().st_size:
+            raise PermissionError(
+                errno.EACCES,
+                f"its folder must be writable, because its last changes are in {self._log().name}",
+                str(self.path),
+            )
+        self._held = FileLock(self.path) if writable else None
+        _open_stores.add(self)
         try:
             with self._errors():
-                self._open(new)
+                self._open("rwc" if new else "rw" if writable else "ro&immutable=1")
                 if new:
                     self._create(key_size, value_size, dtype, settings or {}, tensors or {})
                 self._describe()
@@ -97,8 +135,10 @@ class SQLiteStore(Store):
                     Path(f"{self.path}{suffix}").unlink(missing_ok=True)
             raise
 
-    def _open(self, new: bool) -> None:
-        mode = "rwc" if new else "rw"
+    def _log(self) -> Path:
+        return self.path.with_name(self.path.name + "-wal")
+
+    def _open(self, mode: str) -> None:
         self._connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode={mode}",
             uri=True,
@@ -111,8 +151,10 @@ class SQLiteStore(Store):
         # look at the file, which then needs no third file beside it, as on a full disk.
         run("PRAGMA locking_mode=EXCLUSIVE")
         # Before anything of a file of others is changed.
-        if not new and run("PRAGMA application_id").fetchone()[0] != APPLICATION:
+        if mode != "rwc" and run("PRAGMA application_id").fetchone()[0] != APPLICATION:
             raise ValueError(f"{self.path} is no file of an EpisodicMemory")
+        if mode.startswith("ro"):
+            return
         run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
         run("BEGIN IMMEDIATE")
@@ -127,24 +169,55 @@ class SQLiteStore(Store):
             "dtype": dtype,
             **settings,
         }
-        self._connection.execute(
-            "INSERT INTO meta VALUES ('settings', ?)", (json.dumps(described),)
-        )
         self._connection.execute("INSERT INTO meta VALUES ('version', 0), ('summed', 0)")
+        self._put_settings(described)
         for name, tensor in tensors.items():
             self._put(-1, name, tensor)
         self._connection.execute("COMMIT")
 
+    def check(self) -> None:
+        """Raise ValueError if SQLite finds its tables and their indexes at odds: all of the file is
+        read."""
+        found = [str(row[0]) for row in self._select("PRAGMA integrity_check(1)")]
+        if found != ["ok"]:
+            raise self._damaged(found[0] if found else "SQLite cannot check it")
+
+    def _damaged(self, what: str) -> ValueError:
+        return ValueError(f"{self.path} is damaged: {what}")
+
     def _describe(self) -> None:
         try:
-            self.settings = json.loads(self._meta("settings"))
+            made = self._connection.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL")
+            for (sql,) in made.fetchall():
+                if sql not in TABLES:
+                    raise ValueError("its tables are not those of an EpisodicMemory")
+            text = self._meta("settings")
+            if _crc(text.encode()) != self._meta("settings_crc"):
+                raise ValueError("its settings are not those that were written")
+            self.settings = json.loads(text)
             sizes = [self.settings["key_size"], self.settings["value_size"]]
             self._sizes = [int(size) for size in sizes]
-            self._dtype = DTYPES[self.settings["dtype"]]
+            self.key_size, self.value_size = self._sizes
+            self.dtype = self.settings["dtype"]
+            self._dtype = DTYPES[self.dtype]
             self._version = int(self._meta("version"))
             self._summed = int(self._meta("summed"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path} is damaged: {error}") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(str(error)) from error
+
+    def put_settings(self, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Settings and tensors of a file that was made without them."""
+        settings = {**self.settings, **settings}
+        with self._transaction():
+            self._put_settings(settings)
+            for name, tensor in tensors.items():
+                self._put(-1, name, tensor)
+        self.settings = settings
+
+    def _put_settings(self, settings: dict[str, Any]) -> None:
+        text = json.dumps(settings)
+        rows = ("settings", text), ("settings_crc", _crc(text.encode()))
+        self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
 
     def _meta(self, name: str):
         row = self._connection.execute(
@@ -175,12 +248,34 @@ class SQLiteStore(Store):
                 raise ValueError(f"{self.path} is damaged or no memory: {text}") from error
             raise OSError(errno.EIO, text, str(self.path)) from error
 
+    def _check_open(self) -> None:
+        if self._forked or os.getpid() != self._process:
+            raise OSError(
+                errno.EBUSY,
+                "the process that this one was forked from has it open; close it before the fork, "
+                "or work on a copy: load(path, in_memory=True) before the fork",
+                str(self.path),
+            )
+        if self._connection is None:
+            raise ValueError(f"the store of {self.path} is closed")
+
+    def _leave_to_parent(self) -> None:
+        """In a process that was forked: the connection is the parent's, not even to be closed."""
+        self._lock = threading.RLock()
+        if self._connection is not None:
+            self._forked = True
+            # Closed, also by the interpreter's end, it would write to the parent's file.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+            self._connection = None
+        if self._held is not None:
+            self._held.leave()
+            self._held = None
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All that is done within it is on the disk afterwards, or on an error nothing."""
         with self._lock, self._errors():
-            if self._connection is None:
-                raise ValueError(f"the store of {self.path} is closed")
+            self._check_open()
             run = self._connection.execute
             run("BEGIN IMMEDIATE")
             version = self._version
@@ -196,8 +291,7 @@ class SQLiteStore(Store):
 
     def _select(self, query: str, values: Sequence = ()) -> list:
         with self._lock, self._errors():
-            if self._connection is None:
-                raise ValueError(f"the store of {self.path} is closed")
+            self._check_open()
             return self._connection.execute(query, values).fetchall()
 
     def _insert(self, connection, memory: int, facts: Facts) -> None:
@@ -247,7 +341,9 @@ class SQLiteStore(Store):
 
     def get(self, memory: int, ids: Sequence) -> Facts:
         query = "SELECT key, value, crc FROM facts WHERE memory = ? AND id = ?"
-        rows = [self._select(query, (memory, id))[0] for id in ids]
+        rows = [row for id in ids for row in self._select(query, (memory, id))]
+        if len(rows) != len(ids):
+            raise self._damaged("a fact is not there")
         return Facts(list(ids), *self._tensors(rows))
 
     def contains(self, memory: int, id: Hashable) -> bool:
@@ -265,7 +361,7 @@ class SQLiteStore(Store):
         )
         while rows := self._select(query, (memory, last, CHUNK)):
             yield from (row[1] for row in rows)
-            last = rows[-1][0]
+            last = self._next(last, rows)
 
     def chunks(self, memory: int, size: int = CHUNK) -> Iterator[Facts]:
         return self._chunks("facts", "memory = ?", (memory,), size)
@@ -278,14 +374,23 @@ class SQLiteStore(Store):
         )
         while rows := self._select(query, (*values, last, size)):
             yield Facts([row[1] for row in rows], *self._tensors([row[2:] for row in rows]))
-            last = rows[-1][0]
+            last = self._next(last, rows)
+
+    def _next(self, last: int, rows: list) -> int:
+        """Where the rows end, which in a damaged file may be before where they begin."""
+        if not isinstance(rows[-1][0], int) or rows[-1][0] <= last:
+            raise self._damaged("its facts are out of order")
+        return rows[-1][0]
 
     def sample(self, memory: int, count: int) -> Tensor:
         rows = self._select("SELECT position FROM facts WHERE memory = ?", (memory,))
         positions = sorted(row[0] for row in rows)
         query = "SELECT key, value, crc FROM facts WHERE position = ?"
         chosen = [positions[i] for i in spread(len(positions), count).tolist()]
-        return self._tensors([self._select(query, (p,))[0] for p in chosen])[0]
+        found = [row for p in chosen for row in self._select(query, (p,))]
+        if len(found) != len(chosen):
+            raise self._damaged("a fact is not there")
+        return self._tensors(found)[0]
 
     def first_free(self, memory: int) -> int:
         query = "SELECT MAX(id) FROM facts WHERE memory = ? AND typeof(id) = 'integer'"
@@ -301,6 +406,9 @@ class SQLiteStore(Store):
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+            if self._held is not None:
+                self._held.release()
+                self._held = None
 
     def put_sums(self, tensors: dict[int, dict[str, Tensor]]) -> None:
         """The sums of each memory, by name, as they are now."""
@@ -331,9 +439,11 @@ class SQLiteStore(Store):
         )
         if not rows:
             return None
+        if any(not isinstance(row[0], bytes) or _crc(row[0]) != row[1] for row in rows):
+            raise self._damaged("its sums are not those that were written")
         content = b"".join(row[0] for row in rows)
-        if len(content) % (8 * width) or any(_crc(row[0]) != row[1] for row in rows):
-            raise ValueError(f"{self.path} is damaged: its sums are not those that were written")
+        if len(content) % (8 * width):
+            raise self._damaged("its sums have another size")
         return torch.frombuffer(bytearray(content), dtype=torch.float64).view(-1, width)
 
     def since_sums(self, memory: int) -> Iterator[tuple[Facts, int]]:
@@ -350,13 +460,16 @@ class SQLiteStore(Store):
 
     def _tensors(self, rows: Sequence[tuple[bytes, bytes, int]]) -> tuple[Tensor, Tensor]:
         out = []
-        if any(_crc(key, value) != crc for key, value, crc in rows):
-            raise ValueError(f"{self.path} is damaged: a fact is not what was written")
+        if any(
+            not (isinstance(key, bytes) and isinstance(value, bytes)) or _crc(key, value) != crc
+            for key, value, crc in rows
+        ):
+            raise self._damaged("a fact is not what was written")
         for i, size in enumerate(self._sizes):
             content = bytearray(b"".join(row[i] for row in rows))
             wanted = len(rows) * size * self._dtype.itemsize
             if len(content) != wanted:
-                raise ValueError(f"{self.path} is damaged: a fact has another size")
+                raise self._damaged("a fact has another size")
             tensor = (
                 torch.frombuffer(content, dtype=self._dtype)
                 if content

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import check_int
+
 __all__ = ["DTYPES", "Facts", "InMemoryStore", "Store"]
 
 #: Number formats of stored keys and values.
@@ -35,7 +37,16 @@ class Store:
 
     `change` changes all or, with an error, nothing. Its arguments have been checked: ids that are
     removed are there, those that are added are not, or are removed by the same change.
+
+    Attributes:
+        key_size, value_size, dtype, num_memories: what it was made for, where it says so; an
+            `EpisodicMemory` has to agree. None: anything.
     """
+
+    key_size: int | None = None
+    value_size: int | None = None
+    dtype: str | None = None
+    num_memories: int | None = None
 
     def change(self, changes: Sequence[tuple[int, Sequence, Facts]]) -> None:
         """For each (memory, ids, facts), no memory twice: remove the ids and put in the facts. Ids
@@ -112,11 +123,20 @@ class InMemoryStore(Store):
         value_size: C.
         dtype: ``"float32"``, ``"float16"`` or ``"float64"``.
         num_memories: M.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind or size.
     """
 
     def __init__(
         self, key_size: int, value_size: int, dtype: str = "float32", num_memories: int = 1
     ):
+        self.key_size = check_int("", "key_size", key_size)
+        self.value_size = check_int("", "value_size", value_size)
+        self.num_memories = check_int("", "num_memories", num_memories)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {tuple(DTYPES)}, got {dtype!r}")
+        self.dtype = dtype
         self._tables = [_Table(key_size, value_size, DTYPES[dtype]) for _ in range(num_memories)]
 
     def change(self, changes: Sequence[tuple[int, Sequence, Facts]]) -> None:
