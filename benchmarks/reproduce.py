@@ -86,7 +86,6 @@ def measure(folder: Path) -> dict:
     data, planned = checkpoint.config.data, checkpoint.config.training.steps
     run = {"steps": checkpoint.step, "planned_steps": planned, "seconds": checkpoint.seconds}
     run["images"] = checkpoint.step * data.batch_size * data.episode_length
-    run["machine"] = describe()
     metrics, path = folder / "metrics.json", folder / "evaluate.json"
     if metrics.is_file():
         run["test"] = json.loads(metrics.read_text())["test"]
@@ -109,9 +108,10 @@ def collect(commands: dict[str, list[str]], only: list[str]) -> dict:
     """Every number of the page; of runs not here or not asked for, what the results had."""
     result = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     known, experiments = result.get("experiments", {}), {}
+    machine = describe()
     for experiment in EXPERIMENTS:
         folders = begun(experiment) if not only or experiment.name in only else []
-        measured = {folder.name: measure(folder) for folder in folders}
+        measured = {folder.name: measure(folder) | {"machine": machine} for folder in folders}
         runs = known.get(experiment.name, {}).get("runs", {}) | measured
         if runs:
             experiments[experiment.name] = {

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from episodic_cases import cases
 from torch import nn
 
 import kanerva_ext
@@ -22,19 +23,12 @@ from kanerva_ext.episodic import (
 
 S, C, K = 12, 7, 20
 FEATURES = ("relu", "fourier", "none")
+facts, *_ = cases(S, C, K)
 
 
 def make(features="relu", **options):
     slots = S if features == "none" else K
     return EpisodicMemory(S, C, options.pop("slots", slots), features, **options)
-
-
-def facts(count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(count, S, generator=generator),
-        torch.randn(count, C, generator=generator),
-    )
 
 
 def address(memory, keys):

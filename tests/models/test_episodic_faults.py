@@ -8,27 +8,13 @@ import warnings
 
 import pytest
 import torch
+from episodic_cases import cases
 from torch import nn
 
 from kanerva_ext.episodic import EpisodicMemory, SQLiteStore, _saving
 
 S, C, K = 8, 4, 16
-
-
-def facts(count, seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(count, n, generator=generator).to(dtype) for n in (S, C))
-
-
-def make(store=None, **options):
-    return EpisodicMemory(S, C, options.pop("slots", K), store=store, **options)
-
-
-def filled(count=5, **options):
-    memory = make(**options)
-    keys, values = facts(count)
-    memory.write(keys, values)
-    return memory, keys, values
+facts, make, filled = cases(S, C, K)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

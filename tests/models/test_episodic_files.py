@@ -5,26 +5,12 @@ import subprocess
 
 import pytest
 import torch
+from episodic_cases import cases
 
 from kanerva_ext.episodic import EpisodicMemory, InMemoryStore, SQLiteStore
 
 S, C, K = 8, 4, 16
-
-
-def facts(count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(count, n, generator=generator) for n in (S, C))
-
-
-def make(store=None, **options):
-    return EpisodicMemory(S, C, options.pop("slots", K), store=store, **options)
-
-
-def filled(count=5, **options):
-    memory = make(**options)
-    keys, values = facts(count)
-    memory.write(keys, values)
-    return memory, keys, values
+facts, make, filled = cases(S, C, K)
 
 
 def other_settings(path):

@@ -6,23 +6,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
+from episodic_cases import cases
 
 from kanerva_ext.episodic import EpisodicMemory
 
 S, C, K = 8, 4, 16
-
-
-def facts(count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(count, S, generator=generator),
-        torch.randn(count, C, generator=generator),
-    )
-
-
-def make(store=None, **options):
-    return EpisodicMemory(S, C, options.pop("slots", K), store=store, **options)
+facts, make, _ = cases(S, C, K)
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")

@@ -9,23 +9,13 @@ import time
 
 import pytest
 import torch
+from episodic_cases import cases
 from torch import nn
 
 from kanerva_ext.episodic import EpisodicMemory, SQLiteStore, _saving
 
 S, C, K = 12, 7, 20
-
-
-def facts(count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(count, S, generator=generator),
-        torch.randn(count, C, generator=generator),
-    )
-
-
-def make(store=None, **options):
-    return EpisodicMemory(S, C, options.pop("slots", K), store=store, **options)
+facts, make, _ = cases(S, C, K)
 
 
 def assert_same(memory, other, tolerance=1e-9):
