@@ -3,14 +3,18 @@
 At the smallest shape, (1, 1, 1, 1), where a kernel has next to nothing to do, the layers of a call
 are timed one inside the other: the raw operator of the dispatcher (which boxes its arguments and
 runs the kernel), the public function without gradients (which checks and broadcasts in Python),
-with gradients recorded (a Python autograd.Function), and with the backward. A layer's price is its
-time less that of the layer inside it. The same Function around nothing says what PyTorch itself
-takes for it.
+with gradients recorded, and with the backward, as ``torch.autograd.grad`` calls it. A layer's price
+is its time less that of the layer inside it. Beside them stand what PyTorch itself takes: the
+kernels of forward and backward alone, an autograd.Function in Python around nothing, and
+``addcmul``, an operator of its own with as few numbers, one result and three gradients.
+``KANERVA_AUTOGRAD=python`` measures the route that a PyTorch takes for which there is no
+``_autograd`` library.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 from collections.abc import Callable
@@ -28,6 +32,12 @@ from .measure import interleaved
 
 OPERATORS = ("bayes_write", "recall")
 LIMIT_US = 25.0  # of forward and backward, beyond the kernels
+#: Layers that no other contains.
+APART = (
+    "kernels of forward and backward alone",
+    "an autograd.Function that does nothing, forward and backward",
+    "torch.addcmul, forward and backward",
+)
 
 
 @dataclass
@@ -84,16 +94,31 @@ def layers(operator: str) -> dict[str, Callable[[], object]]:
     def nothing():
         return torch.autograd.grad(_Nothing.apply(*leaves), leaves, plain[:3])
 
+    def addcmul():
+        return torch.autograd.grad(torch.addcmul(*leaves[:3]), leaves[:3], plain[0])
+
     return {
         "raw operator, kernel included": inference(raw),
         "public function, no gradient": inference(lambda: function(*plain)),
         "public function, gradient recorded": lambda: function(*leaves),
         "forward and backward": backward,
-        "an autograd.Function that does nothing, forward and backward": nothing,
+        APART[0]: inference(kernels(operator, plain, grads)),
+        APART[1]: nothing,
+        APART[2]: addcmul,
     }
 
 
-def raw_call(operator: str, plain: list[Tensor]) -> Callable[[], object]:
+def kernels(operator: str, plain: list[Tensor], grads: list[Tensor]) -> Callable[[], object]:
+    """The raw operator and its raw gradient, one after the other."""
+    forward = raw_call(operator, plain)
+    results = forward()
+    arguments = forward.keywords["arguments"]
+    saved = [results[i] for i in ops._library.OPERATORS[operator].saved_results]
+    backward = getattr(torch.ops.kanerva, f"{operator}_backward").default
+    return lambda: (forward(), backward(*grads, *arguments, *saved))
+
+
+def raw_call(operator: str, plain: list[Tensor]) -> functools.partial:
     """The operator as PyTorch's dispatcher has it, with the arguments that the public one makes."""
     recorded = []
     packet = getattr(torch.ops.kanerva, operator)
@@ -109,7 +134,13 @@ def raw_call(operator: str, plain: list[Tensor]) -> Callable[[], object]:
     if len(recorded) != 1:
         raise RuntimeError(f"{operator} calls its operator {len(recorded)} times, not once")
     func, args, kwargs = recorded[0]
-    return lambda: func(*args, **kwargs)
+    if kwargs:
+        raise RuntimeError(f"{operator} calls its operator with keywords: {sorted(kwargs)}")
+    return functools.partial(_call, func, arguments=args)
+
+
+def _call(func, *, arguments):
+    return func(*arguments)
 
 
 def measure(operator: str, seconds: float) -> list[Row]:
@@ -117,7 +148,7 @@ def measure(operator: str, seconds: float) -> list[Row]:
     medians = {name: statistics.median(t) * 1e6 for name, t in times.items()}
     rows, inside = [], 0.0
     for name, total in medians.items():
-        apart = name.startswith("an autograd")
+        apart = name in APART
         rows.append(Row(operator, name, total, total if apart else total - inside))
         inside = total
     return rows

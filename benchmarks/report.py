@@ -236,7 +236,7 @@ def overhead_section(contents: list[dict], device: str) -> str:
     rows = [overhead.Row(**row) for row in content["rows"]]
     lines = [["a call at (1, 1, 1, 1)", "in all", "beyond the layer inside it"]]
     for row in rows:
-        own = "-" if row.layer.startswith("an autograd") else f"{row.own_us:.1f} us"
+        own = "-" if row.layer in overhead.APART else f"{row.own_us:.1f} us"
         lines.append([f"`{row.operator}`, {row.layer}", f"{row.total_us:.1f} us", own])
     return "\n\n".join(
         ["### What a call costs besides its kernel", origin(content), markdown(lines)]

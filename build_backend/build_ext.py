@@ -21,6 +21,7 @@ from .errors import BuildError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "kanerva_ext"
+OPTIONAL = ("_autograd", "_C_cuda")
 
 
 def layout() -> targets.Layout:
@@ -71,11 +72,11 @@ def make_plan(env: Mapping[str, str]) -> plan.Plan:
 
 def extensions() -> list[Extension]:
     """What setuptools has to know: the names. Sources and options are ninja's business."""
-    names = ["_C", "_core"]
-    if has_cuda_sources():
-        names.append("_C_cuda")
-    # Not being there is decided by the plan, not by a failure: see build_extensions.
-    return [Extension(f"{PACKAGE}.{n}", sources=[], optional=n == "_C_cuda") for n in names]
+    names = ["_C", "_core", *OPTIONAL]
+    if not has_cuda_sources():
+        names.remove("_C_cuda")
+    # Which of them are there is decided in build_extensions, not by setuptools.
+    return [Extension(f"{PACKAGE}.{n}", sources=[], optional=n in OPTIONAL) for n in names]
 
 
 @functools.cache
@@ -105,18 +106,35 @@ class NinjaBuildExt(build_ext):
         header = targets.build_info_header(chosen, self.distribution.get_version())
         ninja_build.write_if_changed(where.build / "include/kanerva_build_info.h", header)
         ninja_build.write_if_changed(where.build / "stubs/empty.cpp", "")
-        ninja_build.run(
-            where.build, targets.edges(chosen, where), chosen.jobs, verbose=self.verbose > 1
-        )
+        left_out = self._compile(chosen, where)
         for extension in self.extensions:
             name = extension.name.rpartition(".")[2]
             target = Path(self.get_ext_fullpath(extension.name))
-            if name == "_C_cuda" and not chosen.cuda.build:
-                # Left over from an earlier build with CUDA, it would be packed or loaded.
+            if name in left_out:
+                # Left over from an earlier build, it would be packed or loaded.
                 target.unlink(missing_ok=True)
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(targets.library_path(where, name)), str(target))
+
+    def _compile(self, chosen: plan.Plan, where: targets.Layout) -> set[str]:
+        """Compiles and links; returns the names of the libraries that do not come of it."""
+        left_out = set() if chosen.cuda.build else {"_C_cuda"}
+        required = targets.edges(chosen, where)
+        verbose = self.verbose > 1
+        try:
+            every = [*targets.autograd_edges(chosen, where), *required]
+            ninja_build.run(where.build, every, chosen.jobs, verbose=verbose)
+        except BuildError:
+            ninja_build.run(where.build, required, chosen.jobs, verbose=verbose)
+            print(
+                "kanerva_ext: _autograd could not be compiled against the headers of torch "
+                f"{chosen.torch.version} (messages above); Python records gradients instead, "
+                "which costs some 35 us more a call",
+                flush=True,
+            )
+            left_out.add("_autograd")
+        return left_out
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()

@@ -85,7 +85,7 @@ def build_info_header(plan: Plan, version: str) -> str:
 
 
 def edges(plan: Plan, layout: Layout) -> list[Edge]:
-    """Every command of the build, each library's link included."""
+    """Every command of the build that must succeed, each library's link included."""
     core = _core_edges(plan, layout)
     libraries = [
         *_torch_edges(plan, layout, core),
@@ -94,6 +94,20 @@ def edges(plan: Plan, layout: Layout) -> list[Edge]:
     if plan.cuda.build:
         libraries += _cuda_edges(plan, layout)
     return [*core, *libraries]
+
+
+def autograd_edges(plan: Plan, layout: Layout) -> list[Edge]:
+    """The commands of ``_autograd``, which needs PyTorch's unstable headers: it may fail."""
+    include = plan.torch.include
+    system = (include, include / "torch/csrc/api/include")
+    system += (layout.python_include, layout.pybind11_include)
+    objects = [
+        _compile(plan, layout, source, ("-std=c++20",), system, implicit=(_torch_stamp(plan),))
+        for source in layout.sources("torch/autograd.cpp")
+    ]
+    names = ("torch_cpu", "torch_python", "c10")
+    needs = tuple(option for name in names for option in _needs(plan.torch.lib, name))
+    return [*objects, _link(plan, layout, "_autograd", objects, needs)]
 
 
 def library_path(layout: Layout, name: str) -> Path:
@@ -172,9 +186,12 @@ def _compile_with_torch(
     include = plan.torch.include
     flags = (f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *flags)
     system = (include, include / "torch/csrc/api/include", *system)
-    # -MMD leaves system headers out: a torch that is exchanged in place must still rebuild.
-    stamp = (include / "torch/headeronly/version.h",)
-    return _compile(plan, layout, source, flags, system, implicit=stamp)
+    return _compile(plan, layout, source, flags, system, implicit=(_torch_stamp(plan),))
+
+
+def _torch_stamp(plan: Plan) -> Path:
+    """-MMD leaves system headers out: a torch that is exchanged in place must still rebuild."""
+    return plan.torch.include / "torch/headeronly/version.h"
 
 
 def _torch_edges(plan: Plan, layout: Layout, core: list[Edge]) -> list[Edge]:

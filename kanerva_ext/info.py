@@ -20,8 +20,15 @@ import kanerva_ext
 from . import _backend, pretrained
 from ._terminal import run_command
 from ._version import __version__
+from .ops import _cpp_autograd
 
-VARIABLES = ("KANERVA_BACKEND", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET")
+VARIABLES = (
+    "KANERVA_BACKEND",
+    "KANERVA_AUTOGRAD",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "TRITON_INTERPRET",
+)
 REBUILD = "pip install --force-reinstall --no-deps ."
 REBUILD_CUDA = f"KANERVA_CUDA=1 {REBUILD}"
 
@@ -52,6 +59,7 @@ def collect() -> dict[str, Any]:
         ``numpy``, ``torch``, ``torch_cuda``, ``gpus`` (list of names),
         ``unserved_gpus`` (why the CUDA kernels do not run on some), ``threads`` (of PyTorch),
         ``backends`` (name -> "available" or why not), ``simd`` (in use; None without ``_core``),
+        ``gradients`` (what records them: "C++", or "Python" and why),
         ``build`` (dict of the compiled libraries, or None), ``core_error`` (why ``build`` is
         None), ``pretrained`` (name of each model that ships -> what it is), ``environment``
         (variables that are set) and ``advice`` (list of sentences).
@@ -75,6 +83,7 @@ def collect() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "backends": kanerva_ext.backends(),
         "simd": core.simd_level() if core else None,
+        "gradients": f"Python ({_cpp_autograd.why_not})" if _cpp_autograd.why_not else "C++",
         "build": dict(core.build_info()) if core else None,
         "core_error": core_error,
         "pretrained": pretrained.describe(),
@@ -106,6 +115,11 @@ def advice(info: dict[str, Any]) -> list[str]:
             f"The compiler ({build['compiler']}) could not build for AVX2 or AVX-512: rebuild "
             "with a newer one."
         )
+    if build["torch"] != info["torch"]:
+        found.append(
+            f"Gradients are recorded by {info['gradients']}, which costs some 35 us a call: "
+            f"`{REBUILD}` under this PyTorch has them recorded by C++."
+        )
     if info["torch_cuda"] and not build["cuda"]:
         found.append(
             f"This PyTorch has CUDA {info['torch_cuda']}, but kanerva_ext was built without it "
@@ -134,6 +148,7 @@ def render(info: dict[str, Any]) -> str:
             ("nvcc", build["nvcc"] or "not found or not looked for when it was built"),
             ("SIMD", f"{info['simd']} in use (built: {', '.join(build['isas'])})"),
             ("CUDA archs", archs),
+            ("gradients", f"recorded by {info['gradients']}"),
         ]
     device = f"CUDA {info['torch_cuda']}" if info["torch_cuda"] else "no CUDA"
     rows = [

@@ -3,11 +3,13 @@
 Two routes reach a raw operator ``kanerva::<name>`` (and ``kanerva_triton::<name>``, the same for
 Triton):
 
-* the public functions go through `Operator`: in eager mode and under ``torch.func`` by a
-  `torch.autograd.Function` with ``setup_context`` and ``vmap``, else straight to the raw operator;
-* ``torch.ops.kanerva.<name>`` itself has the same Function as its Autograd kernel, and the same
-  batching rule, but no tangents. ``torch.library.register_autograd`` is not used because
-  ``torch.func.jvp`` over operators made differentiable that way returns zeros; here it raises.
+* the public functions go through `Operator`: under ``torch.func``, and in eager mode without the
+  C++ kernel below, by a `torch.autograd.Function` with ``setup_context`` and ``vmap``, else
+  straight to the raw operator;
+* ``torch.ops.kanerva.<name>`` itself has an Autograd kernel with the same gradient, in C++ where
+  that serves (`_cpp_autograd`), and the same batching rule, but no tangents.
+  ``torch.library.register_autograd`` is not used because ``torch.func.jvp`` over operators made
+  differentiable that way returns zeros; here it raises.
 
 The gradient is the raw operator ``<name>_backward(*grads of outputs, *inputs, *saved outputs)``.
 Its own derivative is taken through the closed form in `reference`, which is plain PyTorch, so
@@ -30,7 +32,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _backend, reference
-from . import _library
+from . import _cpp_autograd, _library
 from ._declaration import Declaration
 
 _OFFSETS = (torch.int32, torch.int64)  # the dtypes of cu_seqlens
@@ -149,6 +151,7 @@ def _differentiable(namespace: str, raw, declaration: Declaration) -> _Functions
         setup_context,
         backward,
         _transpose_gradient(f"{name}_backward", saved_results),
+        in_cpp=_cpp_autograd.register(namespace, declaration, gradient.with_tangents),
     )
 
 
@@ -225,9 +228,12 @@ def _is_floating(arg) -> bool:
 
 
 def _make_function(
-    namespace, name, raw, forward, setup_context, backward, tangents_of
+    namespace, name, raw, forward, setup_context, backward, tangents_of, in_cpp=False
 ) -> _Functions:
-    """Functions over ``raw``, and the same formulas attached to ``torch.ops``."""
+    """Functions over ``raw``, and the same formulas attached to ``torch.ops``.
+
+    With ``in_cpp`` these have an Autograd kernel already, which is a call's cheapest way.
+    """
 
     def vmap(info, in_dims, *args):
         return _fold_vmap(with_tangents.apply, info.batch_size, in_dims, args)
@@ -278,7 +284,10 @@ def _make_function(
             )
         return apply(*args)
 
-    _library.LIBRARIES[namespace].impl(name, kernel, "Autograd")
+    if in_cpp:
+        apply = raw
+    else:
+        _library.LIBRARIES[namespace].impl(name, kernel, "Autograd")
     torch.library.register_vmap(
         raw, lambda info, in_dims, *args: _fold_vmap(raw, info.batch_size, in_dims, args)
     )

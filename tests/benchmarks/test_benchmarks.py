@@ -319,10 +319,11 @@ def test_a_point_says_who_was_left_out_and_the_page_too():
 def test_the_layers_of_a_call_add_up():
     for operator in overhead.OPERATORS:
         rows = overhead.measure(operator, 0.2)
-        *layers, empty = rows
-        assert len(layers) == 4 and all(row.total_us > 0 for row in rows)
+        layers, apart = rows[:4], rows[4:]
+        assert [row.layer for row in apart] == list(overhead.APART)
+        assert all(row.total_us > 0 for row in rows)
         assert sum(row.own_us for row in layers) == pytest.approx(layers[-1].total_us)
-        assert empty.own_us == empty.total_us
+        assert all(row.own_us == row.total_us for row in apart)
 
 
 def test_a_report_has_the_newest_of_each_device(tmp_path, monkeypatch):

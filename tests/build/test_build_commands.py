@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from build_helpers import (
@@ -21,6 +22,7 @@ from build_helpers import (
     TORCH_CPU,
     BuildError,
     arch,
+    build_ext,
     fake_torch,
     ninja_build,
     plan,
@@ -83,6 +85,19 @@ def test_only_the_torch_library_sees_torch(tmp_path):
     assert sees_torch == {"compile torch/register_cpu.cpp"}
     assert "-DTORCH_TARGET_VERSION=0x020b000000000000" in found["compile torch/register_cpu.cpp"]
     assert "-fvisibility=hidden" in found["compile torch/register_cpu.cpp"]
+
+
+def test_autograd_is_compiled_against_the_whole_of_torch(tmp_path):
+    layout = make_layout(tmp_path, "torch/autograd.cpp")
+    assert not [what for what in commands(targets.edges(make_plan(), layout)) if "autograd" in what]
+    found = commands(targets.autograd_edges(make_plan(), layout))
+    command = found["compile torch/autograd.cpp"]
+    assert str(INCLUDE) in command
+    assert "TORCH_TARGET_VERSION" not in command
+    assert command.index("-std=c++17") < command.index("-std=c++20")
+    if sys.platform != "darwin":
+        link = found[f"link _autograd{sysconfig.get_config_var('EXT_SUFFIX')}"]
+        assert "-ltorch_python" in link
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="the linker's options are those of Linux")
@@ -238,6 +253,24 @@ def test_failed_compilation_is_an_error(tmp_path, capfd):
     with pytest.raises(BuildError, match="compilation failed"):
         ninja_build.run(tmp_path, [edge], 1)
     assert "cause" in capfd.readouterr().out
+
+
+def test_a_torch_that_autograd_does_not_compile_against_gets_the_rest(
+    tmp_path, monkeypatch, capsys
+):
+    runs = []
+
+    def run(folder, edges, jobs, verbose=False):
+        runs.append(list(commands(edges)))
+        if any("autograd" in what for what in runs[-1]):
+            raise BuildError("compilation failed; the compiler's messages are above.")
+
+    monkeypatch.setattr(build_ext.ninja_build, "run", run)
+    layout = make_layout(tmp_path, "torch/autograd.cpp")
+    left_out = build_ext.NinjaBuildExt._compile(SimpleNamespace(verbose=0), make_plan(), layout)
+    assert left_out == {"_C_cuda", "_autograd"}
+    assert runs[1] == list(commands(targets.edges(make_plan(), layout)))
+    assert "Python records gradients instead" in capsys.readouterr().out
 
 
 def test_unchanged_files_are_not_written(tmp_path):

@@ -1,0 +1,55 @@
+"""The operators' Autograd kernels in C++, where they serve the PyTorch that runs.
+
+They stand in a library of their own, ``_autograd``, which needs PyTorch's unstable headers and so
+serves the very version that it was compiled against. Where it does not, `._autograd` records
+gradients by a Python Function: the same gradients, some 35 us later.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+
+import torch
+
+from ._declaration import Declaration
+
+
+def _load():
+    """The library, or None, and why it does not serve; that is empty where it does."""
+    setting = os.environ.get("KANERVA_AUTOGRAD") or "auto"
+    if setting not in ("auto", "python"):
+        raise ValueError(f"KANERVA_AUTOGRAD must be 'auto' or 'python', got {setting!r}")
+    if setting == "python":
+        return None, "KANERVA_AUTOGRAD=python"
+    try:
+        built = importlib.import_module("kanerva_ext._core").build_info()["torch"]
+    except ImportError:
+        return None, "the compiled libraries are missing"
+    if built != torch.__version__:
+        return None, f"the library was compiled against torch {built}"
+    try:
+        return importlib.import_module("kanerva_ext._autograd"), ""
+    except ImportError as error:
+        return None, f"the library is missing or does not load: {error}"
+
+
+_library, why_not = _load()
+
+
+def register(namespace: str, operator: Declaration, gradient: Callable) -> bool:
+    """Register the Autograd kernel of an operator; False where Python has to.
+
+    ``gradient`` is the raw gradient as a function with tangents, for forward mode in a backward.
+    """
+    if _library is None:
+        return False
+    _library.register(
+        namespace,
+        operator.name,
+        list(operator.differentiable),
+        list(operator.saved_results),
+        gradient,
+    )
+    return True
