@@ -29,7 +29,7 @@ from build_backend.errors import BuildError  # noqa: E402
 
 PROBE = ROOT / "scripts/torch_probe.py"
 # Every operator, forward and with gradients, on hard data; transforms and compilation.
-TESTS = ("read", "recall", "solve_addresses", "statistics", "causal_step")
+TESTS = ("read", "recall", "solve_addresses", "statistics", "causal_step", "cpp_autograd")
 # Of benchmarks/gpu_check.py, each phase's: an operator alone and by teams, under a sanitizer, its
 # tests, its time, by Triton.
 QUESTIONS = ("smoke/read/small", "memcheck/read/plain", "test/causal_step/", "rates/first")

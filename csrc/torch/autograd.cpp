@@ -35,12 +35,12 @@ using torch::jit::Stack;
 using NodePointer = std::decay_t<decltype(std::declval<at::Tensor>().grad_fn())>;
 constexpr bool kSharedNodes = std::is_same_v<NodePointer, std::shared_ptr<Node>>;
 
-template <class T>
-NodePointer pointer_to(T& node) {
+template <class T, class Pointer = NodePointer>
+Pointer pointer_to(T& node) {
   if constexpr (kSharedNodes) {
     return node.shared_from_this();
   } else {
-    return NodePointer::unsafe_reclaim_from_nonowning(&node);
+    return Pointer::unsafe_reclaim_from_nonowning(&node);
   }
 }
 
@@ -215,7 +215,7 @@ class Gradient final : public Node {
 template <class Pointer>
 Pointer new_gradient(std::shared_ptr<const Operator> op) {
   if constexpr (kSharedNodes) {
-    return Pointer(new Gradient(std::move(op)));
+    return Pointer(new Gradient(std::move(op)), [](auto* node) { deleteNode(node); });
   } else {
     return c10::make_intrusive<Gradient>(std::move(op));
   }
