@@ -92,6 +92,9 @@ def _grid() -> list[Case]:
         Case("iid", 1.0, 32, 300, 257, batch=1),
         Case("softmax", 1e-4, 100, 127, 65, "some", batch=1),
         *(Case(kind, 1e-2, 1024, 24, 20, batch=1) for kind in KINDS),
+        # On the CPU the sums of these are float32, except of the hard ones.
+        *(Case(kind, 1.0, 2100, 20, 9, "some", batch=1) for kind in KINDS),
+        *(Case(kind, 1e3, 1500, 7, 33, batch=2) for kind in ("collinear", "softmax", "scaled")),
         Case("iid", 1.0, 1024, 33, 5, "some", True, batch=1),
         Case("softmax", 1e-6, 1024, 16, 8, batch=1),
     ]

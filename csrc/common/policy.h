@@ -33,6 +33,11 @@ constexpr double kHardForSubtracting = 16.0;
 constexpr double kHardInformation32 = 1e10;
 constexpr double kHardInformation64 = 1e4;
 constexpr double kEasyInformation = 64.0;
+// With the sums over the steps in float32 and the rest in float64: the condition of N, and the
+// squares of the values over what the memory leaves of them, as log evidence cancels.
+constexpr double kConditionForFloat32Sums = 32.0;
+constexpr double kExplainedForFloat32Sums = 16.0;
+constexpr int64_t kManySteps = 1024;
 constexpr int64_t kManySlots = 256;
 constexpr int64_t kLongEpisode = 64;
 
@@ -84,6 +89,12 @@ KANERVA_BOTH inline bool information_serves(WriteMethod method, bool decays, int
   const bool asked_for = method == WriteMethod::information;
   if (method != WriteMethod::automatic && !asked_for) return false;
   return !decays && steps >= 2 * slots && (asked_for || steps >= kLongEpisode);
+}
+
+// Whether sums over so many steps are worth their own arithmetic; the rounding of few blocks does
+// not average out.
+inline bool float32_sums_serve(int64_t steps, int64_t slots) {
+  return steps >= kManySteps && steps >= 16 * slots;
 }
 
 // Of Cholesky factors in float64: beyond it the write goes on with a square root.

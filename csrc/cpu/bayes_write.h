@@ -219,9 +219,15 @@ inline Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Epi
   if (information_serves(args.method, bool(args.decay), e.steps, args.n.K)) {
     const double limit = information_limit(state);
     if (narrow_state && args.n.K >= kManySlots &&
-        InformationWrite<float>(args, b, e, executor).run(limit, kEasyInformation))
+        InformationWrite<float>(args, b, e, executor).run({limit, kEasyInformation}))
       return Outcome::done;
-    if (InformationWrite<double>(args, b, e, executor).run(limit, kNoLimit)) return Outcome::done;
+    InformationWrite<double> write(args, b, e, executor);
+    const InformationLimits for_sums{limit, kNoLimit, kConditionForFloat32Sums,
+                                     kExplainedForFloat32Sums};
+    if (narrow_state && float32_sums_serve(e.steps, args.n.K) &&
+        write.run_with_float32_sums(for_sums))
+      return Outcome::done;
+    if (write.run({limit})) return Outcome::done;
   }
   const Arithmetics may{state, narrow_state, narrow_state && !is_small(e.steps, args.n),
                         kHardForFloat32, args.method == WriteMethod::sqrt};

@@ -13,9 +13,9 @@ inline bool adjoint_from_posterior(const BayesWriteBackwardArgs& args, int64_t b
                                    const Executor& executor) {
   const bool small = is_small(e.steps, args.n);
   if (args.mean.dtype == Dtype::float64)
-    return adjoint_of_long_episode<double>(args, b, e, executor) ||
+    return adjoint_of_long_episode(args, b, e, executor) ||
            adjoint_of_short_episode<double>(args, b, e, executor);
-  return adjoint_of_long_episode<float>(args, b, e, executor) ||
+  return adjoint_of_long_episode(args, b, e, executor) ||
          (!small && adjoint_of_short_episode<float>(args, b, e, executor));
 }
 

@@ -172,6 +172,19 @@ void take_into(Matrix<A>& copy, const Matrix<F>& x) {
   }
 }
 
+// The same, with zeros where the copy's rows are padded, as sums over whole rows need them.
+template <class A, class F>
+void take_padded_into(Matrix<A>& copy, const Matrix<F>& x) {
+  if constexpr (std::is_same_v<A, F>) {
+    copy = x;
+  } else {
+    for (int64_t i = 0; i < x.rows; ++i) {
+      for (int64_t j = 0; j < x.columns; ++j) copy[i][j] = A(x[i][j]);
+      std::fill(copy[i] + x.columns, copy[i] + copy.ld, A(0));
+    }
+  }
+}
+
 // An item of an optional view: zero where it is absent.
 template <class A>
 void load_or_zero(const Executor& executor, const View& v, int64_t b, const Matrix<A>& to) {

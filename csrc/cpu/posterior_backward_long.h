@@ -31,7 +31,8 @@ inline double hardness_bound(const BayesWriteBackwardArgs& args, int64_t b, cons
   return row_norm(U0) * energy;
 }
 
-template <class A>
+// S: arithmetic of the state; A: of the steps.
+template <class S, class A>
 class LongPosteriorAdjoint {
  public:
   LongPosteriorAdjoint(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
@@ -47,18 +48,29 @@ class LongPosteriorAdjoint {
         R_(scope_, K_, C_),
         Q_(scope_, K_, C_),
         mixed_(scope_, C_, K_),
-        M_(scope_, K_, K_),
         QRM_(scope_, K_, K_) {}
 
   // P0: the inverse of the prior covariance.
-  void run(const Matrix<A>& P0) {
-    solve_state(P0);
+  void run(const Matrix<S>& P0) {
+    Workspace::Scope scope(Workspace::of_thread());
+    State state(scope, K_, C_);
+    solve_state(P0, state);
+    take_padded_into(R_, state.R);
+    take_padded_into(Q_, state.Q);
+    take_padded_into(mixed_, state.mixed);
+    take_padded_into(QRM_, state.QRM);
     const int64_t tile = std::min(kTile, e_.steps), tiles = (e_.steps + tile - 1) / tile;
     executor_.for_each(
         tiles, [&](int64_t i) { adjoint_steps(i * tile, std::min(tile, e_.steps - i * tile)); });
   }
 
  private:
+  struct State {
+    Matrix<S> R, Q, mixed, QRM;
+    State(Workspace::Scope& scope, int64_t K, int64_t C)
+        : R(scope, K, C), Q(scope, K, C), mixed(scope, C, K), QRM(scope, K, K) {}
+  };
+
   // f(k) for every row of the state
   template <class F>
   void each_row(F&& f) const {
@@ -68,55 +80,57 @@ class LongPosteriorAdjoint {
   }
 
   // c = a b, known to be symmetric
-  void symmetric_product(const Matrix<A>& a, const Matrix<A>& b, const Matrix<A>& c) const {
+  void symmetric_product(const Matrix<S>& a, const Matrix<S>& b, const Matrix<S>& c) const {
     product(executor_, a, b, c, Store::set, Part::upper);
     mirror(c);
   }
 
-  void solve_state(const Matrix<A>& P0) {
+  void solve_state(const Matrix<S>& P0, const State& state) {
+    const Matrix<S>&R = state.R, &Q = state.Q, &QRM = state.QRM;
     Workspace::Scope scope(Workspace::of_thread());
-    Matrix<A> U(scope, K_, K_), gU(scope, K_, K_), X(scope, K_, K_), dU(scope, K_, K_);
-    Matrix<A> gR(scope, K_, C_), Y(scope, K_, C_), D(scope, K_, C_), turned(scope, C_, K_);
+    Matrix<S> U(scope, K_, K_), gU(scope, K_, K_), X(scope, K_, K_), dU(scope, K_, K_),
+        M(scope, K_, K_);
+    Matrix<S> gR(scope, K_, C_), Y(scope, K_, C_), D(scope, K_, C_), turned(scope, C_, K_);
     load(executor_, args_.posterior_cov, b_, Rows{}, K_, U);
-    load(executor_, args_.posterior_mean, b_, Rows{}, K_, R_);
+    load(executor_, args_.posterior_mean, b_, Rows{}, K_, R);
     load_or_zero(executor_, args_.grad_mean, b_, gR);
     load_or_zero(executor_, args_.grad_cov, b_, gU);
     symmetrise(gU);
 
     product(executor_, K_, U, gU, X);
-    symmetric_product(X, U, M_);
-    product(executor_, K_, U, gR, Q_);
-    transpose(executor_, R_, turned);
-    product(executor_, K_, Q_, turned, QRM_);
-    const A evidence = A(gl_ * double(C_)), log_gradient = A(gl_), half = A(0.5);
+    symmetric_product(X, U, M);
+    product(executor_, K_, U, gR, Q);
+    transpose(executor_, R, turned);
+    product(executor_, K_, Q, turned, QRM);
+    const S evidence = S(gl_ * double(C_)), log_gradient = S(gl_), half = S(0.5);
     load(executor_, args_.mean, b_, Rows{}, K_, Y);
     each_row([&](int64_t k) {
-      for (int64_t j = 0; j < M_.ld; ++j) {
-        M_[k][j] = A(2) * M_[k][j] + evidence * U[k][j];
-        QRM_[k][j] += M_[k][j];
+      for (int64_t j = 0; j < M.ld; ++j) {
+        M[k][j] = S(2) * M[k][j] + evidence * U[k][j];
+        QRM[k][j] += M[k][j];
       }
-      for (int64_t j = 0; j < Y.ld; ++j) gR[k][j] = R_[k][j] - Y[k][j];
+      for (int64_t j = 0; j < Y.ld; ++j) gR[k][j] = R[k][j] - Y[k][j];
     });
 
     product(executor_, K_, P0, gR, D);
-    product(executor_, K_, P0, Q_, Y);
+    product(executor_, K_, P0, Q, Y);
     transpose(executor_, D, turned);
-    product(executor_, K_, P0, M_, X);
+    product(executor_, K_, P0, M, X);
     symmetric_product(X, P0, dU);
     each_row([&](int64_t k) {
       for (int64_t j = 0; j < dU.ld; ++j) dU[k][j] = half * (dU[k][j] - evidence * P0[k][j]);
       for (int64_t j = 0; j < Y.ld; ++j) {
-        const A y = Y[k][j], d = log_gradient * D[k][j];
+        const S y = Y[k][j], d = log_gradient * D[k][j];
         gR[k][j] = y + half * d;
         Y[k][j] = y + d;
-        D[k][j] = Q_[k][j] + log_gradient * R_[k][j];
+        D[k][j] = Q[k][j] + log_gradient * R[k][j];
       }
     });
     store(executor_, args_.d_mean, b_, Rows{}, K_, Y);
     product(executor_, K_, gR, turned, dU, Store::add);
     symmetrise(dU);
     store(executor_, args_.d_cov, b_, Rows{}, K_, dU);
-    transpose(executor_, D, mixed_);
+    transpose(executor_, D, state.mixed);
   }
 
   void adjoint_steps(int64_t first, int64_t m) const {
@@ -159,25 +173,37 @@ class LongPosteriorAdjoint {
   Workspace::Scope scope_;
   const int64_t K_, C_;
   const double gl_;
-  Matrix<A> R_, Q_, mixed_, M_, QRM_;
+  Matrix<A> R_, Q_, mixed_, QRM_;
 };
 
 // False when it does not apply: too hard, or a prior whose inverse amplifies the posterior's
 // rounding.
-template <class S>
+template <class S, class A>
 bool adjoint_of_long_episode(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
                              const Executor& executor) {
-  const bool serves = information_serves(args.method, bool(args.decay), e.steps, args.n.K) &&
-                      args.n.K >= kManySlots && args.posterior_mean;
-  if (!serves || !(hardness_bound(args, b, e) <= kHardForPosterior)) return false;
+  if (!(hardness_bound(args, b, e) <= kHardForPosterior)) return false;
   const int64_t K = args.n.K;
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<S> U0(scope, K, K), inverse(scope, K, K);
   load(args.cov, b, Rows{}, K, U0);
   const SpdFacts facts = invert_spd(executor, U0, inverse);
   if (!facts.ok || !(facts.condition <= kPriorCondition)) return false;
-  LongPosteriorAdjoint<S>(args, b, e, executor).run(inverse);
+  LongPosteriorAdjoint<S, A>(args, b, e, executor).run(inverse);
   return true;
+}
+
+// In the state's arithmetic where there are many slots; of few, its float32 part is the steps.
+inline bool adjoint_of_long_episode(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
+                                    const Executor& executor) {
+  const int64_t K = args.n.K;
+  if (!information_serves(args.method, bool(args.decay), e.steps, K) || !args.posterior_mean)
+    return false;
+  const bool narrow = args.mean.dtype == Dtype::float32;
+  if (K < kManySlots)
+    return narrow && float32_sums_serve(e.steps, K) &&
+           adjoint_of_long_episode<double, float>(args, b, e, executor);
+  return narrow ? adjoint_of_long_episode<float, float>(args, b, e, executor)
+                : adjoint_of_long_episode<double, double>(args, b, e, executor);
 }
 
 }  // namespace KANERVA_ISA

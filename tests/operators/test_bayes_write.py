@@ -134,6 +134,24 @@ def test_long_episodes_of_large_memories(case, apart):
     check_covariance(p, results[1])
 
 
+@not_on(INTERPRETER, PTX, reason="of the CPU's threads")
+def test_long_episodes_do_not_depend_on_the_number_of_threads():
+    p = problem(Case("iid", 1.0, 9000, 20, 9, "some", batch=1), torch.float32)
+    leaves = [x.clone().requires_grad_() for x in p[:5]]
+    found = []
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            results = ops.bayes_write(*leaves, mask=p.mask)
+            grads = torch.autograd.grad(sum(r.sum() for r in results), leaves)
+        finally:
+            torch.set_num_threads(before)
+        found.append([*results, *grads])
+    for each in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(each, found[0], strict=True))
+
+
 @not_on(INTERPRETER, PTX, reason="65,536 steps")
 @pytest.mark.parametrize(("method", "dtype"), grid(METHODS, DTYPES, values=lambda m, d: (m, "any")))
 def test_65536_steps(method, dtype):
