@@ -11,7 +11,9 @@
 // where U+ r takes the place of U r - c c'r / s, which would cancel.
 #pragma once
 
+#include "causal_scan.h"
 #include "stationary_chunk.h"
+#include "vectors.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -285,7 +287,7 @@ class StationaryStepAdjoint {
     copy(memory_.R, moved);
     if (!write(t)) return false;
     reverse_read(t);
-    const double dS = reverse_write(t, moved);
+    const double dS = reverse_write(moved);
     double da = 0.0;
     for (int64_t k = 0; k < K_; ++k) {
       da += row_dot(C_, gR_[k], before[k]) + 2.0 * a * row_dot(K_, gU_[k], U[k]);
@@ -317,7 +319,7 @@ class StationaryStepAdjoint {
   }
 
   // Gradients of the moved state from those of the posterior; dw in x, dz in z. Returns dS.
-  double reverse_write(int64_t t, const Matrix<double>& R) {
+  double reverse_write(const Matrix<double>& R) {
     const double *c = memory_.c(), *d = memory_.d(), s = memory_.s();
     double c_gU_c = 0.0, c_gR_d = 0.0;
     std::memset(z_, 0, size_t(padded<double>(C_)) * sizeof(double));

@@ -12,7 +12,7 @@ bool moves(const OptionalTensor& decay, const OptionalTensor& retention,
   STD_TORCH_CHECK(retention.has_value() || !stationary_cov.has_value(),
                   "stationary_cov needs a retention");
   if (!retention.has_value()) return false;
-  STD_TORCH_CHECK(Backend::kMoves, "retention is implemented for tensors on the CPU");
+  STD_TORCH_CHECK(Backend::kMoves, "retention is not served by this library; backend=\"reference\" has it");
   STD_TORCH_CHECK(!decay.has_value(), "decay and retention exclude each other: give one");
   return true;
 }
