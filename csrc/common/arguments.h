@@ -34,6 +34,9 @@ struct WriteInputs {
   Sizes n;
   View mean, cov, weights, values, noise_var, mask, decay;
   View retention, stationary_cov;  // of a memory that moves; not beside a decay
+
+  // Without steps a view of a retention may be empty.
+  bool moves() const { return retention || stationary_cov; }
 };
 
 struct WriteBackward : WriteInputs {

@@ -245,7 +245,7 @@ inline void write_moving(const BayesWriteArgs& args, const Executor& executor) {
 }
 
 inline void bayes_write(const BayesWriteArgs& args, const Executor& executor) {
-  if (args.retention) return write_moving(args, executor);
+  if (args.moves()) return write_moving(args, executor);
   const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const double operations = double(T + K) * double(K) * double(2 * K + C);
   for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {

@@ -41,7 +41,7 @@ inline void reverse_moving(const BayesWriteBackwardArgs& args, const Executor& e
 }
 
 inline void bayes_write_backward(const BayesWriteBackwardArgs& args, const Executor& executor) {
-  if (args.retention) return reverse_moving(args, executor);
+  if (args.moves()) return reverse_moving(args, executor);
   const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const double operations = 3.0 * double(T + K) * double(K) * double(2 * K + C);
   for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {

@@ -300,7 +300,7 @@ inline Outcome scan_adaptively(const CausalScanArgs& args, const Episode& e,
 }
 
 inline void causal_scan(const CausalScanArgs& args, const Executor& executor) {
-  if (args.retention) return stationary_scan(args, false, executor);
+  if (args.moves()) return stationary_scan(args, false, executor);
   const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const auto fail = [](const CausalScanArgs& item) {
     fill(item.reads_out, 0, item.n.T, item.n.C, NAN);

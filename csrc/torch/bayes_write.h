@@ -73,7 +73,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bayes
       state_view(on, posterior_mean, "posterior_mean", {B, K, C}, args.mean.dtype);
   args.posterior_cov = state_view(on, posterior_cov, "posterior_cov", {B, K, K}, args.mean.dtype);
   const WriteResults d = write_results(on, args, mean, weights, values);
-  const DynamicsResults dynamics = dynamics_results(on, args, mean, weights);
+  const DynamicsResults dynamics =
+      dynamics_results(on, args, mean, weights, decay, retention, stationary_cov);
   on.bayes_write_backward(args);
   return {d.mean,      d.cov,          d.weights,          d.values,
           d.noise_var, dynamics.decay, dynamics.retention, dynamics.stationary_cov};

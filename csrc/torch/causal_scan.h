@@ -81,7 +81,8 @@ causal_scan_backward(OptionalTensor grad_reads, OptionalTensor grad_read_var,
   write_gradients(on, args, grad_mean, grad_cov, grad_log_evidence);
   const WriteResults d = write_results(on, args, mean, weights, values);
   Tensor d_queries = output(on, args.d_queries, queries, {rows, T, K});
-  const DynamicsResults dynamics = dynamics_results(on, args, mean, weights);
+  const DynamicsResults dynamics =
+      dynamics_results(on, args, mean, weights, decay, retention, stationary_cov);
   on.causal_scan_backward(args);
   return {d.mean,
           d.cov,

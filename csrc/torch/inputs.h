@@ -12,7 +12,8 @@ bool moves(const OptionalTensor& decay, const OptionalTensor& retention,
   STD_TORCH_CHECK(retention.has_value() || !stationary_cov.has_value(),
                   "stationary_cov needs a retention");
   if (!retention.has_value()) return false;
-  STD_TORCH_CHECK(Backend::kMoves, "retention is not served by this library; backend=\"reference\" has it");
+  STD_TORCH_CHECK(Backend::kMoves,
+                  "retention is not served by this library; backend=\"reference\" has it");
   STD_TORCH_CHECK(!decay.has_value(), "decay and retention exclude each other: give one");
   return true;
 }
@@ -75,19 +76,21 @@ struct DynamicsResults {
 
 template <class Backend>
 DynamicsResults dynamics_results(const Backend& on, WriteBackward& args, const Tensor& mean,
-                                 const Tensor& weights) {
+                                 const Tensor& weights, const OptionalTensor& decay,
+                                 const OptionalTensor& retention,
+                                 const OptionalTensor& stationary_cov) {
   const auto [B, T, K, C] = args.n;
   const int64_t rows = weights.size(0);
-  const auto per_step = [&](const View& given, View& d) {
-    View none;
-    return given ? output(on, d, mean, {rows, T}) : output(on, none, mean, {0});
-  };
-  Tensor decay = per_step(args.decay, args.d_decay);
-  Tensor retention = per_step(args.retention, args.d_retention);
   View none;
-  return {decay, retention,
-          args.stationary_cov ? output(on, args.d_stationary_cov, mean, {B, K, K})
-                              : output(on, none, mean, {0})};
+  const auto per_step = [&](const OptionalTensor& given, View& d) {
+    return given.has_value() ? output(on, d, mean, {rows, T}) : output(on, none, mean, {0});
+  };
+  Tensor d_decay = per_step(decay, args.d_decay);
+  Tensor d_retention = per_step(retention, args.d_retention);
+  Tensor d_stationary_cov = stationary_cov.has_value()
+                                ? output(on, args.d_stationary_cov, mean, {B, K, K})
+                                : output(on, none, mean, {0});
+  return {d_decay, d_retention, d_stationary_cov};
 }
 
 template <class Backend>
