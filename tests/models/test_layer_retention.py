@@ -76,13 +76,14 @@ def test_it_is_a_memory_that_drifts():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_strong_forgetting_for_long(dtype):
+@pytest.mark.parametrize("steps", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_strong_forgetting_for_long(dtype, steps):
     """Half of what is there, at every token, for 10,000 tokens: 2^-10000 is no number."""
     layer = stationary(dtype, conv_size=0, use_gate=False)
     with torch.no_grad():
         layer.retention_proj.bias.fill_(0.0)
         layer.retention_proj.weight.mul_(0.1)  # softplus(0) = ln 2, and gradients of the gate
-    x = tokens(1, 10_000, dtype)
+    x = tokens(1, steps, dtype)
     kept = gates(layer, x)[4]
     assert kept.min() > 0.4 and kept.max() < 0.6
     assert_is_the_filter(layer, x, 1e-10 if dtype == torch.float64 else 1e-4)
