@@ -160,7 +160,8 @@ def gradients(m: MovingProblem, grads, function):
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     results = function(leaves)
     used = [(r, g.to(r.dtype)) for r, g in zip(results, grads, strict=True) if r is not None]
-    return torch.autograd.grad(*zip(*used, strict=True), leaves, materialize_grads=True)
+    outputs, seeds = zip(*used, strict=True)
+    return torch.autograd.grad(outputs, leaves, seeds, materialize_grads=True)
 
 
 @functools.cache
