@@ -16,13 +16,13 @@ from retention_truth import (
     moving_scan,
     moving_scan_grads,
 )
-from selection import MANY_CALLS, NO_RETENTION, grid
+from selection import MANY_CALLS, NEEDS_RETENTION, grid
 from torch import Tensor
 
 from kanerva_ext import ops, reference
 from kanerva_ext.ops import _dynamics
 
-pytestmark = NO_RETENTION
+pytestmark = NEEDS_RETENTION
 
 NAMES = ("reads", "read_var", "mean", "cov", "log_evidence")
 GRADS = (
