@@ -224,12 +224,14 @@ Matrix<F> load_stationary(Workspace::Scope& scope, const View& stationary_cov, i
   return Sigma;
 }
 
-// Steps of a chunk: those of a scan, or of a write where there are no reads.
+// Steps of a chunk: those of a scan, or of a write where there are no reads. More than twice the
+// slots would overwrite the memory several times over, which costs digits and gains no speed.
 inline int64_t stationary_steps(int64_t K, int64_t chunk_size, bool reads, int64_t steps) {
   constexpr int64_t longest = 128;
   int64_t L = K <= 96 ? 16 : K <= 192 ? 32 : 64;
   if (!reads) L = chunk_steps(K, steps);
   if (chunk_size > 0) L = std::min(chunk_size, longest);
+  L = std::min(L, std::max<int64_t>(16, 2 * K));
   return std::max<int64_t>(1, std::min(L, steps));
 }
 
