@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _backend, reference
-from . import _cpp_autograd, _library
+from . import _cpp_autograd, _dynamics, _library
 from ._declaration import Declaration
 
 _OFFSETS = (torch.int32, torch.int64)  # the dtypes of cu_seqlens
@@ -52,11 +52,17 @@ class Operator:
         self._native = _Route(_library.NATIVE, declaration)
         self._triton = _Route(_library.TRITON, declaration)
         self._grad_args = 1 + max(declaration.differentiable)
+        names = [arg.name for arg in declaration.args]
+        self._moves = "retention" in names
+        self._retention = names.index("retention") if self._moves else 0
 
     def __call__(self, backend: str, *args):
         route = self._native
-        if backend != "auto" or _backend.must_choose:
+        moves = self._moves and args[self._retention] is not None
+        if backend != "auto" or _backend.must_choose or moves:
             choice = _backend.choose(backend, args[0].device)
+            if moves:
+                choice = _dynamics.serve(self.name, choice, args[0].device)
             if choice == "reference":
                 return self.reference(*args)
             if choice == "triton":
@@ -106,13 +112,15 @@ def _differentiable(namespace: str, raw, declaration: Declaration) -> _Functions
     saved_results = declaration.saved_results
     arity, outputs = len(raw._schema.arguments), len(declaration.results)
     gradient_raw = _library.raw(namespace, f"{name}_backward")
-    last = outputs + differentiable[-1]
     save, restore = _save_and_restore(raw)
     save_gradient, restore_gradient = _save_and_restore(gradient_raw)
 
     def call_gradient(*args):
         grads = _call_raw(gradient_raw, args)
-        return grads if args[last] is not None else grads[:-1]  # no decay, no gradient
+        count = len(differentiable)
+        while args[outputs + differentiable[count - 1]] is None:  # no argument, no gradient
+            count -= 1
+        return grads[:count]
 
     gradient = _make_function(
         namespace,
@@ -150,7 +158,7 @@ def _differentiable(namespace: str, raw, declaration: Declaration) -> _Functions
         lambda *args: _call_raw(raw, args),
         setup_context,
         backward,
-        _transpose_gradient(f"{name}_backward", saved_results),
+        _transpose_gradient(f"{name}_backward", differentiable, saved_results),
         in_cpp=_cpp_autograd.register(namespace, declaration, gradient.with_tangents),
     )
 
@@ -181,17 +189,18 @@ def _differentiate_reference(name: str, restore: Callable) -> Callable:
     return backward
 
 
-def _transpose_gradient(name: str, saved_results: Sequence[int]) -> Callable:
+def _transpose_gradient(
+    name: str, differentiable: Sequence[int], saved_results: Sequence[int]
+) -> Callable:
     """The tangents of an operator: the transpose of its gradient, which is called ``name``."""
     closed_form = getattr(reference, name)
 
     def tangents_of(args, results, tangents):
         given = [i for i, t in enumerate(tangents) if t is not None]
         saved = [results[i] for i in saved_results]
-        floating = [i for i, a in enumerate(args) if _is_floating(a)]
 
         def gradient(*grads):
-            found = dict(zip(floating, closed_form(*grads, *args, *saved), strict=False))
+            found = dict(zip(differentiable, closed_form(*grads, *args, *saved), strict=True))
             return tuple(found[i] for i in given)
 
         _, pullback = torch.func.vjp(gradient, *map(torch.zeros_like, results))
