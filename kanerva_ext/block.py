@@ -54,9 +54,7 @@ class KanervaBlock(nn.Module):
         if mlp_dim is None:
             mlp_dim = -(-8 * d_model // 48) * 16
         if isinstance(dropout, bool) or not isinstance(dropout, int | float):
-            raise TypeError(
-                f"KanervaBlock: dropout must be a number, got {type(dropout).__name__}"
-            )
+            raise TypeError(f"KanervaBlock: dropout must be a number, got {type(dropout).__name__}")
         if not 0 <= dropout < 1:
             raise ValueError(f"KanervaBlock: dropout must be in [0, 1), got {dropout}")
         self.norm = nn.RMSNorm(d_model, eps=norm_eps)
