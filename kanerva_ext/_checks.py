@@ -23,6 +23,8 @@ RAW_PAIRS = frozenset((s, d) for s in STATE_DTYPES for d in (torch.float16, torc
 RAW_TRIPLES = frozenset((s, d, e) for s, d in RAW_PAIRS for t, e in RAW_PAIRS if t == s)
 
 _NUMBERS = (numbers.Real, torch.SymInt, torch.SymFloat)  # NumPy's are Real
+_SCALARS = ("noise", "ridge", "decay", "covariance")  # a number or 0-d stands for all of them
+_ONE_FOR_ALL = ("N", "covariance")  # packed sequences may share it
 _SIZES = {"K": "slots", "C": "code size", "T": "steps", "N": "sequences"}
 
 
@@ -31,7 +33,7 @@ class Arg(NamedTuple):
 
     Kinds: ``state`` (float32 or float64, all the same), ``data`` (any floating dtype), ``noise``
     and ``ridge`` (positive; a number is accepted), ``decay`` (in (0, 1]; a number is accepted),
-    ``mask`` (bool).
+    ``covariance`` (dtype of the state; a number multiplies the identity), ``mask`` (bool).
     """
 
     name: str
@@ -122,7 +124,7 @@ def _is_number(value: object) -> bool:
 def _check_type(op: str, spec: Arg, value: Any) -> None:
     if isinstance(value, Tensor) or (value is None and spec.optional):
         return
-    number = spec.kind in ("noise", "ridge", "decay")
+    number = spec.kind in _SCALARS
     if number and _is_number(value):
         if spec.kind == "decay":
             if not 0 < value <= 1:
@@ -152,7 +154,7 @@ def _check_dtype(op: str, spec: Arg, value: Tensor, state: torch.dtype) -> None:
     if spec.kind == "mask":
         if value.dtype != torch.bool:
             raise TypeError(f"{op}: {spec.name} must be torch.bool, {got}")
-    elif spec.kind == "state":
+    elif spec.kind == "state" or (spec.kind == "covariance" and value.dim() > 0):
         half = value.dtype in (torch.float16, torch.bfloat16)
         if half and _autocast(value):
             return
@@ -176,7 +178,7 @@ def _bind_shape(
 ) -> None:
     """Match the trailing dimensions with those seen before and note the leading ones."""
     shape, dims = value.shape, spec.dims
-    if spec.kind in ("noise", "ridge", "decay") and value.dim() == 0:
+    if spec.kind in _SCALARS and value.dim() == 0:
         return
     expected = f"(..., {', '.join(dims)})" if dims else "(...)"
     if value.dim() < len(dims):
@@ -188,7 +190,7 @@ def _bind_shape(
                 f"{op}: {spec.name} must have shape {expected} with {letter} "
                 f"({_SIZES[letter]}) at least 1, got {tuple(shape)}"
             )
-        if spec.kind in ("noise", "decay") and size == 1:
+        if size == 1 and (spec.kind in ("noise", "decay") or (letter, spec.kind) == _ONE_FOR_ALL):
             continue
         known, owner = sizes.setdefault(letter, (size, spec.name))
         if size != known:
@@ -228,6 +230,8 @@ def _raw(op, spec, value, dtype, sizes, batch, first):
             value = float(value)
         # A product, because torch.compile keeps a float that varies symbolic only in arithmetic.
         value = first.new_ones((), dtype=dtype) * value
+    if spec.kind == "covariance" and value.dim() == 0:
+        value = value.to(dtype) * torch.eye(trailing[-1], dtype=dtype, device=first.device)
     if spec.kind == "data":
         if value.dtype in STATE_DTYPES and value.dtype != dtype:
             value = value.to(dtype)
@@ -261,11 +265,11 @@ def _raise_on_nan(op, specs, args, batch, results, failure) -> None:
             causes.append((f"{spec.name} is not positive", (value <= 0).any(1)))
         if spec.kind == "decay":
             causes.append((f"{spec.name} is not in (0, 1]", ((value <= 0) | (value > 1)).any(1)))
-        if spec.dims == "KK":
-            causes.append((f"{spec.name} is not positive definite", _indefinite(named[spec.name])))
-        if spec.dims == "NKK":
-            bad = _indefinite(named[spec.name]).any(1)
-            causes.append((f"{spec.name} is not positive definite", bad))
+        if spec.dims.endswith("KK"):
+            kind = "definite" if spec.kind == "state" else "semi-definite"
+            bad = _indefinite(named[spec.name], spec.kind == "state")
+            bad = bad.any(1) if bad.dim() > 1 else bad
+            causes.append((f"{spec.name} is not positive {kind}", bad))
     unexplained = torch.stack(
         [
             r.detach().flatten(1).isnan().any(1) if r.dim() > 1 else r.detach().isnan()
@@ -277,12 +281,16 @@ def _raise_on_nan(op, specs, args, batch, results, failure) -> None:
     _raise_for(op, failure, unexplained, batch)
 
 
-def _indefinite(cov: Tensor) -> Tensor:
-    """Which items have no Cholesky factor even with the rounding error of their dtype added."""
+def _indefinite(cov: Tensor, strict: bool = True) -> Tensor:
+    """Which items have no Cholesky factor even with the rounding error of their dtype added; all
+    zeros have one unless ``strict``."""
     wide = cov.detach().double()
     slack = cov.shape[-1] * torch.finfo(cov.dtype).eps
     diagonal = wide.diagonal(dim1=-2, dim2=-1)
-    slack = slack * diagonal.abs().amax(-1, keepdim=True).expand_as(diagonal)
+    largest = diagonal.abs().amax(-1, keepdim=True)
+    if not strict:
+        largest = torch.where(largest > 0, largest, 1)
+    slack = slack * largest.expand_as(diagonal)
     return torch.linalg.cholesky_ex(wide + torch.diag_embed(slack)).info != 0
 
 

@@ -202,7 +202,7 @@ def count(shape: Shape, memories: int, what: str) -> list[dict]:
             for x in arguments:
                 x.requires_grad_(gradient)
             write = torch.ops.kanerva.bayes_write
-            results = run(lambda: write(*arguments, None, None, "auto"), not gradient)
+            results = run(lambda: write(*arguments, None, None, None, None, "auto"), not gradient)
         if what == "gradient":
             grads = [torch.randn_like(x) for x in results]
             run(lambda: torch.autograd.grad(results, arguments, grads), True)

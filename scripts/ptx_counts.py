@@ -83,7 +83,7 @@ def count(shape: tuple[int, int, int, int]) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "counts.jsonl"
         os.environ["KANERVA_PTX_COUNTS"] = str(file)
-        torch.ops.kanerva.bayes_write(*arguments, None, None, "auto")
+        torch.ops.kanerva.bayes_write(*arguments, None, None, None, None, "auto")
         del os.environ["KANERVA_PTX_COUNTS"]
         return [json.loads(line) for line in file.read_text().splitlines()]
 

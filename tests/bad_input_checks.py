@@ -13,6 +13,8 @@ from torch import Tensor
 
 import kanerva_ext
 
+FRACTIONS = ("decay", "retention")  # in (0, 1]
+
 
 class BadInputChecks(OperatorBase):
     """Inherited by the tests of each operator."""
@@ -50,7 +52,7 @@ class BadInputChecks(OperatorBase):
                 for value in (0.0, -1.0, float("nan"), 0):
                     yield n, value, ValueError
                 yield n, True, TypeError
-                if n != "decay":
+                if n not in FRACTIONS:
                     yield n, float("inf"), ValueError
                 else:
                     yield n, 1.5, ValueError
@@ -104,7 +106,9 @@ class BadInputChecks(OperatorBase):
             if self.kinds[name] == MASK:
                 continue
             for at in (0, -1):
-                args = self.arguments(b=(3,), t=9, k=6, c=5, dtype=dtype, optional=name == "decay")
+                args = self.arguments(
+                    b=(3,), t=9, k=6, c=5, dtype=dtype, optional=name in self.optional
+                )
                 args.pop("mask", None)
                 expected = self.call(args)
                 args[name][1].view(-1)[at] = torch.nan
@@ -118,7 +122,7 @@ class BadInputChecks(OperatorBase):
     def test_non_positive_number_gives_nan_in_its_item(self):
         names = [n for n, kind in self.kinds.items() if kind in (NOISE, RIDGE)]
         for name, value in itertools.product(names, (0.0, -0.3)):
-            args = self.arguments(b=(3,), t=9, k=6, c=5, optional=name == "decay")
+            args = self.arguments(b=(3,), t=9, k=6, c=5, optional=name in self.optional)
             args.pop("mask", None)
             expected = self.call(args)
             args[name][1].view(-1)[-1] = value
@@ -129,7 +133,8 @@ class BadInputChecks(OperatorBase):
     def test_indefinite_covariance(self):
         """NaN or, where the operator needs no factor of it, a number; ``check`` always tells."""
         for name in (n for n, d in self.dims.items() if d == "KK"):
-            args = self.arguments(b=(2, 2), t=5, k=4, c=3, optional=False)
+            args = self.arguments(b=(2, 2), t=5, k=4, c=3, optional=name in self.optional)
+            args.pop("mask", None)
             expected = self.call(args)
             args[name][1, 0] -= 50 * torch.eye(4, dtype=torch.float64)
             for got, want in zip(self.call(args), expected, strict=True):
@@ -137,8 +142,9 @@ class BadInputChecks(OperatorBase):
                 torch.testing.assert_close(got[1, 1], want[1, 1])
                 if self.factors_covariance:
                     assert got[1, 0].isnan().all()
+            kind = "semi-definite" if name in self.semidefinite else "definite"
             with pytest.raises(
-                ValueError, match=rf"{name} is not positive definite in batch item\(s\) \(1, 0\)$"
+                ValueError, match=rf"{name} is not positive {kind} in batch item\(s\) \(1, 0\)$"
             ):
                 self.call(args, check=True)
 

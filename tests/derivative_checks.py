@@ -11,6 +11,7 @@ from selection import MANY_CALLS, REFERENCE_ALONE, grid
 from torch import Tensor
 
 from kanerva_ext import reference
+from kanerva_ext.ops._library import OPERATORS
 
 
 class DerivativeChecks(OperatorBase):
@@ -66,7 +67,9 @@ class DerivativeChecks(OperatorBase):
                 saved = [results[i] for i in self.saved_outputs]
                 closed = getattr(reference, f"{self.name}_backward")
                 actual = closed(*grads, *raw, *saved)
-                for want, got in zip(expected, actual, strict=False):
+                places = OPERATORS[self.name].differentiable  # one gradient for each
+                actual = [g for g, i in zip(actual, places, strict=True) if raw[i] is not None]
+                for want, got in zip(expected, actual, strict=True):
                     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
     @MANY_CALLS

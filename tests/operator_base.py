@@ -26,6 +26,8 @@ class OperatorBase:
     optional: tuple[str, ...] = ()
     #: arguments that None stands for as well
     with_default: tuple[str, ...] = ()
+    #: covariances that may be singular
+    semidefinite: tuple[str, ...] = ()
     raw_order: tuple[str, ...] = ()
     raw_tail: tuple = ()
     #: indices of the outputs that the gradient takes after the inputs

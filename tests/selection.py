@@ -57,6 +57,8 @@ def not_on(*engines: str, reason: str) -> pytest.MarkDecorator:
     return pytest.mark.not_on(*engines, reason=reason)
 
 
+#: For tests of a memory that moves.
+NO_RETENTION = not_on(INTERPRETER, PTX, TEAMS, reason="none of these kernels has retention")
 #: For tests of the reference's own formulas.
 REFERENCE_ALONE = not_on(*ENGINES, reason="no kernel runs")
 #: For tests of autograd, dispatch and compilation, which are the same for all kernels.

@@ -39,8 +39,10 @@ inline WriteMethod write_method(const std::string& name) {
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> bayes_write(Tensor mean, Tensor cov, Tensor weights,
                                                Tensor values, Tensor noise_var, OptionalTensor mask,
-                                               OptionalTensor decay, StringHandle method) {
+                                               OptionalTensor decay, OptionalTensor retention,
+                                               OptionalTensor stationary_cov, StringHandle method) {
   const StringArgument method_name(method);
+  refuse_retention(retention, stationary_cov);
   const Backend on(mean);
   BayesWriteArgs args;
   write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay);
@@ -54,11 +56,13 @@ std::tuple<Tensor, Tensor, Tensor> bayes_write(Tensor mean, Tensor cov, Tensor w
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bayes_write_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bayes_write_backward(
     OptionalTensor grad_mean, OptionalTensor grad_cov, OptionalTensor grad_log_evidence,
     Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, OptionalTensor mask,
-    OptionalTensor decay, StringHandle method, Tensor posterior_mean, Tensor posterior_cov) {
+    OptionalTensor decay, OptionalTensor retention, OptionalTensor stationary_cov,
+    StringHandle method, Tensor posterior_mean, Tensor posterior_cov) {
   const StringArgument method_name(method);
+  refuse_retention(retention, stationary_cov);
   const Backend on(mean);
   BayesWriteBackwardArgs args;
   write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay);
@@ -71,7 +75,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bayes_write_backward(
   const WriteResults d = write_results(on, args, mean, weights, values);
   const Tensor d_decay = decay_result(on, args, mean, weights, decay);
   on.bayes_write_backward(args);
-  return {d.mean, d.cov, d.weights, d.values, d.noise_var, d_decay};
+  return {d.mean, d.cov, d.weights, d.values, d.noise_var, d_decay,
+          no_result(on, mean), no_result(on, mean)};
 }
 
 }  // namespace kanerva::ops

@@ -42,7 +42,9 @@ int64_t causal_scan_inputs(const Backend& on, Args& args, const Tensor& mean, co
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_scan(
     Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor queries, Tensor noise_var,
-    OptionalTensor mask, OptionalTensor decay, OptionalTensor cu_seqlens, int64_t chunk_size) {
+    OptionalTensor mask, OptionalTensor decay, OptionalTensor retention,
+    OptionalTensor stationary_cov, OptionalTensor cu_seqlens, int64_t chunk_size) {
+  refuse_retention(retention, stationary_cov);
   const Backend on(mean);
   CausalScanArgs args;
   const int64_t rows = causal_scan_inputs(on, args, mean, cov, weights, values, queries, noise_var,
@@ -58,11 +60,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_scan(
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> causal_scan_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+causal_scan_backward(
     OptionalTensor grad_reads, OptionalTensor grad_read_var, OptionalTensor grad_mean,
     OptionalTensor grad_cov, OptionalTensor grad_log_evidence, Tensor mean, Tensor cov,
     Tensor weights, Tensor values, Tensor queries, Tensor noise_var, OptionalTensor mask,
-    OptionalTensor decay, OptionalTensor cu_seqlens, int64_t chunk_size) {
+    OptionalTensor decay, OptionalTensor retention, OptionalTensor stationary_cov,
+    OptionalTensor cu_seqlens, int64_t chunk_size) {
+  refuse_retention(retention, stationary_cov);
   const Backend on(mean);
   CausalScanBackwardArgs args;
   const int64_t rows = causal_scan_inputs(on, args, mean, cov, weights, values, queries, noise_var,
@@ -76,7 +81,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> causal_scan_b
   Tensor d_queries = output(on, args.d_queries, queries, {rows, T, K});
   const Tensor d_decay = decay_result(on, args, mean, weights, decay);
   on.causal_scan_backward(args);
-  return {d.mean, d.cov, d.weights, d.values, d_queries, d.noise_var, d_decay};
+  return {d.mean, d.cov, d.weights, d.values, d_queries, d.noise_var, d_decay,
+          no_result(on, mean), no_result(on, mean)};
 }
 
 }  // namespace kanerva::ops

@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "tensors.h"
+#include "inputs.h"
 
 namespace kanerva::ops {
 
@@ -17,7 +17,10 @@ inline View one_step(View v) {
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> causal_step(Tensor mean, Tensor cov, Tensor weights,
                                                Tensor values, Tensor queries, Tensor noise_var,
-                                               OptionalTensor mask, OptionalTensor decay) {
+                                               OptionalTensor mask, OptionalTensor decay,
+                                               OptionalTensor retention,
+                                               OptionalTensor stationary_cov) {
+  refuse_retention(retention, stationary_cov);
   const Backend on(mean);
   check_dimensions(mean, "mean");
   STD_TORCH_CHECK(mean.is_contiguous() && cov.is_contiguous(),

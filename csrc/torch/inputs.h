@@ -26,6 +26,13 @@ void write_inputs(const Backend& on, WriteInputs& args, const Tensor& mean, cons
   args.decay = state_view(on, decay, "decay", {rows, n.T}, state);
 }
 
+// A memory that moves: refused where no kernel has it.
+inline void refuse_retention(const OptionalTensor& retention,
+                             const OptionalTensor& stationary_cov) {
+  STD_TORCH_CHECK(!retention.has_value() && !stationary_cov.has_value(),
+                  "retention is not served by this library; backend=\"reference\" has it");
+}
+
 template <class Backend>
 void write_gradients(const Backend& on, WriteBackward& args, const OptionalTensor& grad_mean,
                      const OptionalTensor& grad_cov, const OptionalTensor& grad_log_evidence) {
@@ -52,13 +59,19 @@ WriteResults write_results(const Backend& on, WriteBackward& args, const Tensor&
           output(on, args.d_noise_var, mean, {rows, T})};
 }
 
+// Of an absent argument.
+template <class Backend>
+Tensor no_result(const Backend& on, const Tensor& mean) {
+  View none;
+  return output(on, none, mean, {0});
+}
+
 // That of the decay: empty, and not asked for, without one.
 template <class Backend>
 Tensor decay_result(const Backend& on, WriteBackward& args, const Tensor& mean,
                     const Tensor& weights, const OptionalTensor& decay) {
   if (decay.has_value()) return output(on, args.d_decay, mean, {weights.size(0), args.n.T});
-  View none;
-  return output(on, none, mean, {0});
+  return no_result(on, mean);
 }
 
 template <class Backend>

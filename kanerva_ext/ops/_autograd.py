@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _backend, reference
-from . import _library
+from . import _dynamics, _library
 from ._declaration import Declaration
 
 _OFFSETS = (torch.int32, torch.int64)  # the dtypes of cu_seqlens
@@ -50,11 +50,16 @@ class Operator:
         self._native = _Route(_library.NATIVE, declaration)
         self._triton = _Route(_library.TRITON, declaration)
         self._grad_args = 1 + max(declaration.differentiable)
+        names = [arg.name for arg in declaration.args]
+        self._retention = names.index("retention") if "retention" in names else None
 
     def __call__(self, backend: str, *args):
         route = self._native
-        if backend != "auto" or _backend.must_choose:
+        moves = self._retention is not None and args[self._retention] is not None
+        if backend != "auto" or _backend.must_choose or moves:
             choice = _backend.choose(backend, args[0].device)
+            if moves:
+                choice = _dynamics.serve(self.name, choice, args[0].device)
             if choice == "reference":
                 return self.reference(*args)
             if choice == "triton":
@@ -104,13 +109,15 @@ def _differentiable(namespace: str, raw, declaration: Declaration) -> _Functions
     saved_results = declaration.saved_results
     arity, outputs = len(raw._schema.arguments), len(declaration.results)
     gradient_raw = _library.raw(namespace, f"{name}_backward")
-    last = outputs + differentiable[-1]
     save, restore = _save_and_restore(raw)
     save_gradient, restore_gradient = _save_and_restore(gradient_raw)
 
     def call_gradient(*args):
         grads = _call_raw(gradient_raw, args)
-        return grads if args[last] is not None else grads[:-1]  # no decay, no gradient
+        count = len(differentiable)
+        while args[outputs + differentiable[count - 1]] is None:  # no argument, no gradient
+            count -= 1
+        return grads[:count]
 
     gradient = _make_function(
         namespace,

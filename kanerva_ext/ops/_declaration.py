@@ -85,7 +85,7 @@ def check_shapes(
     for spec, arg in zip(specs, args, strict=False):
         if arg is not None:
             _check_shape(spec, arg, sizes)
-            if spec.kind == "state":
+            if spec.kind in ("state", "covariance"):
                 _check_dtype(spec, arg, args[0].dtype)
     return sizes
 

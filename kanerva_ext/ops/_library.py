@@ -1,7 +1,8 @@
 """The raw operators ``torch.ops.kanerva.*``: their namespaces, and the kernels that are Python.
 
 Raw arguments have exactly one batch dimension B, equal everywhere: mean (B, K, C), cov (B, K, K),
-weights (B, T, K), values and queries (B, T, C), noise_var, mask and decay (B, T), ridge (B,).
+weights (B, T, K), values and queries (B, T, C), noise_var, mask, decay and retention (B, T),
+stationary_cov (B, K, K), ridge (B,).
 ``causal_scan`` has queries (B, T, K) and, with N + 1 ``cu_seqlens``, N sequences in every row of
 weights and a state for each: item b N + n of mean and cov is that of sequence n of row b.
 ``causal_step`` takes one step, without the dimension T, and changes the state in place.

@@ -11,10 +11,12 @@ from .. import _checks
 from .._checks import Arg
 from ._autograd import Operator
 from ._declaration import Declaration, Result
+from ._dynamics import check_dynamics, is_raw_dynamics
 
 OPERATOR = Declaration(
     "bayes_write(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, "
-    "Tensor? mask, Tensor? decay, str method) -> (Tensor, Tensor, Tensor)",
+    "Tensor? mask, Tensor? decay, Tensor? retention, Tensor? stationary_cov, str method) "
+    "-> (Tensor, Tensor, Tensor)",
     args=(
         Arg("mean", "KC", "state"),
         Arg("cov", "KK", "state"),
@@ -23,6 +25,8 @@ OPERATOR = Declaration(
         Arg("noise_var", "T", "noise"),
         Arg("mask", "T", "mask", optional=True),
         Arg("decay", "T", "decay", optional=True),
+        Arg("retention", "T", "decay", optional=True),
+        Arg("stationary_cov", "KK", "covariance", optional=True),
     ),
     results=(
         Result("mean", "KC", saved_as="posterior_mean"),
@@ -42,6 +46,8 @@ def bayes_write(
     *,
     mask: Tensor | None = None,
     decay: float | Tensor | None = None,
+    retention: float | Tensor | None = None,
+    stationary_cov: float | Tensor | None = None,
     method: str = "auto",
     backend: str = "auto",
     check: bool = False,
@@ -61,8 +67,15 @@ def bayes_write(
         noise_var: observation noise variance, > 0: a float, 0-d, or (B, T).
         mask: (B, T) bool; a False step is skipped exactly, as if it were not in the episode.
         decay: in (0, 1]: cov is divided by it before the step; a float, 0-d, or (B, T).
+        retention: a_t in (0, 1], of a memory that drifts back to mean zero and a stationary
+            covariance: before the step ``M <- a M + sqrt(1 - a^2) N`` with ``N ~ MN(0,
+            stationary_cov, I)``, so that ``mean <- a mean`` and ``cov <- a^2 cov + (1 - a^2)
+            stationary_cov``, which stays bounded (an Ornstein-Uhlenbeck prior; the filter is
+            Kalman's). A float, 0-d, or (B, T); not with decay. Backends "reference" and "cpu".
+        stationary_cov: (B, K, K), dtype of the state, symmetric positive semi-definite, or a float
+            or 0-d > 0 that multiplies the identity; None: the identity. With retention only.
         method: ``"chunk"`` (in chunks of steps, in order), ``"information"`` (sums over the
-            episode, for T >> K; not with decay), ``"sqrt"`` (square roots, for extreme
+            episode, for T >> K; not with decay or retention), ``"sqrt"`` (square roots, for extreme
             conditioning) or ``"auto"``, which chooses by cost and by an estimate of conditioning.
             All give the same posterior; a form that would lose digits gives way to a more robust
             one, item by item, whatever was asked for; the reference ignores it.
@@ -80,8 +93,10 @@ def bayes_write(
         TypeError: wrong type or dtype.
         ValueError: wrong shape, device, number or method; or ``check`` found a bad item.
         RuntimeError: the backend cannot serve.
+        NotImplementedError: retention, where the backend does not have it.
 
-    Differentiable in every floating-point tensor. The gradient of ``cov`` is the symmetrised one.
+    Differentiable in every floating-point tensor. The gradients of ``cov`` and ``stationary_cov``
+    are the symmetrised ones.
 
     >>> import torch
     >>> from kanerva_ext import ops
@@ -95,33 +110,39 @@ def bayes_write(
     tensor([[[0.5000, 0.0000],
              [0.0000, 1.0000]]])
     """
-    if method not in _checks.METHODS or decay is not None:
-        _check_method(method, decay)
-    args, batch = (mean, cov, weights, values, noise_var, mask, decay), None
+    if retention is not None or stationary_cov is not None:
+        check_dynamics("bayes_write", decay, retention, stationary_cov)
+    if method not in _checks.METHODS or decay is not None or retention is not None:
+        _check_method(method, decay, retention)
+    dynamics = (decay, retention, stationary_cov)
+    args, batch = (mean, cov, weights, values, noise_var, mask, *dynamics), None
     if torch.compiler.is_compiling() or not is_raw(*args):
         args, batch = _checks.prepare("bayes_write", OPERATOR.args, args)
     elif type(noise_var) is float:
         noise_var = mean.new_full(weights.shape[:2], noise_var)
-        args = (mean, cov, weights, values, noise_var, mask, decay)
+        args = (mean, cov, weights, values, noise_var, mask, *dynamics)
     elif noise_var.dim() == 0:
         noise_var = noise_var.expand(weights.shape[:2])
-        args = (mean, cov, weights, values, noise_var, mask, decay)
+        args = (mean, cov, weights, values, noise_var, mask, *dynamics)
     results = _call(backend, *args, method)
     if batch is None and not check:
         return results
     return _checks.finish("bayes_write", OPERATOR.args, args, batch, check, results)
 
 
-def _check_method(method: str, decay: float | Tensor | None) -> None:
+def _check_method(method: str, decay, retention) -> None:
     _checks.check_choice("bayes_write", "method", method, _checks.METHODS)
-    if method == "information" and decay is not None:
-        raise ValueError(
-            'bayes_write: method="information" sums over the steps and has no decay; use '
-            '"chunk", "sqrt" or "auto", or decay=None'
-        )
+    for name, value in (("decay", decay), ("retention", retention)):
+        if method == "information" and value is not None:
+            raise ValueError(
+                f'bayes_write: method="information" sums over the steps and has no {name}; use '
+                f'"chunk", "sqrt" or "auto", or {name}=None'
+            )
 
 
-def is_raw(mean, cov, weights, values, noise_var, mask, decay) -> bool:
+def is_raw(
+    mean, cov, weights, values, noise_var, mask, decay, retention=None, stationary_cov=None
+) -> bool:
     """Whether nothing has to be cast, expanded or reshaped (but for a scalar ``noise_var``)."""
     try:
         batch, slots, code = mean.shape
@@ -152,6 +173,10 @@ def is_raw(mean, cov, weights, values, noise_var, mask, decay) -> bool:
             and (
                 decay is None
                 or (decay.shape == per_step and decay.dtype == dtype and decay.device == device)
+            )
+            and (
+                retention is None
+                or is_raw_dynamics(retention, stationary_cov, mean, per_step, (batch, slots, slots))
             )
         )
     except (AttributeError, TypeError, ValueError, IndexError):

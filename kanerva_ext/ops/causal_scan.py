@@ -10,6 +10,7 @@ from .._checks import Arg
 from .._packing import check_cu_seqlens
 from ._autograd import Operator
 from ._declaration import Declaration, Result, check_shapes, empty_results
+from ._dynamics import check_dynamics
 from .bayes_write import is_raw
 
 _STATE = (Arg("mean", "KC", "state"), Arg("cov", "KK", "state"))
@@ -21,12 +22,15 @@ _STEPS = (
     Arg("noise_var", "T", "noise"),
     Arg("mask", "T", "mask", optional=True),
     Arg("decay", "T", "decay", optional=True),
+    Arg("retention", "T", "decay", optional=True),
 )
+_STATIONARY = Arg("stationary_cov", "KK", "covariance", optional=True)
+_PACKED = (*_STATES, *_STEPS, _STATIONARY._replace(dims="NKK"))
 OPERATOR = Declaration(
     "causal_scan(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor queries, "
-    "Tensor noise_var, Tensor? mask, Tensor? decay, Tensor? cu_seqlens, int chunk_size) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    args=_STATE + _STEPS,
+    "Tensor noise_var, Tensor? mask, Tensor? decay, Tensor? retention, Tensor? stationary_cov, "
+    "Tensor? cu_seqlens, int chunk_size) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    args=(*_STATE, *_STEPS, _STATIONARY),
     results=(
         Result("reads", "TC"),
         Result("read_var", "T"),
@@ -39,10 +43,10 @@ OPERATOR = Declaration(
 
 def _fake(*args):
     """With packed sequences the states have a batch of their own: N for each row of steps."""
-    (mean, cov), steps, (cu_seqlens, _) = args[:2], args[2:8], args[8:]
+    (mean, cov), steps, (stationary_cov, cu_seqlens, _) = args[:2], args[2:9], args[9:]
     if cu_seqlens is None:
         return OPERATOR.fake(*args)
-    sizes = check_shapes(_STATE, (mean, cov), {})
+    sizes = check_shapes((*_STATE, _STATIONARY), (mean, cov, stationary_cov), {})
     of_states = dict(sizes)
     del sizes["B"]
     of_steps = check_shapes(_STEPS, steps, sizes)
@@ -69,6 +73,8 @@ def causal_scan(
     *,
     mask: Tensor | None = None,
     decay: float | Tensor | None = None,
+    retention: float | Tensor | None = None,
+    stationary_cov: float | Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
@@ -91,10 +97,14 @@ def causal_scan(
         values: (B, T, C) codes; same choice of dtypes.
         queries: (B, T, K) addresses to read at; same choice of dtypes.
         noise_var: observation noise variance, > 0: a float, 0-d, or (B, T).
-        mask: (B, T) bool; at a False step nothing is written and nothing decays, as if it were not
+        mask: (B, T) bool; at a False step nothing is written, decays or drifts, as if it were not
             in the episode; its query reads the unchanged memory.
         decay: in (0, 1]: cov is divided by it before the step (exponential forgetting); a float,
             0-d, or (B, T). Directions that are never written at grow without bound.
+        retention: in (0, 1], not with decay: before the step the memory drifts back to mean zero
+            and ``stationary_cov``, as in `bayes_write`; a float, 0-d, or (B, T). Nothing grows.
+        stationary_cov: (B, K, K), a float or 0-d, see `bayes_write`. With ``cu_seqlens`` it is a
+            state: (B, N, K, K), broadcast.
         cu_seqlens: (N + 1,) int32 or int64, 0 first, never falling, T last: the T steps are N
             sequences one after another, ``cu_seqlens[n] .. cu_seqlens[n + 1]``, that know nothing
             of each other. Each has its own state: mean is (B, N, K, C), cov (B, N, K, K).
@@ -112,7 +122,7 @@ def causal_scan(
         counts is NaN throughout, without effect on others; a NaN in a query makes that read NaN.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `bayes_write`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: as `bayes_write`.
 
     Differentiable in every floating-point tensor.
 
@@ -128,16 +138,19 @@ def causal_scan(
     chunk = _checks.check_int("causal_scan", "chunk_size", chunk_size, optional=True) or 0
     if mean is None or cov is None:
         mean, cov = _default_state(mean, cov, weights, values, cu_seqlens)
-    args = (mean, cov, weights, values, queries, noise_var, mask, decay)
+    if retention is not None or stationary_cov is not None:
+        check_dynamics("causal_scan", decay, retention, stationary_cov)
+    after_noise = (mask, decay, retention, stationary_cov)
+    args = (mean, cov, weights, values, queries, noise_var, *after_noise)
     if cu_seqlens is not None:
         return _packed(args, cu_seqlens, chunk, backend, check)
     batch = None
     if torch.compiler.is_compiling() or not _is_raw(*args):
         args, batch = _checks.prepare("causal_scan", OPERATOR.args, args)
     elif type(noise_var) is float:
-        args = (*args[:5], mean.new_full(weights.shape[:2], noise_var), mask, decay)
+        args = (*args[:5], mean.new_full(weights.shape[:2], noise_var), *after_noise)
     elif noise_var.dim() == 0:
-        args = (*args[:5], noise_var.expand(weights.shape[:2]), mask, decay)
+        args = (*args[:5], noise_var.expand(weights.shape[:2]), *after_noise)
     results = _call(backend, *args, None, chunk)
     if batch is None and not check:
         return results
@@ -150,17 +163,22 @@ def _packed(args, cu_seqlens, chunk, backend, check):
         cu_seqlens = check_cu_seqlens(
             "causal_scan", cu_seqlens, weights.shape[-2], weights.device, "weights", check
         )
-    args, batch = _checks.prepare("causal_scan", _STATES + _STEPS, args)
+    stationary_cov = args[-1]
+    if isinstance(stationary_cov, Tensor) and stationary_cov.dim() == 2:
+        args = (*args[:-1], stationary_cov[None])
+    args, batch = _checks.prepare("causal_scan", _PACKED, args)
     count = cu_seqlens.shape[0] - 1
     if args[0].shape[1] != count:
         raise ValueError(
             f"causal_scan: mean must have shape (..., N, K, C) with N (sequences) = {count} as in "
             f"cu_seqlens, got N = {args[0].shape[1]}"
         )
-    states = [x.flatten(0, 1) for x in args[:2]]
-    results = _call(backend, *states, *args[2:], cu_seqlens, chunk)
+    mean, cov, stationary_cov = (
+        None if x is None else x.flatten(0, 1) for x in (*args[:2], args[-1])
+    )
+    results = _call(backend, mean, cov, *args[2:-1], stationary_cov, cu_seqlens, chunk)
     results = (*results[:2], *(r.unflatten(0, args[0].shape[:2]) for r in results[2:]))
-    return _checks.finish("causal_scan", _STATES + _STEPS, args, batch, check, results)
+    return _checks.finish("causal_scan", _PACKED, args, batch, check, results)
 
 
 def _default_state(mean, cov, weights, values, cu_seqlens):
@@ -191,14 +209,14 @@ def _default_state(mean, cov, weights, values, cu_seqlens):
     return mean, cov
 
 
-def _is_raw(mean, cov, weights, values, queries, noise_var, mask, decay) -> bool:
+def _is_raw(mean, cov, weights, values, queries, noise_var, *after_noise) -> bool:
     try:
         return (
             queries.shape == weights.shape
             and (mean.dtype, queries.dtype) in _checks.RAW_PAIRS
             and queries.device == mean.device
             and type(noise_var) in (float, Tensor)
-            and is_raw(mean, cov, weights, values, noise_var, mask, decay)
+            and is_raw(mean, cov, weights, values, noise_var, *after_noise)
         )
     except (AttributeError, TypeError):
         return False

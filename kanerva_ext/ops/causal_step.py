@@ -10,10 +10,12 @@ from .. import _backend, _checks, reference
 from .._checks import Arg
 from . import _library
 from ._declaration import Declaration, Result
+from ._dynamics import check_dynamics, is_raw_dynamics, serve
 
 OPERATOR = Declaration(
     "causal_step(Tensor(a!) mean, Tensor(b!) cov, Tensor weights, Tensor values, "
-    "Tensor queries, Tensor noise_var, Tensor? mask, Tensor? decay) -> (Tensor, Tensor, Tensor)",
+    "Tensor queries, Tensor noise_var, Tensor? mask, Tensor? decay, Tensor? retention, "
+    "Tensor? stationary_cov) -> (Tensor, Tensor, Tensor)",
     args=(
         Arg("mean", "KC", "state"),
         Arg("cov", "KK", "state"),
@@ -23,6 +25,8 @@ OPERATOR = Declaration(
         Arg("noise_var", "", "noise"),
         Arg("mask", "", "mask", optional=True),
         Arg("decay", "", "decay", optional=True),
+        Arg("retention", "", "decay", optional=True),
+        Arg("stationary_cov", "KK", "covariance", optional=True),
     ),
     results=(
         Result("reads", "C"),
@@ -46,10 +50,12 @@ def causal_step(
     *,
     mask: Tensor | None = None,
     decay: float | Tensor | None = None,
+    retention: float | Tensor | None = None,
+    stationary_cov: float | Tensor | None = None,
     backend: str = "auto",
     check: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of `causal_scan`, which it equals: decay, write, read. **Changes mean and cov.**
+    """One step of `causal_scan`, which it equals: move, write, read. **Changes mean and cov.**
 
     Nothing is allocated but the results, and nothing waits for the device, so that it can be part
     of a CUDA graph. Autograd knows of the change: a gradient that needs the state as it was raises.
@@ -63,8 +69,10 @@ def causal_step(
         values: (B, C); same choice of dtypes.
         queries: (B, K), the address to read at; same choice of dtypes.
         noise_var: observation noise variance, > 0: a float, 0-d, or (B,).
-        mask: (B,) bool; where False nothing is written and nothing decays.
+        mask: (B,) bool; where False nothing is written, decays or drifts.
         decay: in (0, 1]; a float, 0-d, or (B,).
+        retention: in (0, 1], not with decay; a float, 0-d, or (B,). See `bayes_write`.
+        stationary_cov: (B, K, K), a float or 0-d, see `bayes_write`; it is not changed.
         backend, check: see `bayes_write`.
 
     Returns:
@@ -75,7 +83,8 @@ def causal_step(
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`; RuntimeError where a gradient would
             be needed, which a state that is overwritten cannot give: use `causal_scan`.
-        NotImplementedError: in forward mode (`torch.func.jvp`), but by the reference.
+        NotImplementedError: in forward mode (`torch.func.jvp`), but by the reference; or
+            retention, where the backend does not have it.
 
     >>> import torch
     >>> from kanerva_ext import ops
@@ -84,7 +93,10 @@ def causal_step(
     >>> reads.round(decimals=3), var.round(decimals=3), mean[0, :, 0].round(decimals=3)
     (tensor([[2.]]), tensor([0.5000]), tensor([2., 0.]))
     """
-    args = (mean, cov, weights, values, queries, noise_var, mask, decay)
+    if retention is not None or stationary_cov is not None:
+        check_dynamics("causal_step", decay, retention, stationary_cov)
+    dynamics = (decay, retention, stationary_cov)
+    args = (mean, cov, weights, values, queries, noise_var, mask, *dynamics)
     for name, state in (("mean", mean), ("cov", cov)):
         if isinstance(state, Tensor) and not state.is_contiguous():
             raise ValueError(
@@ -109,16 +121,18 @@ def causal_step(
                     f"{tuple(state.shape[:-2])}"
                 )
     before = [x.clone() for x in raw[:2]] if check else raw[:2]
-    results = _choose(backend, mean)(*raw)
+    results = _choose(backend, mean, retention is not None)(*raw)
     if batch is None and not check:
         return results
     raw = [*before, *raw[2:]]
     return _checks.finish("causal_step", OPERATOR.args, raw, batch, check, results)
 
 
-def _choose(backend: str, mean: Tensor):
-    if backend != "auto" or _backend.must_choose:
+def _choose(backend: str, mean: Tensor, moves: bool):
+    if backend != "auto" or _backend.must_choose or moves:
         choice = _backend.choose(backend, mean.device)
+        if moves:
+            choice = serve("causal_step", choice, mean.device)
         if choice == "reference":
             return reference.causal_step
         if choice == "triton":
@@ -138,7 +152,9 @@ def check_placements(mean, cov) -> None:
     )
 
 
-def _is_raw(mean, cov, weights, values, queries, noise_var, mask, decay) -> bool:
+def _is_raw(
+    mean, cov, weights, values, queries, noise_var, mask, decay, retention, stationary_cov
+) -> bool:
     """Whether nothing has to be cast, expanded or reshaped."""
     try:
         batch, slots, code = mean.shape
@@ -162,6 +178,10 @@ def _is_raw(mean, cov, weights, values, queries, noise_var, mask, decay) -> bool
             and (
                 decay is None
                 or (decay.shape == items and decay.dtype == dtype and decay.device == device)
+            )
+            and (
+                retention is None
+                or is_raw_dynamics(retention, stationary_cov, mean, items, (batch, slots, slots))
             )
         )
     except (AttributeError, TypeError, ValueError):

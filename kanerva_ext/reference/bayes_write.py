@@ -17,6 +17,7 @@ from ._common import (
     symmetric,
     wide,
 )
+from ._stationary import move, stationary_adjoint
 
 CHUNK = 16  # steps per system in the adjoint; longer ones lose digits where noise is tiny
 
@@ -30,20 +31,27 @@ def bayes_write(
     noise_var: Tensor,
     mask: Tensor | None = None,
     decay: Tensor | None = None,
+    retention: Tensor | None = None,
+    stationary_cov: Tensor | None = None,
     method: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``kanerva::bayes_write`` one step at a time (``method`` is accepted and ignored).
 
     Each step is ``c = U w; s = w'c + v; d = z - R'w``, then ``R += g e'`` and ``U -= g g'`` with
     ``g = c / sqrt(s)`` and ``e = d / sqrt(s)``. The form ``g g'`` keeps U exactly symmetric.
+    With ``retention`` the memory moves before each step (`_stationary.move`).
     """
-    bad = bad_items(noise_var, mask, decay)
+    bad = bad_items(noise_var, mask, decay, retention)
     weights, values, noise_var, decay = skip_masked(
         weights.to(mean.dtype), values.to(mean.dtype), noise_var, mask, decay
     )
+    retention = keep_masked(retention, mask)
+    stationary_cov = None if stationary_cov is None else symmetric(stationary_cov)
     mean, cov = mean.clone(), symmetric(cov)
     log_evidence = mean.new_zeros(mean.shape[0])
     for t in range(weights.shape[1]):
+        if retention is not None:
+            mean, cov = move(mean, cov, retention[:, t], stationary_cov)
         mean, cov, term = write_step(mean, cov, weights, values, noise_var, mask, decay, t)
         log_evidence = log_evidence + term
     return poison(bad | has_nan(mean, cov, log_evidence[:, None]), mean, cov, log_evidence)
@@ -79,17 +87,27 @@ def bayes_write_backward(
     noise_var: Tensor,
     mask: Tensor | None = None,
     decay: Tensor | None = None,
+    retention: Tensor | None = None,
+    stationary_cov: Tensor | None = None,
     method: str = "auto",
     posterior_mean: Tensor | None = None,
     posterior_cov: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of mean, cov (symmetrised), weights, values, noise_var and decay.
+) -> tuple[Tensor, ...]:
+    """Gradients of mean, cov (symmetrised), weights, values, noise_var, decay, retention and
+    stationary_cov (symmetrised).
 
     The episode is cut into chunks; the states at their starts come from the chunked forward pass
     (exact conditioning by a Cholesky factor), the adjoints from `Chunk.adjoint` in reverse.
-    Without ``decay`` the last gradient is an empty tensor. The posterior, which compiled kernels
+    The gradient of an absent argument is an empty tensor. The posterior, which compiled kernels
     use, is not needed here.
     """
+    if retention is not None:
+        steps = (weights, values, None, noise_var, mask, retention)
+        grads = (grad_mean, grad_cov, grad_log_evidence, None, None)
+        d_mean, d_cov, d_weights, d_values, _, *rest = moving_backward(
+            grads, mean, cov, stationary_cov, *steps
+        )
+        return d_mean, d_cov, d_weights, d_values, *rest
     dtype = wide(mean)
     inputs = (mean, cov, weights, values, noise_var, decay)
     bad = bad_items(noise_var, mask, decay)
@@ -132,7 +150,47 @@ def bayes_write_backward(
     last = 6 if decay is not None else 5
     grads[:last] = poison(bad | has_nan(mean, cov), *grads[:last])
     dtypes = [x.dtype for x in inputs[:5]] + [inputs[0].dtype]
-    return tuple(g.to(t) for g, t in zip(grads, dtypes, strict=True))
+    absent = inputs[0].new_zeros(0)
+    return *(g.to(t) for g, t in zip(grads, dtypes, strict=True)), absent, absent.clone()
+
+
+def moving_backward(
+    grads, mean, cov, stationary_cov, weights, values, queries, noise_var, mask, retention
+):
+    """The gradients where the memory moves, as `causal_scan_backward` gives them, None for those
+    of ``queries`` without any; ``grads`` as in `stationary_adjoint`."""
+    dtype = wide(mean)
+    bad = bad_items(noise_var, mask, None, retention)
+    inputs = (mean, cov, weights, values, queries, noise_var, mean, mean, mean)
+    tensors = (mean, cov, stationary_cov, weights, values, queries, noise_var, retention, *grads)
+    tensors = [None if x is None else x.to(dtype) for x in tensors]
+    mean, cov, sigma, weights, values, queries, noise_var, retention, *grads = tensors
+    if queries is not None:
+        bad = bad | has_nan(queries)
+    weights, values, noise_var, _ = skip_masked(weights, values, noise_var, mask, None)
+    results, state = stationary_adjoint(
+        grads,
+        *(mean, cov, sigma),
+        (weights, values, queries),
+        noise_var,
+        keep_masked(retention, mask),
+    )
+    d_mean, d_cov, *steps, d_sigma = results
+    if mask is not None:
+        for i in (0, 1, 3, 4):  # the queries of masked steps are answered
+            steps[i] = steps[i].masked_fill(~_per_step(mask, steps[i]), 0)
+    absent = mean.new_zeros(0)
+    results = [d_mean, d_cov, *steps[:4], absent, steps[4], d_sigma]
+    bad = bad | has_nan(*state)
+    for i, result in enumerate(results):
+        if result is None:
+            continue
+        if i == 8 and stationary_cov is None:
+            result = absent.clone()
+        elif i != 6:
+            (result,) = poison(bad, result)
+        results[i] = result.to(inputs[i].dtype)
+    return tuple(results)
 
 
 class Chunk:
@@ -230,9 +288,24 @@ def skip_masked(weights, values, noise_var, mask, decay):
     )
 
 
-def bad_items(noise_var: Tensor, mask: Tensor | None, decay: Tensor | None) -> Tensor:
-    """(B,) bool: a step that counts has a noise variance or a decay that is not positive."""
+def keep_masked(retention: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """A memory does not move at masked steps."""
+    if mask is None or retention is None:
+        return retention
+    return torch.where(mask, retention, 1)
+
+
+def bad_items(
+    noise_var: Tensor,
+    mask: Tensor | None,
+    decay: Tensor | None = None,
+    retention: Tensor | None = None,
+) -> Tensor:
+    """(B,) bool: a step that counts has a noise variance or a decay that is not positive, or a
+    retention that is not in (0, 1]."""
     bad = ~(noise_var > 0)
     if decay is not None:
         bad = bad | ~(decay > 0)
+    if retention is not None:
+        bad = bad | ~((retention > 0) & (retention <= 1))
     return (bad if mask is None else bad & mask).any(1)

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from ._common import full_precision, has_nan, poison, sum_from, symmetric, wide
-from .bayes_write import CHUNK, Chunk, bad_items, skip_masked, write_step
+from ._stationary import move
+from .bayes_write import (
+    CHUNK,
+    Chunk,
+    bad_items,
+    keep_masked,
+    moving_backward,
+    skip_masked,
+    write_step,
+)
 
 
 @full_precision
@@ -21,24 +30,37 @@ def causal_scan(
     noise_var: Tensor,
     mask: Tensor | None = None,
     decay: Tensor | None = None,
+    retention: Tensor | None = None,
+    stationary_cov: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     chunk_size: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``kanerva::causal_scan`` one step at a time (``chunk_size`` is accepted and ignored)."""
     if cu_seqlens is not None:
+
+        def call(mean, cov, stationary_cov, *steps):
+            return causal_scan(mean, cov, *steps, stationary_cov)
+
         return _by_sequence(
-            causal_scan, cu_seqlens, (mean, cov), (weights, values, queries, noise_var, mask, decay)
+            call,
+            cu_seqlens,
+            (mean, cov, stationary_cov),
+            (weights, values, queries, noise_var, mask, decay, retention),
         )
-    bad = bad_items(noise_var, mask, decay)
+    bad = bad_items(noise_var, mask, decay, retention)
     weights, values, noise_var, decay = skip_masked(
         weights.to(mean.dtype), values.to(mean.dtype), noise_var, mask, decay
     )
+    retention = keep_masked(retention, mask)
+    stationary_cov = None if stationary_cov is None else symmetric(stationary_cov)
     queries = queries.to(mean.dtype)
     code = mean.shape[-1]
     mean, cov = mean.clone(), symmetric(cov)
     log_evidence = mean.new_zeros(mean.shape[0])
     reads, read_var = [], []
     for t in range(weights.shape[1]):
+        if retention is not None:
+            mean, cov = move(mean, cov, retention[:, t], stationary_cov)
         mean, cov, term = write_step(mean, cov, weights, values, noise_var, mask, decay, t)
         log_evidence = log_evidence + term
         q = queries[:, t]
@@ -65,31 +87,39 @@ def causal_scan_backward(
     noise_var: Tensor,
     mask: Tensor | None = None,
     decay: Tensor | None = None,
+    retention: Tensor | None = None,
+    stationary_cov: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     chunk_size: int = 0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of mean, cov (symmetrised), weights, values, queries, noise_var and decay.
+) -> tuple[Tensor, ...]:
+    """Gradients of mean, cov (symmetrised), weights, values, queries, noise_var, decay, retention
+    and stationary_cov (symmetrised).
 
     The adjoint of each chunk is that of the write (`bayes_write_backward`) plus that of its reads,
-    `_read_adjoint`: it is linear in the incoming gradients. Without ``decay`` the last gradient is
+    `_read_adjoint`: it is linear in the incoming gradients. The gradient of an absent argument is
     an empty tensor.
     """
     if cu_seqlens is not None:
+        steps = (weights, values, queries, noise_var)
 
-        def call(grad_mean, grad_cov, grad_log, mean, cov, grad_reads, grad_var, *steps):
+        def call(grad_mean, grad_cov, grad_log, mean, cov, sigma, grad_reads, grad_var, *steps):
             grads = causal_scan_backward(
-                grad_reads, grad_var, grad_mean, grad_cov, grad_log, mean, cov, *steps
+                grad_reads, grad_var, grad_mean, grad_cov, grad_log, mean, cov, *steps, sigma
             )
-            return *grads[2:], *grads[:2]
+            return *grads[2:8], *grads[:2], grads[8]
 
-        *steps, d_mean, d_cov = _by_sequence(
+        *steps, d_mean, d_cov, d_sigma = _by_sequence(
             call,
             cu_seqlens,
-            (grad_mean, grad_cov, grad_log_evidence, mean, cov),
-            (grad_reads, grad_read_var, weights, values, queries, noise_var, mask, decay),
-            per_step=5,
+            (grad_mean, grad_cov, grad_log_evidence, mean, cov, stationary_cov),
+            (grad_reads, grad_read_var, *steps, mask, decay, retention),
+            per_step=6,
         )
-        return d_mean, d_cov, *steps
+        return d_mean, d_cov, *steps, d_sigma
+    if retention is not None:
+        grads = (grad_mean, grad_cov, grad_log_evidence, grad_reads, grad_read_var)
+        steps = (weights, values, queries, noise_var, mask, retention)
+        return moving_backward(grads, mean, cov, stationary_cov, *steps)
     dtype = wide(mean)
     inputs = (mean, cov, weights, values, queries, noise_var, mean)
     bad = bad_items(noise_var, mask, decay) | has_nan(queries)
@@ -137,7 +167,8 @@ def causal_scan_backward(
     grads = [d_mean, d_cov, *steps]
     last = 7 if decay is not None else 6
     grads[:last] = poison(bad | has_nan(mean, cov), *grads[:last])
-    return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
+    absent = inputs[0].new_zeros(0)
+    return *(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)), absent, absent.clone()
 
 
 def _read_adjoint(chunk: Chunk, queries: Tensor, d_reads: Tensor | None, d_var: Tensor | None):

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import _backend
 from ._finish import finish, no_partials
 from ._launch import VARYING, Config, as_bytes, choose, empty, launch, plain, processors
 from ._reads import read_weights, store_variances
@@ -411,10 +412,14 @@ def bayes_write(
     noise_var: Tensor,
     mask: Tensor | None = None,
     decay: Tensor | None = None,
+    retention: Tensor | None = None,
+    stationary_cov: Tensor | None = None,
     method: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``kanerva::bayes_write``. ``method="sqrt"`` starts from a square root; all others begin with
     Cholesky factors of chunks."""
+    if retention is not None:
+        _backend.refuse_retention("bayes_write", "triton")
     inputs = [plain(x) for x in (mean, cov, weights, values, noise_var)]
     (batch, slots, code), episode = mean.shape, weights.shape[1]
     mean_out, cov_out = torch.empty_like(inputs[0]), torch.empty_like(inputs[1])

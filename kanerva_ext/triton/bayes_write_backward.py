@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import _backend
 from ._finish import finish, no_partials
 from ._launch import VARYING, as_bytes, choose, empty, launch, plain
 from ._reads import outer, read_weights, reverse_reads
@@ -495,12 +496,16 @@ def bayes_write_backward(
     noise_var: Tensor,
     mask: Tensor | None,
     decay: Tensor | None,
+    retention: Tensor | None,
+    stationary_cov: Tensor | None,
     method: str,
     posterior_mean: Tensor,
     posterior_cov: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """``kanerva::bayes_write_backward``. Gradients of decays cancel, and are never done in
     float32."""
+    if retention is not None:
+        _backend.refuse_retention("bayes_write", "triton")
     (_, slots, code), episode = mean.shape, weights.shape[1]
     inputs = [plain(x) for x in (mean, cov, weights, values, noise_var)]
     small = decay is not None or episode * slots * code <= SMALL_ITEM
@@ -509,4 +514,5 @@ def bayes_write_backward(
         (grad_mean, grad_cov, grad_evidence), inputs, mask, decay, plans
     )
     finish(partials, *out, d_decay)
-    return *out, mean.new_empty(0) if d_decay is None else d_decay
+    absent = mean.new_empty(0)
+    return *out, absent.clone() if d_decay is None else d_decay, absent, absent.clone()

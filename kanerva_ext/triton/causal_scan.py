@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _backend
 from ._finish import finish
 from ._launch import empty, plain
 from ._sequences import checked
@@ -30,10 +31,14 @@ def causal_scan(
     noise_var: Tensor,
     mask: Tensor | None = None,
     decay: Tensor | None = None,
+    retention: Tensor | None = None,
+    stationary_cov: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     chunk_size: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``kanerva::causal_scan``."""
+    if retention is not None:
+        _backend.refuse_retention("causal_scan", "triton")
     inputs = [plain(x) for x in (mean, cov, weights, values, noise_var)]
     rows, steps, _ = weights.shape
     items, _, code = mean.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .. import _backend
 from ._finish import finish
 from ._launch import plain
 from ._sequences import checked
@@ -26,10 +27,14 @@ def causal_scan_backward(
     noise_var: Tensor,
     mask: Tensor | None = None,
     decay: Tensor | None = None,
+    retention: Tensor | None = None,
+    stationary_cov: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     chunk_size: int = 0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """``kanerva::causal_scan_backward``, in float64 whatever the state is."""
+    if retention is not None:
+        _backend.refuse_retention("causal_scan", "triton")
     inputs = [plain(x) for x in (mean, cov, weights, values, noise_var)]
     steps = weights.shape[1]
     bounds, sequences = checked(cu_seqlens, steps)
@@ -44,6 +49,7 @@ def causal_scan_backward(
         partials, d_weights, d_values, d_queries, d_noise, d_decay, bounds=bounds,
         sequences=sequences,
     )  # fmt: skip
+    absent = mean.new_empty(0)
     if d_decay is None:
-        d_decay = mean.new_empty(0)
-    return d_mean, d_cov, d_weights, d_values, d_queries, d_noise, d_decay
+        d_decay = absent.clone()
+    return d_mean, d_cov, d_weights, d_values, d_queries, d_noise, d_decay, absent, absent.clone()

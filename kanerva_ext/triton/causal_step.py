@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import _backend
 from ._finish import finish, no_partials
 from ._launch import VARYING, as_bytes, choose, empty, launch, plain
 from ._square_root import load_vector
@@ -137,8 +138,12 @@ def causal_step(
     noise_var: Tensor,
     mask: Tensor | None = None,
     decay: Tensor | None = None,
+    retention: Tensor | None = None,
+    stationary_cov: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``kanerva::causal_step``: mean and cov, contiguous, become those after the step."""
+    if retention is not None:
+        _backend.refuse_retention("causal_step", "triton")
     batch, slots, code = mean.shape
     steps = [plain(x) for x in (weights, values, queries, noise_var)]
     mask, decay = as_bytes(mask), plain(decay)

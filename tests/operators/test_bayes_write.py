@@ -42,7 +42,7 @@ class TestBayesWrite(OperatorChecks):
         ("decay", NOISE, "T"),
     )
     optional = ("mask", "decay")
-    raw_tail = ("auto",)
+    raw_tail = (None, None, "auto")
     saved_outputs = (0, 1)
     factors_covariance = False
 

@@ -49,7 +49,7 @@ class TestCausalScan(OperatorChecks):
     )
     optional = ("mask", "decay")
     with_default = ("mean", "cov")
-    raw_tail = (None, 0)
+    raw_tail = (None, None, None, 0)
     factors_covariance = False
 
     def depends(self, name, result, results):

@@ -102,7 +102,7 @@ def test_packed_vmap_and_compile():
     with pytest.raises(NotImplementedError, match="cu_seqlens"):
         torch.vmap(
             lambda b: torch.ops.kanerva.causal_scan(
-                *(x.flatten(0, 1) for x in args[:2]), *args[2:6], mask, args[6], b, 0
+                *(x.flatten(0, 1) for x in args[:2]), *args[2:6], mask, args[6], None, None, b, 0
             )
         )(torch.stack([bounds, bounds]))
     torch._dynamo.reset()
@@ -116,7 +116,8 @@ def test_packed_vmap_and_compile():
 def test_opcheck_packed():
     args, mask, bounds = packed(grad=True)
     raw = (*(x.detach().flatten(0, 1).requires_grad_() for x in args[:2]), *args[2:6])
-    torch.library.opcheck(torch.ops.kanerva.causal_scan.default, (*raw, mask, args[6], bounds, 0))
+    given = (*raw, mask, args[6], None, None, bounds, 0)
+    torch.library.opcheck(torch.ops.kanerva.causal_scan.default, given)
 
 
 def test_a_bad_sequence_is_nan_alone():
@@ -173,7 +174,7 @@ def test_bad_cu_seqlens_are_found_in_a_compiled_graph():
 def test_raw_operator_with_bad_bounds_is_nan(bounds):
     """Who calls torch.ops is not checked."""
     args, _, _ = packed()
-    raw = (*(x.flatten(0, 1) for x in args[:2]), *args[2:6], None, args[6])
+    raw = (*(x.flatten(0, 1) for x in args[:2]), *args[2:6], None, args[6], None, None)
     results = torch.ops.kanerva.causal_scan(*raw, torch.tensor(bounds), 0)
     assert all(r.isnan().all() for r in results)
     assert not any(

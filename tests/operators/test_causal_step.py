@@ -126,7 +126,7 @@ def test_autograd_knows_that_a_step_changed_the_state(route):
     call = {
         "auto": ops.causal_step,
         "reference": lambda **a: ops.causal_step(**a, backend="reference"),
-        "raw": lambda **a: torch.ops.kanerva.causal_step(*a.values(), None, None),
+        "raw": lambda **a: torch.ops.kanerva.causal_step(*a.values(), None, None, None, None),
         "compiled": torch.compile(ops.causal_step, fullgraph=True, backend="aot_eager"),
     }[route]
     for name in ("mean", "cov"):
@@ -163,7 +163,7 @@ def test_step_under_vmap():
 @MANY_CALLS
 def test_opcheck_step():
     args = one_step(noise_var=torch.full((2,), 0.3))
-    torch.library.opcheck(torch.ops.kanerva.causal_step.default, (*args.values(), None, None))
+    torch.library.opcheck(torch.ops.kanerva.causal_step.default, (*args.values(), *[None] * 4))
 
 
 @MANY_CALLS
@@ -185,7 +185,7 @@ def test_forward_mode_is_never_silent(place):
 
     def reads(x):
         given = [x if i == place else a.clone() for i, a in enumerate(args)]
-        return NAMESPACE.causal_step(*given, None, None)[0]
+        return NAMESPACE.causal_step(*given, None, None, None, None)[0]
 
     x = args[place]
     with pytest.raises(NotImplementedError, match="causal_scan"):

@@ -19,11 +19,13 @@ from kanerva_ext import ops
 #: Without the name, which precedes it.
 SCHEMAS = {
     "bayes_write": "(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, "
-    "Tensor? mask, Tensor? decay, str method) -> (Tensor, Tensor, Tensor)",
+    "Tensor? mask, Tensor? decay, Tensor? retention, Tensor? stationary_cov, str method) "
+    "-> (Tensor, Tensor, Tensor)",
     "bayes_write_backward": "(Tensor? grad_mean, Tensor? grad_cov, Tensor? grad_log_evidence, "
     "Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, Tensor? mask, "
-    "Tensor? decay, str method, Tensor posterior_mean, Tensor posterior_cov) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? decay, Tensor? retention, Tensor? stationary_cov, str method, "
+    "Tensor posterior_mean, Tensor posterior_cov) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "solve_addresses": "(Tensor mean, Tensor queries, Tensor ridge) -> Tensor",
     "solve_addresses_backward": "(Tensor grad_weights, Tensor mean, Tensor queries, Tensor ridge, "
     "Tensor weights) -> (Tensor, Tensor, Tensor)",
@@ -52,15 +54,16 @@ SCHEMAS = {
     "Tensor weights, Tensor values, Tensor noise_var, Tensor? mask, Tensor rest_mean, "
     "Tensor rest_cov) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "causal_scan": "(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor queries, "
-    "Tensor noise_var, Tensor? mask, Tensor? decay, Tensor? cu_seqlens, int chunk_size) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor noise_var, Tensor? mask, Tensor? decay, Tensor? retention, Tensor? stationary_cov, "
+    "Tensor? cu_seqlens, int chunk_size) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "causal_scan_backward": "(Tensor? grad_reads, Tensor? grad_read_var, Tensor? grad_mean, "
     "Tensor? grad_cov, Tensor? grad_log_evidence, Tensor mean, Tensor cov, Tensor weights, "
     "Tensor values, Tensor queries, Tensor noise_var, Tensor? mask, Tensor? decay, "
-    "Tensor? cu_seqlens, int chunk_size) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? retention, Tensor? stationary_cov, Tensor? cu_seqlens, int chunk_size) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "causal_step": "(Tensor(a!) mean, Tensor(b!) cov, Tensor weights, Tensor values, "
-    "Tensor queries, Tensor noise_var, Tensor? mask, Tensor? decay) -> (Tensor, Tensor, Tensor)",
+    "Tensor queries, Tensor noise_var, Tensor? mask, Tensor? decay, Tensor? retention, "
+    "Tensor? stationary_cov) -> (Tensor, Tensor, Tensor)",
 }
 
 
@@ -73,7 +76,7 @@ class Gradient(NamedTuple):
 
 
 GRADIENTS = {
-    "bayes_write": Gradient((0, 1, 2, 3, 4, 6), (0, 1), 3),
+    "bayes_write": Gradient((0, 1, 2, 3, 4, 6, 7, 8), (0, 1), 3),
     "solve_addresses": Gradient((0, 1, 2), (0,), 1),
     "read": Gradient((0, 1, 2), (), 2),
     "recall": Gradient((0, 1, 2, 3), (2,), 3),
@@ -81,9 +84,11 @@ GRADIENTS = {
     "statistics": Gradient((0, 1), (0, 1), 2),
     "adaptive_write": Gradient((0, 1, 2, 3, 4), (2,), 5),
     "forget": Gradient((0, 1, 2, 3, 4), (0, 1), 2),
-    "causal_scan": Gradient((0, 1, 2, 3, 4, 5, 7), (), 5),
+    "causal_scan": Gradient((0, 1, 2, 3, 4, 5, 7, 8, 9), (), 5),
 }
 B, T, K, C = 2, 3, 4, 5
+MOVING = ("bayes_write", "causal_scan")  # with gradients, and either kind of dynamics
+EACH = [(name, "decay") for name in GRADIENTS] + [(name, "retention") for name in MOVING]
 
 
 def test_every_operator_is_in_the_lists():
@@ -145,8 +150,9 @@ def as_tuple(results):
     return results if isinstance(results, tuple) else (results,)
 
 
-def raw_arguments(name):
-    """Valid ones; the optional masks and decays are there, sequences are not packed."""
+def raw_arguments(name, dynamics="decay"):
+    """Valid ones; the optional masks and ``dynamics`` are there, sequences are not packed."""
+    moves = dynamics == "retention"
     made = {
         "mean": torch.randn(B, K, C),
         "cov": torch.eye(K).repeat(B, 1, 1),
@@ -156,7 +162,9 @@ def raw_arguments(name):
         "noise_var": torch.rand(B, T) + 0.5,
         "ridge": torch.rand(B) + 0.5,
         "mask": torch.ones(B, T, dtype=torch.bool),
-        "decay": torch.rand(B, T) / 2 + 0.5,
+        "decay": None if moves else torch.rand(B, T) / 2 + 0.5,
+        "retention": torch.rand(B, T) / 2 + 0.5 if moves else None,
+        "stationary_cov": torch.eye(K).repeat(B, 1, 1) if moves else None,
         "prior_mean": torch.randn(B, K, C),
         "prior_cov": 2 * torch.eye(K).repeat(B, 1, 1),
         "method": "auto",
@@ -172,12 +180,12 @@ def same_memory(a, b):
     return isinstance(a, torch.Tensor) and a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
-def test_what_the_gradient_takes_and_gives(name):
+@pytest.mark.parametrize(("name", "dynamics"), EACH)
+def test_what_the_gradient_takes_and_gives(name, dynamics):
     expected = GRADIENTS[name]
-    args = raw_arguments(name)
+    args = raw_arguments(name, dynamics)
     if name == "forget":  # only what was written can be forgotten
-        args[:2] = torch.ops.kanerva.bayes_write(*args, None, "auto")[:2]
+        args[:2] = torch.ops.kanerva.bayes_write(*args, None, None, None, "auto")[:2]
     for arg in args:
         if isinstance(arg, torch.Tensor) and arg.is_floating_point():
             arg.requires_grad_()
@@ -188,9 +196,10 @@ def test_what_the_gradient_takes_and_gives(name):
     with Calls() as calls:
         grads = torch.autograd.grad(results, [args[i] for i in leaves], seeds)
     taken, given = calls.made[f"{name}_backward"]
-    assert tuple(leaves) == expected.inputs
+    assert tuple(leaves) == tuple(i for i in expected.inputs if args[i] is not None)
     assert len(given) == len(expected.inputs)
-    assert all(same_memory(a, b) for a, b in zip(given, grads, strict=True))
+    present = [g for g, i in zip(given, expected.inputs, strict=True) if args[i] is not None]
+    assert all(same_memory(a, b) for a, b in zip(present, grads, strict=True))
     inputs, saved = taken[len(results) :][: len(args)], taken[len(results) + len(args) :]
     assert len(saved) == len(expected.saved_outputs)
     for found, index in zip(saved, expected.saved_outputs, strict=True):
@@ -199,13 +208,22 @@ def test_what_the_gradient_takes_and_gives(name):
         assert same_memory(found, arg) if isinstance(arg, torch.Tensor) else found == arg
 
 
-@pytest.mark.parametrize("name", [*GRADIENTS, "causal_step"])
-def test_shapes_without_values_are_those_of_the_results(name):
-    """The fakes: shapes, dtypes and strides on the meta device are those of a real call."""
-    args = raw_arguments(name)
+def arguments_of(name, dynamics):
+    """`raw_arguments`, those of one step for ``causal_step``."""
+    args = raw_arguments(name, dynamics)
     if name == "causal_step":
-        args = [a if a is None or i < 2 else a[:, 0].contiguous() for i, a in enumerate(args)]
+        whole = (0, 1, 9)  # the state and the covariance that it drifts back to
+        args = [a if a is None or i in whole else a[:, 0].contiguous() for i, a in enumerate(args)]
         args[4] = torch.randn(B, K)
+    return args
+
+
+@pytest.mark.parametrize(
+    ("name", "dynamics"), [*EACH, ("causal_step", "decay"), ("causal_step", "retention")]
+)
+def test_shapes_without_values_are_those_of_the_results(name, dynamics):
+    """The fakes: shapes, dtypes and strides on the meta device are those of a real call."""
+    args = arguments_of(name, dynamics)
     operator = getattr(torch.ops.kanerva, name)
     meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
     expected = as_tuple(operator(*args))
@@ -216,25 +234,28 @@ def test_shapes_without_values_are_those_of_the_results(name):
         grads = [torch.ones_like(r) for r in expected]
         saved = [expected[i] for i in GRADIENTS[name].saved_outputs]
         backward = getattr(torch.ops.kanerva, f"{name}_backward")
-        for decay in (True, False) if "decay" in SCHEMAS[name] else (True,):
+        first = 7 if name == "causal_scan" else 6  # of decay, retention and stationary_cov
+        absences = {"decay": [(), (first,)], "retention": [(), (first + 2,)]}[dynamics]
+        for absent in absences if name in MOVING else [()]:
             given = [*grads, *args, *saved]
-            if not decay:
-                given[len(grads) + (7 if name == "causal_scan" else 6)] = None
+            for index in absent:
+                given[len(grads) + index] = None
             meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in given]
-            with torch._C._AutoDispatchBelowAutograd():  # above, an absent decay has no result
+            with torch._C._AutoDispatchBelowAutograd():  # above, what is absent has no result
                 found, expected = backward(*meta), backward(*given)
             for a, b in zip(found, expected, strict=True):
                 assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
 
 
 @pytest.mark.parametrize("namespace", ["kanerva", "kanerva_triton"])
-@pytest.mark.parametrize("name", [*GRADIENTS, "causal_step"])
-def test_wrong_shapes_are_refused_by_name(namespace, name):
+@pytest.mark.parametrize(
+    ("name", "dynamics"), [*EACH, ("causal_step", "decay"), ("causal_step", "retention")]
+)
+def test_wrong_shapes_are_refused_by_name(namespace, name, dynamics):
     """Of every tensor, one number too many in its last dimension."""
-    args = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in raw_arguments(name)]
-    if name == "causal_step":
-        args = [a if a is None or i < 2 else a[:, 0] for i, a in enumerate(args)]
-        args[4] = torch.empty(B, K, device="meta")
+    args = [
+        a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments_of(name, dynamics)
+    ]
     operator = getattr(getattr(torch.ops, namespace), name).default
     names = [argument.name for argument in operator._schema.arguments]
     for index, arg in enumerate(args):
