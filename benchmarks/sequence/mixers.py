@@ -78,7 +78,7 @@ class GatedDeltaRule(Mixer):
         learning = 2 * torch.sigmoid(-(noise / NOISE).log())[..., None]
         kept = _log_kept(rate).exp()
         system = (learning * (keys @ keys.mT) * kept).tril(-1)
-        system = system + torch.eye(keys.shape[2])
+        system = system + torch.eye(keys.shape[2], dtype=system.dtype)
         errors = torch.linalg.solve_triangular(
             system, learning * values, upper=False, unitriangular=True
         )

@@ -1,11 +1,16 @@
 """KanervaBlock: a residual block that chains, and passes on what the layer takes and gives."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import kanerva_ext
 from kanerva_ext import KanervaBlock, KanervaOutput
 
 WIDTH = 12
@@ -106,3 +111,21 @@ def test_the_mlp_has_eight_squares_of_parameters():
 def test_bad_input_is_named(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_the_language_model_says_what_it_needs(tmp_path):
+    (tmp_path / "transformers.py").write_text(
+        "raise ModuleNotFoundError('No module named transformers', name='transformers')"
+    )
+    package = str(Path(kanerva_ext.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", "import kanerva_ext.huggingface"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), package])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.endswith("is not installed: pip install 'kanerva_ext[transformers]'")
