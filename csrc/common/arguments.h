@@ -33,11 +33,16 @@ struct Sizes {
 struct WriteInputs {
   Sizes n;
   View mean, cov, weights, values, noise_var, mask, decay;
+  View retention, stationary_cov;  // of a memory that moves; not beside a decay
+
+  // Without steps a view of a retention may be empty.
+  bool moves() const { return retention || stationary_cov; }
 };
 
 struct WriteBackward : WriteInputs {
   View grad_mean, grad_cov, grad_log_evidence;
   View d_mean, d_cov, d_weights, d_values, d_noise_var, d_decay;
+  View d_retention, d_stationary_cov;
 };
 
 struct BayesWriteArgs : WriteInputs {

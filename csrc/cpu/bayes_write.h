@@ -8,6 +8,7 @@
 
 #include "../common/policy.h"
 #include "information.h"
+#include "stationary.h"
 #include "write_chunk.h"
 
 namespace kanerva {
@@ -19,10 +20,13 @@ struct ChunkFactors {
   Matrix<A> W, P, V;  // L x K, L x K, L x L
 
   template <class F>
-  ChunkFactors(Workspace::Scope& scope, const Chunk<F>& c)
-      : W(room_in_arithmetic<A>(scope, c.W)),
-        P(room_in_arithmetic<A>(scope, c.P)),
-        V(room_in_arithmetic<A>(scope, c.V)) {}
+  ChunkFactors(Workspace::Scope& scope, const Chunk<F>& c) : ChunkFactors(scope, c.W, c.P, c.V) {}
+
+  template <class F>
+  ChunkFactors(Workspace::Scope& scope, const Matrix<F>& w, const Matrix<F>& p, const Matrix<F>& v)
+      : W(room_in_arithmetic<A>(scope, w)),
+        P(room_in_arithmetic<A>(scope, p)),
+        V(room_in_arithmetic<A>(scope, v)) {}
 
   template <class F>
   void take(const Chunk<F>& c) {
@@ -230,7 +234,18 @@ inline Outcome write_adaptively(const BayesWriteArgs& args, int64_t b, const Epi
   });
 }
 
+// With dynamics there is no information form: the scan, without reads.
+inline void write_moving(const BayesWriteArgs& args, const Executor& executor) {
+  CausalScanArgs scan;
+  static_cast<WriteInputs&>(scan) = args;
+  scan.mean_out = args.mean_out;
+  scan.cov_out = args.cov_out;
+  scan.log_evidence = args.log_evidence;
+  stationary_scan(scan, args.method == WriteMethod::sqrt, executor);
+}
+
 inline void bayes_write(const BayesWriteArgs& args, const Executor& executor) {
+  if (args.moves()) return write_moving(args, executor);
   const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const double operations = double(T + K) * double(K) * double(2 * K + C);
   for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {

@@ -34,7 +34,14 @@ inline Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b,
   });
 }
 
+inline void reverse_moving(const BayesWriteBackwardArgs& args, const Executor& executor) {
+  CausalScanBackwardArgs scan;
+  static_cast<WriteBackward&>(scan) = args;
+  stationary_scan_backward(scan, args.method == WriteMethod::sqrt, executor);
+}
+
 inline void bayes_write_backward(const BayesWriteBackwardArgs& args, const Executor& executor) {
+  if (args.moves()) return reverse_moving(args, executor);
   const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const double operations = 3.0 * double(T + K) * double(K) * double(2 * K + C);
   for_each_item(B, operations, executor, [&](int64_t b, const Executor& inner) {

@@ -15,6 +15,7 @@
 
 #include "bayes_write.h"
 #include "sequences.h"
+#include "stationary.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -73,6 +74,48 @@ double root_product(const Matrix<F>& root, const F* q, F* phi, F* Uq) {
     axpy(0, K, phi[k], root[k], Uq);
   }
   return energy;
+}
+
+constexpr int64_t kSlotsWithoutForks = 256;  // up to which a product is not worth a fork
+constexpr int64_t kStepsAhead = 256;         // that are factorised at once
+
+// var_t = q_t'U q_t; UQ is room. U is symmetric: of its panels of columns, what lies above the
+// diagonal block counts twice.
+template <class F>
+void energies(const Matrix<F>& Q, const Matrix<F>& U, const Matrix<F>& UQ, F* var,
+              const Executor& executor) {
+  Workspace::Scope scope(Workspace::of_thread());
+  const int64_t L = Q.rows, K = Q.columns;
+  Matrix<F> twice(scope, L, K);
+  copy(Q, twice);
+  scale(2.0, twice);
+  const Panels panels = Panels::of<F>(K);
+  auto run = [&](int64_t panel) {
+    const int64_t j = panels.start(panel) * Simd<F>::width;
+    const int64_t n = std::min(K, panels.start(panel + 1) * Simd<F>::width) - j;
+    const Matrix<F> part = block_of(UQ, 0, j, L, n);
+    product(block_of(Q, 0, j, L, n), block_of(U, j, j, n, n), part);
+    product(twice, block_of(U, 0, j, j, n), part, Store::add);
+  };
+  if (K > kSlotsWithoutForks) {
+    executor.for_each(panels.count, run);
+  } else {
+    for (int64_t panel = 0; panel < panels.count; ++panel) run(panel);
+  }
+  for (int64_t t = 0; t < L; ++t) var[t] = F(row_dot(K, Q[t], UQ[t]));
+}
+
+// var_t -= sum_i inside(i, t)^2
+template <class F>
+void subtract_squares(const Matrix<F>& inside, F* var) {
+  using V = Simd<F>;
+  const int64_t L = inside.rows;
+  for (int64_t j = 0; j < L; j += V::width) {
+    auto sum = V::load(inside[0] + j) * V::load(inside[0] + j);
+    for (int64_t i = 1; i < std::min<int64_t>(L, j + V::width); ++i)
+      sum += V::load(inside[i] + j) * V::load(inside[i] + j);
+    V::store(var + j, V::load(var + j) - sum);
+  }
 }
 
 // One item, with the arithmetics and the limit of write_item().
@@ -144,9 +187,6 @@ class Scan {
   }
 
  private:
-  static constexpr int64_t kSlotsWithoutForks = 256;  // up to which a product is not worth a fork
-  static constexpr int64_t kStepsAhead = 256;         // that are factorised at once
-
   int64_t in_batch(int64_t batch) const { return std::min(batch_, chunks_ - batch * batch_); }
   ScanChunk<A, F>& slot(int64_t batch, int64_t i) const {
     return slots_[(ahead_ ? batch % 2 : 0) * batch_ + i];
@@ -190,7 +230,7 @@ class Scan {
     }
     clear_lower(s.inside);
     if (!use_sqrt_) {
-      energies(s.Q, var, executor);
+      energies(s.Q, U_, UQ_, var, executor);
       subtract_squares(s.inside, var);
       downdate(c, U_, executor);
     }
@@ -198,42 +238,6 @@ class Scan {
       store_scalar(args_.read_var_out, 0, first + t, var[t] < F(0) ? 0.0 : var[t] / c.decay[t]);
     s.narrow();
     return Outcome::done;
-  }
-
-  // var_t = q_t'U q_t. U is symmetric: of its panels of columns, what lies above the diagonal block
-  // counts twice.
-  void energies(const Matrix<F>& Q, F* var, const Executor& executor) {
-    Workspace::Scope scope(Workspace::of_thread());
-    const int64_t L = Q.rows;
-    Matrix<F> twice(scope, L, K_);
-    copy(Q, twice);
-    scale(2.0, twice);
-    const Panels panels = Panels::of<F>(K_);
-    auto run = [&](int64_t panel) {
-      const int64_t j = panels.start(panel) * Simd<F>::width;
-      const int64_t n = std::min(K_, panels.start(panel + 1) * Simd<F>::width) - j;
-      const Matrix<F> UQ = block_of(UQ_, 0, j, L, n);
-      product(block_of(Q, 0, j, L, n), block_of(U_, j, j, n, n), UQ);
-      product(twice, block_of(U_, 0, j, j, n), UQ, Store::add);
-    };
-    if (K_ > kSlotsWithoutForks) {
-      executor.for_each(panels.count, run);
-    } else {
-      for (int64_t panel = 0; panel < panels.count; ++panel) run(panel);
-    }
-    for (int64_t t = 0; t < L; ++t) var[t] = F(row_dot(K_, Q[t], UQ_[t]));
-  }
-
-  // var_t -= sum_i inside(i, t)^2
-  void subtract_squares(const Matrix<F>& inside, F* var) const {
-    using V = Simd<F>;
-    const int64_t L = inside.rows;
-    for (int64_t j = 0; j < L; j += V::width) {
-      auto sum = V::load(inside[0] + j) * V::load(inside[0] + j);
-      for (int64_t i = 1; i < std::min<int64_t>(L, j + V::width); ++i)
-        sum += V::load(inside[i] + j) * V::load(inside[i] + j);
-      V::store(var + j, V::load(var + j) - sum);
-    }
   }
 
   // Writes and reads a block of columns of the chunks of a batch.
@@ -296,6 +300,7 @@ inline Outcome scan_adaptively(const CausalScanArgs& args, const Episode& e,
 }
 
 inline void causal_scan(const CausalScanArgs& args, const Executor& executor) {
+  if (args.moves()) return stationary_scan(args, false, executor);
   const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const auto fail = [](const CausalScanArgs& item) {
     fill(item.reads_out, 0, item.n.T, item.n.C, NAN);

@@ -207,6 +207,7 @@ inline Outcome scan_adjoint_adaptively(const CausalScanBackwardArgs& args, const
 }
 
 inline void causal_scan_backward(const CausalScanBackwardArgs& args, const Executor& executor) {
+  if (args.moves()) return stationary_scan_backward(args, false, executor);
   const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
   const auto fail = [](const CausalScanBackwardArgs& item) {
     const auto [one, steps, slots, code] = item.n;

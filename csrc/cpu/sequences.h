@@ -44,9 +44,11 @@ void move_to_item(Args& args, const Sequence& at, int64_t s, std::initializer_li
                   std::initializer_list<View*> steps) {
   args.n.B = 1;
   args.n.T = at.steps;
-  for (View* v : {&args.mean, &args.cov}) move(*v, s, 0, element_bytes(v->dtype));
+  for (View* v : {&args.mean, &args.cov, &args.stationary_cov})
+    move(*v, s, 0, element_bytes(v->dtype));
   for (View* v : states) move(*v, s, 0, element_bytes(v->dtype));
-  for (View* v : {&args.weights, &args.values, &args.queries, &args.noise_var, &args.decay})
+  for (View* v :
+       {&args.weights, &args.values, &args.queries, &args.noise_var, &args.decay, &args.retention})
     move(*v, at.row, at.first, element_bytes(v->dtype));
   for (View* v : steps) move(*v, at.row, at.first, element_bytes(v->dtype));
   move(args.mask, at.row, at.first, sizeof(bool));
@@ -59,11 +61,11 @@ inline CausalScanArgs item_of(CausalScanArgs args, const Sequence& at, int64_t s
 }
 
 inline CausalScanBackwardArgs item_of(CausalScanBackwardArgs args, const Sequence& at, int64_t s) {
-  move_to_item(
-      args, at, s,
-      {&args.grad_mean, &args.grad_cov, &args.grad_log_evidence, &args.d_mean, &args.d_cov},
-      {&args.grad_reads, &args.grad_read_var, &args.d_weights, &args.d_values, &args.d_queries,
-       &args.d_noise_var, &args.d_decay});
+  move_to_item(args, at, s,
+               {&args.grad_mean, &args.grad_cov, &args.grad_log_evidence, &args.d_mean, &args.d_cov,
+                &args.d_stationary_cov},
+               {&args.grad_reads, &args.grad_read_var, &args.d_weights, &args.d_values,
+                &args.d_queries, &args.d_noise_var, &args.d_decay, &args.d_retention});
   return args;
 }
 

@@ -124,7 +124,9 @@ class Call {
 
 void write_inputs(Call& call, WriteInputs& args, const py::array& mean, const py::object& cov,
                   const py::array& weights, const py::object& values, const py::object& noise_var,
-                  const py::object& mask, const py::object& decay) {
+                  const py::object& mask, const py::object& decay,
+                  const py::object& retention = py::none(),
+                  const py::object& stationary_cov = py::none()) {
   args.n = call.n;
   args.mean = call.in(mean, "mean", "BKC");
   args.cov = call.in(cov, "cov", "BKK");
@@ -133,6 +135,12 @@ void write_inputs(Call& call, WriteInputs& args, const py::array& mean, const py
   args.noise_var = call.in(noise_var, "noise_var", "BT");
   args.mask = call.mask(mask);
   args.decay = call.in(decay, "decay", "BT");
+  args.retention = call.in(retention, "retention", "BT");
+  args.stationary_cov = call.in(stationary_cov, "stationary_cov", "BKK");
+  if (args.decay && args.retention)
+    throw py::value_error("decay and retention exclude each other: give one");
+  if (args.stationary_cov && !args.retention)
+    throw py::value_error("stationary_cov needs a retention");
 }
 
 void solve_inputs(Call& call, SolveInputs& args, const py::array& mean, const py::array& queries,
@@ -145,13 +153,17 @@ void solve_inputs(Call& call, SolveInputs& args, const py::array& mean, const py
 
 py::tuple bayes_write(const py::array& mean, const py::object& cov, const py::array& weights,
                       const py::object& values, const py::object& noise_var, const py::object& mask,
-                      const py::object& decay, const std::string& method) {
+                      const py::object& decay, const py::object& retention,
+                      const py::object& stationary_cov, const std::string& method) {
   Call call(mean, &weights, "weights");
   BayesWriteArgs args;
-  write_inputs(call, args, mean, cov, weights, values, noise_var, mask, decay);
+  write_inputs(call, args, mean, cov, weights, values, noise_var, mask, decay, retention,
+               stationary_cov);
   args.method = write_method(method);
   if (args.decay && args.method == WriteMethod::information)
     throw py::value_error("method information does not take decay");
+  if (args.retention && args.method == WriteMethod::information)
+    throw py::value_error("method information does not take retention");
   args.mean_out = call.out("BKC");
   args.cov_out = call.out("BKK");
   args.log_evidence = call.out("B");
@@ -250,11 +262,13 @@ py::tuple forget(const py::array& mean, const py::object& cov, const py::array& 
 py::tuple causal_scan(const py::array& mean, const py::object& cov, const py::array& weights,
                       const py::object& values, const py::object& queries,
                       const py::object& noise_var, const py::object& mask, const py::object& decay,
+                      const py::object& retention, const py::object& stationary_cov,
                       int64_t chunk_size) {
   if (chunk_size < 0) throw py::value_error("chunk_size must not be negative");
   Call call(mean, &weights, "weights");
   CausalScanArgs args;
-  write_inputs(call, args, mean, cov, weights, values, noise_var, mask, decay);
+  write_inputs(call, args, mean, cov, weights, values, noise_var, mask, decay, retention,
+               stationary_cov);
   args.queries = call.in(queries, "queries", "BTK");
   args.chunk_size = chunk_size;
   args.reads_out = call.out("BTC");
@@ -280,7 +294,8 @@ PYBIND11_MODULE(_core, m) {
       "Instruction set in use: 'avx512', 'avx2' or 'baseline'.");
   m.def("bayes_write", &kanerva::bayes_write, py::arg("mean"), py::arg("cov"), py::arg("weights"),
         py::arg("values"), py::arg("noise_var"), py::kw_only(), py::arg("mask") = py::none(),
-        py::arg("decay") = py::none(), py::arg("method") = "auto",
+        py::arg("decay") = py::none(), py::arg("retention") = py::none(),
+        py::arg("stationary_cov") = py::none(), py::arg("method") = "auto",
         "Exact posterior of an episode: (mean, cov, log_evidence).");
   m.def("solve_addresses", &kanerva::solve_addresses, py::arg("mean"), py::arg("queries"),
         py::arg("ridge"), "Least-squares addresses (B, T, K).");
@@ -299,7 +314,9 @@ PYBIND11_MODULE(_core, m) {
         "Exact removal of written items: (mean, cov).");
   m.def("causal_scan", &kanerva::causal_scan, py::arg("mean"), py::arg("cov"), py::arg("weights"),
         py::arg("values"), py::arg("queries"), py::arg("noise_var"), py::kw_only(),
-        py::arg("mask") = py::none(), py::arg("decay") = py::none(), py::arg("chunk_size") = 0,
+        py::arg("mask") = py::none(), py::arg("decay") = py::none(),
+        py::arg("retention") = py::none(), py::arg("stationary_cov") = py::none(),
+        py::arg("chunk_size") = 0,
         "A write with a read after every step: (reads, read_var, mean, cov, log_evidence).");
   m.def("statistics", &kanerva::statistics, py::arg("mean"), py::arg("cov"),
         "(cov^-1 mean, cov^-1), its own inverse.");

@@ -42,10 +42,10 @@ std::tuple<Tensor, Tensor, Tensor> bayes_write(Tensor mean, Tensor cov, Tensor w
                                                OptionalTensor decay, OptionalTensor retention,
                                                OptionalTensor stationary_cov, StringHandle method) {
   const StringArgument method_name(method);
-  refuse_retention(retention, stationary_cov);
   const Backend on(mean);
   BayesWriteArgs args;
-  write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay);
+  write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay, retention,
+               stationary_cov);
   args.method = write_method(method_name.text());
   const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
   Tensor mean_out = output(on, args.mean_out, mean, {B, K, C});
@@ -62,10 +62,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bayes
     OptionalTensor decay, OptionalTensor retention, OptionalTensor stationary_cov,
     StringHandle method, Tensor posterior_mean, Tensor posterior_cov) {
   const StringArgument method_name(method);
-  refuse_retention(retention, stationary_cov);
   const Backend on(mean);
   BayesWriteBackwardArgs args;
-  write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay);
+  write_inputs(on, args, mean, cov, weights, values, noise_var, mask, decay, retention,
+               stationary_cov);
   args.method = write_method(method_name.text());
   write_gradients(on, args, grad_mean, grad_cov, grad_log_evidence);
   const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
@@ -73,10 +73,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bayes
       state_view(on, posterior_mean, "posterior_mean", {B, K, C}, args.mean.dtype);
   args.posterior_cov = state_view(on, posterior_cov, "posterior_cov", {B, K, K}, args.mean.dtype);
   const WriteResults d = write_results(on, args, mean, weights, values);
-  const Tensor d_decay = decay_result(on, args, mean, weights, decay);
+  const DynamicsResults dynamics =
+      dynamics_results(on, args, mean, weights, decay, retention, stationary_cov);
   on.bayes_write_backward(args);
-  return {d.mean, d.cov, d.weights, d.values, d.noise_var, d_decay,
-          no_result(on, mean), no_result(on, mean)};
+  return {d.mean,      d.cov,          d.weights,          d.values,
+          d.noise_var, dynamics.decay, dynamics.retention, dynamics.stationary_cov};
 }
 
 }  // namespace kanerva::ops

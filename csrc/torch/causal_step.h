@@ -20,7 +20,6 @@ std::tuple<Tensor, Tensor, Tensor> causal_step(Tensor mean, Tensor cov, Tensor w
                                                OptionalTensor mask, OptionalTensor decay,
                                                OptionalTensor retention,
                                                OptionalTensor stationary_cov) {
-  refuse_retention(retention, stationary_cov);
   const Backend on(mean);
   check_dimensions(mean, "mean");
   STD_TORCH_CHECK(mean.is_contiguous() && cov.is_contiguous(),
@@ -37,6 +36,10 @@ std::tuple<Tensor, Tensor, Tensor> causal_step(Tensor mean, Tensor cov, Tensor w
   args.noise_var = state_view(on, noise_var, "noise_var", {B}, state);
   args.mask = mask_view(on, mask, {B});
   args.decay = state_view(on, decay, "decay", {B}, state);
+  if (moves<Backend>(decay, retention, stationary_cov)) {
+    args.retention = state_view(on, retention, "retention", {B}, state);
+    args.stationary_cov = state_view(on, stationary_cov, "stationary_cov", {B, K, K}, state);
+  }
   Tensor reads = output(on, args.reads_out, mean, {B, C});
   Tensor read_var = output(on, args.read_var_out, mean, {B});
   Tensor log_evidence = output(on, args.log_evidence, mean, {B});

@@ -11,7 +11,7 @@ std::tuple<Tensor, Tensor> forget(Tensor mean, Tensor cov, Tensor weights, Tenso
                                   Tensor noise_var, OptionalTensor mask) {
   const Backend on(mean);
   ForgetArgs args;
-  write_inputs(on, args, mean, cov, weights, values, noise_var, mask, {});
+  write_inputs(on, args, mean, cov, weights, values, noise_var, mask, {}, {}, {});
   const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
   Tensor mean_out = output(on, args.mean_out, mean, {B, K, C});
   Tensor cov_out = output(on, args.cov_out, mean, {B, K, K});
@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forget_backward(
     Tensor values, Tensor noise_var, OptionalTensor mask, Tensor rest_mean, Tensor rest_cov) {
   const Backend on(mean);
   ForgetBackwardArgs args;
-  write_inputs(on, args, mean, cov, weights, values, noise_var, mask, {});
+  write_inputs(on, args, mean, cov, weights, values, noise_var, mask, {}, {}, {});
   write_gradients(on, args, grad_mean, grad_cov, {});
   const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
   const Dtype state = args.mean.dtype;

@@ -5,11 +5,25 @@
 
 namespace kanerva::ops {
 
+// Whether the memory moves, checked.
+template <class Backend>
+bool moves(const OptionalTensor& decay, const OptionalTensor& retention,
+           const OptionalTensor& stationary_cov) {
+  STD_TORCH_CHECK(retention.has_value() || !stationary_cov.has_value(),
+                  "stationary_cov needs a retention");
+  if (!retention.has_value()) return false;
+  STD_TORCH_CHECK(Backend::kMoves,
+                  "retention is not served by this library; backend=\"reference\" has it");
+  STD_TORCH_CHECK(!decay.has_value(), "decay and retention exclude each other: give one");
+  return true;
+}
+
 // `rows`: batches of the steps, one for each memory unless sequences are packed.
 template <class Backend>
 void write_inputs(const Backend& on, WriteInputs& args, const Tensor& mean, const Tensor& cov,
                   const Tensor& weights, const Tensor& values, const Tensor& noise_var,
                   const OptionalTensor& mask, const OptionalTensor& decay,
+                  const OptionalTensor& retention, const OptionalTensor& stationary_cov,
                   std::optional<int64_t> rows_of_steps = {}) {
   check_dimensions(mean, "mean");
   check_dimensions(weights, "weights");
@@ -24,13 +38,9 @@ void write_inputs(const Backend& on, WriteInputs& args, const Tensor& mean, cons
   args.noise_var = state_view(on, noise_var, "noise_var", {rows, n.T}, state);
   args.mask = mask_view(on, mask, {rows, n.T});
   args.decay = state_view(on, decay, "decay", {rows, n.T}, state);
-}
-
-// A memory that moves: refused where no kernel has it.
-inline void refuse_retention(const OptionalTensor& retention,
-                             const OptionalTensor& stationary_cov) {
-  STD_TORCH_CHECK(!retention.has_value() && !stationary_cov.has_value(),
-                  "retention is not served by this library; backend=\"reference\" has it");
+  if (!moves<Backend>(decay, retention, stationary_cov)) return;
+  args.retention = state_view(on, retention, "retention", {rows, n.T}, state);
+  args.stationary_cov = state_view(on, stationary_cov, "stationary_cov", {n.B, n.K, n.K}, state);
 }
 
 template <class Backend>
@@ -59,19 +69,28 @@ WriteResults write_results(const Backend& on, WriteBackward& args, const Tensor&
           output(on, args.d_noise_var, mean, {rows, T})};
 }
 
-// Of an absent argument.
-template <class Backend>
-Tensor no_result(const Backend& on, const Tensor& mean) {
-  View none;
-  return output(on, none, mean, {0});
-}
+// Those of the decay and of the dynamics: empty, and not asked for, without them.
+struct DynamicsResults {
+  Tensor decay, retention, stationary_cov;
+};
 
-// That of the decay: empty, and not asked for, without one.
 template <class Backend>
-Tensor decay_result(const Backend& on, WriteBackward& args, const Tensor& mean,
-                    const Tensor& weights, const OptionalTensor& decay) {
-  if (decay.has_value()) return output(on, args.d_decay, mean, {weights.size(0), args.n.T});
-  return no_result(on, mean);
+DynamicsResults dynamics_results(const Backend& on, WriteBackward& args, const Tensor& mean,
+                                 const Tensor& weights, const OptionalTensor& decay,
+                                 const OptionalTensor& retention,
+                                 const OptionalTensor& stationary_cov) {
+  const auto [B, T, K, C] = args.n;
+  const int64_t rows = weights.size(0);
+  View none;
+  const auto per_step = [&](const OptionalTensor& given, View& d) {
+    return given.has_value() ? output(on, d, mean, {rows, T}) : output(on, none, mean, {0});
+  };
+  Tensor d_decay = per_step(decay, args.d_decay);
+  Tensor d_retention = per_step(retention, args.d_retention);
+  Tensor d_stationary_cov = stationary_cov.has_value()
+                                ? output(on, args.d_stationary_cov, mean, {B, K, K})
+                                : output(on, none, mean, {0});
+  return {d_decay, d_retention, d_stationary_cov};
 }
 
 template <class Backend>

@@ -7,7 +7,7 @@ import torch
 from .. import _backend
 
 #: Devices whose compiled library has the dynamics; the reference serves the others' calls.
-COMPILED: frozenset[str] = frozenset()
+COMPILED: frozenset[str] = frozenset({"cpu"})
 
 
 def check_dynamics(op: str, decay, retention, stationary_cov) -> None:

@@ -1,0 +1,94 @@
+#include "stationary.h"
+#include "stationary_adjoint.h"
+#include "stationary_steps.h"
+
+namespace kanerva {
+namespace KANERVA_ISA {
+
+namespace {
+
+// The steps of an item; the retentions stand where a write has its decays.
+Episode steps_of(Workspace::Scope& scope, const WriteInputs& item) {
+  return gather_all_steps(scope, item.n.T, 0, item.noise_var, item.mask, item.retention);
+}
+
+Outcome scan_adaptively(const CausalScanArgs& args, const Episode& e, bool only_sqrt,
+                        const Executor& executor) {
+  const Dtype state = args.mean.dtype;
+  const bool narrow_state = state == Dtype::float32;
+  const Arithmetics may{state, narrow_state, narrow_state && !is_small(e.steps, args.n),
+                        kHardForFloat32, only_sqrt};
+  return try_in_turn(may, [&](auto columns, auto factors, bool use_sqrt, double limit) {
+    if (use_sqrt) return stationary_scan_by_steps(args, e);
+    return StationaryScan<decltype(columns), decltype(factors)>(args, e, limit, executor).run();
+  });
+}
+
+Outcome reverse_adaptively(const CausalScanBackwardArgs& args, const Episode& e, bool only_sqrt,
+                           const Executor& executor) {
+  const bool may32 = args.mean.dtype == Dtype::float32 && !is_small(e.steps, args.n);
+  const Arithmetics may{args.mean.dtype, may32, may32, kHardForFloat32Gradient, only_sqrt};
+  return try_in_turn(may, [&](auto columns, auto factors, bool use_sqrt, double limit) {
+    if (use_sqrt) return StationaryStepAdjoint(args, e).run();
+    return StationaryAdjoint<decltype(columns), decltype(factors)>(args, e, limit, executor).run();
+  });
+}
+
+template <class Args, class Run, class Fail>
+void for_each_sequence(const Args& args, double operations, const Executor& executor, Run&& run,
+                       Fail&& fail) {
+  const int64_t T = args.n.T;
+  const bool rise = bounds_rise(args.packing, T);
+  for_each_item(args.n.B, operations, executor, [&](int64_t s, const Executor& inner) {
+    const Args item = item_of(args, sequence_of(args.packing, rise, T, s), s);
+    Workspace::Scope scope(Workspace::of_thread());
+    const Episode e = steps_of(scope, item);
+    const Outcome outcome = rise && e.valid ? run(item, e, inner) : Outcome::failed;
+    if (outcome != Outcome::done) fail(item);
+  });
+}
+
+double operations_of(const Sizes& n) {
+  return double(n.T + n.K) * double(n.K) * double(2 * n.K + n.C);
+}
+
+}  // namespace
+
+void stationary_scan(const CausalScanArgs& args, bool only_sqrt, const Executor& executor) {
+  const auto run = [&](const CausalScanArgs& item, const Episode& e, const Executor& inner) {
+    return scan_adaptively(item, e, only_sqrt, inner);
+  };
+  for_each_sequence(args, operations_of(args.n), executor, run, [](const CausalScanArgs& item) {
+    const auto [one, steps, slots, code] = item.n;
+    if (item.queries) {
+      fill(item.reads_out, 0, steps, code, NAN);
+      fill(item.read_var_out, 0, steps, 1, NAN);
+    }
+    fill(item.mean_out, 0, slots, code, NAN);
+    fill(item.cov_out, 0, slots, slots, NAN);
+    store_scalar(item.log_evidence, 0, 0, NAN);
+  });
+}
+
+void stationary_scan_backward(const CausalScanBackwardArgs& args, bool only_sqrt,
+                              const Executor& executor) {
+  const auto run = [&](const CausalScanBackwardArgs& item, const Episode& e,
+                       const Executor& inner) {
+    return reverse_adaptively(item, e, only_sqrt, inner);
+  };
+  const auto fail = [](const CausalScanBackwardArgs& item) {
+    const auto [one, steps, slots, code] = item.n;
+    fill(item.d_mean, 0, slots, code, NAN);
+    fill(item.d_cov, 0, slots, slots, NAN);
+    fill(item.d_weights, 0, steps, slots, NAN);
+    fill(item.d_values, 0, steps, code, NAN);
+    if (item.queries) fill(item.d_queries, 0, steps, slots, NAN);
+    fill(item.d_noise_var, 0, steps, 1, NAN);
+    fill(item.d_retention, 0, steps, 1, NAN);
+    if (item.d_stationary_cov) fill(item.d_stationary_cov, 0, slots, slots, NAN);
+  };
+  for_each_sequence(args, 3.0 * operations_of(args.n), executor, run, fail);
+}
+
+}  // namespace KANERVA_ISA
+}  // namespace kanerva
