@@ -99,7 +99,7 @@ def log_memoryless(queries: Tensor, noise_var: float | Tensor) -> Tensor:
 
 def _per_step(name: str, value, mean: Tensor, values: Tensor) -> Tensor:
     """A number, or a tensor, for each step: (..., T) in the state's dtype."""
-    check_number("write", name, value, decay=name == "decay")
+    check_number("write", name, value, decay=name in ("decay", "retention"))
     try:
         value = torch.as_tensor(value, dtype=mean.dtype, device=mean.device)
         return value.expand(*values.shape[:-1])
@@ -142,6 +142,66 @@ def write_decaying(
         )
         evidence = evidence + more
         weights.append(addresses)
+    return mean, cov, torch.cat(weights, -2), evidence
+
+
+def write_drifting(
+    state: MemoryState, prior: MemoryState, weights, values, noise_var, retention, mask, backend
+):
+    """`ops.bayes_write` at known addresses into a memory that drifts back to its prior: mean, cov
+    and log evidence.
+
+    What decays is the memory less the prior's mean R0, and ``(M - R0)'w`` is a value less ``R0'w``.
+    """
+    predicted = ops.read(*prior, weights, backend=backend)[0]
+    values = values.to(predicted.dtype) - predicted
+    mean, cov, evidence = ops.bayes_write(
+        *(state.mean - prior.mean, state.cov, weights, values, noise_var),
+        mask=mask,
+        retention=retention,
+        stationary_cov=prior.cov,
+        backend=backend,
+    )
+    return mean + prior.mean, cov, evidence
+
+
+def write_drifting_adaptive(
+    state: MemoryState,
+    prior: MemoryState,
+    values: Tensor,
+    noise_var,
+    ridge,
+    retention,
+    mask,
+    num_iters: int,
+    backend: str,
+):
+    """`ops.adaptive_write` into a memory that drifts back to its prior, code by code: mean, cov,
+    weights and log evidence."""
+    mean, cov = state
+    noise = _per_step("noise_var", noise_var, mean, values)
+    kept = _per_step("retention", retention, mean, values)
+    kept = torch.where((kept > 0) & (kept <= 1), kept, torch.nan)
+    if mask is not None:
+        kept = torch.where(mask, kept, 1)
+    evidence: Tensor | float = 0.0
+    weights = []
+    for t in range(max(values.shape[-2], 1)):
+        at = slice(t, t + 1)
+        own = None if mask is None else mask[..., at]
+        if values.shape[-2]:
+            a = kept[..., at, None]
+            mean = prior.mean + a * (mean - prior.mean)
+            cov = a * a * cov + (1 - a) * (1 + a) * prior.cov
+        mean, cov, address, _, more = ops.adaptive_write(
+            *(mean, cov, values[..., at, :], noise[..., at], ridge),
+            mask=own,
+            num_iters=num_iters,
+            backend=backend,
+            return_evidence=True,
+        )
+        evidence = evidence + more
+        weights.append(address)
     return mean, cov, torch.cat(weights, -2), evidence
 
 

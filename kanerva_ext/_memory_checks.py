@@ -79,6 +79,17 @@ def check_codes(name: str, tensor: Tensor, size: int, attribute: str) -> None:
         )
 
 
+def fraction(name: str, value: float | None) -> float | None:
+    """``value`` as a float in (0, 1], or None; NumPy's numbers are taken too."""
+    if value is None:
+        return None
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number or None, got {type(value).__name__}")
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value}")
+    return float(value)
+
+
 def positive(name: str, value: float, zero: bool = False) -> float:
     """``value`` as a float > 0, or >= 0 with ``zero``; NumPy's numbers are taken too."""
     if not isinstance(value, Real) or isinstance(value, bool):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import _backend
 from ._beliefs import wide
 from ._checks import check_int
-from ._memory_checks import check_codes, positive
+from ._memory_checks import check_codes, fraction, positive
 from ._settings import SavedSettings
 from ._state import MemoryState
 
@@ -38,6 +38,7 @@ class MemoryParameters(SavedSettings):
         sample_memory: bool = False,
         sample_weights: bool = False,
         key_size: int | None = None,
+        retention: float | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -65,6 +66,7 @@ class MemoryParameters(SavedSettings):
         self.sample_weights = sample_weights
         self.backend = _backend.check_name(backend)
 
+        self.retention = fraction("retention", retention)
         self._noise_std = positive("noise_std", noise_std)
         self._prior_var = positive("prior_var", prior_var)
         self._prior_mean_std = positive("prior_mean_std", prior_mean_std, zero=True)
@@ -111,10 +113,11 @@ class MemoryParameters(SavedSettings):
             nn.init.normal_(self.address_matrix)
 
     def settings(self) -> dict[str, float]:
-        """noise_std (0: learned, a parameter) and weight_std."""
+        """noise_std (0: learned, a parameter), weight_std and retention (1: none)."""
         return {
             "noise_std": 0.0 if self.learn_noise else self._noise_std,
             "weight_std": self.weight_std,
+            "retention": 1.0 if self.retention is None else self.retention,
         }
 
     def _differ(self, theirs: float, ours: float) -> bool:
@@ -142,6 +145,8 @@ class MemoryParameters(SavedSettings):
                 parts.append(f"{name}={getattr(self, name)}")
         if self.num_write_iters != 1:
             parts.append(f"num_write_iters={self.num_write_iters}")
+        if self.retention is not None:
+            parts.append(f"retention={self.retention:.4g}")
         if self.backend != "auto":
             parts.append(f"backend={self.backend!r}")
         return ", ".join(parts)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from . import _beliefs, ops
 from ._beliefs import log_normal, sample_memory, standard_normal, wide
-from ._checks import check_int
+from ._checks import check_int, check_number
 from ._memory_checks import as_mask, check_codes, check_state, without_masked
 from ._memory_parameters import ADDRESSINGS, INITIAL_WEIGHT_STD, MemoryParameters
 from ._state import AttractorOutput, MemoryState, ReadOutput, WriteOutput
@@ -62,12 +63,16 @@ class FusedKanervaMemory(MemoryParameters):
         sample_weights: read at a sample of ``N(address, s^2 I)`` with trainable s (least squares
             only; the write uses the mean address).
         key_size: S, size of a key (needed by, and only for, ``addressing="key"``).
+        retention: in (0, 1], of a memory that drifts back to its prior: before each code that is
+            written, what it holds beyond the prior shrinks by it, and its variance returns to the
+            prior's (`ops.bayes_write`). After n codes ``retention ** n`` is left: 0.99 halves it in
+            69. None: it keeps everything.
         backend: of all its operators, see `ops.bayes_write`.
 
     The state is float32 (float64 after ``.double()``); values may be half precision. What is read
     comes in the state's dtype. A module cast to half precision keeps its beliefs in float32.
-    ``noise_std`` (unless it is learned) and ``weight_std`` are saved in the ``state_dict``, as its
-    extra state, and a module of other values refuses to load it.
+    ``noise_std`` (unless it is learned), ``weight_std`` and ``retention`` are saved in the
+    ``state_dict``, as its extra state, and a module of other values refuses to load it.
 
     With the default flags every parameter gets a gradient from (values, kl_weights, kl_memory) of
     `forward`, as DistributedDataParallel wants.
@@ -92,6 +97,7 @@ class FusedKanervaMemory(MemoryParameters):
         keys: Tensor | None = None,
         noise_var: float | Tensor | None = None,
         decay: float | Tensor | None = None,
+        retention: float | Tensor | None = None,
     ) -> WriteOutput:
         """Write an episode by exact Bayesian updates of ``state``.
 
@@ -105,7 +111,10 @@ class FusedKanervaMemory(MemoryParameters):
             noise_var: noise variance of each code, > 0: a float, 0-d, or (B, T); the module's if
                 None. What is noisier is written more weakly; addresses keep the module's `ridge`.
             decay: in (0, 1]: the covariance is divided by it before each code (exponential
-                forgetting); a float, 0-d, or (B, T).
+                forgetting); a float, 0-d, or (B, T). Not in a memory with ``retention``.
+            retention: in (0, 1]: how much of the memory remains before each code, while it drifts
+                back to the module's prior; a float, 0-d, or (B, T); the module's if None. A write
+                at addresses that have to be found goes code by code in Python then.
 
         Returns:
             `WriteOutput`. ``kl_weights`` is the KL of N(address, s^2 I) from N(0, weight_std^2 I)
@@ -119,10 +128,15 @@ class FusedKanervaMemory(MemoryParameters):
         mask = as_mask(mask)
         values, keys = without_masked(values, mask), without_masked(keys, mask)
         noise_var = self.noise_var if noise_var is None else noise_var
+        retention = self._kept(retention, decay)
         options = {"mask": mask, "backend": self.backend}
         if weights is None and self.key_size is None:
             options["num_iters"] = self.num_write_iters
-            if decay is None:
+            if retention is not None:
+                mean, cov, weights, evidence = _beliefs.write_drifting_adaptive(
+                    *(state, self.prior(()), values, noise_var, self.ridge, retention), **options
+                )
+            elif decay is None:
                 mean, cov, weights, _, evidence = ops.adaptive_write(
                     *state, values, noise_var, self.ridge, return_evidence=True, **options
                 )
@@ -132,12 +146,39 @@ class FusedKanervaMemory(MemoryParameters):
                 )
         else:
             weights = without_masked(self._given(weights, keys), mask)
-            mean, cov, evidence = ops.bayes_write(
-                *state, weights, values, noise_var, decay=decay, **options
-            )
+            if retention is not None:
+                mean, cov, evidence = _beliefs.write_drifting(
+                    *(state, self.prior(()), weights, values, noise_var, retention), **options
+                )
+            else:
+                mean, cov, evidence = ops.bayes_write(
+                    *state, weights, values, noise_var, decay=decay, **options
+                )
         posterior = MemoryState(mean, cov)
         kl_memory = ops.memory_kl(*posterior, *state, backend=self.backend)
         return WriteOutput(posterior, weights, self._kl_weights(weights, mask), kl_memory, evidence)
+
+    def _kept(self, retention, decay):
+        """The retention of a write; None where there is no need for one."""
+        given = retention is not None
+        if not given:
+            retention = self.retention
+        if retention is not None and decay is not None:
+            more = "" if given else f" (this memory was made with retention={retention:g})"
+            raise ValueError(
+                f"write: decay and retention are two kinds of forgetting{more}; one of them must "
+                "be None"
+            )
+        if given:
+            check_number("write", "retention", retention, decay=True)
+        return None if isinstance(retention, Real) and retention == 1 else retention
+
+    def _check_unmoved(self, what: str) -> None:
+        if self.retention is not None and self.retention < 1:
+            raise ValueError(
+                f"{what}: what a memory with retention = {self.retention:g} holds has faded since "
+                "it was written, so that it cannot be told apart exactly"
+            )
 
     def _checked(self, state: MemoryState, name: str = "state") -> MemoryState:
         return check_state(state, self.memory_size, self.code_size, name)
@@ -162,13 +203,15 @@ class FusedKanervaMemory(MemoryParameters):
     ) -> MemoryState:
         """Remove codes that were written at known addresses, exactly (`ops.forget`).
 
+        Not with ``retention`` (a ValueError where the module has it): what was written has faded.
         With given addresses or keys the result is as if the codes had never been written. With
         least-squares addressing it is so **at these addresses**: what was written since keeps the
         addresses that were found while the codes were in the memory, and without them it would
         have been written at others.
 
         Args:
-            state: belief that holds them, with what was written before and since, without decay.
+            state: belief that holds them, with what was written before and since, without decay
+                or retention.
             weights: (B, T, K), the addresses they were written at (`WriteOutput.weights`); None
                 with ``keys``.
             values: (B, T, C), the codes.
@@ -183,6 +226,7 @@ class FusedKanervaMemory(MemoryParameters):
         Returns:
             `MemoryState` without them; NaN in an item where `check` would raise.
         """
+        self._check_unmoved("forget")
         check_codes("values", values, self.code_size, "code_size")
         mean, cov = self._checked(state)
         if keys is not None and self.key_size is None:
@@ -198,7 +242,8 @@ class FusedKanervaMemory(MemoryParameters):
     def merge(self, states: Sequence[MemoryState], prior: MemoryState | None = None) -> MemoryState:
         """One belief that holds what each of several holds that were written from one prior.
 
-        Exact for writes at given addresses or keys, in any order; with least-squares addressing,
+        Exact for writes at given addresses or keys, in any order, without decay or retention (a
+        ValueError where the module has it); with least-squares addressing,
         at the addresses that each write found. Computed in float64 by `ops.to_statistics`.
 
         Args:
@@ -208,6 +253,7 @@ class FusedKanervaMemory(MemoryParameters):
         Returns:
             `MemoryState`.
         """
+        self._check_unmoved("merge")
         if isinstance(states, MemoryState) or not isinstance(states, Sequence) or not states:
             raise TypeError("states must be a sequence of MemoryState, at least one")
         states = [self._checked(state, f"states[{i}]") for i, state in enumerate(states)]

@@ -155,7 +155,7 @@ def _differentiable(namespace: str, raw, declaration: Declaration) -> _Functions
         lambda *args: _call_raw(raw, args),
         setup_context,
         backward,
-        _transpose_gradient(f"{name}_backward", saved_results),
+        _transpose_gradient(f"{name}_backward", differentiable, saved_results),
     )
 
 
@@ -185,17 +185,18 @@ def _differentiate_reference(name: str, restore: Callable) -> Callable:
     return backward
 
 
-def _transpose_gradient(name: str, saved_results: Sequence[int]) -> Callable:
+def _transpose_gradient(
+    name: str, differentiable: Sequence[int], saved_results: Sequence[int]
+) -> Callable:
     """The tangents of an operator: the transpose of its gradient, which is called ``name``."""
     closed_form = getattr(reference, name)
 
     def tangents_of(args, results, tangents):
         given = [i for i, t in enumerate(tangents) if t is not None]
         saved = [results[i] for i in saved_results]
-        floating = [i for i, a in enumerate(args) if _is_floating(a)]
 
         def gradient(*grads):
-            found = dict(zip(floating, closed_form(*grads, *args, *saved), strict=False))
+            found = dict(zip(differentiable, closed_form(*grads, *args, *saved), strict=True))
             return tuple(found[i] for i in given)
 
         _, pullback = torch.func.vjp(gradient, *map(torch.zeros_like, results))
