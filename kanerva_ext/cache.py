@@ -22,7 +22,7 @@ class KanervaCache(NamedTuple):
         state: the memory of each head, mean (B, H, K, C) and cov (B, H, K, K), float32 or float64.
         history: (B, conv_size - 1, width), what the short convolution looks back on, or None.
         forgotten: (B, H), minus the sum of the logarithms of all decays so far, nats; dtype of the
-            state.
+            state. 0 with ``dynamics="stationary"``, which needs no such count.
 
     >>> import torch, kanerva_ext
     >>> layer = kanerva_ext.KanervaLayer(8, num_heads=2)

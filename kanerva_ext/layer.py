@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Real
 from typing import NamedTuple
 
@@ -11,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import _backend, ops
-from ._checks import check_int
+from ._checks import check_choice, check_int
 from ._convolution import ShortConvolution
+from ._layer_gates import Gate, inverse_softplus, limited_decay, retention_of
 from ._memory_checks import LARGEST, SMALLEST
-from ._packing import Places, check_cu_seqlens, places
+from ._packing import check_cu_seqlens, places
 from ._settings import SavedSettings
 from ._state import MemoryState, register_for_loading
 from .cache import KanervaCache, check_cache
@@ -22,8 +22,7 @@ from .cache import KanervaCache, check_cache
 __all__ = ["KanervaCache", "KanervaLayer", "KanervaOutput"]
 
 MASK_DTYPES = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
-# Nats. What is never written at grows by as much, and must stay within the digits of float32.
-FORGETTING_LIMIT = math.log(1e3)
+DYNAMICS = ("decay", "stationary")
 SMALLEST_NORM = 1e-2  # of a query or key that is brought to norm one; smaller ones stay smaller
 
 
@@ -52,7 +51,7 @@ class KanervaLayer(SavedSettings):
     reads it at the query (`ops.causal_scan`). DeltaNet (Yang et al., 2024), MesaNet (von Oswald et
     al., 2025) and Gated KalmaNet (2025) approximate this update or iterate towards it; the
     interface is theirs: query, key and value projections, a short causal convolution, gates per
-    head and token (here the observation noise and the decay), a normalised and gated output.
+    head and token (here the observation noise and the forgetting), a normalised and gated output.
     Queries and keys have norm one (less where a projection is below 1e-2, so that a zero token has
     a gradient) and the prior is ``M ~ MN(0, I, I)``.
 
@@ -65,9 +64,13 @@ class KanervaLayer(SavedSettings):
         head_dim: K, size of keys and queries, and slots of a head's memory; None: d_model / H.
         value_dim: C, size of a head's values; None: head_dim.
         conv_size: taps of the depthwise causal convolution over queries, keys and values; 0: none.
-        use_decay: forget exponentially, by a decay per head and token. Along directions that are
+        use_decay: forget, by a gate per head and token.
+        dynamics: what forgetting is. ``"decay"``: exponential forgetting. Along directions that are
             not written at any more the variance grows as the decays multiply; once they come to
             1e-3 in a sequence the layer forgets no further, so that float32 can hold it.
+            ``"stationary"``: the memory drifts back to its prior, ``M <- a M + sqrt(1 - a^2) N``
+            with ``N ~ MN(0, I, I)`` and the gate's a in (0, 1) (``retention`` of
+            `ops.causal_scan`): nothing grows, and there is no limit. Backends "reference", "cpu".
         use_gate: multiply the output of each head by ``silu`` of a projection of the token.
         noise_var: observation noise variance at the start of training, > noise_floor.
         noise_floor: the smallest that it can become, > 0.
@@ -94,6 +97,7 @@ class KanervaLayer(SavedSettings):
         value_dim: int | None = None,
         conv_size: int = 4,
         use_decay: bool = True,
+        dynamics: str = "decay",
         use_gate: bool = True,
         noise_var: float = 0.25,
         noise_floor: float = 1e-3,
@@ -131,6 +135,12 @@ class KanervaLayer(SavedSettings):
                 f"{SMALLEST:g} .. {LARGEST:g}, got noise_var={noise_var}, "
                 f"noise_floor={noise_floor}"
             )
+        check_choice("KanervaLayer", "dynamics", dynamics, DYNAMICS)
+        if dynamics != "decay" and not use_decay:
+            raise ValueError(
+                f"KanervaLayer: dynamics must be left out with use_decay=False, got {dynamics!r}"
+            )
+        self.dynamics = dynamics
         self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads
         self.head_dim = head_dim
         self.value_dim = head_dim if value_dim is None else value_dim
@@ -140,12 +150,16 @@ class KanervaLayer(SavedSettings):
 
         self.qkv_proj = nn.Linear(d_model, sum(self._widths), bias=False)
         self.conv = ShortConvolution(sum(self._widths), conv_size) if conv_size > 1 else None
-        # Gates start at noise_var, and at decays that halve a memory in 700 to 70,000 tokens.
-        start = [_inverse_softplus(noise_var - noise_floor)] * num_heads
-        self.noise_proj = _Gate(d_model, start)
-        rates = torch.logspace(-5, -3, num_heads, device="cpu")
+        # Gates start at noise_var, and at decays that halve a memory in 700 to 70,000 tokens,
+        # or retentions that do in 7 to 7,000.
+        start = [inverse_softplus(noise_var - noise_floor)] * num_heads
+        self.noise_proj = Gate(d_model, start)
+        moves = dynamics == "stationary"
+        slowest, fastest = (-4, -1) if moves else (-5, -3)
+        rates = torch.logspace(slowest, fastest, num_heads, device="cpu")
         start = rates.expm1().log().tolist()
-        self.decay_proj = _Gate(d_model, start) if use_decay else None
+        self.decay_proj = Gate(d_model, start) if use_decay and not moves else None
+        self.retention_proj = Gate(d_model, start) if moves else None
         self.gate_proj = nn.Linear(d_model, self._widths[2], bias=False) if use_gate else None
         self.norm = nn.RMSNorm(self.value_dim, eps=norm_eps)
         self.out_proj = nn.Linear(self._widths[2], d_model, bias=False)
@@ -208,10 +222,10 @@ class KanervaLayer(SavedSettings):
             queries, keys = (part.repeat_interleave(each, 1) for part in (queries, keys))
         values = self._heads(values, self.num_heads)
         noise = functional.softplus(self.noise_proj(x).mT.to(dtype)) + self.noise_floor
-        decay, forgotten = self._decay(x, kept, cache, where, dtype)
+        decay, retention, forgotten = self._forget(x, kept, cache, where, dtype)
         mask = None if kept is None else kept[:, None].expand_as(noise)
         reads, read_var, state, log_evidence = self._scan(
-            keys, values, queries, noise, mask, decay, cache, bounds, inplace
+            keys, values, queries, noise, mask, decay, retention, cache, bounds, inplace
         )
         out = self._finish(reads, x)
         read_var = read_var.mT
@@ -237,46 +251,39 @@ class KanervaLayer(SavedSettings):
     def _heads(self, x: Tensor, count: int) -> Tensor:
         return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
-    def _decay(self, x, kept, cache, where: Places | None, dtype):
-        """Decays (B, H, T) or None, and how much each sequence has forgotten after its last
-        token."""
+    def _forget(self, x, kept, cache, where, dtype):
+        """Decays and retentions, (B, H, T) or None, and what a cache says was forgotten."""
         before = None if cache is None else cache.forgotten
-        if self.decay_proj is None:
-            count = x.shape[0] if where is None else where.count.shape[0]
-            return None, x.new_zeros(count, self.num_heads, dtype=dtype) if before is None else (
-                before.clone()
-            )
-        rate = functional.softplus(self.decay_proj(x).mT.to(dtype))
-        if kept is not None:
-            rate = rate * kept[:, None]
-        asked = rate.detach()
-        total = asked.cumsum(-1)
-        if where is None:
-            forgotten = asked.sum(-1)
-        else:
-            sums = functional.pad(total[0], (1, 0))
-            forgotten = (sums[:, where.first + where.count] - sums[:, where.first]).mT
-            total = total - (total - asked)[..., where.start]
-        if before is not None:
-            at = before[..., None] if where is None else before[where.sequence].mT[None]
-            total, forgotten = total + at, forgotten + before
-        room = FORGETTING_LIMIT - (total - asked)
-        rate = torch.minimum(rate, room.clamp(min=0))
-        return torch.exp(-rate), forgotten.clamp(max=FORGETTING_LIMIT)
+        if self.decay_proj is not None:
+            rate = self._rate(self.decay_proj, x, kept, dtype)
+            decay, forgotten = limited_decay(rate, before, where)
+            return decay, None, forgotten
+        count = x.shape[0] if where is None else where.count.shape[0]
+        none = x.new_zeros(count, self.num_heads, dtype=dtype)
+        forgotten = none if before is None else before.clone()
+        if self.retention_proj is None:
+            return None, None, forgotten
+        return None, retention_of(self._rate(self.retention_proj, x, kept, dtype)), forgotten
 
-    def _scan(self, keys, values, queries, noise, mask, decay, cache, bounds, inplace):
+    def _rate(self, gate: Gate, x: Tensor, kept: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """How much is forgotten before each token, nats, (B, H, T); 0 at padding."""
+        rate = functional.softplus(gate(x).mT.to(dtype))
+        return rate if kept is None else rate * kept[:, None]
+
+    def _scan(self, keys, values, queries, noise, mask, decay, retention, cache, bounds, inplace):
         one = cache is not None and bounds is None and keys.shape[2] == 1
         if one and (inplace or not _needs_scan()):
             state = cache.state if inplace else cache.state.clone()
             step = [
                 None if x is None else x.select(2, 0).flatten(0, 1)  # a memory is an item
-                for x in (keys, values, queries, noise, mask, decay)
+                for x in (keys, values, queries, noise, mask, decay, retention)
             ]
             results = ops.causal_step(
                 *(y.flatten(0, 1) for y in state),
                 *step[:4],
                 mask=step[4],
                 decay=step[5],
+                retention=step[6],
                 backend=self.backend,
             )
             reads, read_var, log_evidence = (y.unflatten(0, state.mean.shape[:2]) for y in results)
@@ -288,6 +295,7 @@ class KanervaLayer(SavedSettings):
             *(mean, cov, keys, values, queries, noise),
             mask=mask,
             decay=decay,
+            retention=retention,
             cu_seqlens=bounds,
             chunk_size=self.chunk_size,
             backend=self.backend,
@@ -392,20 +400,9 @@ class KanervaLayer(SavedSettings):
         parts = [f"num_heads={self.num_heads}"]
         if self.num_kv_heads != self.num_heads:
             parts.append(f"num_kv_heads={self.num_kv_heads}")
+        if self.dynamics != "decay":
+            parts.append(f"dynamics={self.dynamics!r}")
         return ", ".join([*parts, f"head_dim={self.head_dim}", f"value_dim={self.value_dim}"])
-
-
-class _Gate(nn.Linear):
-    """A projection to one gate per head whose biases start at given values."""
-
-    def __init__(self, width: int, start: list[float]) -> None:
-        self.start = start
-        super().__init__(width, len(start))
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        with torch.no_grad():
-            self.bias.copy_(torch.tensor(self.start, dtype=torch.float64))
 
 
 def _needs_scan() -> bool:
@@ -469,10 +466,6 @@ def _padding_last(kept: Tensor) -> tuple[Tensor, Tensor]:
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
     return x.gather(1, order[..., None].expand(*order.shape, x.shape[-1]))
-
-
-def _inverse_softplus(x: float) -> float:
-    return x + math.log(-math.expm1(-x))
 
 
 def _wrong(name: str, expected: str, value: object):

@@ -12,9 +12,10 @@ WIDTH, HEADS = 12, 2
 def make(dtype=torch.float64, **options):
     torch.manual_seed(0)
     layer = KanervaLayer(WIDTH, HEADS, **options).to(dtype)
-    if layer.decay_proj is not None:  # strong enough to matter in a few tokens
-        with torch.no_grad():
-            layer.decay_proj.bias += 6
+    for gate in (layer.decay_proj, layer.retention_proj):
+        if gate is not None:  # strong enough to matter in a few tokens
+            with torch.no_grad():
+                gate.bias += 6
     return layer
 
 

@@ -5,10 +5,16 @@ import io
 import pytest
 import torch
 from layers import HEADS, make, tokens
+from selection import NO_RETENTION
 
 from kanerva_ext import KanervaCache, KanervaLayer
 
-OPTIONS = ({}, {"conv_size": 0, "use_decay": False}, {"head_dim": 4, "value_dim": 7})
+OPTIONS = (
+    {},
+    {"conv_size": 0, "use_decay": False},
+    {"head_dim": 4, "value_dim": 7},
+    pytest.param({"dynamics": "stationary"}, marks=NO_RETENTION),
+)
 
 
 def leaves(cache):

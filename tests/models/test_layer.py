@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from layers import HEADS, WIDTH, make, tokens
+from selection import NO_RETENTION
 
 from kanerva_ext import KanervaCache, KanervaLayer, ops
 
@@ -13,6 +14,7 @@ OPTIONS = (
     {},
     {"conv_size": 0, "use_decay": False, "use_gate": False},
     {"head_dim": 4, "value_dim": 7, "conv_size": 3},
+    pytest.param({"dynamics": "stationary", "num_kv_heads": 1}, marks=NO_RETENTION),
 )
 
 

@@ -1,0 +1,172 @@
+"""KanervaLayer whose memories drift back to their prior: against the filter, step by step."""
+
+import math
+
+import pytest
+import torch
+from layers import HEADS, WIDTH, make, tokens
+from selection import NO_RETENTION
+
+from kanerva_ext import KanervaLayer
+
+pytestmark = NO_RETENTION
+
+
+def stationary(dtype=torch.float64, **options):
+    return make(dtype, dynamics="stationary", **options)
+
+
+def gates(layer, x):
+    """Queries, keys, values (B, T, H, K) and noise, retention (B, T, H) of a layer without a
+    convolution."""
+    q, k, v = layer.qkv_proj(x).unflatten(-1, (3, HEADS, -1)).unbind(2)
+    q, k = (y / y.norm(dim=-1, keepdim=True) for y in (q, k))
+    noise = torch.nn.functional.softplus(layer.noise_proj(x)) + layer.noise_floor
+    return q, k, v, noise, torch.exp(-torch.nn.functional.softplus(layer.retention_proj(x)))
+
+
+def filtered(q, k, v, noise, retention):
+    """Reads, variances, the last mean and covariance, and the log evidence, step by step."""
+    (b, steps, heads, slots), code = k.shape, v.shape[-1]
+    mean = torch.zeros(b, heads, slots, code, dtype=k.dtype)
+    unit = torch.eye(slots, dtype=k.dtype)
+    cov, evidence, reads, variances = unit.expand(b, heads, slots, slots), 0, [], []
+    for t in range(steps):
+        a = retention[:, t, :, None, None]
+        mean, cov = a * mean, a**2 * cov + (1 - a**2) * unit
+        key = k[:, t, :, :, None]
+        c = cov @ key
+        s = (key * c).sum((-2, -1)) + noise[:, t]
+        d = v[:, t] - (key.mT @ mean)[..., 0, :]
+        mean = mean + c * d[..., None, :] / s[..., None, None]
+        cov = cov - c @ c.mT / s[..., None, None]
+        evidence = evidence - ((d * d).sum(-1) / s + code * (2 * math.pi * s).log()) / 2
+        asked = q[:, t, :, :, None]
+        reads.append((asked.mT @ mean)[..., 0, :])
+        variances.append((asked.mT @ cov @ asked)[..., 0, 0])
+    return torch.stack(reads, 1), torch.stack(variances, 1), mean, cov, evidence
+
+
+def assert_is_the_filter(layer, x, tolerance):
+    """Outputs, state and the gradients of every parameter, by the filter in float64."""
+    wide = stationary(torch.float64, conv_size=0, use_gate=False)
+    wide.load_state_dict(layer.state_dict())
+    reads, variances, mean, cov, evidence = filtered(*gates(wide, x.double()))
+    want = wide.out_proj(wide.norm(reads).flatten(2))
+    out = layer(x, use_cache=True)
+    found = (out.hidden_states, out.read_var, *out.cache.state, out.log_evidence)
+    for got, true in zip(found, (want, variances, mean, cov, evidence), strict=True):
+        error = (got.double() - true).abs().max() / true.abs().max()
+        assert error < tolerance, error
+    weight = torch.randn(want.shape, generator=torch.Generator().manual_seed(5))
+
+    def loss(hidden, var):
+        return (hidden.double() * weight).sum() + var.double().sum()
+
+    got = torch.autograd.grad(loss(*found[:2]), list(layer.parameters()))
+    true = torch.autograd.grad(loss(want, variances), list(wide.parameters()))
+    for (name, _), a, b in zip(layer.named_parameters(), got, true, strict=True):
+        error = (a.double() - b).norm() / b.norm()
+        assert error < 20 * tolerance, (name, error)
+    assert not out.cache.forgotten.any()
+
+
+def test_it_is_a_memory_that_drifts():
+    assert_is_the_filter(stationary(conv_size=0, use_gate=False), tokens(2, 40), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_strong_forgetting_for_long(dtype, steps):
+    """Half of what is there, at every token, for 10,000 tokens: 2^-10000 is no number."""
+    layer = stationary(dtype, conv_size=0, use_gate=False)
+    with torch.no_grad():
+        layer.retention_proj.bias.fill_(0.0)
+        layer.retention_proj.weight.mul_(0.1)  # softplus(0) = ln 2, and gradients of the gate
+    x = tokens(1, steps, dtype)
+    kept = gates(layer, x)[4]
+    assert kept.min() > 0.4 and kept.max() < 0.6
+    assert_is_the_filter(layer, x, 1e-10 if dtype == torch.float64 else 1e-4)
+
+
+def test_forgetting_has_no_limit_and_no_end():
+    """A gate that is wide open forgets everything, and the memory is the prior's again."""
+    layer = stationary(torch.float32, conv_size=0)
+    with torch.no_grad():
+        layer.retention_proj.bias.fill_(1000.0)
+    x = tokens(1, 50, torch.float32)
+    out = layer(x, use_cache=True)
+    assert out.hidden_states.isfinite().all() and out.read_var.isfinite().all()
+    alone = layer(x[:, -1:])
+    torch.testing.assert_close(out.hidden_states[:, -1:], alone.hidden_states)
+    torch.testing.assert_close(out.read_var[:, -1:], alone.read_var)
+    grads = torch.autograd.grad(out.hidden_states.sum(), list(layer.parameters()))
+    assert all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_decoding_token_by_token(inplace):
+    layer, x = stationary(), tokens(2, 30)
+    with torch.no_grad():
+        whole = layer(x, use_cache=True)
+        cache, parts, evidence = layer(x[:, :4], use_cache=True), [], 0
+        parts, evidence, cache = [cache.hidden_states], cache.log_evidence, cache.cache
+        for t in range(4, 30):
+            out = layer(x[:, t : t + 1], cache=cache, use_cache=True, inplace=inplace)
+            assert (out.cache is cache) == inplace
+            cache, evidence = out.cache, evidence + out.log_evidence
+            parts.append(out.hidden_states)
+    torch.testing.assert_close(torch.cat(parts, 1), whole.hidden_states)
+    torch.testing.assert_close(evidence, whole.log_evidence)
+    torch.testing.assert_close(cache.state, whole.cache.state)
+
+
+def test_packed_sequences_go_on_from_their_states():
+    layer = stationary()
+    first, second = tokens(1, 12), tokens(1, 9, seed=4)
+    bounds, more = (0, 5, 5, 12), (0, 2, 6, 9)
+    cache = layer(first, cu_seqlens=torch.tensor(bounds), use_cache=True).cache
+    out = layer(second, cu_seqlens=torch.tensor(more), cache=cache, use_cache=True)
+    for n in range(3):
+        spans = (slice(*bounds[n : n + 2]), slice(*more[n : n + 2]))
+        before = layer(first[:, spans[0]], use_cache=True).cache
+        alone = layer(second[:, spans[1]], cache=before, use_cache=True)
+        torch.testing.assert_close(out.hidden_states[:, spans[1]], alone.hidden_states)
+        torch.testing.assert_close(out.read_var[:, spans[1]], alone.read_var)
+        torch.testing.assert_close(out.cache.state.mean[n : n + 1], alone.cache.state.mean)
+        torch.testing.assert_close(out.cache.state.cov[n : n + 1], alone.cache.state.cov)
+
+
+def test_every_parameter_learns():
+    layer = stationary()
+    layer(tokens(2, 9)).hidden_states.square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.isfinite().all() and (parameter.grad != 0).any(), name
+
+
+def test_gates_start_at_half_lives_from_a_few_tokens_to_thousands():
+    layer = KanervaLayer(64, num_heads=4, dynamics="stationary")
+    rate = torch.nn.functional.softplus(layer.retention_proj.bias.detach())
+    torch.testing.assert_close(rate, torch.tensor([1e-4, 1e-3, 1e-2, 1e-1]), rtol=1e-4, atol=0)
+
+
+def test_checkpoints_of_the_other_dynamics_are_refused():
+    moving, decaying = stationary(), make()
+    with pytest.raises(RuntimeError, match="retention_proj"):
+        decaying.load_state_dict(moving.state_dict())
+    with pytest.raises(RuntimeError, match="decay_proj"):
+        moving.load_state_dict(decaying.state_dict())
+    assert "dynamics='stationary'" in repr(moving) and "dynamics" not in repr(decaying)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"dynamics": "none"}, ValueError, r"dynamics must be one of \('decay', 'stationary'\)"),
+        ({"dynamics": None}, TypeError, "dynamics must be a str"),
+        ({"dynamics": "stationary", "use_decay": False}, ValueError, "with use_decay=False, got"),
+    ],
+)
+def test_wrong_dynamics(options, error, text):
+    with pytest.raises(error, match=text):
+        KanervaLayer(WIDTH, HEADS, **options)
