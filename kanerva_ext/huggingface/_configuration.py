@@ -19,6 +19,7 @@ class KanervaConfig(PreTrainedConfig):
         intermediate_size: inside the MLP; None: see `KanervaBlock`; 0: no MLP.
         conv_kernel: taps of the short convolution; 0: none.
         use_decay: let the memory forget.
+        dynamics: how, "decay" or "stationary", see `KanervaLayer`.
         use_gate: gate the output of each head.
         noise_var: observation noise variance at the start of training.
         noise_floor: the smallest it can become.
@@ -46,6 +47,7 @@ class KanervaConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     conv_kernel: int = 4
     use_decay: bool = True
+    dynamics: str = "decay"
     use_gate: bool = True
     noise_var: float = 0.25
     noise_floor: float = 1e-3
@@ -72,6 +74,7 @@ class KanervaConfig(PreTrainedConfig):
             "value_dim": self.value_dim,
             "conv_size": self.conv_kernel,
             "use_decay": self.use_decay,
+            "dynamics": self.dynamics,
             "use_gate": self.use_gate,
             "noise_var": self.noise_var,
             "noise_floor": self.noise_floor,

@@ -10,8 +10,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .._convolution import ShortConvolution
+from .._layer_gates import Gate
 from ..block import KanervaBlock
-from ..layer import _Gate
 from ._cache import KanervaModelCache
 from ._configuration import KanervaConfig
 
@@ -30,7 +30,7 @@ class KanervaPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, _Gate):
+        if isinstance(module, Gate):
             start = torch.tensor(module.start, dtype=torch.float64, device=module.bias.device)
             init.copy_(module.bias, start.to(module.bias.dtype))
         elif isinstance(module, ShortConvolution):

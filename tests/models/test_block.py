@@ -37,7 +37,9 @@ def test_it_is_the_layer_and_the_mlp_beside_the_residual():
     torch.testing.assert_close(bare(x), x + bare.layer(bare.norm(x)).hidden_states)
 
 
-@pytest.mark.parametrize("options", [{}, {"mlp_dim": 0, "conv_size": 0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"mlp_dim": 0, "conv_size": 0}, {"dynamics": "stationary"}], ids=str
+)
 def test_blocks_chain_and_are_causal(options):
     model = nn.Sequential(make(**options), make(1, **options))
     x = tokens()

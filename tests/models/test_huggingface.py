@@ -85,9 +85,10 @@ SEARCHES = {
 }
 
 
+@pytest.mark.parametrize("dynamics", ["decay", "stationary"])
 @pytest.mark.parametrize("name", SEARCHES)
-def test_the_cache_changes_no_text(name):
-    model, tokens = make(), text()
+def test_the_cache_changes_no_text(name, dynamics):
+    model, tokens = make(dynamics=dynamics), text()
     texts = []
     for use_cache in (True, False):
         torch.manual_seed(7)
@@ -245,6 +246,7 @@ def test_it_learns_a_text():
         {},
         {"tie_word_embeddings": False, "use_decay": False, "use_gate": False, "conv_kernel": 0},
         {"num_key_value_heads": 1, "head_dim": 4, "value_dim": 6, "intermediate_size": 24},
+        {"dynamics": "stationary"},
         {"noise_var": 0.5, "noise_floor": 0.01, "intermediate_size": 0},
     ],
     ids=str,
