@@ -20,7 +20,7 @@ NOISE_FLOOR = 1e-3
 NOISE = 0.25  # at the start, as in `KanervaLayer`
 SLOWEST, FASTEST = 1e-3, 0.1  # nats that the heads forget in a token, at the start
 CONJUGATE_GRADIENT_STEPS = 30  # MesaNet's
-DIAGONAL_CHUNK = 16
+DIAGONAL_CHUNK = 8
 
 
 class Mixer(nn.Module):
@@ -94,18 +94,46 @@ class DiagonalKalman(Mixer):
     """
 
     def mix(self, queries, keys, values, noise, rate):
-        kept = torch.exp(-rate)
-        added = keys.square() / noise[..., None]
-        precision = torch.ones_like(keys[:, :, 0])
-        precisions, gates = [], []
-        for t in range(keys.shape[2]):
-            square = kept[:, :, t, None].square()
-            spread = square + (1 - square) * precision
-            gates.append(kept[:, :, t, None] / spread)
-            precision = precision / spread + added[:, :, t]
-            precisions.append(precision)
-        queries = queries / torch.stack(precisions, 2)
-        return _gated_reads(queries, keys / noise[..., None], values, torch.stack(gates, 2).log())
+        kept = torch.exp(-rate)[..., None]
+        noise = noise[..., None]
+        square = kept.square()
+        var = _Variances.apply(square, keys.square() / noise)
+        before = functional.pad(var[:, :, :-1], (0, 0, 1, 0), value=1.0)
+        gates = kept * before / (square * before + 1 - square)
+        return _gated_reads(queries * var, keys / noise, values, gates.log())
+
+
+class _Variances(torch.autograd.Function):
+    """``var <- square var + 1 - square``, then ``var <- var / (1 + added var)``, from 1.
+
+    (B, H, T, K) after each token, of squares (B, H, T, 1) and added (B, H, T, K).
+    """
+
+    @staticmethod
+    def forward(ctx, squares, added):
+        var, after = torch.ones_like(added[:, :, 0]), []
+        for square, more in zip(squares.unbind(2), added.unbind(2), strict=True):
+            var = square * var + (1 - square)
+            var = var / (1 + more * var)
+            after.append(var)
+        after = torch.stack(after, 2)
+        ctx.save_for_backward(squares, after)
+        return after
+
+    @staticmethod
+    def backward(ctx, grad):
+        squares, after = ctx.saved_tensors
+        before = functional.pad(after[:, :, :-1], (0, 0, 1, 0), value=1.0)
+        slope = (after / (squares * before + 1 - squares)).square()
+        step = slope * squares
+        total, carried = [], torch.zeros_like(grad[:, :, 0])
+        for t in reversed(range(grad.shape[2])):
+            here = grad[:, :, t] + carried
+            total.append(here)
+            carried = here * step[:, :, t]
+        total = torch.stack(total[::-1], 2)
+        d_squares = (total * slope * (before - 1)).sum(-1, keepdim=True)
+        return d_squares, -total * after.square()
 
 
 class Mesa(Mixer):

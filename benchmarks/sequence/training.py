@@ -54,7 +54,9 @@ def train(name: str, mixer: str, seed: int, steps: int | None = None) -> dict:
     torch.manual_seed(seed)
     model = Model(task, mixer)
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, LEARNING_RATE, total_steps=max(steps, 2), pct_start=WARM_UP
     )

@@ -129,6 +129,11 @@ def test_the_gradient_of_conjugate_gradients():
     assert torch.autograd.gradcheck(solved, given)
 
 
+def test_the_gradient_of_the_diagonal_variances():
+    squares, added = drawn(2, 1, 5, 1).sigmoid().requires_grad_(), drawn(2, 1, 5, 3, seed=1).exp()
+    assert torch.autograd.gradcheck(mixers._Variances.apply, [squares, added.requires_grad_()])
+
+
 # -------------------------------------------------------------------------------------- tasks
 
 
