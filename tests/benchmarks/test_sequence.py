@@ -252,3 +252,25 @@ def test_the_page_is_what_the_results_say():
     """Tables are those of the file that is committed."""
     text = page.PAGE.read_text("utf-8")
     assert page.with_tables(text, results.read(results.RESULTS)) == text
+
+
+def test_tables_and_pictures(tmp_path, monkeypatch):
+    path = tmp_path / "sequence.json"
+    for seed, place in ((0, "0.25"), (1, "0.75")):
+        run = training.train("permutations", "delta", seed, 2)
+        run["held_out"]["mean to 16"] = float(place)
+        results.store(path, results.key("permutations", "delta", seed), run)
+    results.store(path, "regression/mesa/0", training.train("regression", "mesa", 0, 2))
+    results.store(path, "characters/mesa/0", training.train("characters", "mesa", 0, 2))
+    monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(page, "IMAGES", tmp_path / "images")
+    page.PAGE.write_text("a\n<!-- scores -->\nold\n<!-- /scores -->\n")
+    with pytest.raises(ValueError, match="no markers of costs"):
+        page.write_page(results.read(path))
+    page.PAGE.write_text(page.PAGE.read_text() + "<!-- costs -->\n<!-- /costs -->\nz\n")
+    written = page.write_page(results.read(path))
+    text = page.PAGE.read_text()
+    assert "0.500 (0.250 to 0.750, 2 seeds)" in text and "(1 seed)" in text and "not run" in text
+    assert text.startswith("a\n") and text.endswith("z\n") and "old" not in text
+    assert [each.stat().st_size > 10_000 for each in written[1:]] == [True, True]
+    assert page.with_tables(text, results.read(path)) == text
