@@ -51,11 +51,12 @@ class Operator:
         self._triton = _Route(_library.TRITON, declaration)
         self._grad_args = 1 + max(declaration.differentiable)
         names = [arg.name for arg in declaration.args]
-        self._retention = names.index("retention") if "retention" in names else None
+        self._moves = "retention" in names
+        self._retention = names.index("retention") if self._moves else 0
 
     def __call__(self, backend: str, *args):
         route = self._native
-        moves = self._retention is not None and args[self._retention] is not None
+        moves = self._moves and args[self._retention] is not None
         if backend != "auto" or _backend.must_choose or moves:
             choice = _backend.choose(backend, args[0].device)
             if moves:

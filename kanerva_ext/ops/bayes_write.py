@@ -112,18 +112,19 @@ def bayes_write(
     """
     if retention is not None or stationary_cov is not None:
         check_dynamics("bayes_write", decay, retention, stationary_cov)
-    if method not in _checks.METHODS or decay is not None or retention is not None:
         _check_method(method, decay, retention)
-    dynamics = (decay, retention, stationary_cov)
-    args, batch = (mean, cov, weights, values, noise_var, mask, *dynamics), None
+    elif method not in _checks.METHODS or decay is not None:
+        _check_method(method, decay, retention)
+    rest = (mask, decay, retention, stationary_cov)
+    args, batch = (mean, cov, weights, values, noise_var, *rest), None
     if torch.compiler.is_compiling() or not is_raw(*args):
         args, batch = _checks.prepare("bayes_write", OPERATOR.args, args)
     elif type(noise_var) is float:
         noise_var = mean.new_full(weights.shape[:2], noise_var)
-        args = (mean, cov, weights, values, noise_var, mask, *dynamics)
+        args = (mean, cov, weights, values, noise_var, *rest)
     elif noise_var.dim() == 0:
         noise_var = noise_var.expand(weights.shape[:2])
-        args = (mean, cov, weights, values, noise_var, mask, *dynamics)
+        args = (mean, cov, weights, values, noise_var, *rest)
     results = _call(backend, *args, method)
     if batch is None and not check:
         return results

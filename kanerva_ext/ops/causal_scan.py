@@ -140,17 +140,17 @@ def causal_scan(
         mean, cov = _default_state(mean, cov, weights, values, cu_seqlens)
     if retention is not None or stationary_cov is not None:
         check_dynamics("causal_scan", decay, retention, stationary_cov)
-    after_noise = (mask, decay, retention, stationary_cov)
-    args = (mean, cov, weights, values, queries, noise_var, *after_noise)
+    rest = (mask, decay, retention, stationary_cov)
+    args = (mean, cov, weights, values, queries, noise_var, *rest)
     if cu_seqlens is not None:
         return _packed(args, cu_seqlens, chunk, backend, check)
     batch = None
     if torch.compiler.is_compiling() or not _is_raw(*args):
         args, batch = _checks.prepare("causal_scan", OPERATOR.args, args)
     elif type(noise_var) is float:
-        args = (*args[:5], mean.new_full(weights.shape[:2], noise_var), *after_noise)
+        args = (*args[:5], mean.new_full(weights.shape[:2], noise_var), *rest)
     elif noise_var.dim() == 0:
-        args = (*args[:5], noise_var.expand(weights.shape[:2]), *after_noise)
+        args = (*args[:5], noise_var.expand(weights.shape[:2]), *rest)
     results = _call(backend, *args, None, chunk)
     if batch is None and not check:
         return results
@@ -209,14 +209,18 @@ def _default_state(mean, cov, weights, values, cu_seqlens):
     return mean, cov
 
 
-def _is_raw(mean, cov, weights, values, queries, noise_var, *after_noise) -> bool:
+def _is_raw(
+    mean, cov, weights, values, queries, noise_var, mask, decay, retention, stationary_cov
+) -> bool:
     try:
         return (
             queries.shape == weights.shape
             and (mean.dtype, queries.dtype) in _checks.RAW_PAIRS
             and queries.device == mean.device
             and type(noise_var) in (float, Tensor)
-            and is_raw(mean, cov, weights, values, noise_var, *after_noise)
+            and is_raw(
+                mean, cov, weights, values, noise_var, mask, decay, retention, stationary_cov
+            )
         )
     except (AttributeError, TypeError):
         return False

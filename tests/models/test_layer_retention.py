@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from layers import HEADS, WIDTH, make, tokens
-from selection import NO_RETENTION
+from selection import NEEDS_RETENTION
 
 from kanerva_ext import KanervaLayer
 
-pytestmark = NO_RETENTION
+pytestmark = NEEDS_RETENTION
 
 
 def stationary(dtype=torch.float64, **options):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from selection import NEEDS_RETENTION
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kanerva_ext import ops
@@ -88,7 +89,14 @@ GRADIENTS = {
 }
 B, T, K, C = 2, 3, 4, 5
 MOVING = ("bayes_write", "causal_scan")  # with gradients, and either kind of dynamics
-EACH = [(name, "decay") for name in GRADIENTS] + [(name, "retention") for name in MOVING]
+EACH = [
+    *((name, "decay") for name in GRADIENTS),
+    *(pytest.param(name, "retention", marks=NEEDS_RETENTION) for name in MOVING),
+]
+STEPS = [
+    ("causal_step", "decay"),
+    pytest.param("causal_step", "retention", marks=NEEDS_RETENTION),
+]
 
 
 def test_every_operator_is_in_the_lists():
@@ -218,9 +226,7 @@ def arguments_of(name, dynamics):
     return args
 
 
-@pytest.mark.parametrize(
-    ("name", "dynamics"), [*EACH, ("causal_step", "decay"), ("causal_step", "retention")]
-)
+@pytest.mark.parametrize(("name", "dynamics"), [*EACH, *STEPS])
 def test_shapes_without_values_are_those_of_the_results(name, dynamics):
     """The fakes: shapes, dtypes and strides on the meta device are those of a real call."""
     args = arguments_of(name, dynamics)
@@ -248,9 +254,7 @@ def test_shapes_without_values_are_those_of_the_results(name, dynamics):
 
 
 @pytest.mark.parametrize("namespace", ["kanerva", "kanerva_triton"])
-@pytest.mark.parametrize(
-    ("name", "dynamics"), [*EACH, ("causal_step", "decay"), ("causal_step", "retention")]
-)
+@pytest.mark.parametrize(("name", "dynamics"), [*EACH, *STEPS])
 def test_wrong_shapes_are_refused_by_name(namespace, name, dynamics):
     """Of every tensor, one number too many in its last dimension."""
     args = [

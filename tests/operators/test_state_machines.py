@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from selection import has_retention
 
 from kanerva_ext import FusedKanervaMemory, KanervaCache, KanervaLayer, MemoryState
 
@@ -38,6 +39,9 @@ SHORT = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+FORGETTING = [{"use_decay": False}, {}]  # of a layer
+if has_retention():
+    FORGETTING.append({"dynamics": "stationary"})
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
 
 seeds = st.integers(0, 2**32 - 1)
@@ -258,20 +262,23 @@ class LayerMachine(RuleBasedStateMachine):
         steps=st.integers(0, 4),
         heads=st.sampled_from([(1, 1), (2, 1), (2, 2)]),
         conv_size=st.integers(1, 3),
-        flags=st.tuples(st.booleans(), st.booleans()),
+        forgetting=st.sampled_from(FORGETTING),
+        use_gate=st.booleans(),
         backend=st.sampled_from(BACKENDS),
     )
-    def prepare(self, seed, dtype, batch, steps, heads, conv_size, flags, backend):
+    def prepare(self, seed, dtype, batch, steps, heads, conv_size, forgetting, use_gate, backend):
         torch.manual_seed(seed)
         self.layer = KanervaLayer(
             8,
             heads[0],
             num_kv_heads=heads[1],
             conv_size=conv_size,
-            use_decay=flags[0],
-            use_gate=flags[1],
+            **forgetting,
+            use_gate=use_gate,
             backend=backend,
         ).to(dtype)
+        if self.layer.retention_proj is not None:  # enough to matter in a few tokens
+            torch.nn.init.constant_(self.layer.retention_proj.bias, -1.0)
         self.truth = copy.deepcopy(self.layer).double()
         self.truth.backend = "reference"
         self.dtype = dtype
