@@ -47,7 +47,7 @@ def _runs(results: dict, task: str, model: str) -> list[dict]:
 
 
 def _scores(results: dict) -> str:
-    head = ["", *(f"{task.title.lower()}: {task.unit}" for task in TASKS.values())]
+    head = ["", *(f"{task.title}: {task.unit}" for task in TASKS.values())]
     rows = []
     for model, title in TITLES.items():
         row = [title]
@@ -136,25 +136,31 @@ def _held_out(results: dict) -> Path:
             axis.plot(*_mean_points([any_run], "exact "), "k:", label="exact posterior")
             axis.set_yscale("log")
             axis.legend()
-        unit = "squared error" if name == "regression" else task.unit
-        axis.set(title=task.title, xlabel=task.axis, ylabel=unit)
+        _label(axis, results, name, task.axis)
     _legend(axes.flat[-1])
     return _save(figure, "held_out.png")
 
 
 def _training(results: dict) -> Path:
     figure, axes = _figure()
-    for axis, (name, task) in zip(axes.flat, TASKS.items(), strict=False):
+    for axis, name in zip(axes.flat, TASKS, strict=False):
         for model, colour in COLOURS.items():
             if runs := _runs(results, name, model):
                 axis.plot(*_mean_curve(runs), color=colour)
         if name == "regression" and (any_run := _first(results, name)):
             axis.axhline(any_run["held_out"]["exact"], color="k", linestyle=":")
             axis.set_yscale("log")
-        unit = "squared error" if name == "regression" else task.unit
-        axis.set(title=task.title, xlabel="step of training", ylabel=unit)
+        _label(axis, results, name, "step of training")
     _legend(axes.flat[-1])
     return _save(figure, "training.png")
+
+
+def _label(axis, results: dict, name: str, below: str) -> None:
+    unit = "squared error" if name == "regression" else TASKS[name].unit
+    axis.set(title=TASKS[name].title, xlabel=below, ylabel=unit)
+    if _first(results, name) is None:
+        axis.text(0.5, 0.5, "not run", ha="center")
+        axis.set(xticks=[], yticks=[])
 
 
 def _first(results: dict, task: str) -> dict | None:
