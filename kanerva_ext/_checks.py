@@ -231,7 +231,7 @@ def _raw(op, spec, value, dtype, sizes, batch, first):
         # A product, because torch.compile keeps a float that varies symbolic only in arithmetic.
         value = first.new_ones((), dtype=dtype) * value
     if spec.kind == "covariance" and value.dim() == 0:
-        value = value.to(dtype) * torch.eye(trailing[-1], dtype=dtype, device=first.device)
+        value = value.to(dtype).expand(trailing[-1]).diag_embed()
     if spec.kind == "data":
         if value.dtype in STATE_DTYPES and value.dtype != dtype:
             value = value.to(dtype)

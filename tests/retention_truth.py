@@ -63,12 +63,12 @@ def moving_problem(moving: Moving, dtype: torch.dtype = torch.float64) -> Moving
             "mixed": torch.where(u < 0.2, 10 ** (-15 * u), torch.where(u < 0.6, 1.0, 0.9)),
         }[moving.retention]
         root = torch.randn(b, k, k, generator=generator, dtype=torch.float64) / math.sqrt(k)
-        line = (16 * root[..., :1]).round() / 16  # whose products float32 holds: no rank but one
+        rank1 = root[..., :1].bfloat16().double()  # products of short numbers: exact in float32
         stationary = {
             "none": None,
             "scalar": 0.25,
             "matrix": root @ root.mT + 0.1 * torch.eye(k, dtype=torch.float64),
-            "rank1": line @ line.mT,
+            "rank1": rank1 @ rank1.mT,
         }[moving.stationary]
     if isinstance(stationary, Tensor):
         stationary = stationary.float().to(p.cov)

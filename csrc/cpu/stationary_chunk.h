@@ -31,7 +31,11 @@ struct StationaryChunk {
   F *inverse_diagonal, *factor;  // 1 / F(t, t), and b_t
   double *kept, *fresh;          // b_t and h_t
   const double* noise = nullptr;
-  double hardness = 0.0;  // max of the variance of an address at the start, moved, by its noise
+  // How much of the variance of an address cancels. Of factors in float64 the largest ratio of
+  // what it is without the chunk's writes, or in the stationary state, to a pivot of S: what moves
+  // keeps pivots large, however small the noise, and forgets errors of U at the same rate. Of those
+  // in float32 the one to the noise, which bounds it: that is what is left in a covariance.
+  double hardness = 0.0;
 
   StationaryChunk(Workspace::Scope& scope, int64_t max_steps, int64_t slots, bool identity)
       : K(slots),
@@ -143,18 +147,29 @@ template <class F>
 bool factor_chunk(StationaryChunk<F>& c, const Matrix<F>& U, double limit,
                   const Executor& executor) {
   using V = Simd<F>;
+  Workspace::Scope scope(Workspace::of_thread());
   transpose(c.W, c.Wt);
   product(executor, c.W, U, c.X);
   product(executor, c.X, c.Wt, c.prior, Store::set, Part::upper);
   product(executor, c.WS, c.Wt, c.stationary, Store::set, Part::upper);
   combine(c, c.prior, c.stationary, c.S);
-  c.hardness = 0.0;
+  F* before = scope.take<F>(c.L);
+  double by_noise = 0.0, by_pivot = 0.0;
   for (int64_t t = 0; t < c.L; ++t) {
-    F& d = c.S[t][t];
-    c.hardness = std::max(c.hardness, double(d) / c.noise[t]);
-    d += F(c.noise[t]);
+    before[t] = c.S[t][t];
+    by_noise = std::max(by_noise, double(before[t]) / c.noise[t]);
+    c.S[t][t] += F(c.noise[t]);
   }
-  if (!(c.hardness <= limit) || !cholesky(c.S, c.inverse_diagonal)) return false;
+  constexpr bool narrow_factors = std::is_same_v<F, float>;
+  if (narrow_factors && !(by_noise <= limit)) return false;
+  if (!cholesky(c.S, c.inverse_diagonal)) return false;
+  for (int64_t t = 0; t < c.L; ++t) {
+    const double variance = std::max(double(before[t]), double(c.stationary[t][t]));
+    const double inverse = double(c.inverse_diagonal[t]);
+    by_pivot = std::max(by_pivot, variance * inverse * inverse);
+  }
+  c.hardness = narrow_factors ? by_noise : by_pivot;
+  if (!(c.hardness <= limit)) return false;
   invert_upper(c.S, c.inverse_diagonal, c.V);
   for (int64_t t = 0; t < c.L; ++t) {
     const auto b = V::broadcast(F(c.last_kept() * c.kept[t]));
@@ -224,12 +239,14 @@ Matrix<F> load_stationary(Workspace::Scope& scope, const View& stationary_cov, i
   return Sigma;
 }
 
-// Steps of a chunk: those of a scan, or of a write where there are no reads.
+// Steps of a chunk: those of a scan, or of a write where there are no reads. More than twice the
+// slots would overwrite the memory several times over, which costs digits and gains no speed.
 inline int64_t stationary_steps(int64_t K, int64_t chunk_size, bool reads, int64_t steps) {
   constexpr int64_t longest = 128;
   int64_t L = K <= 96 ? 16 : K <= 192 ? 32 : 64;
   if (!reads) L = chunk_steps(K, steps);
   if (chunk_size > 0) L = std::min(chunk_size, longest);
+  L = std::min(L, std::max<int64_t>(16, 2 * K));
   return std::max<int64_t>(1, std::min(L, steps));
 }
 

@@ -21,6 +21,7 @@ struct StationaryScanChunk {
   int64_t first = 0;
   Matrix<F> Q, moved, inside;       // L x K: the queries, and D_b Q; L x L: A'
   Matrix<A> queries, read_factors;  // the last two in the arithmetic of the columns
+  F* var = nullptr;                 // of the reads, before what the chunk writes
 
   StationaryScanChunk(Workspace::Scope& scope, int64_t max_steps, int64_t K, bool identity,
                       bool reads)
@@ -32,14 +33,9 @@ struct StationaryScanChunk {
     inside.structure = Structure::upper;
     queries = room_in_arithmetic<A>(scope, moved);
     read_factors = room_in_arithmetic<A>(scope, inside);
+    var = scope.take<F>(padded<F>(max_steps));
   }
   void set_steps(int64_t L) { Q.rows = moved.rows = inside.rows = inside.columns = L; }
-  void narrow() {
-    factors.take(chunk);
-    if (!Q) return;
-    take_into(queries, moved);
-    take_into(read_factors, inside);
-  }
 };
 
 // One item, with the arithmetics and the limit of write_item().
@@ -62,18 +58,13 @@ class StationaryScan {
         batch_(ahead_ ? std::max<int64_t>(1, kStepsAhead / step_) : 1),
         slots_(scope_.take<StationaryScanChunk<A, F>>((ahead_ ? 2 : 1) * batch_)),
         U_(scope_, K_, K_),
-        Qt_(scope_, K_, step_),
-        UQ_(scope_, step_, K_),
-        cross_(scope_, step_, step_),
-        cross_stationary_(scope_, step_, step_),
         Sigma_(load_stationary<F>(scope_, args.stationary_cov, K_)),
         mean_(scope_, K_, split_columns<A>(C_)),
         columns_(mean_.columns),
+        reads_later_(reads_ && ahead_ && columns_.count == 1),
         partial_(scope_.take<double>(columns_.count * batch_)) {
     for (int64_t i = 0; i < (ahead_ ? 2 : 1) * batch_; ++i)
       new (slots_ + i) StationaryScanChunk<A, F>(scope_, step_, K_, !Sigma_, reads_);
-    cross_.zero();
-    cross_stationary_.zero();
   }
 
   // Outputs that may be inputs as well are written only when all is well.
@@ -134,44 +125,53 @@ class StationaryScan {
     const int64_t L = std::min(step_, e_.steps - first);
     load_chunk(c, args_.weights, e_, first, L, Sigma_, executor);
     if (!factor_chunk(c, U_, limit_, executor)) return false;
+    s.factors.take(c);
     if (reads_) {
       s.set_steps(L);
       load(args_.queries, 0, Rows{nullptr, first}, s.Q);
-      move_rows(c, 1.0, s.Q, s.moved);
-      read(s, executor);
+      prior_variances(s, executor);
+      if (!reads_later_) read(s, executor);
     }
     downdate(c, Sigma_, U_, executor);
-    s.narrow();
     return true;
   }
 
-  void read(StationaryScanChunk<A, F>& s, const Executor& executor) {
+  // b_t^2 q_t'U q_t + h_t q_t'Sigma q_t
+  void prior_variances(const StationaryScanChunk<A, F>& s, const Executor& executor) const {
     const StationaryChunk<F>& c = s.chunk;
     Workspace::Scope scope(Workspace::of_thread());
-    F* var = scope.take<F>(padded<F>(c.L));
-    F* old = scope.take<F>(padded<F>(c.L));
     F* settled = scope.take<F>(padded<F>(c.L));
-    Matrix<F> Qt = Qt_, cross = cross_.top(c.L), stationary = cross_stationary_.top(c.L);
-    Qt.columns = cross.columns = stationary.columns = c.L;
+    const Matrix<F> UQ(scope, c.L, K_);
+    energies(s.Q, U_, UQ, s.var, executor);
+    if (Sigma_) {
+      energies(s.Q, Sigma_, UQ, settled, executor);
+    } else {
+      for (int64_t t = 0; t < c.L; ++t) settled[t] = F(row_dot(K_, s.Q[t], s.Q[t]));
+    }
+    for (int64_t t = 0; t < c.L; ++t)
+      s.var[t] = F(c.kept[t] * c.kept[t] * double(s.var[t]) + c.fresh[t] * double(settled[t]));
+    for (int64_t t = c.L; t < padded<F>(c.L); ++t) s.var[t] = F(0);
+  }
+
+  // A' and the read variances; needs no state.
+  void read(StationaryScanChunk<A, F>& s, const Executor& executor) const {
+    const StationaryChunk<F>& c = s.chunk;
+    Workspace::Scope scope(Workspace::of_thread());
+    const Matrix<F> Qt(scope, K_, c.L), cross(scope, c.L, c.L), stationary(scope, c.L, c.L);
+    cross.zero();
+    stationary.zero();
+    move_rows(c, 1.0, s.Q, s.moved);
     transpose(s.Q, Qt);
     product(executor, c.X, Qt, cross, Store::set, Part::upper);
     product(executor, c.WS, Qt, stationary, Store::set, Part::upper);
     combine(c, cross, stationary, cross);
     product_transposed(executor, c.V, cross, s.inside, Store::set, Part::upper);
     clear_lower(s.inside);
-    const Matrix<F> UQ = UQ_.top(c.L);
-    energies(s.Q, U_, UQ, old, executor);
-    if (Sigma_) {
-      energies(s.Q, Sigma_, UQ, settled, executor);
-    } else {
-      for (int64_t t = 0; t < c.L; ++t) settled[t] = F(row_dot(K_, s.Q[t], s.Q[t]));
-    }
-    for (int64_t t = 0; t < padded<F>(c.L); ++t) var[t] = F(0);
-    for (int64_t t = 0; t < c.L; ++t)
-      var[t] = F(c.kept[t] * c.kept[t] * double(old[t]) + c.fresh[t] * double(settled[t]));
-    subtract_squares(s.inside, var);
+    subtract_squares(s.inside, s.var);
     for (int64_t t = 0; t < c.L; ++t)  // rounding must not make a variance negative
-      store_scalar(args_.read_var_out, 0, s.first + t, var[t] < F(0) ? 0.0 : double(var[t]));
+      store_scalar(args_.read_var_out, 0, s.first + t, s.var[t] < F(0) ? 0.0 : double(s.var[t]));
+    take_into(s.queries, s.moved);
+    take_into(s.read_factors, s.inside);
   }
 
   // Writes and reads a block of columns of the chunks of a batch.
@@ -183,7 +183,8 @@ class StationaryScan {
     double* ones = scope.take<double>(step_);
     std::fill_n(ones, step_, 1.0);
     for (int64_t i = 0; i < in_batch(batch); ++i) {
-      const StationaryScanChunk<A, F>& s = slot(batch, i);
+      StationaryScanChunk<A, F>& s = slot(batch, i);
+      if (reads_later_) read(s, serial_executor());
       const Matrix<A> D = all_D.top(s.chunk.L), E = all_E.top(s.chunk.L);
       const Rows rows{nullptr, s.first};
       load(args_.values, 0, rows, D, c0);
@@ -222,9 +223,10 @@ class StationaryScan {
   const bool ahead_;
   const int64_t batch_;
   StationaryScanChunk<A, F>* slots_;
-  const Matrix<F> U_, Qt_, UQ_, cross_, cross_stationary_, Sigma_;
+  const Matrix<F> U_, Sigma_;
   const MeanBlocks<A> mean_;
   const Columns columns_;
+  const bool reads_later_;  // by the thread of the only block of columns, which has less to do
   double* partial_;
 };
 

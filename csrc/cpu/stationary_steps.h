@@ -18,10 +18,10 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-// A root of a positive semi-definite matrix, of any rank: x = root' root. By pivots: what is left
-// when none is above the rounding of the dtype is dropped. False where more than that is negative.
-inline bool semidefinite_root(const Matrix<double>& x, double rounding,
-                              const Matrix<double>& root) {
+// A root of a positive semi-definite matrix, of any rank: x = root' root. By pivots, until what is
+// left is rounding: too small, or no longer semi-definite. False where x is far from it.
+inline bool semidefinite_root(const Matrix<double>& x, const Matrix<double>& root) {
+  constexpr double far = 1e-3;
   const int64_t K = x.rows;
   Workspace::Scope scope(Workspace::of_thread());
   const Matrix<double> rest(scope, K, K);
@@ -30,17 +30,18 @@ inline bool semidefinite_root(const Matrix<double>& x, double rounding,
   double first = 0.0;
   for (int64_t i = 0; i < K; ++i) {
     int64_t pivot = 0;
-    double least = rest[0][0];
     for (int64_t k = 0; k < K; ++k) {
-      if (!std::isfinite(rest[k][k])) return false;
+      if (!std::isfinite(rest[k][k]) || rest[k][k] < -far * std::fabs(first)) return false;
       if (rest[k][k] > rest[pivot][pivot]) pivot = k;
-      least = std::min(least, rest[k][k]);
     }
     const double largest = rest[pivot][pivot];
     if (i == 0) first = largest;
-    const double dropped = double(K) * rounding * first;
-    if (!(largest > dropped)) return least >= -std::fabs(dropped);
-    std::memcpy(root[i], rest[pivot], size_t(padded<double>(K)) * sizeof(double));
+    if (!(largest > double(K) * rounding_of(Dtype::float64) * first))
+      return largest >= -far * first;
+    const double* row = rest[pivot];
+    for (int64_t k = 0; k < K; ++k)
+      if (row[k] * row[k] > 4.0 * largest * std::max(rest[k][k], 0.0)) return true;
+    std::memcpy(root[i], row, size_t(padded<double>(K)) * sizeof(double));
     scale(0, K, 1.0 / std::sqrt(largest), root[i]);
     for (int64_t k = 0; k < K; ++k) axpy(0, K, -root[i][k], root[i], rest[k]);
     for (int64_t k = 0; k < K; ++k) rest[k][pivot] = rest[pivot][k] = 0.0;
@@ -90,8 +91,7 @@ class SteppedMemory {
         phi_(take_vector<double>(scope, args.n.K)),
         d_(take_vector<double>(scope, args.n.C)) {
     set_identity(Sigma_root_);
-    valid_ = load_root(args.cov, 0, root) &&
-             (!Sigma || semidefinite_root(Sigma, rounding_of(args.cov.dtype), Sigma_root_));
+    valid_ = load_root(args.cov, 0, root) && (!Sigma || semidefinite_root(Sigma, Sigma_root_));
     load(args.mean, 0, Rows{}, R);
   }
 

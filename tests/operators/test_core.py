@@ -59,6 +59,18 @@ def worst_errors(dtype=np.float64):
         mean, cov, weights, values, weights[:, ::-1], noise_var, mask=mask, decay=decay
     )
     errors["causal_scan"] = max(map(error, actual, scan(wide, decay, mask)))
+    for name, stationary_cov in (("identity", None), ("matrix", prior_cov)):
+        moved = moving_scan(wide, decay, stationary_cov)
+        options = {"retention": decay, "stationary_cov": stationary_cov}
+        actual = core.causal_scan(
+            mean, cov, weights, values, weights[:, ::-1], noise_var, **options
+        )
+        errors[f"causal_scan moving, {name}"] = max(map(error, actual, moved))
+        for method in ("auto", "sqrt"):
+            actual = core.bayes_write(
+                mean, cov, weights, values, noise_var, **options, method=method
+            )
+            errors[f"bayes_write moving, {name}, {method}"] = max(map(error, actual, moved[2:]))
     m, c, w, z, _ = wide
     mt = m.transpose(0, 2, 1)
     system = m @ mt + ridge * np.eye(slots)
@@ -103,6 +115,24 @@ def scan(problem, decays, masks):
                     mean, cov / decay[t], weights[step], values[step], noise_var[step]
                 )
                 evidence += more
+            reads.append(q @ mean)
+            variances.append(q @ cov @ q)
+        results.append((np.array(reads), np.array(variances), mean, cov, evidence))
+    return [np.stack(x) for x in zip(*results, strict=True)]
+
+
+def moving_scan(problem, retentions, stationary_covs):
+    """The same of a memory that moves, without a mask."""
+    results = []
+    for i, (mean, cov, weights, values, noise_var) in enumerate(zip(*problem, strict=True)):
+        sigma = np.eye(len(cov)) if stationary_covs is None else stationary_covs[i].astype(float)
+        reads, variances, evidence = [], [], 0.0
+        for t, a in enumerate(retentions[i].astype(float)):
+            mean, cov = a * mean, a * a * cov + (1 - a * a) * sigma
+            step = slice(t, t + 1)
+            mean, cov, more = write(mean, cov, weights[step], values[step], noise_var[step])
+            evidence += more
+            q = weights[-1 - t]
             reads.append(q @ mean)
             variances.append(q @ cov @ q)
         results.append((np.array(reads), np.array(variances), mean, cov, evidence))
@@ -186,6 +216,18 @@ def test_strided_arrays_and_masks():
             "method must be auto, chunk, information or sqrt, got fast",
         ),
         ({"method": "information", "decay": np.ones((2, 3))}, ValueError, "does not take decay"),
+        (
+            {"method": "information", "retention": np.ones((2, 3))},
+            ValueError,
+            "does not take retention",
+        ),
+        ({"retention": np.ones(3)}, ValueError, r"retention must have shape \(2, 3\)"),
+        (
+            {"decay": np.ones((2, 3)), "retention": np.ones((2, 3))},
+            ValueError,
+            "decay and retention exclude each other",
+        ),
+        ({"stationary_cov": np.ones((2, 5, 5))}, ValueError, "stationary_cov needs a retention"),
     ],
 )
 def test_bad_input(change, error, message):

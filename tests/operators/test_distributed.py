@@ -1,6 +1,7 @@
 """DTensor arguments: two processes on the CPU give what one gives."""
 
 from helpers import run_processes
+from selection import has_retention
 
 CODE = """
 import datetime, os, torch, torch.distributed as dist
@@ -53,7 +54,7 @@ OPERATORS = dict(
     causal_scan=lambda mean, cov, weights, values, asked, noise, **_: ops.causal_scan(
         mean, cov, weights, values, asked, noise
     ),
-)
+{moving})
 
 def results(function, tensors):
     found = function(**tensors)
@@ -135,7 +136,21 @@ os._exit(0)  # joining gloo's threads can hang
 """
 
 
+MOVING = """
+    moving=lambda mean, cov, weights, values, noise, prior_cov, **_: ops.bayes_write(
+        mean, cov, weights, values, noise, retention=noise / 2, stationary_cov=prior_cov
+    ),
+    moving_scan=lambda mean, cov, weights, values, asked, noise, **_: ops.causal_scan(
+        mean, cov, weights, values, asked, noise, retention=0.7, stationary_cov=0.3
+    ),
+"""
+
+
+def code(store):
+    return CODE.format(store=store, moving=MOVING if has_retention() else "")
+
+
 def test_two_processes_compute_as_one(tmp_path):
-    for printed in run_processes(lambda store: CODE.format(store=store), tmp_path):
+    for printed in run_processes(lambda store: code(store), tmp_path):
         for part in ("operators agree", "steps and packed sequences agree", "the memory agrees"):
             assert part in printed
