@@ -1,17 +1,19 @@
-"""KanervaLayer in place of attention: associative recall and regression in context.
+"""KanervaLayer in place of attention: associative recall, and regression on weights that drift.
 
     python examples/sequence_layer.py [--steps 1000] [--picture sequence_layer.png]
 
-Two-layer models that differ in one step of one module, what the heads do with their queries, keys
-and values: KanervaLayer, softmax attention and the delta rule. They are trained on two tasks (Arora
-et al., Zoology, 2023; Garg et al., What Can Transformers Learn In-Context?, 2022):
+Models of two `KanervaBlock`s that differ in one step of one module, what the heads do with their
+queries, keys and values: KanervaLayer, softmax attention with a forget gate, and the gated delta
+rule. They are trained on two tasks (Arora et al., Zoology, 2023; Garg et al., What Can Transformers
+Learn In-Context?, 2022):
 
 recall: keys and values in turn, then the keys again in another order: answer with their values.
-regression: pairs (x, y) with y = b'x + noise, b new in every sequence: at each x predict its y. No
-    predictor is better than the exact posterior given the pairs so far, which `ops.causal_scan`
-    computes; its error is the dotted line.
+regression: y = w'x + noise, w new in every sequence and drifting in it. A token shows the last pair
+    and the next x: predict its y. No predictor is better than the exact posterior given the pairs
+    so far, which `ops.causal_scan` computes; its error is the dotted line.
 
-Some minutes on two cores, for all six runs.
+Some minutes on one core, for all six runs. `python -m benchmarks.sequence` has more tasks and
+rivals.
 """
 
 from __future__ import annotations
@@ -28,75 +30,60 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from kanerva_ext import KanervaLayer, ops
+from kanerva_ext import KanervaBlock, KanervaLayer, ops
 
-WIDTH, HEADS = 64, 2
-KEYS, PAIRS = 64, 20  # recall: different keys (and as many values), pairs in a sequence
-INPUTS, EXAMPLES, NOISE = 6, 24, 0.1  # regression: size of x, pairs, noise standard deviation
+WIDTH, HEADS = 32, 2
+KEYS, PAIRS = 48, 12  # recall: different keys (and as many values), pairs in a sequence
+INPUTS, EXAMPLES, NOISE = 6, 40, 0.1  # regression: size of x, pairs, noise standard deviation
+RETENTION = 0.97  # regression: what a step leaves of w
 
 
 # ------------------------------------------------------------------------------------- layers
 
 
-class Attention(KanervaLayer):
-    """The same layer with causal softmax attention, whose temperature is the gate of the noise."""
-
+class Kanerva(KanervaLayer):
     def __init__(self):
-        super().__init__(WIDTH, HEADS, use_decay=False)
+        super().__init__(WIDTH, HEADS, dynamics="stationary")
 
-    def _scan(self, keys, values, queries, noise, *_):
-        queries = queries * (keys.shape[-1] ** 0.5 / noise)[..., None]
-        reads = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+
+class Attention(Kanerva):
+    """The same layer with causal softmax attention: the noise is its temperature, and retentions
+    lower the scores of what is long ago."""
+
+    def _scan(self, keys, values, queries, noise, mask, decay, retention, *_):
+        scores = queries @ keys.mT * (keys.shape[-1] ** 0.5 / noise)[..., None]
+        reads = (scores + log_left(retention)).softmax(-1) @ values
         return reads, torch.zeros_like(noise), None, None
 
 
-class DeltaRule(KanervaLayer):
-    """DeltaNet (Yang et al., 2024): the same layer with the covariance held at the identity, and
-    the gate of the noise in the part of the learning rate. The sequence is one chunk."""
+class DeltaRule(Kanerva):
+    """Gated DeltaNet (Yang et al., 2025): the same layer with the covariance held at the identity,
+    and the gate of the noise in the part of the learning rate. The sequence is one chunk."""
 
-    def __init__(self):
-        super().__init__(WIDTH, HEADS, use_decay=False)
-
-    def _scan(self, keys, values, queries, noise, *_):
-        rate = torch.sigmoid(-noise.log())[..., None]
-        system = torch.eye(keys.shape[2]) + (rate * keys @ keys.mT).tril(-1)
+    def _scan(self, keys, values, queries, noise, mask, decay, retention, *_):
+        rate, left = torch.sigmoid(-noise.log())[..., None], log_left(retention).exp()
+        system = torch.eye(keys.shape[2]) + (rate * (keys @ keys.mT) * left).tril(-1)
         errors = torch.linalg.solve_triangular(
             system, rate * values, upper=False, unitriangular=True
         )
-        reads = (queries @ keys.mT).tril() @ errors
-        return reads, torch.zeros_like(noise), None, None
+        return ((queries @ keys.mT) * left) @ errors, torch.zeros_like(noise), None, None
 
 
-class Kanerva(KanervaLayer):
-    def __init__(self):
-        super().__init__(WIDTH, HEADS, use_decay=False)
+def log_left(retention):
+    """(B, H, T, T): the logarithm of what token t finds left of token s; -inf where s is later."""
+    total = retention.log().cumsum(-1)
+    left = total[..., None] - total[:, :, None]
+    return left.masked_fill(torch.ones(left.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
 
 
 MIXERS = {"Kanerva": Kanerva, "attention": Attention, "delta rule": DeltaRule}
 
 
-class Model(nn.Module):
-    def __init__(self, mixer: str, inputs: nn.Module, outputs: int):
-        super().__init__()
-        self.inputs, self.outputs = inputs, nn.Linear(WIDTH, outputs)
-        self.mixers = nn.ModuleList(MIXERS[mixer]() for _ in range(2))
-        self.mlps = nn.ModuleList(
-            nn.Sequential(
-                nn.RMSNorm(WIDTH),
-                nn.Linear(WIDTH, 2 * WIDTH),
-                nn.GELU(),
-                nn.Linear(2 * WIDTH, WIDTH),
-            )
-            for _ in range(2)
-        )
-        self.norms = nn.ModuleList(nn.RMSNorm(WIDTH) for _ in range(3))
-
-    def forward(self, x):
-        x = self.inputs(x)
-        for mixer, mlp, norm in zip(self.mixers, self.mlps, self.norms, strict=False):
-            x = x + mixer(norm(x)).hidden_states
-            x = x + mlp(x)
-        return self.outputs(self.norms[-1](x))
+def model_of(mixer: str, inputs: nn.Module, outputs: int) -> nn.Module:
+    blocks = [KanervaBlock(WIDTH, HEADS, mlp_dim=2 * WIDTH) for _ in range(2)]
+    for block in blocks:
+        block.layer = MIXERS[mixer]()
+    return nn.Sequential(inputs, *blocks, nn.RMSNorm(WIDTH), nn.Linear(WIDTH, outputs))
 
 
 # -------------------------------------------------------------------------------------- tasks
@@ -106,7 +93,7 @@ class Recall:
     title, unit = "associative recall", "accuracy of the answers"
 
     def model(self, mixer):
-        return Model(mixer, nn.Embedding(2 * KEYS, WIDTH), KEYS)
+        return model_of(mixer, nn.Embedding(2 * KEYS, WIDTH), KEYS)
 
     def batch(self, size):
         """Tokens (size, 3 PAIRS), of which the last PAIRS are answered, and the answers."""
@@ -124,36 +111,35 @@ class Recall:
 
 
 class Regression:
-    title, unit = "regression in context", "squared error / variance of y"
+    title, unit = "regression, drifting weights", "squared error"
 
     def model(self, mixer):
-        return Model(mixer, nn.Linear(INPUTS + 2, WIDTH), 1)
+        return model_of(mixer, nn.Linear(2 * INPUTS + 1, WIDTH), 1)
 
     def batch(self, size):
-        """Tokens x and y in turn (size, 2 EXAMPLES, INPUTS + 2), and x, y."""
-        x = torch.randn(size, EXAMPLES, INPUTS)
-        y = (
-            x @ torch.randn(size, INPUTS, 1) + NOISE * torch.randn(size, EXAMPLES, 1)
-        ) / INPUTS**0.5
-        tokens = torch.zeros(size, EXAMPLES, 2, INPUTS + 2)
-        tokens[:, :, 0, :INPUTS], tokens[:, :, 0, -1] = x, 1
-        tokens[:, :, 1, INPUTS : INPUTS + 1] = y
-        return tokens.flatten(1, 2), x, y
+        """Tokens (size, EXAMPLES, 2 INPUTS + 1): the next x, the last x and its y; and x, y."""
+        x = functional.normalize(torch.randn(size, EXAMPLES, INPUTS), dim=-1)
+        w, y = torch.randn(size, INPUTS), []
+        for t in range(EXAMPLES):
+            y.append((x[:, t] * w).sum(-1, keepdim=True) + NOISE * torch.randn(size, 1))
+            w = RETENTION * w + (1 - RETENTION**2) ** 0.5 * torch.randn(size, INPUTS)
+        y = torch.stack(y, 1)
+        last = functional.pad(torch.cat([x, y], -1)[:, :-1], (0, 0, 1, 0))
+        return torch.cat([x, last], -1), x, y
 
     def loss(self, model, batch):
         tokens, _, y = batch
-        error = (model(tokens)[:, ::2] - y).square()[..., 0]
+        error = (model(tokens) - y).square()[..., 0]
         return error.mean(), error.detach()
 
     def exact(self, batch):
         """The error of the exact posterior: what was read before a pair was written."""
         _, x, y = batch
-        ahead = torch.cat([x[:, 1:], x[:, :1]], 1)
-        reads, *_ = ops.causal_scan(
-            None, torch.eye(INPUTS) / INPUTS, x, y, ahead, NOISE**2 / INPUTS
-        )
+        ahead = x.roll(-1, 1)
+        reads, *_ = ops.causal_scan(None, None, x, y, ahead, NOISE**2, retention=RETENTION)
         first = torch.zeros_like(y[:, :1])
-        return (torch.cat([first, reads[:, :-1]], 1) - y).square()[..., 0]
+        predicted = torch.cat([first, RETENTION * reads[:, :-1]], 1)
+        return (predicted - y).square()[..., 0]
 
 
 def train(task, mixer: str, steps: int, seed: int):

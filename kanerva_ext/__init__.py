@@ -3,6 +3,7 @@
 from . import ops
 from ._backend import backends, from_environment, load, triton_serves_gpus, use_backend
 from ._version import __version__
+from .block import KanervaBlock
 from .layer import KanervaCache, KanervaLayer, KanervaOutput
 from .memory import AttractorOutput, FusedKanervaMemory, MemoryState, ReadOutput, WriteOutput
 from .usage import MemoryComparison, compare_memories
@@ -15,6 +16,7 @@ from_environment()
 __all__ = [
     "AttractorOutput",
     "FusedKanervaMemory",
+    "KanervaBlock",
     "KanervaCache",
     "KanervaLayer",
     "KanervaOutput",

@@ -22,6 +22,7 @@ REFERENCE = {
         ["kanerva_ext"],
     ),
     "episodic": ("kanerva_ext.episodic", "", ["kanerva_ext.episodic"]),
+    "huggingface": ("kanerva_ext.huggingface", "", ["kanerva_ext.huggingface"]),
     "models": ("kanerva_ext.models", "", ["kanerva_ext.models", "kanerva_ext.models.training"]),
     "data": ("kanerva_ext.data", "", ["kanerva_ext.data"]),
     "pretrained": (

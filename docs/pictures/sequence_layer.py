@@ -23,11 +23,13 @@ def draw():
     )
     truth = torch.cat([(asked @ maps[i])[0, 0].expand(CHANGE) for i in range(2)])
     figure, axes = plt.subplots(
-        1, 2, figsize=(9, 3.2), sharey=True, layout="constrained"
+        1, 3, figsize=(12, 3.2), sharey=True, layout="constrained"
     )
-    for axis, decay, title in zip(
-        axes, (None, 0.97), ("no decay", "decay 0.97"), strict=True
-    ):
+    dynamics = ({}, {"decay": 0.97}, {"retention": 0.97})
+    for axis, forgetting in zip(axes, dynamics, strict=True):
+        title = (
+            " ".join(f"{k} {v}" for k, v in forgetting.items()) or "no forgetting"
+        )
         reads, var, *_ = ops.causal_scan(
             None,
             None,
@@ -35,7 +37,7 @@ def draw():
             values,
             asked.expand(-1, TOKENS, -1),
             NOISE,
-            decay=decay,
+            **forgetting,
         )
         reads, std = reads[0, :, 0], var[0].sqrt()
         for token in (0, 7, 15, 31, CHANGE - 1, CHANGE + 15, TOKENS - 1):

@@ -89,6 +89,6 @@ def test_layers_are_compared(capsys, tmp_path):
         for task in ("recall", "regression")
         for mixer in ("Kanerva", "attention", "delta rule")
     } | {("regression", "exact")}
-    # The exact posterior of 6 numbers after 0 to 23 pairs with noise of a tenth.
-    assert 0.13 < results["regression", "exact"] < 0.19
+    # 1 before the first pair; then of 6 numbers that drift, with noise of a tenth.
+    assert 0.25 < results["regression", "exact"] < 0.5
     assert "the exact posterior's error is" in capsys.readouterr().out

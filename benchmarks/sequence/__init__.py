@@ -1,0 +1,1 @@
+"""Sequence layers beside each other on small tasks, with equal parameters and equal training."""
