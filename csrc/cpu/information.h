@@ -5,11 +5,11 @@
 //   H = W' diag(1/n) Z,  R = R0 + U (H - G R0),  ln|S| = sum ln n + 2 sum ln diag M
 // Two sums over the steps, and the K x K work once. It squares the condition number: the largest
 // diagonal of N decides whether it may be used at all, and the pivots of N whether float32 serves
-// for a float32 state, in all of it or in the sums alone (episode_sums.h).
+// for a float32 state, in all of it or in the sums alone (block_sums.h).
 #pragma once
 
 #include "../common/policy.h"
-#include "episode_sums.h"
+#include "block_sums.h"
 #include "matrices.h"
 #include "write_chunk.h"
 
@@ -56,7 +56,7 @@ class InformationWrite {
     static_assert(std::is_same_v<F, double>);
     Workspace::Scope scope(Workspace::of_thread());
     const Matrix<F> H(scope, K_, C_);
-    EpisodeSums sums(scope, G_, H);
+    BlockSums sums(scope, G_, H);
     sums.add_up(args_.weights, args_.values, b_, e_, executor_);
     return solve_covariance(limits) && finish(H, sums.square(), limits);
   }

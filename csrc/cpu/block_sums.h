@@ -12,9 +12,9 @@ namespace kanerva {
 namespace KANERVA_ISA {
 
 // G = W' diag(1/n) W, H = W' diag(1/n) Z and sum |z_t|^2 / n_t.
-class EpisodeSums {
+class BlockSums {
  public:
-  EpisodeSums(Workspace::Scope& scope, const Matrix<double>& G, const Matrix<double>& H)
+  BlockSums(Workspace::Scope& scope, const Matrix<double>& G, const Matrix<double>& H)
       : scope_(scope), G_(G), H_(H) {}
 
   double square() const { return square_; }
