@@ -1,0 +1,29 @@
+"""Memories over many processes: exact writes of what all of them hold, and DTensor arguments.
+
+A posterior is a sum of sufficient statistics, so that a write over many machines is exact with one
+reduction: `write`. Everything runs on PyTorch's own engine (gloo, NCCL); start the processes by
+torchrun.
+
+``import kanerva_ext.distributed`` also tells PyTorch how the operators may be split when their
+arguments are DTensors: over the batch (``Shard(0)``), with no communication, or not at all
+(``Replicate()``). An argument that is split in another way is gathered first, as everywhere in
+DTensor.
+
+    import kanerva_ext.distributed
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mean = distribute_tensor(mean, mesh, [Shard(0)])  # (B, K, C); and cov, weights, values
+    mean, cov, log_evidence = kanerva_ext.ops.bayes_write(mean, cov, weights, values, 0.1)
+
+Gradients follow. A step in place (``causal_step``) changes its state where it lies, so mean and cov
+must be alike, split over the batch or not at all. Packed sequences (``cu_seqlens``) are not split:
+each process has all of them.
+"""
+
+from . import _placements
+from ._collectives import count_bytes
+from ._write import write
+
+__all__ = ["count_bytes", "write"]
+
+_placements.register()

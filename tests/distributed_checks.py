@@ -1,0 +1,162 @@
+"""What several processes check together; each calls `start` and then one of the checks."""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+from helpers import (
+    CASES,
+    Case,
+    Problem,
+    assert_as_accurate,
+    problem,
+    recursion,
+    recursion_grads,
+)
+
+from kanerva_ext import distributed, ops, reference
+
+#: Of every kind, with tiny and ordinary noise: overfitted, many steps, more slots than steps.
+HARD = (
+    *(c for c in CASES if not c.decay and c.steps * c.slots * c.code <= 30_000),
+    *(Case(kind, 1e-6, 200, 12, 5, batch=1) for kind in ("iid", "collinear", "rank8", "repeated")),
+)
+
+
+def start(store: str, count: int, seconds: float = 120) -> int:
+    """Join the processes of `helpers.run_processes`; this one's rank."""
+    torch.set_num_threads(1)
+    rank = int(os.environ["KANERVA_RANK"])
+    timeout = datetime.timedelta(seconds=seconds)
+    shared = dist.FileStore(store, count)
+    dist.init_process_group("gloo", store=shared, rank=rank, world_size=count, timeout=timeout)
+    return rank
+
+
+def finish(text: str) -> None:
+    print(text, flush=True)
+    dist.barrier()
+    os._exit(0)  # joining gloo's threads can hang
+
+
+def share(steps: int) -> slice:
+    """This rank's steps: uneven shares, and none for the last of three or more."""
+    rank, count = dist.get_rank(), dist.get_world_size()
+    used = count - 1 if count > 2 else count
+    ends = [steps * (i + 1) ** 2 // used**2 for i in range(used)] + [steps] * (count - used)
+    return slice(([0, *ends])[rank], ends[rank])
+
+
+def _bound(dtype) -> dict:
+    return {"floor": 1e-10} if dtype == torch.float64 else {}
+
+
+def check_write(cases=HARD, dtypes=(torch.float64, torch.float32)) -> None:
+    """Posterior, evidence and gradients are those of one process, on every rank the same."""
+    for case in cases:
+        for dtype in dtypes:
+            p = problem(case, dtype)
+            truth, rivals = recursion(p), reference.bayes_write(*p)
+            torch.manual_seed(1)
+            grads = [torch.randn_like(x) for x in rivals]
+            true_grads = recursion_grads(p, grads)
+            rival_grads = reference.bayes_write_backward(*grads, *p)
+            for method in ("auto", "sqrt"):
+                _check_case(p, method, grads, truth, rivals, true_grads, rival_grads)
+
+
+def _check_case(p: Problem, method, grads, truth, rivals, true_grads, rival_grads) -> None:
+    part, dtype = share(p.weights.shape[1]), p.mean.dtype
+    inputs = [p.mean, p.cov, *(x[:, part] for x in p[2:5])]
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    mask = None if p.mask is None else p.mask[:, part]
+    state, evidence = distributed.write(inputs[:2], *inputs[2:], mask=mask, method=method)
+    results = (*state, evidence)
+    for name, got, want, rival in zip(
+        ("mean", "cov", "evidence"), results, truth, rivals, strict=True
+    ):
+        assert_as_accurate(got, want, rival, name=f"{method} {name}", **_bound(dtype))
+        assert_same_everywhere(got.detach())
+    assert torch.equal(state.cov, state.cov.mT)
+    torch.autograd.backward(results, grads)
+    names = ("mean", "cov", "weights", "values", "noise_var")
+    for i, (name, x) in enumerate(zip(names, inputs, strict=True)):
+        want, rival = true_grads[i], rival_grads[i]
+        if i >= 2:
+            # Errors are relative to the largest of all ranks' gradients.
+            whole = torch.from_numpy(want.astype(float)).to(dtype)
+            whole[:, part] = x.grad
+            got, alone = whole, x.grad
+            assert alone.shape == x.shape
+        else:
+            got = x.grad
+        assert_as_accurate(got, want, rival, name=f"{method} gradient of {name}", **_bound(dtype))
+
+
+def assert_same_everywhere(tensor) -> None:
+    for other in gathered(tensor):
+        assert torch.equal(other, tensor)
+
+
+def gathered(tensor) -> list:
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return parts
+
+
+def check_sum_of_losses() -> None:
+    """Each rank's own loss: the steps get the gradient of their sum, the state a share of it."""
+    for steps, dtype in ((60, torch.float64), (6, torch.float64)):  # summed, and gathered
+        p = problem(Case("iid", 0.1, steps, 8, 5), dtype)
+        part, rank = share(steps), dist.get_rank()
+        torch.manual_seed(1)
+        outputs = ops.bayes_write(*p[:5])
+        all_grads = [[torch.randn_like(x) for x in outputs] for _ in range(dist.get_world_size())]
+        whole = [x.clone().requires_grad_() for x in p[:5]]
+        grads = [sum(g) for g in zip(*all_grads, strict=True)]
+        torch.autograd.backward(ops.bayes_write(*whole), grads)
+        own = [p.mean, p.cov, *(x[:, part] for x in p[2:5])]
+        own = [x.clone().requires_grad_() for x in own]
+        state, evidence = distributed.write(own[:2], *own[2:], loss="sum")
+        torch.autograd.backward((*state, evidence), all_grads[rank])
+        for got, want in zip(own[2:], whole[2:], strict=True):
+            torch.testing.assert_close(got.grad, want.grad[:, part], rtol=1e-10, atol=1e-10)
+        for got, want in zip(own[:2], whole[:2], strict=True):
+            dist.all_reduce(got.grad)
+            torch.testing.assert_close(got.grad, want.grad, rtol=1e-10, atol=1e-10)
+
+
+def check_wide() -> None:
+    """Sums that are sent in two blocks; float32 sums, and those that turn out too hard for it."""
+    for noise, kind in ((1.0, "iid"), (1e-5, "collinear")):
+        case = Case(kind, noise, 1200, 256, 1030, batch=1)
+        exact = problem(case)
+        want = ops.bayes_write(*exact[:5])
+        p = problem(case, torch.float32)
+        rivals = ops.bayes_write(*p[:5])
+        part = share(case.steps)
+        for q, floor in ((p, None), (exact, 1e-10)):
+            state, evidence = distributed.write(q[:2], *(x[:, part] for x in q[2:5]))
+            for name, got, true, rival in zip(
+                ("mean", "cov", "evidence"), (*state, evidence), want, rivals, strict=True
+            ):
+                true, rival = true.numpy(), rival if floor is None else None
+                assert_as_accurate(got, true, rival, floor=floor, name=f"{kind} {name}")
+
+
+def check_bytes() -> None:
+    """One all-reduce of K (K + 1) / 2 + K C + 1 float64 numbers, and in the gradient none."""
+    batch, slots, code, steps = 3, 10, 7, 40
+    p = problem(Case("iid", 1.0, steps, slots, code, batch=batch))
+    with distributed.count_bytes() as sent:
+        state = [x.clone().requires_grad_() for x in p[:2]]
+        posterior, _ = distributed.write(
+            state, *(x[:, share(steps)] for x in p[2:5]), method="information"
+        )
+        posterior.mean.sum().backward()
+    formula = 8 * batch * (slots * (slots + 1) // 2 + slots * code + 1)
+    assert sent["all_reduce"] == formula, (sent, formula)
+    assert set(sent) <= {"all_reduce", "handshake", "all_gather"}, sent
