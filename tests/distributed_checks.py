@@ -16,6 +16,7 @@ from helpers import (
     recursion,
     recursion_grads,
 )
+from scan_truth import scan, scan_grads, scan_problem
 
 from kanerva_ext import distributed, ops, reference
 
@@ -54,6 +55,19 @@ def _bound(dtype) -> dict:
     return {"floor": 1e-10} if dtype == torch.float64 else {}
 
 
+def plain_gradients(function, given, grads) -> list:
+    """By automatic differentiation through the recursion, which the rules of `helpers` compare
+    with."""
+    inputs = [
+        x.clone().requires_grad_() if x is not None and x.is_floating_point() else x for x in given
+    ]
+    symmetrised = [inputs[0], (inputs[1] + inputs[1].mT) / 2, *inputs[2:]]
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    results = zip(function(*symmetrised), grads, strict=True)
+    loss = sum((r * g).sum() for r, g in results) + 0 * inputs[0].sum()
+    return torch.autograd.grad(loss, wanted, materialize_grads=True)
+
+
 def check_write(cases=HARD, dtypes=(torch.float64, torch.float32)) -> None:
     """Posterior, evidence and gradients are those of one process, on every rank the same."""
     for case in cases:
@@ -63,7 +77,7 @@ def check_write(cases=HARD, dtypes=(torch.float64, torch.float32)) -> None:
             torch.manual_seed(1)
             grads = [torch.randn_like(x) for x in rivals]
             true_grads = recursion_grads(p, grads)
-            rival_grads = reference.bayes_write_backward(*grads, *p)
+            rival_grads = plain_gradients(reference.bayes_write, p, grads)
             for method in ("auto", "sqrt"):
                 _check_case(p, method, grads, truth, rivals, true_grads, rival_grads)
 
@@ -160,3 +174,53 @@ def check_bytes() -> None:
     formula = 8 * batch * (slots * (slots + 1) // 2 + slots * code + 1)
     assert sent["all_reduce"] == formula, (sent, formula)
     assert set(sent) <= {"all_reduce", "handshake", "all_gather"}, sent
+
+
+SCANNED = (
+    *(c for c in CASES if c.steps * c.slots * c.code <= 30_000),
+    Case("iid", 1e-6, 100, 12, 5, batch=1),
+    Case("softmax", 1e-3, 200, 6, 3, "some", True),
+)
+
+
+def check_scan(cases=SCANNED, dtypes=(torch.float64, torch.float32)) -> None:
+    """Reads, state, evidence and gradients are those of one process."""
+    names = ("weights", "values", "queries", "noise_var", "decay")
+    for case in cases:
+        for dtype in dtypes:
+            p, queries = scan_problem(case, dtype)
+            given = (*p[:4], queries, *p[4:])
+            truth, rivals = scan(p, queries), reference.causal_scan(*given)
+            torch.manual_seed(1)
+            grads = [torch.randn_like(x) for x in rivals]
+            true_grads = scan_grads(p, queries, grads)
+            rival_grads = plain_gradients(reference.causal_scan, given, grads)
+            part = share(case.steps)
+            steps = [None if x is None else x[:, part] for x in (p.weights, p.values, queries)]
+            steps += [None if x is None else x[:, part] for x in (p.noise_var, p.decay)]
+            inputs = [p.mean, p.cov, *steps]
+            inputs = [None if x is None else x.clone().requires_grad_() for x in inputs]
+            mask = None if p.mask is None else p.mask[:, part]
+            results = distributed.causal_scan(*inputs[:6], mask=mask, decay=inputs[6])
+            for i, (got, want, rival) in enumerate(zip(results, truth, rivals, strict=True)):
+                if i >= 2:
+                    assert_same_everywhere(got.detach())
+                elif case.steps:
+                    whole = torch.from_numpy(want.astype(float)).to(dtype)
+                    whole[:, part] = got.detach()
+                    got = whole
+                assert_as_accurate(got, want, rival, name=f"{case} result {i}", **_bound(dtype))
+            own = [g[:, part] for g in grads[:2]] + grads[2:]
+            torch.autograd.backward(results, own)
+            for i, x in enumerate(inputs):
+                if x is None:
+                    continue
+                want, rival = true_grads[i], rival_grads[i]
+                name = ("mean", "cov", *names)[i]
+                got = x.grad
+                if i >= 2:
+                    got = torch.from_numpy(want.astype(float)).to(dtype)
+                    got[:, part] = x.grad
+                assert_as_accurate(
+                    got, want, rival, name=f"{case} gradient of {name}", **_bound(dtype)
+                )

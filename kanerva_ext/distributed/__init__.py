@@ -22,8 +22,9 @@ each process has all of them.
 
 from . import _placements
 from ._collectives import count_bytes
+from ._scan import causal_scan
 from ._write import write
 
-__all__ = ["count_bytes", "write"]
+__all__ = ["causal_scan", "count_bytes", "write"]
 
 _placements.register()

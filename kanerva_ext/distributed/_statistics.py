@@ -1,10 +1,10 @@
 """Sums over steps, their triangular factors, and the posterior from either; all in plain PyTorch.
 
 With U0 = L0 L0' the belief is whitened: steps of weight ``s_t`` (1 over their noise variance) add
-``S = L0' (sum s w w') L0`` to the identity, ``N = b I + S = F'F``, and ``h = L0' sum s w (z - R0'w)'``
-is what they say of the mean. Then ``U = T T'`` with ``T = L0 F^-1`` and ``R = R0 + T y``,
-``y = F^-T h``. F and y come from the sums, or by QR from the steps' own factors, which does not
-square the condition number.
+``S = L0' (sum s w w') L0`` to the identity, ``N = b I + S = F'F``, and
+``h = L0' sum s w (z - R0'w)'`` is what they say of the mean. Then ``U = T T'`` with
+``T = L0 F^-1`` and ``R = R0 + T y``, ``y = F^-T h``. F and y come from the sums, or by QR from the
+steps' own factors, which does not square the condition number.
 """
 
 from __future__ import annotations
@@ -127,11 +127,17 @@ def from_sums(
     """The posterior of sums G = ``sum s w w'`` and H = ``sum s w z'``, all float64; ``kept`` (B,)
     is b, what decay leaves of the prior's precision."""
     gained = symmetric(prior_root.mT @ g @ prior_root)
-    eye = torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)
+    return from_whitened(mean, prior_root, gained, prior_root.mT @ (h - g @ mean), kept)
+
+
+def from_whitened(
+    mean: Tensor, prior_root: Tensor, gained: Tensor, right: Tensor, kept: Tensor | None = None
+) -> Posterior:
+    """The posterior of S and h."""
+    eye = torch.eye(gained.shape[-1], dtype=gained.dtype, device=gained.device)
     system = gained + (eye if kept is None else kept[:, None, None] * eye)
     factor, info = torch.linalg.cholesky_ex(system, upper=True)
     factor = torch.where((info == 0)[:, None, None], factor, torch.nan)
-    right = prior_root.mT @ (h - g @ mean)
     solved = torch.linalg.solve_triangular(factor.mT, right, upper=False)
     return _finished(mean, prior_root, factor, solved, gained)
 

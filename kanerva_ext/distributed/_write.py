@@ -106,8 +106,10 @@ def write(
     # Fewer steps than slots: they are less to send than their sums, and lose no digits.
     slots = mean.shape[-2]
     if method != "information" and steps <= slots and sum(agreement.wait()) <= slots:
-        gathered = gather_steps(members, agreement.wait(), loss, *args)
-        results = bayes_write(*args[:2], *gathered[:3], mask=gathered[3])
+        if args[5] is None:  # another rank may have one
+            args[5] = torch.ones_like(args[4], dtype=torch.bool)
+        *gathered, mask = gather_steps(members, agreement.wait(), loss, args[0].dtype, *args[2:])
+        results = bayes_write(*args[:2], *gathered, mask=mask != 0)
     else:
         results = _Write.apply(agreement, members, loss, method, *args)
     results = _checks.finish(members.op, _SPECS, args, batch, check, results)
@@ -145,16 +147,18 @@ def counted(weights, values, noise_var, mask) -> Steps:
     return Steps(weights, values, noise, scale, counts)
 
 
-def gather_steps(members, counts, loss, mean, cov, weights, values, noise_var, mask):
-    """All ranks' weights, values, noise variances and mask, in the order of the ranks."""
-    if mask is None:
-        mask = torch.ones_like(noise_var, dtype=torch.bool)
-    slots, code = mean.shape[1:]
-    parts = [weights, values, noise_var[..., None], mask[..., None]]
-    rows = torch.cat([x.to(mean.dtype) for x in parts], -1)
-    rows = _Gather.apply(members, counts, loss, rows)
-    weights, values, noise_var, mask = rows.split([slots, code, 1, 1], -1)
-    return weights, values, noise_var[..., 0], mask[..., 0] != 0
+def gather_steps(members, counts, loss, dtype, *parts):
+    """All ranks' steps in the order of the ranks, of parts (B, T, ...); None stays."""
+    given = [x for x in parts if x is not None]
+    rows = [(x if x.dim() == 3 else x[..., None]).to(dtype) for x in given]
+    widths = [x.shape[-1] for x in rows]
+    rows = _Gather.apply(members, counts, loss, torch.cat(rows, -1))
+    found = iter(rows.split(widths, -1))
+    whole = (None if x is None else next(found) for x in parts)
+    return [
+        x if x is None or part.dim() == 3 else x[..., 0]
+        for x, part in zip(whole, parts, strict=True)
+    ]
 
 
 class _Gather(torch.autograd.Function):
