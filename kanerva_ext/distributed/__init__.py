@@ -5,9 +5,10 @@ reduction: `write`. Everything runs on PyTorch's own engine (gloo, NCCL); start 
 torchrun.
 
 ``import kanerva_ext.distributed`` also tells PyTorch how the operators may be split when their
-arguments are DTensors: over the batch (``Shard(0)``), with no communication, or not at all
-(``Replicate()``). An argument that is split in another way is gathered first, as everywhere in
-DTensor.
+arguments are DTensors: over the batch (``Shard(0)``), with no communication; over the memory's
+columns (``Shard(-1)`` of mean, values and queries of codes, ``Replicate()`` of the rest), where
+addresses that are solved cost one all-reduce; or not at all (``Replicate()``). A placement of
+another kind is an error that names it.
 
     import kanerva_ext.distributed
     from torch.distributed.tensor import Shard, distribute_tensor
@@ -20,7 +21,7 @@ must be alike, split over the batch or not at all. Packed sequences (``cu_seqlen
 each process has all of them.
 """
 
-from . import _placements
+from . import _columns, _placements
 from ._collectives import count_bytes
 from ._scan import causal_scan
 from ._write import write
@@ -28,3 +29,4 @@ from ._write import write
 __all__ = ["causal_scan", "count_bytes", "write"]
 
 _placements.register()
+_columns.register()

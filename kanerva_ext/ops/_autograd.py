@@ -52,6 +52,10 @@ class Operator:
         self._grad_args = 1 + max(declaration.differentiable)
 
     def __call__(self, backend: str, *args):
+        if _library.SPLIT and self.name in _library.SPLIT:
+            results = _library.SPLIT[self.name](*args)
+            if results is not NotImplemented:
+                return results
         route = self._native
         if backend != "auto" or _backend.must_choose:
             choice = _backend.choose(backend, args[0].device)

@@ -29,6 +29,9 @@ LIBRARIES = {name: torch.library.Library(name, "DEF") for name in (NATIVE, TRITO
 OPERATORS: dict[str, Declaration] = {}
 #: Of all raw operators, gradients among them.
 NAMES: list[str] = []
+#: By name, what serves raw arguments that are split over processes in a way that no raw operator
+#: can, or gives NotImplemented; `kanerva_ext.distributed` adds to them.
+SPLIT: dict[str, Callable] = {}
 
 
 def raw(namespace: str, name: str) -> torch._ops.OpOverload:
