@@ -167,8 +167,8 @@ for g, w in zip([p.grad for p in memory.parameters() if p.grad is not None], gra
     torch.testing.assert_close(g.full_tensor(), w)
 
 memory.zero_grad()
-prior = memory.prior_mean
-memory.prior_mean = torch.nn.Parameter(distribute_tensor(prior.full_tensor().detach(), mesh, [Shard(1)]))
+prior = memory.prior_mean.full_tensor().detach()
+memory.prior_mean = torch.nn.Parameter(distribute_tensor(prior, mesh, [Shard(1)]))
 split = distribute_tensor(values, mesh, [Shard(2)])
 with implicit_replication():
     got = memory.read(split, memory.write(split).state).values
