@@ -224,3 +224,28 @@ def check_scan(cases=SCANNED, dtypes=(torch.float64, torch.float32)) -> None:
                 assert_as_accurate(
                     got, want, rival, name=f"{case} gradient of {name}", **_bound(dtype)
                 )
+
+
+def check_plain_prior() -> None:
+    """One noise for all steps, a prior without correlations: nothing is multiplied by either."""
+    p = problem(Case("iid", 1.0, 90, 8, 5))
+    part = share(90)
+    for mean in (torch.zeros_like(p.mean), p.mean):
+        cov = (0.5 * torch.eye(8, dtype=torch.float64)).expand(2, 8, 8)
+        found = []
+        for own in (slice(None), part):
+            inputs = [mean, cov, p.weights[:, own], p.values[:, own], torch.tensor(0.3).double()]
+            inputs = [x.clone().requires_grad_() for x in inputs]
+            if own is part:
+                state, evidence = distributed.write(inputs[:2], *inputs[2:])
+                results = (*state, evidence)
+            else:
+                results = ops.bayes_write(*inputs)
+            torch.autograd.backward(results, [r.detach().sin() for r in results])
+            found.append((results, [x.grad for x in inputs]))
+        (want, whole), (got, grads) = found
+        noise = grads[-1].clone()
+        dist.all_reduce(noise)  # this rank's steps alone
+        whole = [*whole[:2], *(g[:, part] for g in whole[2:4]), whole[4]]
+        for a, b in zip((*got, *grads[:-1], noise), (*want, *whole), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

@@ -96,15 +96,25 @@ def add_products(
     """
     batch, steps, slots = weights.shape
     width = max(slots // 4, 64)
+    same = uniform(scale)
     for span in blocks(steps, batch, slots + values.shape[-1]):
         rows = weights[:, span].to(dtype)
-        scaled = (rows * scale[:, span, None].to(dtype)).mT
+        scaled = rows.mT if same else (rows * scale[:, span, None].to(dtype)).mT
         if total_g is not None:
             for start in range(0, slots, width):
                 columns = slice(start, start + width)
                 product = scaled[:, : start + width] @ rows[:, :, columns]
                 total_g[:, : start + width, columns] += product
         total_h += scaled @ values[:, span].to(dtype)
+    if same:
+        for total in (total_h,) if total_g is None else (total_g, total_h):
+            total *= scale[:, :1, None]
+
+
+def uniform(scale: Tensor) -> bool:
+    """Whether all steps of an item have one weight, which was expanded: the rows stay as they
+    are and the sums are multiplied."""
+    return scale.shape[1] > 0 and scale.stride(1) == 0
 
 
 def mirrored(upper: Tensor) -> Tensor:
@@ -112,12 +122,14 @@ def mirrored(upper: Tensor) -> Tensor:
     return upper.triu() + upper.triu(1).mT
 
 
-def energy_of(values: Tensor, scale: Tensor) -> Tensor:
-    """``sum s |z|^2``, (B,), float64."""
+def energy_of(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``sum s |z|^2``, (B,): a step in ``dtype``, the steps in float64."""
     batch, steps, code = values.shape
     total = scale.new_zeros(batch, dtype=WIDE)
     for span in blocks(steps, batch, code):
-        total += (values[:, span].to(WIDE).square().sum(-1) * scale[:, span]).sum(-1)
+        rows = values[:, span].to(dtype)
+        squares = torch.einsum("btc,btc->bt", rows, rows)
+        total += (squares * scale[:, span]).sum(-1)
     return total
 
 
@@ -126,8 +138,19 @@ def from_sums(
 ) -> Posterior:
     """The posterior of sums G = ``sum s w w'`` and H = ``sum s w z'``, all float64; ``kept`` (B,)
     is b, what decay leaves of the prior's precision."""
-    gained = symmetric(prior_root.mT @ g @ prior_root)
-    return from_whitened(mean, prior_root, gained, prior_root.mT @ (h - g @ mean), kept)
+    right = h - g @ mean if mean.any() else h
+    scales = _diagonal(prior_root)
+    if scales is None:
+        gained, right = symmetric(prior_root.mT @ g @ prior_root), prior_root.mT @ right
+    else:
+        gained, right = scales * g * scales.mT, scales * right
+    return from_whitened(mean, prior_root, gained, right, kept)
+
+
+def _diagonal(prior_root: Tensor) -> Tensor | None:
+    """(B, K, 1) of roots that are diagonal, as that of a memory that nobody wrote to."""
+    diagonal = prior_root.diagonal(dim1=-2, dim2=-1)
+    return diagonal[..., None] if torch.equal(torch.diag_embed(diagonal), prior_root) else None
 
 
 def from_whitened(

@@ -132,11 +132,16 @@ class Steps(NamedTuple):
     weights: Tensor
     values: Tensor
     noise: Tensor  # float64
-    scale: Tensor  # 1 / noise, 0 where masked, NaN where the noise is not positive
+    scale: Tensor  # 1 / noise, 0 where masked, NaN where the noise is not positive; expanded alike
     counts: Tensor  # bool
 
 
 def counted(weights, values, noise_var, mask) -> Steps:
+    if mask is None and noise_var.shape[1] and noise_var.stride(1) == 0:
+        noise = noise_var[:, :1].to(WIDE).expand(noise_var.shape)
+        scale = torch.where(noise[:, :1] > 0, noise[:, :1].reciprocal(), torch.nan)
+        counts = torch.ones((), dtype=torch.bool, device=noise.device).expand(noise.shape)
+        return Steps(weights, values, noise, scale.expand(noise.shape), counts)
     noise = noise_var.to(WIDE)
     counts = torch.ones_like(noise, dtype=torch.bool) if mask is None else mask
     scale = torch.where(noise > 0, noise.reciprocal(), torch.nan)
@@ -262,7 +267,7 @@ class _Work:
         steps, members = self.steps, self.members
         batch, slots, code = self.mean.shape
         g, waits = self.mean.new_zeros(batch, slots, slots), []
-        scalar = stats.energy_of(steps.values, steps.scale) + self.logs
+        scalar = stats.energy_of(steps.values, steps.scale, dtype) + self.logs
         parts = _column_parts(slots, code, members.size)
         for i, columns in enumerate(parts):
             h = self.mean.new_zeros(batch, slots, columns.stop - columns.start)

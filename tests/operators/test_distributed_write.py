@@ -3,6 +3,8 @@
 import pytest
 from helpers import run_processes
 
+COUNTS = [1, 2, pytest.param(4, marks=pytest.mark.slow)]
+
 
 def together(check: str, folder, count: int = 2) -> list[str]:
     """Run a function of `distributed_checks` in ``count`` processes."""
@@ -14,15 +16,15 @@ def together(check: str, folder, count: int = 2) -> list[str]:
     return printed
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", COUNTS)
 def test_posterior_and_gradients_are_those_of_one_process(count, tmp_path):
     together("check_write()", tmp_path, count)
 
 
 def test_sums_of_losses_wide_sums_and_bytes(tmp_path):
-    together("check_sum_of_losses(); check_wide(); check_bytes()", tmp_path)
+    together("check_sum_of_losses(); check_wide(); check_bytes(); check_plain_prior()", tmp_path)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", COUNTS)
 def test_sequence_over_processes(count, tmp_path):
     together("check_scan()", tmp_path, count)
