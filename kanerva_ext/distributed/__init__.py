@@ -24,9 +24,10 @@ each process has all of them.
 from . import _columns, _placements
 from ._collectives import count_bytes
 from ._scan import causal_scan
+from ._stream import write_stream
 from ._write import write
 
-__all__ = ["causal_scan", "count_bytes", "write"]
+__all__ = ["causal_scan", "count_bytes", "write", "write_stream"]
 
 _placements.register()
 _columns.register()
