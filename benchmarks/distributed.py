@@ -99,12 +99,14 @@ def _rank(options) -> None:
     if rank:
         whole = None
     rows, want = [], None
+    one = dist.new_group([0])
     for _ in range(options.rounds):
-        alone = (0.0, 0.0)
+        alone, same = (0.0, 0.0), (0.0, 0.0)
         dist.barrier()
         if rank == 0:
             own = whole if not options.weak else (weights, values)
             *alone, found = _timed(lambda own=own: ops.bayes_write(mean, cov, *own, 1.0))
+            *same, _ = _timed(lambda own=own: distributed.write((mean, cov), *own, 1.0, group=one))
             want = want or (found if not options.weak else ops.bayes_write(mean, cov, *whole, 1.0))
         dist.barrier()
         wall, cpu, (state, evidence) = _timed(
@@ -112,7 +114,7 @@ def _rank(options) -> None:
         )
         times = torch.tensor([wall, cpu])
         dist.all_reduce(times, dist.ReduceOp.MAX)
-        rows.append([*alone, *times.tolist()])
+        rows.append([*alone, *same, *times.tolist()])
     if rank == 0:
         got = (*state, evidence)
         errors = [((g - w).abs().max() / w.abs().max()).item() for g, w in zip(got, want)]  # noqa: B905
@@ -171,19 +173,25 @@ def measure(options) -> None:
     print(f"{kind} scaling, {shape}, {count} ranks of one thread, {options.rounds} rounds")
     print(f"relative errors of mean, cov, evidence: {[f'{e:.0e}' for e in found['errors']]}")
     columns = list(zip(*found["rows"], strict=True))
-    names = ("one process, wall", "one process, cpu", "ranks, wall", "busiest rank, cpu")
+    names = ["bayes_write", "distributed.write on one"]
+    names = [f"{name}, {what}" for name in names for what in ("wall", "cpu")]
+    names += ["ranks, wall", "busiest rank, cpu"]
     for name, times in zip(names, columns, strict=True):
-        print(f"  {name:20} least {min(times):.3f} s, all {[f'{t:.2f}' for t in times]}")
-    alone, alone_cpu, together, busiest = (min(times) for times in columns)
+        print(f"  {name:30} least {min(times):.3f} s, all {[f'{t:.2f}' for t in times]}")
+    least = [min(times) for times in columns]
+    *_, together, busiest = least
     scale = count if options.weak else 1
-    print(f"  times as fast: {scale * alone / together:.2f} by wall time, "
-          f"{scale * alone_cpu / busiest:.2f} by processor time")  # fmt: skip
+    for name, wall, cpu in (("bayes_write", *least[:2]), ("distributed.write", *least[2:4])):
+        print(
+            f"  times as fast as {name} in one process: {scale * wall / together:.2f} by wall "
+            f"time, {scale * cpu / busiest:.2f} by processor time"
+        )
     latency, rate, finish = found["reduction"]
     batch, steps, slots, code = options.shape
     nbytes = bytes_of_a_write(batch, slots, code)
     share = steps if options.weak else steps / count
     # Rates of this run: the sums' by what one process takes, less the rest.
-    sums = (alone - finish) * share / steps
+    sums = (least[2] - finish) * share / steps
     model = sums + finish + latency + nbytes / rate
     print(
         f"  model: sums {sums:.3f} s, finish and reduction of a write of one step {finish:.3f} s, "

@@ -78,9 +78,11 @@ class Group:
             dist.all_gather(list(out.unbind(0)), tensor.contiguous(), group=self.group)
         return out
 
-    def start_sum(self, tensor: Tensor, op=dist.ReduceOp.SUM) -> Callable[[], Tensor]:
+    def start_sum(
+        self, tensor: Tensor, op=dist.ReduceOp.SUM, kind: str = "all_reduce"
+    ) -> Callable[[], Tensor]:
         """Begin an all-reduce in place; what is returned waits for it."""
-        self.count("all_reduce", tensor.nbytes)
+        self.count(kind, tensor.nbytes)
         if tensor.numel() == 0 or self.size == 1:
             return lambda: tensor
         with self._told():
@@ -98,7 +100,7 @@ class Group:
 
     def any(self, flags: Tensor) -> Tensor:
         """Which flags are set on any rank: all ranks decide alike."""
-        return self.start_sum(flags.to(torch.int32), dist.ReduceOp.MAX)().bool()
+        return self.start_sum(flags.to(torch.int32), dist.ReduceOp.MAX, "flags")().bool()
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
         """Rank ``source``'s tensor, in place."""
@@ -220,8 +222,9 @@ def check_loss(op: str, loss: str) -> None:
 def count_bytes():
     """Counts what this process hands to collectives, in bytes, by their kind.
 
-    ``all_reduce`` and ``broadcast``: the size of the tensors; ``all_gather``, ``send`` and
-    ``handshake``: what leaves or reaches this process. How often a collective sends its tensor
+    ``all_reduce`` and ``broadcast``: the size of the tensors, ``flags``, 4 bytes a memory, which
+    way it goes on; ``all_gather``, ``send`` and ``handshake``: what leaves or reaches this
+    process. How often a collective sends its tensor
     on is the backend's business (a ring sends 2 (P - 1) / P times an all-reduced tensor).
 
     >>> from kanerva_ext.distributed import count_bytes
