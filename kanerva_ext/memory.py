@@ -120,9 +120,14 @@ class FusedKanervaMemory(MemoryParameters):
         values, keys = without_masked(values, mask), without_masked(keys, mask)
         noise_var = self.noise_var if noise_var is None else noise_var
         options = {"mask": mask, "backend": self.backend}
+        together = self._together
         if weights is None and self.key_size is None:
             options["num_iters"] = self.num_write_iters
-            if decay is None:
+            if together is not None:
+                mean, cov, weights, evidence = together.adaptive_write(
+                    *state, values, noise_var, self.ridge, decay=decay, **options
+                )
+            elif decay is None:
                 mean, cov, weights, _, evidence = ops.adaptive_write(
                     *state, values, noise_var, self.ridge, return_evidence=True, **options
                 )
@@ -132,9 +137,8 @@ class FusedKanervaMemory(MemoryParameters):
                 )
         else:
             weights = without_masked(self._given(weights, keys), mask)
-            mean, cov, evidence = ops.bayes_write(
-                *state, weights, values, noise_var, decay=decay, **options
-            )
+            write = ops.bayes_write if together is None else together.bayes_write
+            mean, cov, evidence = write(*state, weights, values, noise_var, decay=decay, **options)
         posterior = MemoryState(mean, cov)
         kl_memory = ops.memory_kl(*posterior, *state, backend=self.backend)
         return WriteOutput(posterior, weights, self._kl_weights(weights, mask), kl_memory, evidence)

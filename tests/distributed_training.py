@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.experimental import implicit_replication
 
-import kanerva_ext.distributed  # noqa: F401
+import kanerva_ext.distributed
 from kanerva_ext import FusedKanervaMemory, KanervaLayer
 from kanerva_ext.models import DynamicKanervaMachine, KanervaMachine
 
@@ -127,6 +127,52 @@ def check_tensor_parallel() -> None:
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-9, atol=1e-9)
     assert together.prior_mean.placements == (Shard(1),)
     torch.testing.assert_close(together.prior_mean.full_tensor(), alone.prior_mean)
+
+
+def check_shared_writes() -> None:
+    """One memory of all ranks' parts of the episodes: states, addresses and gradients."""
+    count, rank = dist.get_world_size(), dist.get_rank()
+    torch.manual_seed(0)
+    steps, keys = 4 * count, torch.randn(2, 4 * count, 5).double()
+    values, mask = torch.randn(2, steps, 9).double(), torch.rand(2, steps) < 0.8
+    for options in (
+        {"addressing": "key", "key_size": 5, "learn_noise": True},
+        {"learn_noise": True, "num_write_iters": 2},
+        {"learn_noise": True},
+    ):
+        memory = FusedKanervaMemory(6, 9, **options).double()
+        by_key = "key_size" in options
+
+        def written(memory, part, by_key=by_key):
+            own = values[:, part].clone().requires_grad_()
+            more = {"keys": keys[:, part]} if by_key else {}
+            return own, memory(own, mask=mask[:, part], **more)
+
+        def loss(out, part):
+            read = (out.values.sin() * mask[:, part, None]).sum() / 4
+            return read + out.kl_memory.sum() / steps + out.log_evidence.sin().sum()
+
+        whole = slice(0, steps)
+        own, want = written(memory, whole)
+        read = (want.values.sin() * mask[..., None]).sum() / 4 / count  # the mean over the ranks
+        total = read + want.kl_memory.sum() / steps + want.log_evidence.sin().sum()
+        total.backward()
+        gradients = {n: p.grad for n, p in memory.named_parameters()}
+        memory.zero_grad(set_to_none=True)
+        part = slice(4 * rank, 4 * rank + 4)
+        with kanerva_ext.distributed.shared_writes(memory):
+            mine, got = written(memory, part)
+            loss(got, part).backward()
+        for a, b in ((got.state.mean, want.state.mean), (got.state.cov, want.state.cov)):
+            _close(a, b, 1e-10, "state")
+        _close(got.log_evidence, want.log_evidence, 1e-10, "evidence")
+        _close(got.values, want.values[:, part], 1e-10, "values")
+        _close(mine.grad / count, own.grad[:, part], 1e-10, "gradient of values")
+        for name, parameter in memory.named_parameters():
+            dist.all_reduce(parameter.grad)
+            _close(parameter.grad / count, gradients[name], 1e-9, f"gradient of {name}")
+        alone = memory.write(values[:, part], keys=keys[:, part] if by_key else None)
+        assert not torch.allclose(alone.state.mean, got.state.mean)  # by itself again
 
 
 def _sharded(seed: int):

@@ -23,11 +23,12 @@ each process has all of them.
 
 from . import _columns, _placements
 from ._collectives import count_bytes
+from ._modules import shared_writes
 from ._scan import causal_scan
 from ._stream import write_stream
 from ._write import write
 
-__all__ = ["causal_scan", "count_bytes", "write", "write_stream"]
+__all__ = ["causal_scan", "count_bytes", "shared_writes", "write", "write_stream"]
 
 _placements.register()
 _columns.register()

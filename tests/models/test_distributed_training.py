@@ -29,6 +29,11 @@ def test_a_memory_split_over_columns_trains_as_one(count, tmp_path):
     together("check_tensor_parallel()", tmp_path, count)
 
 
+@pytest.mark.parametrize("count", COUNTS)
+def test_one_memory_that_all_processes_write(count, tmp_path):
+    together("check_shared_writes()", tmp_path, count)
+
+
 def test_checkpoints_load_at_another_number_of_processes(tmp_path):
     folder = str(tmp_path / "checkpoint")
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
