@@ -27,8 +27,11 @@ def cases(count: int):
     torch.manual_seed(0)
     memory = FusedKanervaMemory(4, 8, learn_noise=True)
     codes = torch.randn(count, 2, 6, 8).double()
-    yield "memory", memory, codes, lambda out: (
-        out.values.square().mean() + out.kl_weights.mean() + out.kl_memory.mean()
+    yield (
+        "memory",
+        memory,
+        codes,
+        lambda out: out.values.square().mean() + out.kl_weights.mean() + out.kl_memory.mean(),
     )
     layer, tokens = KanervaLayer(16, 2), torch.randn(count, 2, 5, 16).double()
     yield "layer", layer, tokens, lambda out: out.hidden_states.square().mean()

@@ -14,7 +14,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _backend
+from ..ops import _library
 from ..reference._common import symmetric
+
+# A part of an operator, not one by itself: the CPU alone has it, in csrc/cpu/episode_sums.h, and
+# a product of PyTorch's stands for it elsewhere.
+_library.LIBRARIES[_library.NATIVE].define(
+    "episode_sums(Tensor(a!)? g, Tensor(b!) h, Tensor weights, Tensor values, Tensor scale) "
+    "-> Tensor"
+)
+_HAS_KERNEL = torch._C._dispatch_has_kernel_for_dispatch_key("kanerva::episode_sums", "CPU")
 
 # As the compiled write has them (csrc/common/policy.h): the largest diagonal of S up to which sums
 # serve, by the state's dtype; from how many slots and up to which condition number float32 does.
@@ -89,26 +99,42 @@ def add_products(
     values: Tensor,
     scale: Tensor,
     dtype: torch.dtype,
-) -> None:
-    """Add ``sum s w w'`` (its upper triangle, by blocks of columns) and ``sum s w z'``.
-
-    Products in ``dtype``, added up over the blocks of steps in the totals' float64.
-    """
+) -> Tensor:
+    """Add ``sum s w w'`` (of which the upper triangle counts) and ``sum s w z'`` to the totals, in
+    the arithmetic of ``dtype``; returns ``sum s |z|^2``, (B,), float64."""
+    if _is_compiled(weights.device):
+        g = None if total_g is None else total_g.new_empty(total_g.shape, dtype=dtype)
+        h = total_h.new_empty(total_h.shape, dtype=dtype)
+        energy = torch.ops.kanerva.episode_sums(g, h, weights, values, scale)
+        total_h += h
+        if g is not None:
+            total_g += g
+        return energy
     batch, steps, slots = weights.shape
     width = max(slots // 4, 64)
     same = uniform(scale)
+    energy = scale.new_zeros(batch)
     for span in blocks(steps, batch, slots + values.shape[-1]):
-        rows = weights[:, span].to(dtype)
+        rows, codes = weights[:, span].to(dtype), values[:, span].to(dtype)
         scaled = rows.mT if same else (rows * scale[:, span, None].to(dtype)).mT
         if total_g is not None:
-            for start in range(0, slots, width):
+            for start in range(0, slots, width):  # the upper triangle, by blocks of columns
                 columns = slice(start, start + width)
                 product = scaled[:, : start + width] @ rows[:, :, columns]
                 total_g[:, : start + width, columns] += product
-        total_h += scaled @ values[:, span].to(dtype)
+        total_h += scaled @ codes
+        energy += (torch.einsum("btc,btc->bt", codes, codes) * scale[:, span]).sum(-1)
     if same:
         for total in (total_h,) if total_g is None else (total_g, total_h):
             total *= scale[:, :1, None]
+    return energy
+
+
+def _is_compiled(device: torch.device) -> bool:
+    """Whether the CPU's library has the sums, and nobody asked for another backend."""
+    if device.type != "cpu" or not _HAS_KERNEL:
+        return False
+    return not _backend.must_choose or _backend.choose("auto", device) == "native"
 
 
 def uniform(scale: Tensor) -> bool:
@@ -120,17 +146,6 @@ def uniform(scale: Tensor) -> bool:
 def mirrored(upper: Tensor) -> Tensor:
     """The symmetric matrix of which the upper triangle is right."""
     return upper.triu() + upper.triu(1).mT
-
-
-def energy_of(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """``sum s |z|^2``, (B,): a step in ``dtype``, the steps in float64."""
-    batch, steps, code = values.shape
-    total = scale.new_zeros(batch, dtype=WIDE)
-    for span in blocks(steps, batch, code):
-        rows = values[:, span].to(dtype)
-        squares = torch.einsum("btc,btc->bt", rows, rows)
-        total += (squares * scale[:, span]).sum(-1)
-    return total
 
 
 def from_sums(

@@ -267,22 +267,29 @@ class _Work:
         steps, members = self.steps, self.members
         batch, slots, code = self.mean.shape
         g, waits = self.mean.new_zeros(batch, slots, slots), []
-        scalar = stats.energy_of(steps.values, steps.scale, dtype) + self.logs
+        scalar = self.logs
         parts = _column_parts(slots, code, members.size)
         for i, columns in enumerate(parts):
             h = self.mean.new_zeros(batch, slots, columns.stop - columns.start)
-            stats.add_products(
-                g if i == 0 else None, h, steps.weights, steps.values[..., columns],
-                steps.scale, dtype,
-            )  # fmt: skip
+            scalar = scalar + stats.add_products(
+                g if i == 0 else None,
+                h,
+                steps.weights,
+                steps.values[..., columns],
+                steps.scale,
+                dtype,
+            )
             if i == 0:
                 self._agree()
-                waits.append(members.start_sum(pack(g, scalar[:, None], h)))
-            else:
-                waits.append(members.start_sum(h.flatten(1)))
-        first, size = waits[0](), slots * (slots + 1) // 2
-        g, scalar = unpack_triangle(first[:, :size], slots), first[:, size]
-        h = [first[:, size + 1 :], *(wait() for wait in waits[1:])]
+            last = [scalar[:, None]] if i == len(parts) - 1 else []
+            sums = [h.flatten(1), *last]
+            packed = pack(g, *sums) if i == 0 else torch.cat(sums, 1)
+            waits.append(members.start_sum(packed))
+        numbers = torch.cat([wait() for wait in waits], 1)
+        size = slots * (slots + 1) // 2
+        g, scalar = unpack_triangle(numbers[:, :size], slots), numbers[:, -1]
+        ends = [slots * (columns.stop - columns.start) for columns in parts]
+        h = numbers[:, size:-1].split(ends, 1)
         h = torch.cat([x.view(batch, slots, -1) for x in h], -1)
         posterior = stats.from_sums(self.mean, self.prior_root, g, h)
         # |Z - W R0|^2 = |Z|^2 - <R0, H> - <R0, H - G R0>, and |y|^2 comes off as well.
