@@ -249,3 +249,37 @@ def check_plain_prior() -> None:
         whole = [*whole[:2], *(g[:, part] for g in whole[2:4]), whole[4]]
         for a, b in zip((*got, *grads[:-1], noise), (*want, *whole), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def check_scan_of_sums() -> None:
+    """Each rank's own loss of what is the same everywhere, with `loss="sum"`."""
+    for steps in (60, 6):  # scanned, and gathered
+        p, queries = scan_problem(Case("iid", 0.1, steps, 8, 5, decay=True), torch.float64)
+        part, rank = share(steps), dist.get_rank()
+        torch.manual_seed(1)
+        given = (*p[:4], queries, p.noise_var)
+        outputs = ops.causal_scan(*given, decay=p.decay)
+        own_grads = [[torch.randn_like(x) for x in outputs] for _ in range(dist.get_world_size())]
+        whole = [x.clone().requires_grad_() for x in (*given, p.decay)]
+        grads = [*own_grads[0][:2], *(sum(g) for g in list(zip(*own_grads, strict=True))[2:])]
+        torch.autograd.backward(ops.causal_scan(*whole[:6], decay=whole[6]), grads)
+        own = [*p[:2], *(x[:, part] for x in (*given[2:], p.decay))]
+        own = [x.clone().requires_grad_() for x in own]
+        results = distributed.causal_scan(*own[:6], decay=own[6], loss="sum")
+        mine = [*(g[:, part] for g in own_grads[0][:2]), *own_grads[rank][2:]]
+        torch.autograd.backward(results, mine)
+        for got, want in zip(own[2:], whole[2:], strict=True):
+            torch.testing.assert_close(got.grad, want.grad[:, part], rtol=1e-9, atol=1e-10)
+        for got, want in zip(own[:2], whole[:2], strict=True):
+            dist.all_reduce(got.grad)
+            torch.testing.assert_close(got.grad, want.grad, rtol=1e-9, atol=1e-10)
+
+
+def check_repeats() -> None:
+    """The same bits again, with sums and with factors."""
+    for case in (Case("iid", 1.0, 300, 20, 30), Case("collinear", 1e-6, 300, 20, 30)):
+        p = problem(case)
+        part = share(case.steps)
+        first, again = (distributed.write(p[:2], *(x[:, part] for x in p[2:5])) for _ in range(2))
+        assert torch.equal(first[0].mean, again[0].mean)
+        assert torch.equal(first[0].cov, again[0].cov) and torch.equal(first[1], again[1])

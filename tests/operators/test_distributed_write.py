@@ -22,9 +22,12 @@ def test_posterior_and_gradients_are_those_of_one_process(count, tmp_path):
 
 
 def test_sums_of_losses_wide_sums_and_bytes(tmp_path):
-    together("check_sum_of_losses(); check_wide(); check_bytes(); check_plain_prior()", tmp_path)
+    together(
+        "check_sum_of_losses(); check_wide(); check_bytes(); check_plain_prior(); check_repeats()",
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_sequence_over_processes(count, tmp_path):
-    together("check_scan()", tmp_path, count)
+    together("check_scan(); check_scan_of_sums()", tmp_path, count)
