@@ -36,7 +36,8 @@ WIDE = torch.float64
 
 
 class Posterior(NamedTuple):
-    """A belief by its factors, float64; what stands in the gradients too.
+    """A belief by its factors; what stands in the gradients too. float64, or float32 where sums
+    in float32 served.
 
     Attributes:
         mean: R, (B, K, C).
@@ -58,7 +59,7 @@ class Posterior(NamedTuple):
 
     def log_det(self) -> Tensor:
         """ln det N, (B,)."""
-        return 2 * self.factor.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        return 2 * self.factor.diagonal(dim1=-2, dim2=-1).to(WIDE).abs().log().sum(-1)
 
     def merge(self, other: Posterior, here: Tensor) -> Posterior:
         """``other``, which holds the items flagged by ``here`` (B,), in the place of those."""
@@ -151,8 +152,8 @@ def mirrored(upper: Tensor) -> Tensor:
 def from_sums(
     mean: Tensor, prior_root: Tensor, g: Tensor, h: Tensor, kept: Tensor | None = None
 ) -> Posterior:
-    """The posterior of sums G = ``sum s w w'`` and H = ``sum s w z'``, all float64; ``kept`` (B,)
-    is b, what decay leaves of the prior's precision."""
+    """The posterior of sums G = ``sum s w w'`` and H = ``sum s w z'``, all of one dtype; ``kept``
+    (B,) is b, what decay leaves of the prior's precision."""
     right = h - g @ mean if mean.any() else h
     scales = _diagonal(prior_root)
     if scales is None:

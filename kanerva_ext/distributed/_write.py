@@ -209,7 +209,7 @@ class _Write(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g_mean, g_cov, g_evidence):
         weights, values, noise_var, mask, prior_root, bad, *rest = ctx.saved_tensors
-        posterior, members = Posterior(*rest), ctx.members
+        posterior, members = Posterior(*(x.to(WIDE) for x in rest)), ctx.members
         g_mean, g_evidence = g_mean.to(WIDE), g_evidence.to(WIDE)
         g_cov = symmetric(g_cov.to(WIDE))
         slots, code = g_mean.shape[1:]
@@ -291,10 +291,12 @@ class _Work:
         ends = [slots * (columns.stop - columns.start) for columns in parts]
         h = numbers[:, size:-1].split(ends, 1)
         h = torch.cat([x.view(batch, slots, -1) for x in h], -1)
-        posterior = stats.from_sums(self.mean, self.prior_root, g, h)
+        given = (x.to(dtype) for x in (self.mean, self.prior_root, g, h))
+        posterior = stats.from_sums(*given)
         # |Z - W R0|^2 = |Z|^2 - <R0, H> - <R0, H - G R0>, and |y|^2 comes off as well.
-        shift = (self.mean * (2 * h - g @ self.mean)).sum((1, 2))
-        taken = shift + posterior.solved.square().sum((1, 2))
+        taken = posterior.solved.to(WIDE).square().sum((1, 2))
+        if self.mean.any():
+            taken = taken + (self.mean * (2 * h - g @ self.mean)).sum((1, 2))
         evidence = -(scalar - taken + code * posterior.log_det()) / 2
         terms = scalar.abs() + taken.abs()
         return posterior, evidence, torch.where(terms > 0, terms / evidence.abs(), 0)
