@@ -193,9 +193,8 @@ class _Ends(torch.autograd.Function):
     @staticmethod
     def forward(ctx, members, loss, mean, cov, weights, values, scale, kept):
         wide_mean, prior_root = mean.to(WIDE), stats.root_of(cov)
-        batch, slots, _ = mean.shape
-        g, h = wide_mean.new_zeros(batch, slots, slots), torch.zeros_like(wide_mean)
-        stats.add_products(g, h, weights, values, scale, WIDE)
+        slots = mean.shape[1]
+        g, h, _ = stats.products(weights, values, scale, WIDE)
         g = stats.mirrored(g)
         gained = symmetric(prior_root.mT @ g @ prior_root)
         own = kept, pack(gained), prior_root.mT @ (h - g @ wide_mean)

@@ -93,42 +93,35 @@ def blocks(steps: int, batch: int, width: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, steps, size)]
 
 
-def add_products(
-    total_g: Tensor | None,
-    total_h: Tensor,
-    weights: Tensor,
-    values: Tensor,
-    scale: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Add ``sum s w w'`` (of which the upper triangle counts) and ``sum s w z'`` to the totals, in
-    the arithmetic of ``dtype``; returns ``sum s |z|^2``, (B,), float64."""
-    if _is_compiled(weights.device):
-        g = None if total_g is None else total_g.new_empty(total_g.shape, dtype=dtype)
-        h = total_h.new_empty(total_h.shape, dtype=dtype)
-        energy = torch.ops.kanerva.episode_sums(g, h, weights, values, scale)
-        total_h += h
-        if g is not None:
-            total_g += g
-        return energy
+def products(
+    weights: Tensor, values: Tensor, scale: Tensor, dtype: torch.dtype, with_g: bool = True
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """``sum s w w'`` (None unless ``with_g``; of which the upper triangle counts), ``sum s w z'``
+    and ``sum s |z|^2``, (B,): in the arithmetic of ``dtype``, given in float64."""
     batch, steps, slots = weights.shape
+    code = values.shape[-1]
+    if _is_compiled(weights.device):
+        g = weights.new_empty(batch, slots, slots, dtype=dtype) if with_g else None
+        h = weights.new_empty(batch, slots, code, dtype=dtype)
+        energy = torch.ops.kanerva.episode_sums(g, h, weights, values, scale)
+        return None if g is None else g.to(WIDE), h.to(WIDE), energy
+    g = scale.new_zeros(batch, slots, slots) if with_g else None
+    h, energy = scale.new_zeros(batch, slots, code), scale.new_zeros(batch)
     width = max(slots // 4, 64)
     same = uniform(scale)
-    energy = scale.new_zeros(batch)
-    for span in blocks(steps, batch, slots + values.shape[-1]):
+    for span in blocks(steps, batch, slots + code):
         rows, codes = weights[:, span].to(dtype), values[:, span].to(dtype)
         scaled = rows.mT if same else (rows * scale[:, span, None].to(dtype)).mT
-        if total_g is not None:
+        if g is not None:
             for start in range(0, slots, width):  # the upper triangle, by blocks of columns
                 columns = slice(start, start + width)
-                product = scaled[:, : start + width] @ rows[:, :, columns]
-                total_g[:, : start + width, columns] += product
-        total_h += scaled @ codes
+                g[:, : start + width, columns] += scaled[:, : start + width] @ rows[:, :, columns]
+        h += scaled @ codes
         energy += (torch.einsum("btc,btc->bt", codes, codes) * scale[:, span]).sum(-1)
     if same:
-        for total in (total_h,) if total_g is None else (total_g, total_h):
-            total *= scale[:, :1, None]
-    return energy
+        factor = scale[:, :1, None]
+        g, h = None if g is None else factor * g, factor * h
+    return g, h, energy
 
 
 def _is_compiled(device: torch.device) -> bool:

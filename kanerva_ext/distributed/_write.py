@@ -266,19 +266,13 @@ class _Work:
         """Posterior, evidence, and by how much the evidence's terms exceed it."""
         steps, members = self.steps, self.members
         batch, slots, code = self.mean.shape
-        g, waits = self.mean.new_zeros(batch, slots, slots), []
-        scalar = self.logs
+        scalar, waits = self.logs, []
         parts = _column_parts(slots, code, members.size)
         for i, columns in enumerate(parts):
-            h = self.mean.new_zeros(batch, slots, columns.stop - columns.start)
-            scalar = scalar + stats.add_products(
-                g if i == 0 else None,
-                h,
-                steps.weights,
-                steps.values[..., columns],
-                steps.scale,
-                dtype,
+            g, h, energy = stats.products(
+                steps.weights, steps.values[..., columns], steps.scale, dtype, with_g=i == 0
             )
+            scalar = scalar + energy
             if i == 0:
                 self._agree()
             last = [scalar[:, None]] if i == len(parts) - 1 else []
