@@ -15,15 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import _backend
-from ..ops import _library
 from ..reference._common import symmetric
 
-# A part of an operator, not one by itself: the CPU alone has it, in csrc/cpu/episode_sums.h, and
-# a product of PyTorch's stands for it elsewhere.
-_library.LIBRARIES[_library.NATIVE].define(
-    "episode_sums(Tensor(a!)? g, Tensor(b!) h, Tensor weights, Tensor values, Tensor scale) "
-    "-> Tensor"
-)
+# Elsewhere than on a CPU with the library, products of PyTorch's stand for it.
 _HAS_KERNEL = torch._C._dispatch_has_kernel_for_dispatch_key("kanerva::episode_sums", "CPU")
 
 # As the compiled write has them (csrc/common/policy.h): the largest diagonal of S up to which sums

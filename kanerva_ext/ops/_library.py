@@ -33,6 +33,14 @@ NAMES: list[str] = []
 #: can, or gives NotImplemented; `kanerva_ext.distributed` adds to them.
 SPLIT: dict[str, Callable] = {}
 
+#: Parts of operators that the library itself calls, by name: their schemas. The CPU alone has them.
+PARTS = {
+    "episode_sums": "episode_sums(Tensor(a!)? g, Tensor(b!) h, Tensor weights, Tensor values, "
+    "Tensor scale) -> Tensor"
+}
+for _schema in PARTS.values():
+    LIBRARIES[NATIVE].define(_schema)
+
 
 def raw(namespace: str, name: str) -> torch._ops.OpOverload:
     return getattr(getattr(torch.ops, namespace), name).default
