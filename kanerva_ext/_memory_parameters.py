@@ -82,6 +82,7 @@ class MemoryParameters(SavedSettings):
         if is_key:
             self.address_matrix = nn.Parameter(torch.empty(self.memory_size, self.key_size))
         self._read_from: str | None = None  # another memory, see `compare_memories`
+        self._together = None  # other processes, see `distributed.shared_writes`
         self.reset_parameters()
 
     def _check_sizes(self) -> None:

@@ -130,9 +130,14 @@ class FusedKanervaMemory(MemoryParameters):
         noise_var = self.noise_var if noise_var is None else noise_var
         retention = self._kept(retention, decay)
         options = {"mask": mask, "backend": self.backend}
+        together = self._together
         if weights is None and self.key_size is None:
             options["num_iters"] = self.num_write_iters
-            if retention is not None:
+            if together is not None:
+                mean, cov, weights, evidence = together.adaptive_write(
+                    *state, values, noise_var, self.ridge, decay, retention, **options
+                )
+            elif retention is not None:
                 mean, cov, weights, evidence = _beliefs.write_drifting_adaptive(
                     *(state, self.prior(()), values, noise_var, self.ridge, retention), **options
                 )
@@ -146,7 +151,11 @@ class FusedKanervaMemory(MemoryParameters):
                 )
         else:
             weights = without_masked(self._given(weights, keys), mask)
-            if retention is not None:
+            if together is not None:
+                mean, cov, evidence = together.bayes_write(
+                    *state, weights, values, noise_var, decay, retention, **options
+                )
+            elif retention is not None:
                 mean, cov, evidence = _beliefs.write_drifting(
                     *(state, self.prior(()), weights, values, noise_var, retention), **options
                 )

@@ -1,4 +1,5 @@
 // Registers the CPU's operators with torch.
+#include "episode_sums.h"
 #include "operators.h"
 
 namespace kanerva::cpu {
@@ -32,10 +33,17 @@ struct Backend {
 
   KANERVA_OPERATORS(KANERVA_OPERATOR)
 #undef KANERVA_OPERATOR
+
+  static void run_sums(const EpisodeSumsArgs& args) {
+    kanerva::episode_sums(args, TorchExecutor());
+  }
 };
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(kanerva, CPU, m) { ops::register_operators<Backend>(m); }
+STABLE_TORCH_LIBRARY_IMPL(kanerva, CPU, m) {
+  ops::register_operators<Backend>(m);
+  m.impl("episode_sums", TORCH_BOX(&ops::episode_sums<Backend>));
+}
 
 }  // namespace kanerva::cpu

@@ -33,14 +33,19 @@ class Batches:
     def __init__(self, config: Config, process: Process) -> None:
         self.config, self.process = config, process
         data = config.data
-        if data.batch_size % process.count:
-            raise ConfigError(
-                f"[data] batch_size must be a multiple of the {process.count} processes, "
-                f"got {data.batch_size}"
-            )
+        self.shared = config.training.shared_memory
+        self.lengths = data.episode_lengths()
+        split = {"batch_size": data.batch_size}
+        if self.shared:
+            split = {"episode_length": data.episode_length, "shortest_episode": min(self.lengths)}
+        for name, size in split.items():
+            if size % process.count:
+                raise ConfigError(
+                    f"[data] {name} must be a multiple of the {process.count} processes"
+                    f"{' with shared_memory' if self.shared else ''}, got {size}"
+                )
         train, self.test = _images(config)
         self.generator = torch.Generator()
-        self.lengths = data.episode_lengths()
         try:
             self.sampler = EpisodeSampler(
                 train.images,
@@ -65,10 +70,15 @@ class Batches:
             images = images.unflatten(1, (-1, self.lengths[draw])).flatten(0, 1)
         if num_corrupted := round(training.corrupted * images.shape[1]):
             queries = salt_and_pepper(images[:, :num_corrupted], training.noise, self.generator)
-        share = len(images) // self.process.count
-        own = slice(self.process.rank * share, (self.process.rank + 1) * share)
-        device = self.process.device
-        return images[own].to(device), None if queries is None else queries[own].to(device)
+        rank, count, device = self.process.rank, self.process.count, self.process.device
+        share = images.shape[int(self.shared)] // count
+        own = slice(rank * share, (rank + 1) * share)
+        own = (slice(None), own) if self.shared else own  # of each episode, the queries too
+        images = images[own].to(device)
+        if queries is not None:
+            queries = queries[own]
+            queries = queries.to(device) if queries.shape[1] else None
+        return images, queries
 
 
 def _images(config: Config) -> tuple[ImageSet, ImageSet]:

@@ -99,6 +99,8 @@ class TrainingConfig:
         noise: share of the pixels of those queries that are replaced by 0 or 1.
         precision: "float32" or "bfloat16", by autocast; "auto": bfloat16 where the processor has
             instructions for its products, else float32.
+        shared_memory: (torchrun) every process has a part of each episode's images, and one
+            memory is written by those of all. False: each has some of the episodes.
         compile: `torch.compile` the coders.
         threads: of PyTorch on the CPU; None: as they are.
         log_every: steps between rows of train.csv, the means since the last.
@@ -121,6 +123,7 @@ class TrainingConfig:
     corrupted: float = 0.0
     noise: float = 0.15
     precision: str = "float32"
+    shared_memory: bool = False
     compile: bool = False
     threads: int | None = None
     log_every: int = 100

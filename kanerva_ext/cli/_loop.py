@@ -7,6 +7,8 @@ the steps after it again; on one CPU, with the same number of threads, they come
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import shlex
@@ -34,11 +36,11 @@ from ._processes import Process, Stop
 class _Means:
     """Means of the terms of the bound since the last row of the log."""
 
-    def __init__(self, saved: dict[str, float]) -> None:
-        self.sums = dict(saved)
+    def __init__(self, saved: dict[str, float], parts: int) -> None:
+        self.sums, self.parts = dict(saved), parts
 
     def add(self, terms: NamedTuple) -> None:
-        length = terms.bound.shape[1]
+        length = terms.bound.shape[1] * self.parts
         values = {"count": 1.0}
         for name, term in terms._asdict().items():
             if term is not None:  # the memory's KL is an episode's
@@ -118,10 +120,14 @@ class Run:
         begun = checkpoint.extra.get("precision") if checkpoint else None
         self.precision = begun or choose_precision(training.precision, process.device)
         half = None if self.precision == "float32" else getattr(torch, self.precision)
-        self.trainer = Trainer(self.model, training.schedule(), forward, half)
+        parts = process.count if training.shared_memory else 1
+        self.trainer = Trainer(self.model, training.schedule(), forward, half, parts)
+        self.writes = contextlib.nullcontext
+        if parts > 1:
+            self.writes = _writes_of_all(self.model)
         if checkpoint:
             checkpoint.restore_optimizer(self.model, self.trainer.optimizer)
-        self.means = _Means(checkpoint.extra["means"] if checkpoint else {})
+        self.means = _Means(checkpoint.extra["means"] if checkpoint else {}, parts)
         self.generator = torch.Generator(process.device)
         if process.is_first:
             numbers = sum(parameter.nbytes for parameter in self.model.parameters())
@@ -203,7 +209,8 @@ class Run:
         self.generator.manual_seed(derive_seed(training.seed, MODEL, self.step, process.rank))
         progress = self.step / training.steps
         try:
-            terms = self.trainer.step(images, queries, self.step, progress, self.generator)
+            with self.writes():
+                terms = self.trainer.step(images, queries, self.step, progress, self.generator)
         except DivergedError as error:
             raise ConfigError(f"{self.folder}: {error}") from error
         self.means.add(terms)
@@ -279,6 +286,16 @@ def _check_same(checkpoint: _checkpoint.Checkpoint, config: Config) -> None:
             f"[training] steps must be at least the {checkpoint.step} that the checkpoint has "
             f"made, got {config.training.steps}"
         )
+
+
+def _writes_of_all(model: torch.nn.Module):
+    """The context in which the model's memory is written by all processes."""
+    from ..distributed import shared_writes
+
+    if not hasattr(model, "memory"):
+        raise ConfigError("[training] shared_memory needs a [model] with a memory")
+    # A group of its own: the gradients' reductions go on meanwhile.
+    return functools.partial(shared_writes, model, torch.distributed.new_group())
 
 
 def _start_from(model: torch.nn.Module, start: str) -> str:

@@ -77,16 +77,19 @@ class TrainingStep(NamedTuple):
     bounds: tuple[float, ...]
 
 
-def objective(terms: Bound, kl_weight: float, memory_kl_weight: float = 1.0) -> Tensor:
+def objective(
+    terms: Bound, kl_weight: float, memory_kl_weight: float = 1.0, parts: int = 1
+) -> Tensor:
     """What training minimises: the bound, its KL terms by ``kl_weight``, and for the Dynamic
-    Kanerva Machine, as in its paper, the autoencoder's likelihood and the memory's KL."""
+    Kanerva Machine, as in its paper, the autoencoder's likelihood and the memory's KL. ``parts``:
+    how many processes have a part each of the episodes."""
     bound, reconstruction = terms.bound.mean(), terms.reconstruction.mean()
     loss = reconstruction + kl_weight * (bound - reconstruction)
     if isinstance(terms, DynamicKanervaBound):
         loss = loss + terms.autoencoding.mean()
         if terms.kl_memory is not None and memory_kl_weight:
             weight = kl_weight * memory_kl_weight
-            loss = loss + weight * terms.kl_memory.mean() / terms.bound.shape[1]
+            loss = loss + weight * terms.kl_memory.mean() / (terms.bound.shape[1] * parts)
     return loss
 
 
@@ -103,6 +106,7 @@ class Trainer:
         forward: what is called in the model's place, such as the model wrapped for several
             processes; None: the model.
         precision: torch.bfloat16 for autocast; None: the parameters' own.
+        parts: how many processes have a part each of the episodes.
     """
 
     def __init__(
@@ -111,8 +115,10 @@ class Trainer:
         schedule: Schedule,
         forward: Callable[..., Bound] | None = None,
         precision: torch.dtype | None = None,
+        parts: int = 1,
     ) -> None:
         self.model = model.train()
+        self.parts = parts
         self.schedule = schedule
         self.forward = model if forward is None else forward
         self.device = next(model.parameters()).device
@@ -143,7 +149,7 @@ class Trainer:
         ):
             terms = self.forward(images, queries=queries, generator=generator)
         weight = self.schedule.kl_weight(progress)
-        loss = objective(terms, weight, self.schedule.memory_kl_weight)
+        loss = objective(terms, weight, self.schedule.memory_kl_weight, self.parts)
         if not math.isfinite(value := terms.bound.mean().item()):
             raise DivergedError(
                 f"the bound of {type(self.model).__name__} is {value} at step {step + 1}; try a "

@@ -57,6 +57,10 @@ class Operator:
         self._retention = names.index("retention") if self._moves else 0
 
     def __call__(self, backend: str, *args):
+        if _library.SPLIT and self.name in _library.SPLIT:
+            results = _library.SPLIT[self.name](*args)
+            if results is not NotImplemented:
+                return results
         route = self._native
         moves = self._moves and args[self._retention] is not None
         if backend != "auto" or _backend.must_choose or moves:

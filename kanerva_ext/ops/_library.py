@@ -30,6 +30,17 @@ LIBRARIES = {name: torch.library.Library(name, "DEF") for name in (NATIVE, TRITO
 OPERATORS: dict[str, Declaration] = {}
 #: Of all raw operators, gradients among them.
 NAMES: list[str] = []
+#: By name, what serves raw arguments that are split over processes in a way that no raw operator
+#: can, or gives NotImplemented; `kanerva_ext.distributed` adds to them.
+SPLIT: dict[str, Callable] = {}
+
+#: Parts of operators that the library itself calls, by name: their schemas. The CPU alone has them.
+PARTS = {
+    "episode_sums": "episode_sums(Tensor(a!)? g, Tensor(b!) h, Tensor weights, Tensor values, "
+    "Tensor scale) -> Tensor"
+}
+for _schema in PARTS.values():
+    LIBRARIES[NATIVE].define(_schema)
 
 
 def raw(namespace: str, name: str) -> torch._ops.OpOverload:

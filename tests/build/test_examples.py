@@ -1,6 +1,9 @@
 """The examples run, and show what they say."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -30,6 +33,7 @@ def test_every_example_is_tested():
     assert names == {
         "episodic_classifier",
         "episodic_memory",
+        "many_processes",
         "sequence_layer",
         "streaming",
         "variable_length",
@@ -63,6 +67,25 @@ def test_padding_changes_nothing(capsys):
 def test_a_stream_equals_one_write(capsys):
     assert example("streaming").main() < 1e-4
     assert capsys.readouterr().out.count("after") == 5
+
+
+def test_every_layout_over_processes_is_one_memory(tmp_path):
+    path = EXAMPLES / "many_processes.py"
+    if not path.is_file():
+        pytest.skip("the checkout's examples are not here")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    folders = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [*command, str(path)],
+        env={**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("over 2 differs by") == 5
 
 
 def test_a_memory_of_rows_is_used(capsys, tmp_path):

@@ -50,11 +50,22 @@ OPERATORS = dict(
     adaptive_write=lambda mean, cov, values, noise, ridge, **_: ops.adaptive_write(
         mean, cov, values, noise, ridge
     ),
+    adaptive_write_masked=lambda mean, cov, values, noise, ridge, **_: ops.adaptive_write(
+        mean, cov, values, noise, ridge, num_iters=3, mask=noise.detach() > 0.7,
+        return_evidence=True,
+    ),
     forget=forget,
     causal_scan=lambda mean, cov, weights, values, asked, noise, **_: ops.causal_scan(
         mean, cov, weights, values, asked, noise
     ),
 {moving})
+
+WIDE = ("mean", "values", "queries", "prior_mean")
+
+def placed(name, tensor, placement):
+    if placement == "columns":
+        return Shard(2) if name in WIDE else Replicate()
+    return placement if tensor.dim() > 1 else Shard(0)
 
 def results(function, tensors):
     found = function(**tensors)
@@ -62,13 +73,13 @@ def results(function, tensors):
     sum(r.square().sum() for r in found).backward()
     return found + [t.grad for t in tensors.values() if t.grad is not None]
 
-for batch in (3, 1):  # one process has less; a batch that is too small is gathered
-    for placement in (Shard(0), Replicate(), Shard(1)):
+# One process has less; a batch that is too small is gathered; fewer columns than steps, and more.
+for batch, C in ((3, 7), (1, 7), (3, 16)):
+    for placement in (Shard(0), Replicate(), "columns"):
         for name, function in OPERATORS.items():
             plain = {{n: t.clone().requires_grad_() for n, t in inputs(batch).items()}}
             split = {{
-                n: distribute_tensor(t, mesh, [placement if t.dim() > 1 else Shard(0)])
-                .requires_grad_()
+                n: distribute_tensor(t, mesh, [placed(n, t, placement)]).requires_grad_()
                 for n, t in inputs(batch).items()
             }}
             got, want = results(function, split), results(function, plain)
@@ -77,8 +88,32 @@ for batch in (3, 1):  # one process has less; a batch that is too small is gathe
                 torch.testing.assert_close(g.full_tensor(), w, msg=f"{{name}} {{placement}}")
             if placement == Shard(0) and batch > 1:
                 assert got[0].placements == (Shard(0),), (name, got[0].placements)
+            if placement == "columns" and name != "memory_kl" and name != "solve_addresses":
+                assert Shard(2) in got[0].placements + got[1].placements, name
 print("operators agree", flush=True)
 
+# Any other placement is an error that names it.
+for name, bad, message in (
+    ("bayes_write", dict(weights=Shard(1)), "weights must be placed as Replicate() or Shard(0), "
+     "got S(1); kanerva_ext.distributed.write"),
+    ("read", dict(mean=Shard(1)), "mean must be placed as"),
+    ("read", dict(cov=Shard(2)), "cov must be placed as"),
+    ("recall", dict(mean=Shard(2), cov=Shard(1)), "cov must be placed as"),
+    ("solve_addresses", dict(mean=Shard(2), queries=Shard(1)), "queries must be placed as"),
+    ("adaptive_write", dict(values=Shard(1)), "values must be placed as"),
+):
+    tensors = {{
+        n: distribute_tensor(t, mesh, [bad.get(n, Replicate())]) for n, t in inputs(3).items()
+    }}
+    try:
+        OPERATORS[name](**tensors)
+    except Exception as error:
+        assert f"{{name}}: " in str(error) and message in str(error), error
+    else:
+        raise SystemExit(f"{{name}} took {{bad}}")
+print("other placements are refused", flush=True)
+
+C = 7
 # A step changes the state where it lies; packed sequences are not split.
 t = inputs(3)
 state = [distribute_tensor(t[n].clone(), mesh, [Shard(0)]) for n in ("mean", "cov")]
@@ -128,6 +163,18 @@ with implicit_replication():
     got = memory.read(split, memory.write(split).state).values
     got.sum().backward()
 assert got.placements == (Shard(0),)
+torch.testing.assert_close(got.full_tensor(), want)
+for g, w in zip([p.grad for p in memory.parameters() if p.grad is not None], gradients):
+    torch.testing.assert_close(g.full_tensor(), w)
+
+memory.zero_grad()
+prior = memory.prior_mean.full_tensor().detach()
+memory.prior_mean = torch.nn.Parameter(distribute_tensor(prior, mesh, [Shard(1)]))
+split = distribute_tensor(values, mesh, [Shard(2)])
+with implicit_replication():
+    got = memory.read(split, memory.write(split).state).values
+    got.sum().backward()
+assert got.placements == (Shard(2),)
 torch.testing.assert_close(got.full_tensor(), want)
 for g, w in zip([p.grad for p in memory.parameters() if p.grad is not None], gradients):
     torch.testing.assert_close(g.full_tensor(), w)
