@@ -25,6 +25,12 @@ constexpr double kHardForCholesky = 1e11;  // float64 factors of float32 data
 constexpr double kHardForFloat32Gradient = 1e4;
 constexpr double kHardForSubtracting = 16.0;
 
+// Hardness of a chunk of a memory that moves (cpu/stationary_chunk.h) up to which float32 columns
+// serve beside float64 factors, in the write and in its adjoint. It is the ratio that digits are
+// lost by, where that of a memory that keeps still is a bound.
+constexpr double kHardStationary = 1e4;
+constexpr double kHardStationaryGradient = 256.0;
+
 // The write in information form. Largest diagonal of N for a float32 and a float64 state: measured
 // errors under 1e-6 and 1e-10. In float32 only where the condition of N, from its pivots, is low,
 // and where it pays: for few slots float64 is fast enough, and the recursion, which is the

@@ -7,12 +7,6 @@ namespace KANERVA_ISA {
 
 namespace {
 
-// Hardness of a chunk (stationary_chunk.h) up to which float32 columns serve beside float64
-// factors. It is a ratio that digits are lost by, where the one of a memory that keeps still is a
-// bound.
-constexpr double kHardForColumns = 1e4;
-constexpr double kHardForColumnsGradient = 256.0;
-
 // The steps of an item; the retentions stand where a write has its decays.
 Episode steps_of(Workspace::Scope& scope, const WriteInputs& item) {
   return gather_all_steps(scope, item.n.T, 0, item.noise_var, item.mask, item.retention);
@@ -23,7 +17,7 @@ Outcome scan_adaptively(const CausalScanArgs& args, const Episode& e, bool only_
   const Dtype state = args.mean.dtype;
   const bool narrow_state = state == Dtype::float32;
   const Arithmetics may{state, narrow_state, narrow_state && !is_small(e.steps, args.n),
-                        kHardForColumns, only_sqrt};
+                        kHardStationary, only_sqrt};
   return try_in_turn(may, [&](auto columns, auto factors, bool use_sqrt, double limit) {
     if (use_sqrt) return stationary_scan_by_steps(args, e);
     return StationaryScan<decltype(columns), decltype(factors)>(args, e, limit, executor).run();
@@ -33,7 +27,7 @@ Outcome scan_adaptively(const CausalScanArgs& args, const Episode& e, bool only_
 Outcome reverse_adaptively(const CausalScanBackwardArgs& args, const Episode& e, bool only_sqrt,
                            const Executor& executor) {
   const bool may32 = args.mean.dtype == Dtype::float32 && !is_small(e.steps, args.n);
-  const Arithmetics may{args.mean.dtype, may32, may32, kHardForColumnsGradient, only_sqrt};
+  const Arithmetics may{args.mean.dtype, may32, may32, kHardStationaryGradient, only_sqrt};
   return try_in_turn(may, [&](auto columns, auto factors, bool use_sqrt, double limit) {
     if (use_sqrt) return StationaryStepAdjoint(args, e).run();
     return StationaryAdjoint<decltype(columns), decltype(factors)>(args, e, limit, executor).run();

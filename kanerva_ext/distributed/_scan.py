@@ -16,6 +16,7 @@ from ._collectives import Group, check_loss, pack, unpack_triangle
 from ._statistics import WIDE, Posterior
 from ._write import gather_steps
 
+_SPECS = OPERATOR.args[:8]  # up to decay
 _IN_FLOAT32 = 1e4  # what has been gained, up to which a float32 state is handed on as such
 
 
@@ -67,7 +68,7 @@ def causal_scan(
         if mean is None or cov is None:
             mean, cov = _default_state(mean, cov, weights, values, None)
         given = (mean, cov, weights, values, queries, noise_var, mask, decay)
-        args, batch = _checks.prepare(members.op, OPERATOR.args, given)
+        args, batch = _checks.prepare(members.op, _SPECS, given)
         sizes = "x".join(map(str, args[0].shape))
         needed = torch.is_grad_enabled() and any(
             isinstance(x, Tensor) and x.requires_grad for x in args
@@ -84,7 +85,7 @@ def causal_scan(
     # Fewer steps than slots: they are less to send than their sums, and lose no digits.
     few = sum(counts) <= args[0].shape[1]
     results = _scan_all(members, counts, loss, *args) if few else _scan(members, loss, *args)
-    return _checks.finish(members.op, OPERATOR.args, args, batch, check, results)
+    return _checks.finish(members.op, _SPECS, args, batch, check, results)
 
 
 def _scan_all(members, counts, loss, mean, cov, weights, values, queries, noise_var, mask, decay):

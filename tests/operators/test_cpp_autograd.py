@@ -38,6 +38,10 @@ calls = {
     "bayes_write": lambda: ops.bayes_write(mean, cov, weights, values, noise(B, T), mask=mask),
     "bayes_write, decay": lambda: ops.bayes_write(
         mean, cov, weights, values, 0.3, decay=torch.full((B, T), 0.9).requires_grad_()),
+    "bayes_write, retention": lambda: ops.bayes_write(
+        mean, cov, weights, values, 0.3, retention=torch.full((B, T), 0.9).requires_grad_()),
+    "causal_scan, retention": lambda: ops.causal_scan(
+        mean, cov, weights, values, queries, 0.3, retention=0.8, stationary_cov=cov),
     "causal_scan": lambda: ops.causal_scan(mean, cov, weights, values, queries, 0.3, mask=mask),
     "causal_scan, packed": lambda: ops.causal_scan(
         None, None, weights, values, queries, 0.3, cu_seqlens=torch.tensor([0, 2, T])),
@@ -164,7 +168,7 @@ def test_hooks_and_anomaly_mode():
         mean, *_ = ops.bayes_write(*leaves)
         mean.grad_fn.register_hook(lambda inputs, outputs: seen.append((len(inputs), len(outputs))))
         mean.sum().backward()
-        assert seen == [(6, 3)]  # of the optional decay too
+        assert seen == [(8, 3)]  # of the optional arguments too
         leaves[4].data[0, 0] = -1.0  # no noise: that item is NaN
         with pytest.raises(RuntimeError, match=r"Kanerva_bayes_writeBackward.*nan"):
             ops.bayes_write(*leaves)[0].sum().backward()
