@@ -133,3 +133,11 @@ for _namespace in _library.LIBRARIES:
         _register(_namespace, _name, 1)
         if _name != "causal_step":
             _register(_namespace, _name, _BACKWARD_FACTOR)
+
+
+@register_flop_formula(torch.ops.kanerva.episode_sums)
+def _sums(g, h, weights, values, scale, out_shape=None, **_) -> int:
+    """Half of W'W, where it is wanted, and W'Z."""
+    batch, slots, code = h
+    steps = weights[1]
+    return batch * steps * slots * ((slots if g is not None else 0) + 2 * code)

@@ -51,7 +51,8 @@ def processes(device: str | None):
     if count == 1:
         yield Process(0, 1, chosen)
         return
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, **_place_to_meet(count))
     try:
         yield Process(distributed.get_rank(), count, chosen)
         # Gloo's threads free a call's tensors some time after the wait for it ends, and abort when
@@ -61,6 +62,20 @@ def processes(device: str | None):
         _kept.append(last)
     finally:
         distributed.destroy_process_group()
+
+
+def _place_to_meet(count: int) -> dict:
+    """Arguments of ``init_process_group`` after torchrun started the processes again.
+
+    Its store still has the addresses of those that ended, and who reads them before they are
+    replaced cannot connect. On one machine the number of the start is the same for all.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("LOCAL_WORLD_SIZE") != str(count):
+        return {}
+    store, rank, _ = next(iter(distributed.rendezvous("env://")))
+    store = distributed.PrefixStore(f"kanerva_ext/start_{attempt}", store)
+    return {"store": store, "rank": rank, "world_size": count}
 
 
 class Stop:

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kanerva_ext.flops
 from kanerva_ext import ops
+from kanerva_ext.distributed import _statistics
 
 B, T, K, C = 3, 5, 4, 7
 
@@ -59,3 +60,12 @@ def test_every_operator_is_registered():
             if schema.name.startswith(f"{namespace}::"):
                 packet = getattr(getattr(torch.ops, namespace), schema.name.split("::")[1])
                 assert packet in flop_registry, schema.name
+
+
+@pytest.mark.skipif(not _statistics._HAS_KERNEL, reason="the compiled library is not here")
+def test_sums_of_several_processes_count():
+    """With W'W, of which half is computed, and without it."""
+    g, h = torch.zeros(2, 4, 4), torch.zeros(2, 4, 5)
+    steps = torch.ones(2, 7, 4), torch.ones(2, 7, 5), torch.ones(2, 7, dtype=torch.float64)
+    for given, expected in ((g, 2 * 7 * 4 * (4 + 2 * 5)), (None, 2 * 7 * 4 * 2 * 5)):
+        assert counted(lambda g=given: torch.ops.kanerva.episode_sums(g, h, *steps)) == expected
