@@ -24,6 +24,11 @@ constexpr double kHardForCholesky = 1e11;  // float64 factors of float32 data
 // what a chunk overwrites cancels.
 constexpr double kHardForFloat32Gradient = 1e4;
 constexpr double kHardForSubtracting = 16.0;
+// Of a memory that drifts (csrc/cpu/stationary_chunk.h): the hardness of a chunk up to which
+// float32 columns serve beside float64 factors. It is a ratio that digits are lost by, where the
+// one of a memory that keeps still is a bound.
+constexpr double kHardForColumns = 1e4;
+constexpr double kHardForColumnsGradient = 256.0;
 
 // The write in information form. Largest diagonal of N for a float32 and a float64 state: measured
 // errors under 1e-6 and 1e-10. In float32 only where the condition of N, from its pivots, is low,

@@ -7,12 +7,6 @@ namespace KANERVA_ISA {
 
 namespace {
 
-// Hardness of a chunk (stationary_chunk.h) up to which float32 columns serve beside float64
-// factors. It is a ratio that digits are lost by, where the one of a memory that keeps still is a
-// bound.
-constexpr double kHardForColumns = 1e4;
-constexpr double kHardForColumnsGradient = 256.0;
-
 // The steps of an item; the retentions stand where a write has its decays.
 Episode steps_of(Workspace::Scope& scope, const WriteInputs& item) {
   return gather_all_steps(scope, item.n.T, 0, item.noise_var, item.mask, item.retention);

@@ -183,18 +183,21 @@ bool factor_chunk(StationaryChunk<F>& c, const Matrix<F>& U, double limit,
 
 // U <- b^2 U + h Sigma, of a covariance.
 template <class F>
-void move_covariance(double kept, double fresh, const Matrix<F>& Sigma, const Matrix<F>& U) {
+void move_covariance(double kept, double fresh, const Matrix<F>& Sigma, const Matrix<F>& U,
+                     const Executor& executor) {
   using V = Simd<F>;
   if (kept == 1.0 && fresh == 0.0) return;
   const auto b = V::broadcast(F(kept * kept)), h = V::broadcast(F(fresh));
-  for (int64_t i = 0; i < U.rows; ++i) {
-    for (int64_t j = 0; j < U.columns; j += V::width) {
-      auto x = b * V::load(U[i] + j);
-      if (Sigma) x += h * V::load(Sigma[i] + j);
-      V::store(U[i] + j, x);
+  for_rows(executor, U.rows, U.columns, [&](int64_t first, int64_t count) {
+    for (int64_t i = first; i < first + count; ++i) {
+      for (int64_t j = 0; j < U.columns; j += V::width) {
+        auto x = b * V::load(U[i] + j);
+        if (Sigma) x += h * V::load(Sigma[i] + j);
+        V::store(U[i] + j, x);
+      }
+      if (!Sigma) U[i][i] += F(fresh);
     }
-    if (!Sigma) U[i][i] += F(fresh);
-  }
+  });
 }
 
 // U <- b_L^2 U + h_L Sigma - P'P, exactly symmetric.
@@ -203,7 +206,7 @@ void downdate(const StationaryChunk<F>& c, const Matrix<F>& Sigma, const Matrix<
               const Executor& executor) {
   constexpr int64_t mirror_pays = 48;
   const bool half = c.K > mirror_pays;
-  move_covariance(c.last_kept(), c.last_fresh(), Sigma, U);
+  move_covariance(c.last_kept(), c.last_fresh(), Sigma, U, executor);
   product_transposed(executor, c.P, c.P, U, Store::sub, half ? Part::upper : Part::all);
   if (half) mirror(U);
 }

@@ -541,3 +541,24 @@ def test_opcheck_of_a_step():
     operator = torch.ops.kanerva.causal_step.default
     torch.library.opcheck(operator, (*args, None, None, retention, args[1].clone()))
     torch.library.opcheck(operator, (*args, None, None, retention, None))
+
+
+def test_threads_share_a_long_sequence():
+    """Two of them prepare and reverse, or factorise and write, different chunks at once."""
+    args = small(seed=5, b=1, t=800, k=48, c=20)
+    args["stationary_cov"] = args["cov"].flip(1, 2)
+    args["retention"] = 1 - 0.1 * torch.rand(1, 800, dtype=torch.float64)
+    args["weights"] = args["weights"] / 7
+    mask = torch.arange(800)[None] % 5 != 3
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads, backend in ((1, "auto"), (2, "auto"), (1, "reference")):
+            torch.set_num_threads(threads)
+            leaves = {n: x.clone().requires_grad_() for n, x in args.items()}
+            found = ops.causal_scan(**leaves, mask=mask, backend=backend)
+            seeds = [x.detach().cos() for x in found]
+            results.append((found, torch.autograd.grad(found, list(leaves.values()), seeds)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-9, atol=1e-9)
