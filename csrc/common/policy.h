@@ -24,12 +24,6 @@ constexpr double kHardForCholesky = 1e11;  // float64 factors of float32 data
 // what a chunk overwrites cancels.
 constexpr double kHardForFloat32Gradient = 1e4;
 constexpr double kHardForSubtracting = 16.0;
-// Of a memory that drifts (csrc/cpu/stationary_chunk.h): the hardness of a chunk up to which
-// float32 columns serve beside float64 factors. It is a ratio that digits are lost by, where the
-// one of a memory that keeps still is a bound.
-constexpr double kHardForColumns = 1e4;
-constexpr double kHardForColumnsGradient = 256.0;
-
 // Hardness of a chunk of a memory that moves (cpu/stationary_chunk.h) up to which float32 columns
 // serve beside float64 factors, in the write and in its adjoint. It is the ratio that digits are
 // lost by, where that of a memory that keeps still is a bound.
