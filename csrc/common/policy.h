@@ -46,11 +46,12 @@ constexpr int64_t kManySteps = 1024;
 constexpr int64_t kManySlots = 256;
 constexpr int64_t kLongEpisode = 64;
 
-// The adjoint from the posterior. Of long episodes: a bound on max w'U0 w / n, and the condition of
-// U0, from its pivots. Of short ones: the reciprocal of what may be left of a variance, with errors
-// as for the hardness of a write.
+// The adjoint from the posterior. Of long episodes: a bound on max w'U0 w / n, the condition of U0,
+// from its pivots, and how far the mean has moved, of its size. Of short ones: the reciprocal of
+// what may be left of a variance, with errors as for the hardness of a write.
 constexpr double kHardForPosterior = 4e3;
 constexpr double kPriorCondition = 16.0;
+constexpr double kLeastMoved = 0.03;
 constexpr double kShrinkForFloat32 = 16.0;
 constexpr double kShrinkForFloat64 = 1e3;
 

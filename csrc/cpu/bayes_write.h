@@ -102,11 +102,11 @@ bool load_root(const View& cov, int64_t b, const Matrix<F>& root) {
   const int64_t K = root.rows;
   Workspace::Scope scope(Workspace::of_thread());
   F* inverse_diagonal = scope.take<F>(K);
-  load(cov, b, Rows{}, root);
+  load_covariance(cov, b, root);
   double largest = 0.0;
   for (int64_t i = 0; i < K; ++i) largest = std::max(largest, double(root[i][i]));
   if (!cholesky(root, inverse_diagonal)) {
-    load(cov, b, Rows{}, root);
+    load_covariance(cov, b, root);
     for (int64_t i = 0; i < K; ++i)
       root[i][i] += F(2.0 * double(K) * rounding_of(cov.dtype) * largest);
     if (!cholesky(root, inverse_diagonal)) return false;
@@ -119,7 +119,7 @@ bool load_root(const View& cov, int64_t b, const Matrix<F>& root) {
 template <class F>
 bool load_state(const View& cov, int64_t b, bool use_sqrt, const Matrix<F>& U) {
   if (use_sqrt) return load_root(cov, b, U);
-  load(cov, b, Rows{}, U);
+  load_covariance(cov, b, U);
   return true;
 }
 

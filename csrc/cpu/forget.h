@@ -38,7 +38,7 @@ Outcome forget_item(const ForgetArgs& args, int64_t b, const Episode& e, double 
   ChunkFactors<A> f(scope, chunk);
   Matrix<double> U(scope, K, K);
   Matrix<A> R(scope, K, C), all_D(scope, step, C), all_E(scope, step, C);
-  load(executor, args.cov, b, Rows{}, K, U);
+  load_covariance(executor, args.cov, b, U);
   load(executor, args.mean, b, Rows{}, K, R);
   symmetrise(U);
   for (int64_t first = 0; first < e.steps; first += step) {

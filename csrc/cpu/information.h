@@ -108,7 +108,7 @@ class InformationWrite {
     Matrix<F> L0(scope, K_, K_), Y(scope, K_, K_), N(scope, K_, K_), V(scope, K_, K_),
         B(scope, K_, K_);
     F* inverse_diagonal = scope.take<F>(K_);
-    load(executor_, args_.cov, b_, Rows{}, K_, U_);
+    load_covariance(executor_, args_.cov, b_, U_);
     if (!cholesky(U_, inverse_diagonal)) return false;
     clear_lower(U_);
     transpose(executor_, U_, L0);

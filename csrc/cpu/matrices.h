@@ -265,6 +265,20 @@ void symmetrise(const Matrix<A>& x) {
   symmetrise(x.rows, x.data, x.ld);
 }
 
+// A covariance of item b. The last digit of one that was computed elsewhere may differ across the
+// diagonal, and writes that shrink the rest would not shrink that.
+template <class A>
+void load_covariance(const View& v, int64_t b, const Matrix<A>& to) {
+  load(v, b, Rows{}, to);
+  symmetrise(to);
+}
+
+template <class A>
+void load_covariance(const Executor& executor, const View& v, int64_t b, const Matrix<A>& to) {
+  load(executor, v, b, Rows{}, to.rows, to);
+  symmetrise(to);
+}
+
 // x += x'
 template <class A>
 void add_transposed(const Matrix<A>& x) {

@@ -20,7 +20,7 @@ inline double hardness_bound(const BayesWriteBackwardArgs& args, int64_t b, cons
   const int64_t K = args.n.K, tile = std::min(kTile, e.steps);
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<float> U0(scope, K, K), W(scope, tile, K);
-  load(args.cov, b, Rows{}, K, U0);
+  load_covariance(args.cov, b, U0);
   double energy = 0.0;
   for (int64_t first = 0; first < e.steps; first += tile) {
     const int64_t m = std::min(tile, e.steps - first);
@@ -29,6 +29,22 @@ inline double hardness_bound(const BayesWriteBackwardArgs& args, int64_t b, cons
       energy = std::max(energy, row_dot(K, W[t], W[t]) / e.noise[first + t]);
   }
   return row_norm(U0) * energy;
+}
+
+// Whether the write moved the mean by more than the rounding of the posterior tells: the gradient
+// of the log evidence is formed from R - R0.
+inline bool has_moved(const BayesWriteBackwardArgs& args, int64_t b) {
+  Workspace::Scope scope(Workspace::of_thread());
+  const Matrix<double> R(scope, args.n.K, args.n.C), R0(scope, args.n.K, args.n.C);
+  load(args.posterior_mean, b, Rows{}, R);
+  load(args.mean, b, Rows{}, R0);
+  double size = 0.0, moved = 0.0;
+  for (int64_t k = 0; k < R.rows; ++k) {
+    size += row_dot(R.columns, R[k], R[k]);
+    axpy(0, R.columns, -1.0, R0[k], R[k]);
+    moved += row_dot(R.columns, R[k], R[k]);
+  }
+  return moved >= kLeastMoved * kLeastMoved * size;
 }
 
 // S: arithmetic of the state; A: of the steps.
@@ -182,10 +198,11 @@ template <class S, class A>
 bool adjoint_of_long_episode(const BayesWriteBackwardArgs& args, int64_t b, const Episode& e,
                              const Executor& executor) {
   if (!(hardness_bound(args, b, e) <= kHardForPosterior)) return false;
+  if (args.grad_log_evidence && !has_moved(args, b)) return false;
   const int64_t K = args.n.K;
   Workspace::Scope scope(Workspace::of_thread());
   Matrix<S> U0(scope, K, K), inverse(scope, K, K);
-  load(args.cov, b, Rows{}, K, U0);
+  load_covariance(args.cov, b, U0);
   const SpdFacts facts = invert_spd(executor, U0, inverse);
   if (!facts.ok || !(facts.condition <= kPriorCondition)) return false;
   LongPosteriorAdjoint<S, A>(args, b, e, executor).run(inverse);

@@ -63,7 +63,7 @@ class ShortPosteriorAdjoint {
     Workspace::Scope scope(Workspace::of_thread());
     Matrix<A> U0(scope, K_, K_);
     double* left = scope.take<double>(T_);  // w'U w / n
-    load(args_.cov, b_, Rows{}, K_, U0);
+    load_covariance(args_.cov, b_, U0);
     const double norm = row_norm(U0);
     double bound = 1.0;
     for (int64_t t = 0; t < T_; ++t) {

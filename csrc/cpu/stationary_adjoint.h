@@ -57,7 +57,7 @@ class StationaryAdjoint {
     for (int64_t i = 0; i < sets * segment_; ++i)
       new (prepared + i) Prepared(scope, step_, K_, columns_, !Sigma_, bool(args_.queries));
     load(args_.mean, 0, outer[0].R);
-    load(args_.cov, 0, Rows{}, outer[0].U);
+    load_covariance(args_.cov, 0, outer[0].U);
     if (!advance(outer, prepared, sets)) return Outcome::harder;
 
     const bool both = sets == 2;

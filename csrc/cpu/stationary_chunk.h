@@ -238,7 +238,7 @@ template <class F>
 Matrix<F> load_stationary(Workspace::Scope& scope, const View& stationary_cov, int64_t K) {
   if (!stationary_cov) return {};
   Matrix<F> Sigma(scope, K, K);
-  load(stationary_cov, 0, Rows{}, Sigma);
+  load_covariance(stationary_cov, 0, Sigma);
   return Sigma;
 }
 

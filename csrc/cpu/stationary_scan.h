@@ -69,7 +69,7 @@ class StationaryScan {
 
   // Outputs that may be inputs as well are written only when all is well.
   Outcome run() {
-    load(args_.cov, 0, Rows{}, U_);
+    load_covariance(args_.cov, 0, U_);
     executor_.for_each(columns_.count, [&](int64_t block) {
       load(args_.mean, 0, Rows{}, mean_[block], columns_.at(block));
     });
