@@ -167,7 +167,7 @@ def calls(slots: int, state: torch.dtype, data: torch.dtype, optional: bool) -> 
     read_weights, var = empty(batch, steps, slots), empty(batch, steps)
     mask = empty(batch, steps, dtype=torch.bool) if optional else None
     decay = noise if optional else None
-    write = (mean, cov, weights, values, noise, mask, decay, "auto")
+    write = (mean, cov, weights, values, noise, mask, decay, None, None, "auto")
     yield kernels.bayes_write, *write
     yield kernels.bayes_write_backward, mean, cov, ridge, *write, mean, cov
     for narrow_mean in (mean, empty(batch, slots, 13)):  # both systems
@@ -187,7 +187,7 @@ def calls(slots: int, state: torch.dtype, data: torch.dtype, optional: bool) -> 
     if not optional:
         items, bounds = 2 * batch, torch.empty(3, dtype=torch.int64, device="meta")
     states = empty(items, slots, code), empty(items, slots, slots)
-    scan = (*states, weights, values, weights, noise, mask, decay, bounds, 0)
+    scan = (*states, weights, values, weights, noise, mask, decay, None, None, bounds, 0)
     yield kernels.causal_scan, *scan
     yield kernels.causal_scan_backward, out, var, *states, empty(items), *scan
     step = (x if x is None else x[:, 0] for x in (weights, values, weights, noise, mask, decay))

@@ -51,6 +51,8 @@ def test_a_model_is_what_its_file_says(name):
     assert {f"{MODEL}{key}" for key in state} == set(tensors)
     for key, tensor in state.items():
         saved = tensors[f"{MODEL}{key}"]
+        if key.endswith("_extra_state"):  # files know only the settings of their time
+            tensor = tensor[: len(saved)]
         assert tensor.isfinite().all() and torch.equal(tensor, saved.to(tensor.dtype)), key
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
     assert file.stat().st_size < MEGABYTES * 10**6
