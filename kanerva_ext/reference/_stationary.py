@@ -164,7 +164,7 @@ def stationary_adjoint(grads, mean, cov, stationary_cov, steps, noise_var, reten
     sigma = stationary_cov
     if sigma is None:
         sigma = torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device).expand_as(cov)
-    sigma = symmetric(sigma)
+    cov, sigma = symmetric(cov), symmetric(sigma)
     spans = [slice(s, s + CHUNK) for s in range(0, retention.shape[1], CHUNK)]
     chunks = []
     for span in spans:

@@ -562,3 +562,14 @@ def test_threads_share_a_long_sequence():
         torch.set_num_threads(before)
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-9, atol=1e-9)
+
+
+def test_second_derivatives_of_a_covariance_are_symmetric():
+    args = small(seed=3, t=3)
+    retention = torch.full(args["noise_var"].shape, 0.7, dtype=torch.float64)
+    cov = args["cov"].clone().requires_grad_()
+    write = [args["mean"], cov, args["weights"], args["values"], args["noise_var"]]
+    loss = sum(x.sin().sum() for x in ops.bayes_write(*write, retention=retention))
+    (first,) = torch.autograd.grad(loss, cov, create_graph=True)
+    (second,) = torch.autograd.grad(first.cos().sum(), cov)
+    torch.testing.assert_close(second, second.mT, rtol=1e-12, atol=1e-12)
