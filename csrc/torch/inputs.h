@@ -79,7 +79,7 @@ DynamicsResults dynamics_results(const Backend& on, WriteBackward& args, const T
                                  const Tensor& weights, const OptionalTensor& decay,
                                  const OptionalTensor& retention,
                                  const OptionalTensor& stationary_cov) {
-  const auto [B, T, K, C] = args.n;
+  const int64_t B = args.n.B, T = args.n.T, K = args.n.K;
   const int64_t rows = weights.size(0);
   View none;
   const auto per_step = [&](const OptionalTensor& given, View& d) {
