@@ -38,8 +38,8 @@ def arguments(name: str, shape, dtype):
     ridge = torch.linspace(0.5, 1.0, b, dtype=double).to(dtype)
     few = slice(None), slice(6)  # the interpreter takes a second for a step
     return {
-        "bayes_write": (mean, cov, weights, values, noise, None, None, "auto"),
-        "causal_scan": (mean, cov, weights, values, 0.5 * weights, noise, None, None, None, 0),
+        "bayes_write": (mean, cov, weights, values, noise, *[None] * 4, "auto"),
+        "causal_scan": (mean, cov, weights, values, 0.5 * weights, noise, *[None] * 5, 0),
         "adaptive_write": (mean, cov, values[few], noise[few], ridge, None, 2),
         "forget": (mean, cov, 0.05 * weights, values, noise, None),
         "solve_addresses": (mean, values, ridge),
@@ -161,8 +161,8 @@ def test_items_of_one_batch_take_different_arithmetic():
             assert relative_error(got[item : item + 1], want[item : item + 1]) < 2e-6, item
         assert got[4].isnan().all()
     grads = kernels().bayes_write_backward(
-        torch.ones_like(mean), torch.ones_like(cov), torch.ones_like(evidence), *args, None, None,
-        "auto", mean, cov,
+        torch.ones_like(mean), torch.ones_like(cov), torch.ones_like(evidence), *args,
+        *[None] * 4, "auto", mean, cov,
     )  # fmt: skip
     alone = [
         kernels().bayes_write_backward(
@@ -170,8 +170,7 @@ def test_items_of_one_batch_take_different_arithmetic():
             torch.ones_like(cov[:1]),
             torch.ones_like(evidence[:1]),
             *(x[i : i + 1] for x in args),
-            None,
-            None,
+            *[None] * 4,
             "auto",
             mean[:1],
             cov[:1],
