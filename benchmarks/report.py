@@ -14,6 +14,7 @@ from pathlib import Path
 from . import iterative, machine, overhead, scaling, training_step
 from .compare import RESULTS
 from .gpu import sections
+from .pages import markdown
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -54,12 +55,6 @@ def newest(folder: Path) -> dict[str, dict[str, list[dict]]]:
 def _stamp(path: Path) -> str:
     match = re.search(r"\d{8}T\d{6}", path.name)
     return match[0] if match else ""
-
-
-def markdown(lines: list[list[str]]) -> str:
-    """A table; the first line is its head."""
-    rows = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def origin(content: dict) -> str:

@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+from .pages import markdown, with_tables
+
 NAMES = {
     "kanerva": "Kanerva Machine",
     "vae": "VAE, same coders",
@@ -29,19 +31,7 @@ TERMS = ("bound", "reconstruction", "kl_y", "kl_z", "kl_weights", "kl_memory")
 
 def write_page(results: dict, path: Path) -> None:
     """Replace what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
-    text = path.read_text()
-    for name, make in TABLES.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"{path} has no markers of {name}")
-        table = make(results)
-        text = pattern.sub(lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", text)
-    path.write_text(text)
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    path.write_text(with_tables(path.read_text(), TABLES, results, path))
 
 
 def _terms(results: dict, names: list[str]) -> list[list[str]]:
@@ -78,7 +68,7 @@ def _bounds(results: dict) -> str:
         ratio = _mean_bound(experiments[name]) / _mean_bound(vae) if vae else None
         ratios.append("-" if ratio is None else f"{ratio:.2f}")
     rows = [[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)]
-    return _markdown([*head, *TERMS[1:], "to the VAE's bound"], rows)
+    return markdown([[*head, *TERMS[1:], "to the VAE's bound"], *rows])
 
 
 def _mean_bound(experiment: dict) -> float:
@@ -97,7 +87,7 @@ def _cifar(results: dict) -> str:
         rows.setdefault(size, ppca.get(size, [])).append(_colour_row(match, run))
     head = ["5,000 test images", "C", "images seen", "minutes", "bits per dimension"]
     head += ["nats of the density per image", *TERMS[1:]]
-    return _markdown(head, [row for size in sorted(rows) for row in rows[size]])
+    return markdown([head, *(row for size in sorted(rows) for row in rows[size])])
 
 
 def _ppca_row(row: dict) -> list[str]:
@@ -126,7 +116,7 @@ def _ppca(results: dict) -> str:
         for row in results.get("ppca", ())
     ]
     head = ["components", "bits per dimension", "its squared error alone, the codes for nothing"]
-    return _markdown(head, rows)
+    return markdown([head, *rows])
 
 
 def _denoising(results: dict) -> str:
@@ -142,7 +132,7 @@ def _denoising(results: dict) -> str:
             cells = [", ".join(f"{e:.1%}" for e in each) for each in zip(*columns, strict=True)]
             rows.append([NAMES[name], title, *cells])
     head = ["share of wrong pixels, each seed", "next query", "corrupted", "read 1", "read 2"]
-    return _markdown([*head, "read 3"], rows)
+    return markdown([[*head, "read 3"], *rows])
 
 
 def _reading(results: dict) -> str:
@@ -157,7 +147,9 @@ def _reading(results: dict) -> str:
             rows.append([title, row["query"], *cells, moved, f"{row['nearest']:.0%}"])
     reads = max((len(row) - 5 for row in rows), default=1)
     head = ["Kanerva Machine", "query", "its error", *(f"read {i + 1}" for i in range(reads))]
-    return _markdown([*head, "y is off by, deviations of q", "y is nearest to the right one"], rows)
+    return markdown(
+        [[*head, "y is off by, deviations of q", "y is nearest to the right one"], *rows]
+    )
 
 
 def _rates(results: dict) -> str:
@@ -172,7 +164,7 @@ def _rates(results: dict) -> str:
     rates = list(dict.fromkeys(rate for row in cells.values() for rate in row))
     for kind, row in cells.items():
         rows.append([titles[kind], *(row.get(rate, "-") for rate in rates)])
-    return _markdown(["bound of each seed, at a learning rate of", *rates], rows)
+    return markdown([["bound of each seed, at a learning rate of", *rates], *rows])
 
 
 def _capacity(results: dict) -> str:
@@ -194,7 +186,7 @@ def _capacity(results: dict) -> str:
                 ]
                 cells.append(form(statistics.mean(values)) if values else "-")
             body.append([label, *cells])
-        tables.append(_markdown([f"{title}, patterns stored:", *map(str, lengths)], body))
+        tables.append(markdown([[f"{title}, patterns stored:", *map(str, lengths)], *body]))
     return "\n\n".join(tables)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..pages import markdown
 from . import rows
 
 DIRECTIONS = {"forward": "forward", "forward_backward": "with gradient"}
@@ -13,12 +14,6 @@ No GPU has been measured yet: no CUDA C++ or Triton kernel has run on one, and t
 here for any. [gpu_status.md](gpu_status.md) says how to run the measurements; `gpu_check.py take`
 puts them on this page.
 """
-
-
-def markdown(lines: list[list[str]]) -> str:
-    """A table; the first line is its head."""
-    body = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in body)
 
 
 def origin(content: dict) -> str:

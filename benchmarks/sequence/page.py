@@ -6,6 +6,7 @@ import re
 import statistics
 from pathlib import Path
 
+from .. import pages
 from .mixers import TITLES
 from .tasks import SCORES, TASKS
 
@@ -30,14 +31,8 @@ def write_page(results: dict) -> list[Path]:
 
 
 def with_tables(text: str, results: dict) -> str:
-    """The page with what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` made anew."""
-    for name, make in TABLES.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"{PAGE} has no markers of {name}")
-        table = make(results)
-        text = pattern.sub(lambda match, made=table: f"{match[1]}\n{made}\n\n{match[2]}", text)
-    return text
+    """The page with its tables made anew."""
+    return pages.with_tables(text, TABLES, results, PAGE)
 
 
 def _runs(results: dict, task: str, model: str) -> list[dict]:
@@ -55,7 +50,7 @@ def _scores(results: dict) -> str:
             found = [run["held_out"][str(SCORES[name])] for run in _runs(results, name, model)]
             row.append(_cell(found))
         rows.append(row)
-    return _markdown(head, rows)
+    return pages.markdown([head, *rows])
 
 
 def _cell(found: list[float]) -> str:
@@ -85,15 +80,10 @@ def _costs(results: dict) -> str:
         ends = sorted({min(counts), max(counts)}) if counts else []
         sizes.append(" to ".join(f"{count:,}" for count in ends) or "-")
     steps = ["steps", *(f"{task.steps:,}" for task in TASKS.values())]
-    return _markdown(head, [*rows, sizes, steps])
+    return pages.markdown([head, *rows, sizes, steps])
 
 
 TABLES = {"scores": _scores, "costs": _costs}
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 # ---------------------------------------------------------------------------------- pictures

@@ -6,9 +6,6 @@ import torch
 
 from .. import _backend
 
-#: Devices whose compiled library has the dynamics; the reference serves the others' calls.
-COMPILED: frozenset[str] = frozenset({"cpu"})
-
 
 def check_dynamics(op: str, decay, retention, stationary_cov) -> None:
     """Raise unless one of decay and retention is given at most, and stationary_cov with the latter.
@@ -36,8 +33,6 @@ def serve(op: str, choice: str, device: torch.device) -> str:
     if choice == "triton" or (choice == "native" and device.type == "cuda"):
         name = "triton" if choice == "triton" or _backend.triton_serves_gpus() else "cuda"
         _backend.refuse_retention(op, name)
-    if choice == "native" and device.type == "cpu" and "cpu" not in COMPILED:
-        return "reference"
     return choice
 
 
