@@ -6,14 +6,9 @@
 //   A = tril(Q P'),  reads = Q R0 + A E,  read_var_t = (q_t'U0 q_t - sum_i A_ti^2) / b_t,
 // where A' = F^-1 (W U0 Q') above its diagonal. In sqrt form the difference would cancel, and the
 // root that step t leaves gives the variance. Masked steps stay in the chunk as neutral ones.
-//
-// The factors of a chunk do not depend on the mean: where one item has several threads, one of them
-// factorises the chunks ahead of those whose columns the others write.
 #pragma once
 
-#include <new>
-
-#include "bayes_write.h"
+#include "scan_batches.h"
 #include "sequences.h"
 #include "stationary.h"
 
@@ -76,9 +71,6 @@ double root_product(const Matrix<F>& root, const F* q, F* phi, F* Uq) {
   return energy;
 }
 
-constexpr int64_t kSlotsWithoutForks = 256;  // up to which a product is not worth a fork
-constexpr int64_t kStepsAhead = 256;         // that are factorised at once
-
 // var_t = q_t'U q_t; UQ is room. U is symmetric: of its panels of columns, what lies above the
 // diagonal block counts twice.
 template <class F>
@@ -132,21 +124,13 @@ class Scan {
         scope_(Workspace::of_thread()),
         K_(args.n.K),
         C_(args.n.C),
-        step_(scan_steps(K_, args.chunk_size, e)),
-        chunks_((e.steps + step_ - 1) / step_),
-        ahead_(executor.threads() > 1 && K_ <= kSlotsWithoutForks && e.steps >= 2 * kStepsAhead),
-        batch_(ahead_ ? std::max<int64_t>(1, kStepsAhead / step_) : 1),
-        slots_(scope_.take<ScanChunk<A, F>>((ahead_ ? 2 : 1) * batch_)),
-        U_(scope_, K_, K_),
-        Qt_(scope_, K_, step_),
-        UQ_(scope_, step_, K_),
-        cross_(scope_, step_, step_),
         mean_(scope_, K_, split_columns<A>(C_)),
         columns_(mean_.columns),
-        partial_(scope_.take<double>(columns_.count * batch_)) {
-    for (int64_t i = 0; i < (ahead_ ? 2 : 1) * batch_; ++i)
-      new (slots_ + i) ScanChunk<A, F>(scope_, step_, K_);
-  }
+        batches_(scope_, executor, scan_steps(K_, args.chunk_size, e), e.steps, args.n, columns_),
+        U_(scope_, K_, K_),
+        Qt_(scope_, K_, batches_.step()),
+        UQ_(scope_, batches_.step(), K_),
+        cross_(scope_, batches_.step(), batches_.step()) {}
 
   // Outputs that may be inputs as well are written only when all is well.
   Outcome run() {
@@ -155,26 +139,12 @@ class Scan {
       load(args_.mean, 0, Rows{}, mean_[block], columns_.at(block));
     });
     double log_evidence = 0.0;
-    const int64_t batches = (chunks_ + batch_ - 1) / batch_;
-    const int64_t lag = ahead_ ? 1 : 0;
-    for (int64_t i = 0; i < batches + lag; ++i) {
-      Outcome outcome = Outcome::done;
-      if (ahead_) {
-        executor_.for_each(1 + columns_.count, [&](int64_t task) {
-          if (task > 0 && i > 0) {
-            write_block(i - 1, task - 1);
-          } else if (task == 0 && i < batches) {
-            outcome = factor_batch(i, serial_executor());
-          }
-        });
-      } else {
-        outcome = factor_batch(i, executor_);
-        if (outcome == Outcome::done)
-          executor_.for_each(columns_.count, [&](int64_t block) { write_block(i, block); });
-      }
-      if (outcome != Outcome::done) return outcome;
-      if (i >= lag) log_evidence += batch_log_evidence(i - lag);
-    }
+    const Outcome outcome = batches_.run(
+        [&](ScanChunk<A, F>& s, int64_t first, const Executor& executor) {
+          return factor_and_read(s, first, executor);
+        },
+        [&](int64_t batch, int64_t block) { write_block(batch, block); }, log_evidence);
+    if (outcome != Outcome::done) return outcome;
     // Values that are not finite, or whose squares overflow in A, show here.
     if (!std::isfinite(log_evidence)) return limit_ == kNoLimit ? Outcome::failed : Outcome::harder;
 
@@ -187,25 +157,11 @@ class Scan {
   }
 
  private:
-  int64_t in_batch(int64_t batch) const { return std::min(batch_, chunks_ - batch * batch_); }
-  ScanChunk<A, F>& slot(int64_t batch, int64_t i) const {
-    return slots_[(ahead_ ? batch % 2 : 0) * batch_ + i];
-  }
-
-  Outcome factor_batch(int64_t batch, const Executor& executor) {
-    for (int64_t i = 0; i < in_batch(batch); ++i) {
-      const Outcome outcome =
-          factor_and_read(slot(batch, i), (batch * batch_ + i) * step_, executor);
-      if (outcome != Outcome::done) return outcome;
-    }
-    return Outcome::done;
-  }
-
   // Factors of the chunk at step `first`, its read variances, and the covariance after it.
   Outcome factor_and_read(ScanChunk<A, F>& s, int64_t first, const Executor& executor) {
     Chunk<F>& c = s.chunk;
     Workspace::Scope scope(Workspace::of_thread());
-    const int64_t L = std::min(step_, e_.steps - first);
+    const int64_t L = std::min(batches_.step(), e_.steps - first);
     F* var = scope.take<F>(padded<F>(L));  // times the decays
     F* phi = scope.take<F>(K_);
     s.first = first;
@@ -244,10 +200,11 @@ class Scan {
   void write_block(int64_t batch, int64_t block) {
     Workspace::Scope scope(Workspace::of_thread());
     const int64_t c0 = columns_.at(block);
-    const Matrix<A> R = mean_[block], all_D = take_block<A>(scope, step_, columns_, block),
-                    all_E = take_block<A>(scope, step_, columns_, block);
-    for (int64_t i = 0; i < in_batch(batch); ++i) {
-      const ScanChunk<A, F>& s = slot(batch, i);
+    const Matrix<A> R = mean_[block],
+                    all_D = take_block<A>(scope, batches_.step(), columns_, block),
+                    all_E = take_block<A>(scope, batches_.step(), columns_, block);
+    for (int64_t i = 0; i < batches_.count(batch); ++i) {
+      const ScanChunk<A, F>& s = batches_.at(batch, i);
       const Matrix<A> D = all_D.top(s.chunk.L), E = all_E.top(s.chunk.L);
       const Rows rows{nullptr, s.first};
       load(args_.values, 0, rows, D, c0);
@@ -258,19 +215,8 @@ class Scan {
       product_transposed(s.read_factors, E, reads, Store::add);
       store(args_.reads_out, 0, rows, reads, c0);
       product_transposed(s.factors.P, E, R, Store::add);
-      partial_[block * batch_ + i] = weighted_square(E, s.chunk.decay);
+      batches_.square(block, i) = weighted_square(E, s.chunk.decay);
     }
-  }
-
-  double batch_log_evidence(int64_t batch) const {
-    double total = 0.0;
-    for (int64_t i = 0; i < in_batch(batch); ++i) {
-      double quadratic = 0.0;
-      for (int64_t block = 0; block < columns_.count; ++block)
-        quadratic += partial_[block * batch_ + i];
-      total += chunk_log_evidence(slot(batch, i).chunk, C_, quadratic);
-    }
-    return total;
   }
 
   const CausalScanArgs& args_;
@@ -279,14 +225,11 @@ class Scan {
   const double limit_;
   const Executor& executor_;
   Workspace::Scope scope_;
-  const int64_t K_, C_, step_, chunks_;
-  const bool ahead_;
-  const int64_t batch_;
-  ScanChunk<A, F>* slots_;
-  const Matrix<F> U_, Qt_, UQ_, cross_;
+  const int64_t K_, C_;
   const MeanBlocks<A> mean_;
   const Columns columns_;
-  double* partial_;
+  const ScanBatches<ScanChunk<A, F>> batches_;
+  const Matrix<F> U_, Qt_, UQ_, cross_;
 };
 
 inline Outcome scan_adaptively(const CausalScanArgs& args, const Episode& e,

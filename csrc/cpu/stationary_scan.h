@@ -5,7 +5,7 @@
 //   reads = D_b Q R + A E,  E = F^-1 (Z - D_b W R),  R <- b_L R + P'E,
 //   read_var_t = b_t^2 q_t'U q_t + h_t q_t'Sigma q_t - sum_i A_ti^2.
 // Source of the recursion: the Kalman filter (Kalman, 1960) of M_t = a M_{t-1} + sqrt(1 - a^2) N_t.
-// Queries that are absent are not answered. Threads as in causal_scan.h.
+// Queries that are absent are not answered. Threads as in scan_batches.h.
 #pragma once
 
 #include "causal_scan.h"
@@ -52,20 +52,13 @@ class StationaryScan {
         reads_(bool(args.queries)),
         K_(args.n.K),
         C_(args.n.C),
-        step_(stationary_steps(K_, args.chunk_size, reads_, e.steps)),
-        chunks_((e.steps + step_ - 1) / step_),
-        ahead_(executor.threads() > 1 && K_ <= kSlotsWithoutForks && e.steps >= 2 * kStepsAhead),
-        batch_(ahead_ ? std::max<int64_t>(1, kStepsAhead / step_) : 1),
-        slots_(scope_.take<StationaryScanChunk<A, F>>((ahead_ ? 2 : 1) * batch_)),
         U_(scope_, K_, K_),
         Sigma_(load_stationary<F>(scope_, args.stationary_cov, K_)),
         mean_(scope_, K_, split_columns<A>(C_)),
         columns_(mean_.columns),
-        reads_later_(reads_ && ahead_ && columns_.count == 1),
-        partial_(scope_.take<double>(columns_.count * batch_)) {
-    for (int64_t i = 0; i < (ahead_ ? 2 : 1) * batch_; ++i)
-      new (slots_ + i) StationaryScanChunk<A, F>(scope_, step_, K_, !Sigma_, reads_);
-  }
+        batches_(scope_, executor, stationary_steps(K_, args.chunk_size, reads_, e.steps), e.steps,
+                 args.n, columns_, !Sigma_, reads_),
+        reads_later_(reads_ && batches_.ahead() && columns_.count == 1) {}
 
   // Outputs that may be inputs as well are written only when all is well.
   Outcome run() {
@@ -74,26 +67,12 @@ class StationaryScan {
       load(args_.mean, 0, Rows{}, mean_[block], columns_.at(block));
     });
     double log_evidence = 0.0;
-    const int64_t batches = (chunks_ + batch_ - 1) / batch_;
-    const int64_t lag = ahead_ ? 1 : 0;
-    for (int64_t i = 0; i < batches + lag; ++i) {
-      Outcome outcome = Outcome::done;
-      if (ahead_) {
-        executor_.for_each(1 + columns_.count, [&](int64_t task) {
-          if (task > 0 && i > 0) {
-            write_block(i - 1, task - 1);
-          } else if (task == 0 && i < batches) {
-            outcome = factor_batch(i, serial_executor());
-          }
-        });
-      } else {
-        outcome = factor_batch(i, executor_);
-        if (outcome == Outcome::done)
-          executor_.for_each(columns_.count, [&](int64_t block) { write_block(i, block); });
-      }
-      if (outcome != Outcome::done) return outcome;
-      if (i >= lag) log_evidence += batch_log_evidence(i - lag);
-    }
+    const Outcome outcome = batches_.run(
+        [&](StationaryScanChunk<A, F>& s, int64_t first, const Executor& executor) {
+          return factor_and_read(s, first, executor) ? Outcome::done : Outcome::harder;
+        },
+        [&](int64_t batch, int64_t block) { write_block(batch, block); }, log_evidence);
+    if (outcome != Outcome::done) return outcome;
     // Values that are not finite, or whose squares overflow in A, show here.
     if (!std::isfinite(log_evidence)) return Outcome::harder;
 
@@ -106,23 +85,11 @@ class StationaryScan {
   }
 
  private:
-  int64_t in_batch(int64_t batch) const { return std::min(batch_, chunks_ - batch * batch_); }
-  StationaryScanChunk<A, F>& slot(int64_t batch, int64_t i) const {
-    return slots_[(ahead_ ? batch % 2 : 0) * batch_ + i];
-  }
-
-  Outcome factor_batch(int64_t batch, const Executor& executor) {
-    for (int64_t i = 0; i < in_batch(batch); ++i)
-      if (!factor_and_read(slot(batch, i), (batch * batch_ + i) * step_, executor))
-        return Outcome::harder;
-    return Outcome::done;
-  }
-
   // Factors of the chunk at step `first`, its read variances, and the covariance after it.
   bool factor_and_read(StationaryScanChunk<A, F>& s, int64_t first, const Executor& executor) {
     StationaryChunk<F>& c = s.chunk;
     s.first = first;
-    const int64_t L = std::min(step_, e_.steps - first);
+    const int64_t L = std::min(batches_.step(), e_.steps - first);
     load_chunk(c, args_.weights, e_, first, L, Sigma_, executor);
     if (!factor_chunk(c, U_, limit_, executor)) return false;
     s.factors.take(c);
@@ -178,12 +145,13 @@ class StationaryScan {
   void write_block(int64_t batch, int64_t block) {
     Workspace::Scope scope(Workspace::of_thread());
     const int64_t c0 = columns_.at(block);
-    const Matrix<A> R = mean_[block], all_D = take_block<A>(scope, step_, columns_, block),
-                    all_E = take_block<A>(scope, step_, columns_, block);
-    double* ones = scope.take<double>(step_);
-    std::fill_n(ones, step_, 1.0);
-    for (int64_t i = 0; i < in_batch(batch); ++i) {
-      StationaryScanChunk<A, F>& s = slot(batch, i);
+    const Matrix<A> R = mean_[block],
+                    all_D = take_block<A>(scope, batches_.step(), columns_, block),
+                    all_E = take_block<A>(scope, batches_.step(), columns_, block);
+    double* ones = scope.take<double>(batches_.step());
+    std::fill_n(ones, batches_.step(), 1.0);
+    for (int64_t i = 0; i < batches_.count(batch); ++i) {
+      StationaryScanChunk<A, F>& s = batches_.at(batch, i);
       if (reads_later_) read(s, serial_executor());
       const Matrix<A> D = all_D.top(s.chunk.L), E = all_E.top(s.chunk.L);
       const Rows rows{nullptr, s.first};
@@ -198,19 +166,8 @@ class StationaryScan {
       }
       if (s.chunk.last_kept() != 1.0) scale(s.chunk.last_kept(), R);
       product_transposed(s.factors.P, E, R, Store::add);
-      partial_[block * batch_ + i] = weighted_square(E, ones);
+      batches_.square(block, i) = weighted_square(E, ones);
     }
-  }
-
-  double batch_log_evidence(int64_t batch) const {
-    double total = 0.0;
-    for (int64_t i = 0; i < in_batch(batch); ++i) {
-      double quadratic = 0.0;
-      for (int64_t block = 0; block < columns_.count; ++block)
-        quadratic += partial_[block * batch_ + i];
-      total += chunk_log_evidence(slot(batch, i).chunk, C_, quadratic);
-    }
-    return total;
   }
 
   const CausalScanArgs& args_;
@@ -219,15 +176,12 @@ class StationaryScan {
   const Executor& executor_;
   Workspace::Scope scope_;
   const bool reads_;
-  const int64_t K_, C_, step_, chunks_;
-  const bool ahead_;
-  const int64_t batch_;
-  StationaryScanChunk<A, F>* slots_;
+  const int64_t K_, C_;
   const Matrix<F> U_, Sigma_;
   const MeanBlocks<A> mean_;
   const Columns columns_;
+  const ScanBatches<StationaryScanChunk<A, F>> batches_;
   const bool reads_later_;  // by the thread of the only block of columns, which has less to do
-  double* partial_;
 };
 
 }  // namespace KANERVA_ISA
