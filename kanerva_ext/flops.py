@@ -141,3 +141,10 @@ def _sums(g, h, weights, values, scale, out_shape=None, **_) -> int:
     batch, slots, code = h
     steps = weights[1]
     return batch * steps * slots * ((slots if g is not None else 0) + 2 * code)
+
+
+@register_flop_formula(torch.ops.kanerva.posterior_of_sums)
+def _posterior_of_sums(mean_out, cov_out, mean, *rest, out_shape=None, **_) -> int:
+    """Two factors, an inverse and four products of K x K matrices, half of each; two of K x C."""
+    batch, slots, code = mean
+    return batch * slots * slots * (5 * slots + 4 * code)

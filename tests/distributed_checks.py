@@ -19,6 +19,7 @@ from helpers import (
 from scan_truth import scan, scan_grads, scan_problem
 
 from kanerva_ext import distributed, ops, reference
+from kanerva_ext.distributed import _write
 
 #: Of every kind, with tiny and ordinary noise: overfitted, many steps, more slots than steps.
 HARD = (
@@ -145,6 +146,7 @@ def check_sum_of_losses() -> None:
 
 def check_wide() -> None:
     """Sums that are sent in two blocks; float32 sums, and those that turn out too hard for it."""
+    _write.COLUMN_BLOCK = 2**17
     for noise, kind in ((1.0, "iid"), (1e-5, "collinear")):
         case = Case(kind, noise, 1200, 256, 1030, batch=1)
         exact = problem(case)

@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "../common/arguments.h"
+#include "../common/parts.h"
 
 namespace kanerva {
 
@@ -22,16 +22,19 @@ const Executor& serial_executor() {
 
 namespace baseline {
 const Kernels& table();
-}
+const Parts& parts();
+}  // namespace baseline
 #ifdef KANERVA_HAVE_AVX2
 namespace avx2 {
 const Kernels& table();
-}
+const Parts& parts();
+}  // namespace avx2
 #endif
 #ifdef KANERVA_HAVE_AVX512
 namespace avx512 {
 const Kernels& table();
-}
+const Parts& parts();
+}  // namespace avx512
 #endif
 
 namespace {
@@ -39,6 +42,7 @@ namespace {
 struct Choice {
   const char* name;
   const Kernels* kernels;
+  const Parts* parts;
 };
 
 Choice choose() {
@@ -52,16 +56,16 @@ Choice choose() {
   if (allowed("avx512") && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl")) {
-    return {"avx512", &avx512::table()};
+    return {"avx512", &avx512::table(), &avx512::parts()};
   }
 #endif
 #ifdef KANERVA_HAVE_AVX2
   if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return {"avx2", &avx2::table()};
+    return {"avx2", &avx2::table(), &avx2::parts()};
   }
 #endif
   (void)allowed;
-  return {"baseline", &baseline::table()};
+  return {"baseline", &baseline::table(), &baseline::parts()};
 }
 
 const Choice& choice() {
@@ -72,6 +76,7 @@ const Choice& choice() {
 }  // namespace
 
 const Kernels& kernels() { return *choice().kernels; }
+const Parts& parts() { return *choice().parts; }
 const char* simd_level() { return choice().name; }
 
 }  // namespace kanerva

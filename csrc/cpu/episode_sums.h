@@ -1,46 +1,27 @@
-// The sums of information.h by themselves; several processes add up theirs.
+// The sums of information.h by themselves, and the posterior from them: several processes add up
+// theirs in between.
 #pragma once
 
-#include "../common/episode_sums.h"
-#include "information.h"
+#include "../common/parts.h"
+#include "posterior_of_sums.h"
+#include "step_sums.h"
+#include "write_chunk.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
 
 template <class F>
 void sums_of_item(const EpisodeSumsArgs& args, int64_t b, const Executor& executor) {
-  using V = Simd<double>;
-  const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
-  const int64_t most = std::max<int64_t>(1, std::min(kInformationSteps, T));
+  const int64_t T = args.n.T, K = args.n.K;
   Workspace::Scope scope(Workspace::of_thread());
-  Matrix<F> W(scope, most, K), Ws(scope, most, K), Z(scope, most, C), G(scope, K, K),
-      H(scope, K, C);
-  const double* scale = static_cast<const double*>(args.scale.data) + b * args.scale.stride[0];
-  double energy = 0.0;
-  G.zero();
+  const Matrix<F> G = args.g ? Matrix<F>(scope, K, K) : Matrix<F>(), H(scope, K, args.n.C);
+  double* scale = scope.take<double>(T);
+  for (int64_t t = 0; t < T; ++t) scale[t] = load_scalar<double>(args.scale, b, t);
+  if (G) G.zero();
   H.zero();
-  for (int64_t first = 0; first < T; first += most) {
-    const int64_t steps = std::min(most, T - first);
-    load(executor, args.weights, b, Rows{nullptr, first}, steps, W);
-    load(executor, args.values, b, Rows{nullptr, first}, steps, Z);
-    for_rows(executor, steps, K, [&](int64_t begin, int64_t count) {
-      for (int64_t t = begin; t < begin + count; ++t) {
-        const F s = F(scale[(first + t) * args.scale.stride[1]]);
-        for (int64_t k = 0; k < Ws.ld; ++k) Ws[t][k] = k < K ? s * W[t][k] : F(0);
-      }
-    });
-    if (args.g) product_transposed(executor, steps, W, Ws, G, Store::add, Part::upper);
-    product_transposed(executor, steps, Ws, Z, H, Store::add);
-    for (int64_t t = 0; t < steps; ++t) {
-      typename V::Vector sum{};
-      for (int64_t j = 0; j < C; j += V::width) {
-        const auto z = V::load_as(Z[t] + j);
-        sum += z * z;
-      }
-      energy += V::sum(sum) * scale[(first + t) * args.scale.stride[1]];
-    }
-  }
-  if (args.g) {
+  const WeightedSteps steps{args.weights, args.values, b, T, nullptr, scale};
+  const double energy = add_steps(steps, G, H, executor);
+  if (G) {
     mirror(G);
     store(executor, args.g, b, Rows{}, K, G);
   }
@@ -48,7 +29,7 @@ void sums_of_item(const EpisodeSumsArgs& args, int64_t b, const Executor& execut
   store_scalar(args.energy, b, 0, energy);
 }
 
-inline void episode_sums_here(const EpisodeSumsArgs& args, const Executor& executor) {
+inline void episode_sums(const EpisodeSumsArgs& args, const Executor& executor) {
   const double operations = double(args.n.T) * double(args.n.K) * double(args.n.K + 2 * args.n.C);
   for_each_item(args.n.B, operations, executor, [&](int64_t b, const Executor& inner) {
     if (args.h.dtype == Dtype::float32) {
@@ -56,6 +37,42 @@ inline void episode_sums_here(const EpisodeSumsArgs& args, const Executor& execu
     } else {
       sums_of_item<double>(args, b, inner);
     }
+  });
+}
+
+template <class F>
+bool posterior_of_item(const PosteriorOfSumsArgs& args, int64_t b, const Executor& executor) {
+  const int64_t K = args.n.K, C = args.n.C;
+  Workspace::Scope scope(Workspace::of_thread());
+  PosteriorOfSums<F> posterior(scope, K, C, executor);
+  posterior.G.zero();
+  const View& triangle = args.triangle;
+  const double* at = static_cast<const double*>(triangle.data) + b * triangle.stride[0];
+  for (int64_t i = 0; i < K; ++i)
+    for (int64_t j = i; j < K; ++j, at += triangle.stride[1]) posterior.G[i][j] = F(*at);
+  mirror(posterior.G);
+  load(executor, args.h, b, Rows{}, K, posterior.H);
+  InformationLimits limits{kNoLimit};
+  if (!args.always) limits.diagonal = information_limit(args.mean.dtype);
+  if (args.in_float32) limits.condition = kEasyInformation;
+  if (!posterior.solve_covariance(args.cov, b, limits)) return false;
+  const double square = load_scalar<double>(args.square, b, 0);
+  const double quadratic = posterior.write_mean(args.mean, b, square);
+  store(executor, args.mean_out, b, Rows{}, K, posterior.R);
+  store(executor, args.cov_out, b, Rows{}, K, posterior.U);
+  store_scalar(args.terms, b, 0, posterior.log_det());
+  store_scalar(args.terms, b, 1, quadratic);
+  return true;
+}
+
+inline void posterior_of_sums(const PosteriorOfSumsArgs& args, const Executor& executor) {
+  const double K = double(args.n.K), operations = K * K * (7.0 * K + 4.0 * double(args.n.C));
+  for_each_item(args.n.B, operations, executor, [&](int64_t b, const Executor& inner) {
+    const bool done = args.in_float32 ? posterior_of_item<float>(args, b, inner)
+                                      : posterior_of_item<double>(args, b, inner);
+    if (done) return;
+    store_scalar(args.terms, b, 0, NAN);
+    store_scalar(args.terms, b, 1, NAN);
   });
 }
 

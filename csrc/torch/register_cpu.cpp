@@ -1,6 +1,6 @@
 // Registers the CPU's operators with torch.
-#include "episode_sums.h"
 #include "operators.h"
+#include "parts.h"
 
 namespace kanerva::cpu {
 
@@ -34,16 +34,20 @@ struct Backend {
   KANERVA_OPERATORS(KANERVA_OPERATOR)
 #undef KANERVA_OPERATOR
 
-  static void run_sums(const EpisodeSumsArgs& args) {
-    kanerva::episode_sums(args, TorchExecutor());
-  }
+#define KANERVA_PART(part, Args) \
+  static void part(const Args& args) { parts().part(args, TorchExecutor()); }
+
+  KANERVA_PARTS(KANERVA_PART)
+#undef KANERVA_PART
 };
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(kanerva, CPU, m) {
   ops::register_operators<Backend>(m);
-  m.impl("episode_sums", TORCH_BOX(&ops::episode_sums<Backend>));
+#define KANERVA_REGISTER(part, Args) m.impl(#part, TORCH_BOX(&ops::part<Backend>));
+  KANERVA_PARTS(KANERVA_REGISTER)
+#undef KANERVA_REGISTER
 }
 
 }  // namespace kanerva::cpu

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from .. import _backend
 from ..reference._common import symmetric
+from ._collectives import unpack_triangle
 
-# Elsewhere than on a CPU with the library, products of PyTorch's stand for it.
-_HAS_KERNEL = torch._C._dispatch_has_kernel_for_dispatch_key("kanerva::episode_sums", "CPU")
+# Elsewhere than on a CPU with the library, products of PyTorch's stand for its parts.
+_HAS_KERNELS = torch._C._dispatch_has_kernel_for_dispatch_key("kanerva::episode_sums", "CPU")
 
 # As the compiled write has them (csrc/common/policy.h): the largest diagonal of S up to which sums
 # serve, by the state's dtype; from how many slots and up to which condition number float32 does.
@@ -63,6 +64,57 @@ class Posterior(NamedTuple):
             mine[here] = theirs
             merged.append(mine)
         return Posterior(*merged)
+
+
+class Summed(NamedTuple):
+    """A belief by the sums it is made of: its factors are made when gradients want them.
+
+    Attributes:
+        mean, cov: R and U, in the state's dtype.
+        triangle: (B, K (K + 1) / 2), float64: the rows of G from the diagonal on.
+        h: H, (B, K, C), float64.
+    """
+
+    mean: Tensor
+    cov: Tensor
+    triangle: Tensor
+    h: Tensor
+
+
+def compiled_posterior(
+    mean: Tensor,
+    cov: Tensor,
+    triangle: Tensor,
+    h: Tensor,
+    square: Tensor,
+    dtype: torch.dtype,
+    always: bool,
+) -> tuple[Summed, Tensor, Tensor] | None:
+    """The posterior of sums by the library, ln det N (B,), and ``square`` (B,) less what the
+    memory explains of it; in the arithmetic of ``dtype``. The last two are NaN for items that are
+    too hard for it: beyond `EASY` in float32, or beyond `HARD`, unless ``always``. None: no
+    library."""
+    if not _is_compiled(mean.device):
+        return None
+    summed = Summed(torch.empty_like(mean), torch.empty_like(cov), triangle, h)
+    terms = torch.ops.kanerva.posterior_of_sums(
+        *summed[:2], mean, cov, triangle, h, square, dtype == torch.float32, always
+    )
+    return summed, *terms.unbind(-1)
+
+
+def factored(
+    mean: Tensor, prior_root: Tensor, summed: Summed, dtype: torch.dtype = WIDE
+) -> tuple[Posterior, Tensor]:
+    """The same belief by its factors, in an arithmetic, and what the memory explains, (B,), of the
+    sum of squares of the values."""
+    g = unpack_triangle(summed.triangle, mean.shape[1])
+    posterior = from_sums(*(x.to(dtype) for x in (mean, prior_root, g, summed.h)))
+    # |Z - W R0|^2 = |Z|^2 - <R0, H> - <R0, H - G R0>, and |y|^2 comes off as well.
+    explained = posterior.solved.to(WIDE).square().sum((1, 2))
+    if mean.any():
+        explained = explained + (mean * (2 * summed.h - g @ mean)).sum((1, 2))
+    return posterior, explained
 
 
 def root_of(cov: Tensor) -> Tensor:
@@ -119,8 +171,8 @@ def products(
 
 
 def _is_compiled(device: torch.device) -> bool:
-    """Whether the CPU's library has the sums, and nobody asked for another backend."""
-    if device.type != "cpu" or not _HAS_KERNEL:
+    """Whether the CPU's library serves, and nobody asked for another backend."""
+    if device.type != "cpu" or not _HAS_KERNELS:
         return False
     return not _backend.must_choose or _backend.choose("auto", device) == "native"
 

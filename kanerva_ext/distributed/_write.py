@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -16,10 +17,12 @@ from ..ops.bayes_write import OPERATOR, bayes_write
 from ..reference._common import has_nan, poison, symmetric
 from . import _statistics as stats
 from ._collectives import Group, check_loss, pack, unpack_triangle
-from ._statistics import WIDE, Posterior
+from ._statistics import WIDE, Posterior, Summed
 
 METHODS = ("auto", "information", "sqrt")
-COLUMN_BLOCK = 2**17  # numbers of a block of K x C sums, from which on it is sent by itself
+# Numbers of a block of K x C sums from which on it is sent by itself: for fewer, a second pass over
+# the addresses takes longer than what it hides.
+COLUMN_BLOCK = 2**20
 _SPECS = OPERATOR.args[:6]  # no decay: a sum has no order
 
 
@@ -188,11 +191,10 @@ class _Write(torch.autograd.Function):
     def forward(ctx, agreement, members, loss, method, mean, cov, weights, values, noise_var, mask):
         dtype = mean.dtype
         steps = counted(weights, values, noise_var, mask)
-        wide_mean, prior_root = mean.to(WIDE), stats.root_of(cov)
         # ln of the noise and the count, as the scalar of the sums has them.
         logs = torch.where(steps.counts, (2 * math.pi * steps.noise).log(), 0).sum(-1)
         logs = logs * mean.shape[-1]
-        work = _Work(members, agreement, wide_mean, prior_root, steps, logs, dtype)
+        work = _Work(members, agreement, mean, cov, steps, logs)
         if method == "sqrt":
             everything = torch.ones_like(logs, dtype=torch.bool)
             posterior, evidence = work.by_factors(everything)
@@ -200,16 +202,20 @@ class _Write(torch.autograd.Function):
             posterior, evidence = work.by_sums(method == "auto")
         results = posterior.mean, posterior.cov, evidence
         bad = has_nan(results[0], results[1], evidence[:, None])
-        ctx.members, ctx.loss = members, loss
-        ctx.save_for_backward(weights, values, noise_var, mask, prior_root, bad, *posterior)
+        ctx.members, ctx.loss, ctx.kind = members, loss, type(posterior)
+        ctx.save_for_backward(mean, cov, weights, values, noise_var, mask, bad, *posterior)
         ctx.dtypes = tuple(x.dtype for x in (mean, cov, weights, values, noise_var))
         return tuple(r.to(dtype) for r in poison(bad, *results))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g_mean, g_cov, g_evidence):
-        weights, values, noise_var, mask, prior_root, bad, *rest = ctx.saved_tensors
-        posterior, members = Posterior(*(x.to(WIDE) for x in rest)), ctx.members
+        mean, cov, weights, values, noise_var, mask, bad, *rest = ctx.saved_tensors
+        members, prior_root = ctx.members, stats.root_of(cov)
+        posterior = ctx.kind(*rest)
+        if isinstance(posterior, Summed):
+            posterior, _ = stats.factored(mean.to(WIDE), prior_root, posterior)
+        posterior = Posterior(*(x.to(WIDE) for x in posterior))
         g_mean, g_evidence = g_mean.to(WIDE), g_evidence.to(WIDE)
         g_cov = symmetric(g_cov.to(WIDE))
         slots, code = g_mean.shape[1:]
@@ -236,36 +242,65 @@ class _Write(torch.autograd.Function):
 class _Work:
     """The reductions of one write."""
 
-    def __init__(self, members, agreement, mean, prior_root, steps, logs, dtype) -> None:
-        self.members, self.agreement = members, agreement
-        self.mean, self.prior_root = mean, prior_root
-        self.steps, self.logs, self.dtype = steps, logs, dtype
+    def __init__(self, members, agreement, mean, cov, steps, logs) -> None:
+        self.members, self.agreement, self.steps, self.logs = members, agreement, steps, logs
+        self.state, self.dtype = (mean, cov), mean.dtype
 
-    def by_sums(self, may_change: bool) -> tuple[Posterior, Tensor]:
+    @functools.cached_property
+    def mean(self) -> Tensor:
+        return self.state[0].to(WIDE)
+
+    @functools.cached_property
+    def prior_root(self) -> Tensor:
+        return stats.root_of(self.state[1])
+
+    def by_sums(self, may_change: bool) -> tuple[Posterior | Summed, Tensor]:
         """The sums, in float32 where they are many and turn out easy; then, if ``may_change``, the
         factors of the items that would lose digits."""
-        slots = self.mean.shape[1]
+        slots = self.state[0].shape[1]
         if may_change and self.dtype == torch.float32 and slots >= stats.MANY_SLOTS:
-            posterior, evidence, _ = self._sums(torch.float32)
-            hard = ~(stats.condition(posterior.factor) <= stats.EASY)
+            posterior, evidence, hard, _ = self._posterior(torch.float32, False)
             if not self.members.any(hard.any()[None]).item():
                 return posterior, evidence
-        posterior, evidence, cancelled = self._sums(WIDE)
+        posterior, evidence, hard, cancelled = self._posterior(WIDE, not may_change)
         if not may_change:
             return posterior, evidence
-        hard = stats.largest(posterior.gained) > stats.HARD[self.dtype]
-        hard = hard | (cancelled > stats.CANCELLED[self.dtype])
-        hard = self.members.any(hard)
+        hard = self.members.any(hard | (cancelled > stats.CANCELLED[self.dtype]))
         if hard.any():
+            if isinstance(posterior, Summed):
+                posterior, _ = stats.factored(self.mean, self.prior_root, posterior)
             better, terms = self.by_factors(hard)
             posterior, evidence = posterior.merge(better, hard), evidence.clone()
             evidence[hard] = terms
         return posterior, evidence
 
-    def _sums(self, dtype: torch.dtype) -> tuple[Posterior, Tensor, Tensor]:
-        """Posterior, evidence, and by how much the evidence's terms exceed it."""
+    def _posterior(
+        self, dtype: torch.dtype, always: bool
+    ) -> tuple[Posterior | Summed, Tensor, Tensor, Tensor]:
+        """Posterior and evidence by sums in the arithmetic of ``dtype``, which items are too hard
+        for it, and by how much the evidence's terms exceed it."""
+        triangle, h, scalar = self._sums(dtype)
+        code = h.shape[-1]
+        found = stats.compiled_posterior(*self.state, triangle, h, scalar, dtype, always)
+        if found is not None:
+            posterior, log_det, left = found
+            hard = log_det.isnan()
+        if found is None or (dtype == WIDE and hard.any()):
+            summed = Summed(*self.state, triangle, h)
+            posterior, explained = stats.factored(self.mean, self.prior_root, summed, dtype)
+            log_det, left = posterior.log_det(), scalar - explained
+            if dtype == WIDE:
+                hard = stats.largest(posterior.gained) > stats.HARD[self.dtype]
+            else:
+                hard = ~(stats.condition(posterior.factor) <= stats.EASY)
+        evidence = -(left + code * log_det) / 2
+        terms = scalar.abs() + (scalar - left).abs()
+        return posterior, evidence, hard, torch.where(terms > 0, terms / evidence.abs(), 0)
+
+    def _sums(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all ranks: G's triangle, H, and the scalar of the evidence."""
         steps, members = self.steps, self.members
-        batch, slots, code = self.mean.shape
+        batch, slots, code = self.state[0].shape
         scalar, waits = self.logs, []
         parts = _column_parts(slots, code, members.size)
         for i, columns in enumerate(parts):
@@ -279,21 +314,13 @@ class _Work:
             sums = [h.flatten(1), *last]
             packed = pack(g, *sums) if i == 0 else torch.cat(sums, 1)
             waits.append(members.start_sum(packed))
-        numbers = torch.cat([wait() for wait in waits], 1)
+        numbers = [wait() for wait in waits]
+        numbers = numbers[0] if len(numbers) == 1 else torch.cat(numbers, 1)
         size = slots * (slots + 1) // 2
-        g, scalar = unpack_triangle(numbers[:, :size], slots), numbers[:, -1]
         ends = [slots * (columns.stop - columns.start) for columns in parts]
-        h = numbers[:, size:-1].split(ends, 1)
-        h = torch.cat([x.view(batch, slots, -1) for x in h], -1)
-        given = (x.to(dtype) for x in (self.mean, self.prior_root, g, h))
-        posterior = stats.from_sums(*given)
-        # |Z - W R0|^2 = |Z|^2 - <R0, H> - <R0, H - G R0>, and |y|^2 comes off as well.
-        taken = posterior.solved.to(WIDE).square().sum((1, 2))
-        if self.mean.any():
-            taken = taken + (self.mean * (2 * h - g @ self.mean)).sum((1, 2))
-        evidence = -(scalar - taken + code * posterior.log_det()) / 2
-        terms = scalar.abs() + taken.abs()
-        return posterior, evidence, torch.where(terms > 0, terms / evidence.abs(), 0)
+        blocks = [x.view(batch, slots, -1) for x in numbers[:, size:-1].split(ends, 1)]
+        h = blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
+        return numbers[:, :size], h, numbers[:, -1]
 
     def by_factors(self, items: Tensor) -> tuple[Posterior, Tensor]:
         """Of the items flagged: merged factors, rank by rank in order, and so alike everywhere."""

@@ -37,7 +37,9 @@ SPLIT: dict[str, Callable] = {}
 #: Parts of operators that the library itself calls, by name: their schemas. The CPU alone has them.
 PARTS = {
     "episode_sums": "episode_sums(Tensor(a!)? g, Tensor(b!) h, Tensor weights, Tensor values, "
-    "Tensor scale) -> Tensor"
+    "Tensor scale) -> Tensor",
+    "posterior_of_sums": "posterior_of_sums(Tensor(a!) mean_out, Tensor(b!) cov_out, Tensor mean, "
+    "Tensor cov, Tensor triangle, Tensor h, Tensor square, bool in_float32, bool always) -> Tensor",
 }
 for _schema in PARTS.values():
     LIBRARIES[NATIVE].define(_schema)

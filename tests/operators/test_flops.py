@@ -62,10 +62,21 @@ def test_every_operator_is_registered():
                 assert packet in flop_registry, schema.name
 
 
-@pytest.mark.skipif(not _statistics._HAS_KERNEL, reason="the compiled library is not here")
+@pytest.mark.skipif(not _statistics._HAS_KERNELS, reason="the compiled library is not here")
 def test_sums_of_several_processes_count():
     """With W'W, of which half is computed, and without it."""
     g, h = torch.zeros(2, 4, 4), torch.zeros(2, 4, 5)
     steps = torch.ones(2, 7, 4), torch.ones(2, 7, 5), torch.ones(2, 7, dtype=torch.float64)
     for given, expected in ((g, 2 * 7 * 4 * (4 + 2 * 5)), (None, 2 * 7 * 4 * 2 * 5)):
         assert counted(lambda g=given: torch.ops.kanerva.episode_sums(g, h, *steps)) == expected
+
+
+@pytest.mark.skipif(not _statistics._HAS_KERNELS, reason="the compiled library is not here")
+def test_the_posterior_of_sums():
+    mean, cov, wide = torch.ones(2, 4, 5), torch.eye(4).expand(2, 4, 4), torch.float64
+    sums = torch.ones(2, 10, dtype=wide), torch.ones(2, 4, 5, dtype=wide), torch.ones(2, dtype=wide)
+    outs = torch.empty_like(mean), torch.empty(2, 4, 4)
+    call = torch.ops.kanerva.posterior_of_sums
+    # Two factors of K^3 / 3, an inverse of as many, four products of K^3; two of 2 K^2 C.
+    expected = 2 * 4 * 4 * (5 * 4 + 2 * 2 * 5)
+    assert counted(lambda: call(*outs, mean, cov, *sums, False, False)) == expected
