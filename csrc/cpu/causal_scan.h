@@ -140,9 +140,8 @@ class Scan {
     });
     double log_evidence = 0.0;
     const Outcome outcome = batches_.run(
-        [&](ScanChunk<A, F>& s, int64_t first, const Executor& executor) {
-          return factor_and_read(s, first, executor);
-        },
+        [&](ScanChunk<A, F>& s, int64_t first, const Executor&) { load_steps(s, first); },
+        [&](ScanChunk<A, F>& s, const Executor& executor) { return factor_and_read(s, executor); },
         [&](int64_t batch, int64_t block) { write_block(batch, block); }, log_evidence);
     if (outcome != Outcome::done) return outcome;
     // Values that are not finite, or whose squares overflow in A, show here.
@@ -157,17 +156,21 @@ class Scan {
   }
 
  private:
-  // Factors of the chunk at step `first`, its read variances, and the covariance after it.
-  Outcome factor_and_read(ScanChunk<A, F>& s, int64_t first, const Executor& executor) {
-    Chunk<F>& c = s.chunk;
-    Workspace::Scope scope(Workspace::of_thread());
+  void load_steps(ScanChunk<A, F>& s, int64_t first) const {
     const int64_t L = std::min(batches_.step(), e_.steps - first);
-    F* var = scope.take<F>(padded<F>(L));  // times the decays
-    F* phi = scope.take<F>(K_);
     s.first = first;
     s.set_steps(L);
-    load_chunk(c, args_.weights, 0, e_, first, L);
+    load_chunk(s.chunk, args_.weights, 0, e_, first, L);
     load(args_.queries, 0, Rows{nullptr, first}, s.Q);
+  }
+
+  // Factors of a chunk, its read variances, and the covariance after it.
+  Outcome factor_and_read(ScanChunk<A, F>& s, const Executor& executor) {
+    Chunk<F>& c = s.chunk;
+    Workspace::Scope scope(Workspace::of_thread());
+    const int64_t L = c.L;
+    F* var = scope.take<F>(padded<F>(L));  // times the decays
+    F* phi = scope.take<F>(K_);
     Matrix<F> Qt = Qt_;
     Qt.columns = L;
     transpose(s.Q, Qt);
@@ -191,7 +194,7 @@ class Scan {
       downdate(c, U_, executor);
     }
     for (int64_t t = 0; t < L; ++t)  // rounding must not make a variance negative
-      store_scalar(args_.read_var_out, 0, first + t, var[t] < F(0) ? 0.0 : var[t] / c.decay[t]);
+      store_scalar(args_.read_var_out, 0, s.first + t, var[t] < F(0) ? 0.0 : var[t] / c.decay[t]);
     s.narrow();
     return Outcome::done;
   }

@@ -1,6 +1,7 @@
 // How a scan goes through the chunks of an episode. The factors of a chunk do not depend on the
 // mean: where one item has several threads, one of them factorises a batch of chunks ahead of those
-// whose columns the others write; otherwise a batch is one chunk.
+// whose columns the others write; otherwise a batch is one chunk. What depends on no state at all
+// is loaded by the thread that writes, where one writes and has less to do.
 #pragma once
 
 #include <new>
@@ -26,6 +27,7 @@ class ScanBatches {
         code_(n.C),
         blocks_(columns.count),
         ahead_(executor.threads() > 1 && n.K <= kSlotsWithoutForks && steps >= 2 * kStepsAhead),
+        loads_ahead_(ahead_ && columns.count == 1 && n.C <= n.K),
         size_(ahead_ ? std::max<int64_t>(1, kStepsAhead / step) : 1),
         slots_(scope.take<Chunk>((ahead_ ? 2 : 1) * size_)),
         squares_(scope.take<double>(blocks_ * size_)) {
@@ -34,20 +36,24 @@ class ScanBatches {
   }
 
   int64_t step() const { return step_; }
-  bool ahead() const { return ahead_; }
   int64_t count(int64_t batch) const { return std::min(size_, chunks_ - batch * size_); }
   Chunk& at(int64_t batch, int64_t i) const { return slots_[(ahead_ ? batch % 2 : 0) * size_ + i]; }
   // sum_t b_t |E_t|^2 of a block of columns of chunk i.
   double& square(int64_t block, int64_t i) const { return squares_[block * size_ + i]; }
 
-  // factor(chunk, first step, executor) gives an Outcome, and write(batch, block) is of a block of
-  // columns. Adds up the log evidence.
-  template <class Factor, class Write>
-  Outcome run(Factor&& factor, Write&& write, double& log_evidence) const {
+  // load(chunk, first step, executor), then factor(chunk, executor), which gives an Outcome, and
+  // write(batch, block) of a block of columns. Adds up the log evidence.
+  template <class Load, class Factor, class Write>
+  Outcome run(Load&& load, Factor&& factor, Write&& write, double& log_evidence) const {
     const int64_t batches = (chunks_ + size_ - 1) / size_, lag = ahead_ ? 1 : 0;
+    const auto load_one = [&](int64_t batch, int64_t i, const Executor& executor) {
+      load(at(batch, i), (batch * size_ + i) * step_, executor);
+    };
     const auto factor_batch = [&](int64_t batch, const Executor& executor) {
+      const bool loaded = loads_ahead_ && batch > 0;
       for (int64_t i = 0; i < count(batch); ++i) {
-        const Outcome outcome = factor(at(batch, i), (batch * size_ + i) * step_, executor);
+        if (!loaded) load_one(batch, i, executor);
+        const Outcome outcome = factor(at(batch, i), executor);
         if (outcome != Outcome::done) return outcome;
       }
       return Outcome::done;
@@ -56,11 +62,15 @@ class ScanBatches {
       Outcome outcome = Outcome::done;
       if (ahead_) {
         executor_.for_each(1 + blocks_, [&](int64_t task) {
-          if (task > 0 && batch > 0) {
-            write(batch - 1, task - 1);
-          } else if (task == 0 && batch < batches) {
-            outcome = factor_batch(batch, serial_executor());
+          if (task == 0) {
+            if (batch < batches) outcome = factor_batch(batch, serial_executor());
+            return;
           }
+          if (batch > 0) write(batch - 1, task - 1);
+          if (!loads_ahead_) return;
+          if (batch > 0) log_evidence += batch_log_evidence(batch - 1);
+          if (batch + 1 >= batches) return;
+          for (int64_t i = 0; i < count(batch + 1); ++i) load_one(batch + 1, i, serial_executor());
         });
       } else {
         outcome = factor_batch(batch, executor_);
@@ -68,7 +78,7 @@ class ScanBatches {
           executor_.for_each(blocks_, [&](int64_t block) { write(batch, block); });
       }
       if (outcome != Outcome::done) return outcome;
-      if (batch >= lag) log_evidence += batch_log_evidence(batch - lag);
+      if (!loads_ahead_ && batch >= lag) log_evidence += batch_log_evidence(batch - lag);
     }
     return Outcome::done;
   }
@@ -86,7 +96,7 @@ class ScanBatches {
 
   const Executor& executor_;
   const int64_t step_, chunks_, code_, blocks_;
-  const bool ahead_;
+  const bool ahead_, loads_ahead_;
   const int64_t size_;  // chunks of a batch
   Chunk* slots_;
   double* squares_;

@@ -117,16 +117,18 @@ class StationaryAdjoint {
   int64_t chunks_of(int64_t s) const { return std::min(segment_, chunks_ - s * segment_); }
 
   // The states at the starts of the segments. With two sets of chunks, one thread factorises those
-  // whose columns the other writes afterwards.
+  // whose steps the other loads before and whose columns it writes afterwards.
   bool advance(const States<A, F>& outer, PreparedChunk<A, F>* chunks, int64_t sets) {
     Workspace::Scope scope(Workspace::of_thread());
     const Belief<A, F> now{Matrix<F>(scope, K_, K_), MeanBlocks<A>(scope, K_, columns_)};
     now.copy_from(outer[0]);
-    const auto factor = [&](int64_t s, PreparedChunk<A, F>* at, const Executor& executor) {
-      for (int64_t i = 0; i < chunks_of(s); ++i) {
+    const auto load = [&](int64_t s, PreparedChunk<A, F>* at, const Executor& executor) {
+      for (int64_t i = 0; i < chunks_of(s); ++i)
         preparation_.load_steps(at[i], (s * segment_ + i) * step_, executor);
+    };
+    const auto factor = [&](int64_t s, PreparedChunk<A, F>* at, const Executor& executor) {
+      for (int64_t i = 0; i < chunks_of(s); ++i)
         if (!preparation_.factor(at[i], now.U, executor)) return false;
-      }
       copy(now.U, outer[s + 1].U);
       return true;
     };
@@ -137,16 +139,19 @@ class StationaryAdjoint {
     bool ok = true;
     if (sets == 1) {
       for (int64_t s = 0; s + 1 < segments_ && ok; ++s) {
+        load(s, chunks, executor_);
         ok = factor(s, chunks, executor_);
         if (ok) write(s, chunks, executor_);
       }
       return ok;
     }
+    const auto set_of = [&](int64_t s) { return chunks + s % 2 * segment_; };
+    load(0, set_of(0), executor_);
     for (int64_t s = 0; s < segments_ && ok; ++s)
       executor_.for_each(2, [&](int64_t task) {
-        if (task == 0 && s + 1 < segments_)
-          ok = factor(s, chunks + s % 2 * segment_, serial_executor());
-        if (task == 1 && s > 0) write(s - 1, chunks + (s - 1) % 2 * segment_, serial_executor());
+        if (task == 0 && s + 1 < segments_) ok = factor(s, set_of(s), serial_executor());
+        if (task == 1 && s > 0) write(s - 1, set_of(s - 1), serial_executor());
+        if (task == 1 && s + 2 < segments_) load(s + 1, set_of(s + 1), serial_executor());
       });
     return ok;
   }

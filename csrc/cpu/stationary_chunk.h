@@ -139,7 +139,9 @@ void load_chunk(StationaryChunk<F>& c, const View& weights, const Episode& e, in
   for (int64_t t = 0; t < steps; ++t)
     if (e.counts && !e.counts[first + t]) --c.counted;
   move_rows(c, 1.0, c.W, c.moved);
+  transpose(c.W, c.Wt);
   if (Sigma) product(executor, c.W, Sigma, c.WS);
+  product(executor, c.WS, c.Wt, c.stationary, Store::set, Part::upper);
 }
 
 // False when the chunk is harder than `limit` or a pivot is not positive.
@@ -148,10 +150,8 @@ bool factor_chunk(StationaryChunk<F>& c, const Matrix<F>& U, double limit,
                   const Executor& executor) {
   using V = Simd<F>;
   Workspace::Scope scope(Workspace::of_thread());
-  transpose(c.W, c.Wt);
   product(executor, c.W, U, c.X);
   product(executor, c.X, c.Wt, c.prior, Store::set, Part::upper);
-  product(executor, c.WS, c.Wt, c.stationary, Store::set, Part::upper);
   combine(c, c.prior, c.stationary, c.S);
   F* before = scope.take<F>(c.L);
   double by_noise = 0.0, by_pivot = 0.0;

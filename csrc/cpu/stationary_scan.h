@@ -21,7 +21,8 @@ struct StationaryScanChunk {
   int64_t first = 0;
   Matrix<F> Q, moved, inside;       // L x K: the queries, and D_b Q; L x L: A'
   Matrix<A> queries, read_factors;  // the last two in the arithmetic of the columns
-  F* var = nullptr;                 // of the reads, before what the chunk writes
+  // Of the reads: in the stationary state, and before what the chunk writes.
+  F *settled = nullptr, *var = nullptr;
 
   StationaryScanChunk(Workspace::Scope& scope, int64_t max_steps, int64_t K, bool identity,
                       bool reads)
@@ -33,6 +34,7 @@ struct StationaryScanChunk {
     inside.structure = Structure::upper;
     queries = room_in_arithmetic<A>(scope, moved);
     read_factors = room_in_arithmetic<A>(scope, inside);
+    settled = scope.take<F>(padded<F>(max_steps));
     var = scope.take<F>(padded<F>(max_steps));
   }
   void set_steps(int64_t L) { Q.rows = moved.rows = inside.rows = inside.columns = L; }
@@ -57,8 +59,7 @@ class StationaryScan {
         mean_(scope_, K_, split_columns<A>(C_)),
         columns_(mean_.columns),
         batches_(scope_, executor, stationary_steps(K_, args.chunk_size, reads_, e.steps), e.steps,
-                 args.n, columns_, !Sigma_, reads_),
-        reads_later_(reads_ && batches_.ahead() && columns_.count == 1) {}
+                 args.n, columns_, !Sigma_, reads_) {}
 
   // Outputs that may be inputs as well are written only when all is well.
   Outcome run() {
@@ -69,7 +70,10 @@ class StationaryScan {
     double log_evidence = 0.0;
     const Outcome outcome = batches_.run(
         [&](StationaryScanChunk<A, F>& s, int64_t first, const Executor& executor) {
-          return factor_and_read(s, first, executor) ? Outcome::done : Outcome::harder;
+          load_steps(s, first, executor);
+        },
+        [&](StationaryScanChunk<A, F>& s, const Executor& executor) {
+          return factor_and_read(s, executor) ? Outcome::done : Outcome::harder;
         },
         [&](int64_t batch, int64_t block) { write_block(batch, block); }, log_evidence);
     if (outcome != Outcome::done) return outcome;
@@ -85,19 +89,29 @@ class StationaryScan {
   }
 
  private:
-  // Factors of the chunk at step `first`, its read variances, and the covariance after it.
-  bool factor_and_read(StationaryScanChunk<A, F>& s, int64_t first, const Executor& executor) {
-    StationaryChunk<F>& c = s.chunk;
+  void load_steps(StationaryScanChunk<A, F>& s, int64_t first, const Executor& executor) const {
     s.first = first;
     const int64_t L = std::min(batches_.step(), e_.steps - first);
-    load_chunk(c, args_.weights, e_, first, L, Sigma_, executor);
+    load_chunk(s.chunk, args_.weights, e_, first, L, Sigma_, executor);
+    if (!reads_) return;
+    s.set_steps(L);
+    load(args_.queries, 0, Rows{nullptr, first}, s.Q);
+    if (Sigma_) {
+      Workspace::Scope scope(Workspace::of_thread());
+      energies(s.Q, Sigma_, Matrix<F>(scope, L, K_), s.settled, executor);
+    } else {
+      for (int64_t t = 0; t < L; ++t) s.settled[t] = F(row_dot(K_, s.Q[t], s.Q[t]));
+    }
+  }
+
+  // Factors of a chunk, its read variances, and the covariance after it.
+  bool factor_and_read(StationaryScanChunk<A, F>& s, const Executor& executor) {
+    StationaryChunk<F>& c = s.chunk;
     if (!factor_chunk(c, U_, limit_, executor)) return false;
     s.factors.take(c);
     if (reads_) {
-      s.set_steps(L);
-      load(args_.queries, 0, Rows{nullptr, first}, s.Q);
       prior_variances(s, executor);
-      if (!reads_later_) read(s, executor);
+      read(s, executor);
     }
     downdate(c, Sigma_, U_, executor);
     return true;
@@ -107,16 +121,9 @@ class StationaryScan {
   void prior_variances(const StationaryScanChunk<A, F>& s, const Executor& executor) const {
     const StationaryChunk<F>& c = s.chunk;
     Workspace::Scope scope(Workspace::of_thread());
-    F* settled = scope.take<F>(padded<F>(c.L));
-    const Matrix<F> UQ(scope, c.L, K_);
-    energies(s.Q, U_, UQ, s.var, executor);
-    if (Sigma_) {
-      energies(s.Q, Sigma_, UQ, settled, executor);
-    } else {
-      for (int64_t t = 0; t < c.L; ++t) settled[t] = F(row_dot(K_, s.Q[t], s.Q[t]));
-    }
+    energies(s.Q, U_, Matrix<F>(scope, c.L, K_), s.var, executor);
     for (int64_t t = 0; t < c.L; ++t)
-      s.var[t] = F(c.kept[t] * c.kept[t] * double(s.var[t]) + c.fresh[t] * double(settled[t]));
+      s.var[t] = F(c.kept[t] * c.kept[t] * double(s.var[t]) + c.fresh[t] * double(s.settled[t]));
     for (int64_t t = c.L; t < padded<F>(c.L); ++t) s.var[t] = F(0);
   }
 
@@ -151,8 +158,7 @@ class StationaryScan {
     double* ones = scope.take<double>(batches_.step());
     std::fill_n(ones, batches_.step(), 1.0);
     for (int64_t i = 0; i < batches_.count(batch); ++i) {
-      StationaryScanChunk<A, F>& s = batches_.at(batch, i);
-      if (reads_later_) read(s, serial_executor());
+      const StationaryScanChunk<A, F>& s = batches_.at(batch, i);
       const Matrix<A> D = all_D.top(s.chunk.L), E = all_E.top(s.chunk.L);
       const Rows rows{nullptr, s.first};
       load(args_.values, 0, rows, D, c0);
@@ -181,7 +187,6 @@ class StationaryScan {
   const MeanBlocks<A> mean_;
   const Columns columns_;
   const ScanBatches<StationaryScanChunk<A, F>> batches_;
-  const bool reads_later_;  // by the thread of the only block of columns, which has less to do
 };
 
 }  // namespace KANERVA_ISA
