@@ -50,6 +50,12 @@ struct AddressSystem {
   }
 
   bool well_conditioned() const { return facts.condition <= kWellConditioned; }
+
+  // Whether the adjoint adds up by pairs of slots: fewer operations for T >> K queries; cancels
+  // more, so easy systems alone.
+  bool is_summed_by_slots(int64_t T) const {
+    return wide && facts.condition <= kEasy && T * K + K * C < 2 * T * C;
+  }
 };
 
 // The system in arithmetic A, and what is done with it for a tile of m queries.
@@ -117,64 +123,78 @@ struct AddressTile {
   }
 };
 
-// Adjoint of the solve, tile by tile; dR is accumulated, and complete after finish().
+// What the adjoint of the solve adds up; complete after finish().
+template <class A>
+struct AddressSums {
+  Matrix<A> dR, outer;  // outer: sum y w', or absent
+  double d_ridge = 0.0;
+
+  AddressSums(Workspace::Scope& scope, int64_t K, int64_t C, bool by_slots) : dR(scope, K, C) {
+    dR.zero();
+    if (!by_slots) return;
+    outer = Matrix<A>(scope, K, K);
+    outer.zero();
+  }
+
+  void add(const AddressSums& other) {
+    axpy(1.0, other.dR, dR);
+    if (outer) axpy(1.0, other.outer, outer);
+    d_ridge += other.d_ridge;
+  }
+
+  template <class F>
+  void finish(const AddressSystem<F>& system, const Executor& executor) {
+    if (!outer) return;
+    Workspace::Scope scope(Workspace::of_thread());
+    add_transposed(outer);
+    product(executor, outer.rows, outer, in_arithmetic<A>(executor, scope, system.R), dR,
+            Store::sub);
+  }
+};
+
+// Adjoint of the solve, tile by tile.
 template <class A, class F>
 class AddressAdjoint {
  public:
-  double d_ridge = 0.0;
-
-  AddressAdjoint(Workspace::Scope& scope, const AddressTile<A, F>& solver, int64_t T,
-                 const Matrix<A>& dR)
+  AddressAdjoint(Workspace::Scope& scope, const AddressTile<A, F>& solver, AddressSums<A>& sums)
       : t_(solver),
-        dR_(dR),
-        by_slots_(solver.s.wide && solver.s.facts.condition <= kEasy &&
-                  T * dR.rows + dR.rows * dR.columns < 2 * T * dR.columns),
-        Y_(scope, solver.W.rows, dR.rows),
-        gWR_(scope, solver.s.wide ? 0 : solver.W.rows, dR.columns),
-        outer_(scope, by_slots_ ? dR.rows : 0, dR.rows) {
-    outer_.zero();
-  }
+        sums_(sums),
+        Y_(scope, solver.W.rows, sums.dR.rows),
+        gWR_(scope, solver.s.wide ? 0 : solver.W.rows, sums.dR.columns) {}
 
   // m queries: gW in, gZ out. What `t_` holds of their solution may be overwritten.
   void add(int64_t m, const Matrix<A>& gW, const Matrix<A>& gZ) {
     const Executor& executor = t_.executor;
-    if (by_slots_) {  // y = A^-1 gw, gz = R'y, dR = y z' - (y w' + w y') R
+    if (sums_.outer) {  // y = A^-1 gw, gz = R'y, dR = y z' - (y w' + w y') R
       t_.apply_inverse(m, gW, Y_);
       product(executor, m, Y_, t_.R, gZ);
-      product_transposed(executor, m, Y_, t_.Z, dR_, Store::add);
-      product_transposed(executor, m, Y_, t_.W, outer_, Store::add);
-      d_ridge -= padded_dot(m, Y_, t_.W);
+      product_transposed(executor, m, Y_, t_.Z, sums_.dR, Store::add);
+      product_transposed(executor, m, Y_, t_.W, sums_.outer, Store::add);
+      sums_.d_ridge -= padded_dot(m, Y_, t_.W);
       return;
     }
     if (t_.s.wide) {  // the same as y (z - R'w)' - w gz'
       t_.apply_inverse(m, gW, Y_);
       product(executor, m, Y_, t_.R, gZ);
       product(executor, m, t_.W, t_.R, t_.Z, Store::sub);  // Z becomes the residual
-      product_transposed(executor, m, Y_, t_.Z, dR_, Store::add);
-      d_ridge -= padded_dot(m, Y_, t_.W);
+      product_transposed(executor, m, Y_, t_.Z, sums_.dR, Store::add);
+      sums_.d_ridge -= padded_dot(m, Y_, t_.W);
     } else {  // with u = (R'R + lambda I)^-1 z, so that the residual is lambda u: y lambda = gw - R
               // gz
       product(executor, m, gW, t_.R, gWR_);
       t_.apply_inverse(m, gWR_, gZ);
       for (int64_t i = 0; i < m; ++i) std::memcpy(Y_[i], gW[i], size_t(gW.columns) * sizeof(A));
       product(executor, m, gZ, t_.Rt, Y_, Store::sub);
-      product_transposed(executor, m, Y_, t_.narrow, dR_, Store::add);
-      d_ridge -= padded_dot(m, gZ, t_.narrow);
+      product_transposed(executor, m, Y_, t_.narrow, sums_.dR, Store::add);
+      sums_.d_ridge -= padded_dot(m, gZ, t_.narrow);
     }
-    product_transposed(executor, m, t_.W, gZ, dR_, Store::sub);
-  }
-
-  void finish() {
-    if (!by_slots_) return;
-    add_transposed(outer_);
-    product(t_.executor, outer_.rows, outer_, t_.R, dR_, Store::sub);
+    product_transposed(executor, m, t_.W, gZ, sums_.dR, Store::sub);
   }
 
  private:
   const AddressTile<A, F>& t_;
-  const Matrix<A>& dR_;
-  const bool by_slots_;  // fewer operations for many queries; cancels more, so easy systems alone
-  Matrix<A> Y_, gWR_, outer_;
+  AddressSums<A>& sums_;
+  const Matrix<A> Y_, gWR_;
 };
 
 // Calls run(system, A()) with the system of item b and the arithmetic A of what is as wide as the

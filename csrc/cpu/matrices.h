@@ -461,9 +461,5 @@ bool not_finite(int64_t m, const Matrix<A>& x) {
 
 constexpr int64_t kTile = 128;  // queries at a time
 // Where threads share an item they meet less often.
-inline int64_t tile_rows(const Executor& executor, int64_t T) {
-  return std::min(executor.threads() > 1 ? 4 * kTile : kTile, T);
-}
-
 }  // namespace KANERVA_ISA
 }  // namespace kanerva

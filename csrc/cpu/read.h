@@ -1,7 +1,9 @@
 // Reading at given addresses: values = W R, var_t = w_t'U w_t, and their adjoint.
 #pragma once
 
-#include "matrices.h"
+#include <atomic>
+
+#include "queries.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -62,52 +64,73 @@ void read_adjoint(const Executor& executor, int64_t m, const Matrix<A>& W, const
 template <class A>
 void read_item(const ReadArgs& args, int64_t b, const Executor& executor) {
   const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
-  const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
-  Matrix<A> R(scope, K, C), U(scope, K, K), W(scope, tile, K), WU(scope, tile, K),
-      V(scope, tile, C);
+  const Matrix<A> R(scope, K, C), U(scope, K, K);
   load(executor, args.mean, b, Rows{}, K, R);
   load(executor, args.cov, b, Rows{}, K, U);
-  bool bad = not_finite(K, R) || not_finite(K, U);
+  std::atomic<bool> bad{not_finite(K, R) || not_finite(K, U)};
   prepare_form(U);
-  for (int64_t first = 0; first < T && !bad; first += tile) {
-    const int64_t m = std::min(tile, T - first);
-    const Rows rows{nullptr, first};
-    load(executor, args.weights, b, rows, m, W);
-    bad = not_finite(m, W);
-    product(executor, m, W, R, V);
-    store(executor, args.values_out, b, rows, m, V);
-    read_variance(executor, m, W, U, WU, args.var_out, b, first);
-  }
+  for_each_segment(executor, T, [&](int64_t begin, int64_t end, const Executor& inner) {
+    const int64_t tile = tile_rows(inner, end - begin);
+    Workspace::Scope scope(Workspace::of_thread());
+    const Matrix<A> W(scope, tile, K), WU(scope, tile, K), V(scope, tile, C);
+    for (int64_t first = begin; first < end && !bad; first += tile) {
+      const int64_t m = std::min(tile, end - first);
+      const Rows rows{nullptr, first};
+      load(inner, args.weights, b, rows, m, W);
+      if (not_finite(m, W)) bad = true;
+      product(inner, m, W, R, V);
+      store(inner, args.values_out, b, rows, m, V);
+      read_variance(inner, m, W, U, WU, args.var_out, b, first);
+    }
+  });
   if (bad) {
     fill(args.values_out, b, T, C, NAN);
     fill(args.var_out, b, T, 1, NAN);
   }
 }
 
+// What the gradients of the state add up to.
+template <class A>
+struct ReadSums {
+  Matrix<A> dR, dU;
+
+  ReadSums(Workspace::Scope& scope, int64_t K, int64_t C) : dR(scope, K, C), dU(scope, K, K) {
+    dR.zero();
+    dU.zero();
+  }
+  void add(const ReadSums& other) const {
+    axpy(1.0, other.dR, dR);
+    axpy(1.0, other.dU, dU);
+  }
+};
+
 template <class A>
 void read_backward_item(const ReadBackwardArgs& args, int64_t b, const Executor& executor) {
   const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
-  const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
-  Matrix<A> R(scope, K, C), Rt(scope, C, K), U(scope, K, K), dR(scope, K, C), dU(scope, K, K);
-  Matrix<A> W(scope, tile, K), gW(scope, tile, K);
+  const Matrix<A> R(scope, K, C), Rt(scope, C, K), U(scope, K, K);
   load(executor, args.mean, b, Rows{}, K, R);
   transpose(executor, R, Rt);
   load(executor, args.cov, b, Rows{}, K, U);
-  dR.zero();
-  dU.zero();
-  for (int64_t first = 0; first < T; first += tile) {
-    const int64_t m = std::min(tile, T - first);
-    const Rows rows{nullptr, first};
-    load(executor, args.weights, b, rows, m, W);
-    gW.zero();
-    read_adjoint(executor, m, W, Rt, U, args.grad_values, args.grad_var, b, first, gW, dR, dU);
-    store(executor, args.d_weights, b, rows, m, gW);
-  }
-  mirror(dU);
-  store(executor, args.d_mean, b, Rows{}, K, dR);
-  store(executor, args.d_cov, b, Rows{}, K, dU);
+  const auto run = [&](const ReadSums<A>& sums, int64_t begin, int64_t end, const Executor& inner) {
+    const int64_t tile = tile_rows(inner, end - begin);
+    Workspace::Scope scope(Workspace::of_thread());
+    const Matrix<A> W(scope, tile, K), gW(scope, tile, K);
+    for (int64_t first = begin; first < end; first += tile) {
+      const int64_t m = std::min(tile, end - first);
+      const Rows rows{nullptr, first};
+      load(inner, args.weights, b, rows, m, W);
+      gW.zero();
+      read_adjoint(inner, m, W, Rt, U, args.grad_values, args.grad_var, b, first, gW, sums.dR,
+                   sums.dU);
+      store(inner, args.d_weights, b, rows, m, gW);
+    }
+  };
+  const auto& sums = sum_segments<ReadSums<A>>(scope, executor, T, K, run, K, C);
+  mirror(sums.dU);
+  store(executor, args.d_mean, b, Rows{}, K, sums.dR);
+  store(executor, args.d_cov, b, Rows{}, K, sums.dU);
 }
 
 inline void read(const ReadArgs& args, const Executor& executor) {

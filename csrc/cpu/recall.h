@@ -12,24 +12,28 @@ template <class A, class F>
 void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem<F>& system,
                   const Executor& executor) {
   const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
-  const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
-  AddressTile<A, F> solver(scope, system, tile, executor);
-  Matrix<A> U(scope, K, K), WU(scope, tile, K), V(scope, tile, C);
+  const Matrix<A> U(scope, K, K);
   load(executor, args.cov, b, Rows{}, K, U);
-  bool bad = not_finite(K, U);
+  std::atomic<bool> bad{not_finite(K, U)};
   prepare_form(U);
-  for (int64_t first = 0; first < T && !bad; first += tile) {
-    const int64_t m = std::min(tile, T - first);
-    const Rows rows{nullptr, first};
-    load(executor, args.queries, b, rows, m, solver.Z);
-    bad = not_finite(m, solver.Z);
-    solver.solve(m);
-    store(executor, args.weights_out, b, rows, m, solver.W);
-    product(executor, m, solver.W, solver.R, V);
-    store(executor, args.values_out, b, rows, m, V);
-    read_variance(executor, m, solver.W, U, WU, args.var_out, b, first);
-  }
+  for_each_segment(executor, T, [&](int64_t begin, int64_t end, const Executor& inner) {
+    const int64_t tile = tile_rows(inner, end - begin);
+    Workspace::Scope scope(Workspace::of_thread());
+    AddressTile<A, F> solver(scope, system, tile, inner);
+    const Matrix<A> WU(scope, tile, K), V(scope, tile, C);
+    for (int64_t first = begin; first < end && !bad; first += tile) {
+      const int64_t m = std::min(tile, end - first);
+      const Rows rows{nullptr, first};
+      load(inner, args.queries, b, rows, m, solver.Z);
+      if (not_finite(m, solver.Z)) bad = true;
+      solver.solve(m);
+      store(inner, args.weights_out, b, rows, m, solver.W);
+      product(inner, m, solver.W, solver.R, V);
+      store(inner, args.values_out, b, rows, m, V);
+      read_variance(inner, m, solver.W, U, WU, args.var_out, b, first);
+    }
+  });
   if (bad) {
     fill(args.values_out, b, T, C, NAN);
     fill(args.var_out, b, T, 1, NAN);
@@ -37,39 +41,56 @@ void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem<F>& sys
   }
 }
 
+template <class A>
+struct RecallSums : AddressSums<A> {
+  Matrix<A> dU;
+
+  RecallSums(Workspace::Scope& scope, int64_t K, int64_t C, bool by_slots)
+      : AddressSums<A>(scope, K, C, by_slots), dU(scope, K, K) {
+    dU.zero();
+  }
+  void add(const RecallSums& other) {
+    AddressSums<A>::add(other);
+    axpy(1.0, other.dU, dU);
+  }
+};
+
 template <class A, class F>
 void recall_adjoint_tiles(const RecallBackwardArgs& args, int64_t b, const AddressSystem<F>& system,
                           const Executor& executor) {
   const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
-  const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
-  AddressTile<A, F> solver(scope, system, tile, executor);
-  Matrix<A> U(scope, K, K), gW(scope, tile, K), gZ(scope, tile, C), dR(scope, K, C),
-      dU(scope, K, K);
+  const Matrix<A> U(scope, K, K);
   load(executor, args.cov, b, Rows{}, K, U);
-  dR.zero();
-  dU.zero();
-  AddressAdjoint<A, F> adjoint(scope, solver, T, dR);
-  for (int64_t first = 0; first < T; first += tile) {
-    const int64_t m = std::min(tile, T - first);
-    const Rows rows{nullptr, first};
-    load(executor, args.queries, b, rows, m, solver.Z);
-    solver.solve_again(m, args.weights, b, rows);
-    if (args.grad_weights) {
-      load(executor, args.grad_weights, b, rows, m, gW);
-    } else {
-      gW.zero();
+  const auto run = [&](RecallSums<A>& sums, int64_t begin, int64_t end, const Executor& inner) {
+    const int64_t tile = tile_rows(inner, end - begin);
+    Workspace::Scope scope(Workspace::of_thread());
+    AddressTile<A, F> solver(scope, system, tile, inner);
+    const Matrix<A> gW(scope, tile, K), gZ(scope, tile, C);
+    AddressAdjoint<A, F> adjoint(scope, solver, sums);
+    for (int64_t first = begin; first < end; first += tile) {
+      const int64_t m = std::min(tile, end - first);
+      const Rows rows{nullptr, first};
+      load(inner, args.queries, b, rows, m, solver.Z);
+      solver.solve_again(m, args.weights, b, rows);
+      if (args.grad_weights) {
+        load(inner, args.grad_weights, b, rows, m, gW);
+      } else {
+        gW.zero();
+      }
+      read_adjoint(inner, m, solver.W, solver.Rt, U, args.grad_values, args.grad_var, b, first, gW,
+                   sums.dR, sums.dU);
+      adjoint.add(m, gW, gZ);
+      store(inner, args.d_queries, b, rows, m, gZ);
     }
-    read_adjoint(executor, m, solver.W, solver.Rt, U, args.grad_values, args.grad_var, b, first, gW,
-                 dR, dU);
-    adjoint.add(m, gW, gZ);
-    store(executor, args.d_queries, b, rows, m, gZ);
-  }
-  adjoint.finish();
-  mirror(dU);
-  store(executor, args.d_mean, b, Rows{}, K, dR);
-  store(executor, args.d_cov, b, Rows{}, K, dU);
-  store_scalar(args.d_ridge, b, 0, adjoint.d_ridge);
+  };
+  const bool by_slots = system.is_summed_by_slots(T);
+  auto& sums = sum_segments<RecallSums<A>>(scope, executor, T, K, run, K, C, by_slots);
+  sums.finish(system, executor);
+  mirror(sums.dU);
+  store(executor, args.d_mean, b, Rows{}, K, sums.dR);
+  store(executor, args.d_cov, b, Rows{}, K, sums.dU);
+  store_scalar(args.d_ridge, b, 0, sums.d_ridge);
 }
 
 inline double recall_operations(const Sizes& n) {

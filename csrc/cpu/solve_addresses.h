@@ -2,7 +2,10 @@
 // adjoint.
 #pragma once
 
+#include <atomic>
+
 #include "address_solver.h"
+#include "queries.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -10,43 +13,49 @@ namespace KANERVA_ISA {
 template <class A, class F>
 void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem<F>& system,
                  const Executor& executor) {
-  const int64_t T = args.n.T, tile = tile_rows(executor, T);
-  Workspace::Scope scope(Workspace::of_thread());
-  AddressTile<A, F> solver(scope, system, tile, executor);
-  bool bad = false;
-  for (int64_t first = 0; first < T && !bad; first += tile) {
-    const int64_t m = std::min(tile, T - first);
-    const Rows rows{nullptr, first};
-    load(executor, args.queries, b, rows, m, solver.Z);
-    bad = not_finite(m, solver.Z);
-    solver.solve(m);
-    store(executor, args.weights_out, b, rows, m, solver.W);
-  }
-  if (bad) fill(args.weights_out, b, T, args.n.K, NAN);
+  std::atomic<bool> bad{false};
+  for_each_segment(executor, args.n.T, [&](int64_t begin, int64_t end, const Executor& inner) {
+    const int64_t tile = tile_rows(inner, end - begin);
+    Workspace::Scope scope(Workspace::of_thread());
+    AddressTile<A, F> solver(scope, system, tile, inner);
+    for (int64_t first = begin; first < end && !bad; first += tile) {
+      const int64_t m = std::min(tile, end - first);
+      const Rows rows{nullptr, first};
+      load(inner, args.queries, b, rows, m, solver.Z);
+      if (not_finite(m, solver.Z)) bad = true;
+      solver.solve(m);
+      store(inner, args.weights_out, b, rows, m, solver.W);
+    }
+  });
+  if (bad) fill(args.weights_out, b, args.n.T, args.n.K, NAN);
 }
 
 template <class A, class F>
 void solve_adjoint_tiles(const SolveAddressesBackwardArgs& args, int64_t b,
                          const AddressSystem<F>& system, const Executor& executor) {
   const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
-  const int64_t tile = tile_rows(executor, T);
   Workspace::Scope scope(Workspace::of_thread());
-  AddressTile<A, F> solver(scope, system, tile, executor);
-  Matrix<A> gW(scope, tile, K), gZ(scope, tile, C), dR(scope, K, C);
-  dR.zero();
-  AddressAdjoint<A, F> adjoint(scope, solver, T, dR);
-  for (int64_t first = 0; first < T; first += tile) {
-    const int64_t m = std::min(tile, T - first);
-    const Rows rows{nullptr, first};
-    load(executor, args.queries, b, rows, m, solver.Z);
-    solver.solve_again(m, args.weights, b, rows);
-    load(executor, args.grad_weights, b, rows, m, gW);
-    adjoint.add(m, gW, gZ);
-    store(executor, args.d_queries, b, rows, m, gZ);
-  }
-  adjoint.finish();
-  store(executor, args.d_mean, b, Rows{}, K, dR);
-  store_scalar(args.d_ridge, b, 0, adjoint.d_ridge);
+  const auto run = [&](AddressSums<A>& sums, int64_t begin, int64_t end, const Executor& inner) {
+    const int64_t tile = tile_rows(inner, end - begin);
+    Workspace::Scope scope(Workspace::of_thread());
+    AddressTile<A, F> solver(scope, system, tile, inner);
+    const Matrix<A> gW(scope, tile, K), gZ(scope, tile, C);
+    AddressAdjoint<A, F> adjoint(scope, solver, sums);
+    for (int64_t first = begin; first < end; first += tile) {
+      const int64_t m = std::min(tile, end - first);
+      const Rows rows{nullptr, first};
+      load(inner, args.queries, b, rows, m, solver.Z);
+      solver.solve_again(m, args.weights, b, rows);
+      load(inner, args.grad_weights, b, rows, m, gW);
+      adjoint.add(m, gW, gZ);
+      store(inner, args.d_queries, b, rows, m, gZ);
+    }
+  };
+  const bool by_slots = system.is_summed_by_slots(T);
+  auto& sums = sum_segments<AddressSums<A>>(scope, executor, T, K, run, K, C, by_slots);
+  sums.finish(system, executor);
+  store(executor, args.d_mean, b, Rows{}, K, sums.dR);
+  store_scalar(args.d_ridge, b, 0, sums.d_ridge);
 }
 
 inline double solve_operations(const Sizes& n) {

@@ -1,13 +1,13 @@
-"""``bayes_write`` of the CPU: what its kernels, its sums by blocks and its threads must keep."""
+"""``bayes_write`` of the CPU: what its kernels and its sums by blocks must keep."""
 
 import pytest
 import torch
-from helpers import METHODS, Case, problem
+from helpers import METHODS
 from selection import INTERPRETER, PTX, not_on
 
 from kanerva_ext import ops
 
-pytestmark = not_on(INTERPRETER, PTX, reason="of the CPU's kernels and threads")
+pytestmark = not_on(INTERPRETER, PTX, reason="of the CPU's kernels")
 
 
 @pytest.fixture(autouse=True)
@@ -58,20 +58,3 @@ def test_gradient_of_the_evidence_where_the_mean_hardly_moves(steps):
 
     for got, want in zip(grads(torch.float32), grads(torch.float64), strict=True):
         assert (got.double() - want).norm() <= 5e-5 * want.norm()
-
-
-def test_long_episodes_do_not_depend_on_the_number_of_threads():
-    p = problem(Case("iid", 1.0, 9000, 20, 9, "some", batch=1), torch.float32)
-    leaves = [x.clone().requires_grad_() for x in p[:5]]
-    found = []
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            results = ops.bayes_write(*leaves, mask=p.mask)
-            grads = torch.autograd.grad(sum(r.sum() for r in results), leaves)
-        finally:
-            torch.set_num_threads(before)
-        found.append([*results, *grads])
-    for each in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(each, found[0], strict=True))
