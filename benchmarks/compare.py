@@ -83,25 +83,28 @@ class Row:
     ours_peak_bytes: int  # of tensors alive at once, beyond those from before
     rival_peak_bytes: int
     of_ceiling: float  # least time by the machine's ceilings over ours
+    ceiling_floor: float | None = None  # how much of it is wanted
 
     @property
     def met(self) -> bool:
-        return self.floor is None or self.ratio >= self.floor
+        return self.ratio >= (self.floor or 0) and self.of_ceiling >= (self.ceiling_floor or 0)
 
     def line(self) -> str:
-        floor = "" if self.floor is None else f"{self.floor:g} {'ok' if self.met else 'BELOW'}"
+        floors = [f"{x:g}" for x in (self.floor, self.ceiling_floor) if x is not None]
+        floor = f"{' '.join(floors)} {'ok' if self.met else 'BELOW'}" if floors else ""
         name = self.operator + ("" if self.backend == "auto" else f"[{self.backend}]")
         spread = f"{self.ratio_low:.2f}-{self.ratio_high:.2f}"
         return (
             f"{name:{NAME}} {self.shape:14} {self.direction:16} {self.ours_ms:9.3f} "
-            f"{self.rival_ms:9.3f} {self.ratio:6.2f} {spread:>11} {floor:>9} "
-            f"{self.ours_error:8.0e} {self.rival_error:8.0e}  {self.rival}"
+            f"{self.rival_ms:9.3f} {self.ratio:6.2f} {spread:>11} {self.of_ceiling:5.2f} "
+            f"{floor:>12} {self.ours_error:8.0e} {self.rival_error:8.0e}  {self.rival}"
         )
 
 
 HEADER = (
     f"{'operator':{NAME}} {'B x T x K x C':14} {'direction':16} {'ours ms':>9} {'rival ms':>9} "
-    f"{'ratio':>6} {'quartiles':>11} {'floor':>9} {'error':>8} {'its err':>8}  fastest rival"
+    f"{'ratio':>6} {'quartiles':>11} {'limit':>5} {'floors':>12} {'error':>8} {'its err':>8}  "
+    "fastest rival"
 )
 
 
@@ -130,6 +133,7 @@ def compare(
     if problem is None:
         problem = Problem(operator, shape, direction, device=timer.device)
     wanted = floors.get(operator, {}).get(str(shape), {})
+    everywhere, of_ceiling = floors.get("everywhere"), floors.get("of_ceiling", {})
     calls, errors, screened, rivals = {}, {}, {}, {}
     auto, *found = providers(operator, shape, direction)
     ours = {b: auto if b == "auto" else on_backend(operator, b) for b in backends}
@@ -160,6 +164,9 @@ def compare(
         own = ours[backend].name
         names = [n for n in chosen if against == "all" or rivals[n].family == against]
         floor = (wanted if against == "all" else wanted.get("steps", {})).get(direction)
+        share = of_ceiling.get(str(shape)) if operator in of_ceiling.get("operators", ()) else None
+        if against == "all" and floor is None:
+            floor = everywhere
         if not names or (against == "steps" and floor is None):
             continue
         best = min(names, key=medians.__getitem__)
@@ -192,6 +199,7 @@ def compare(
                 counts[own].peak_bytes,
                 counts[best].peak_bytes,
                 ceilings.share(medians[own], problem.nbytes, flops, timer).share,
+                share if against == "all" else None,
             )
         )
     return rows
@@ -347,7 +355,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"written to {write_json(options.json, 'compare', about, rows)}")
     below = [r for r in rows if not r.met]
     if below:
-        print(f"{len(below)} of {sum(r.floor is not None for r in rows)} floors are not met")
+        floors_given = sum((r.floor or r.ceiling_floor) is not None for r in rows)
+        print(f"{len(below)} of {floors_given} floors are not met")
     return 1 if options.check and below else 0
 
 

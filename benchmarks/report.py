@@ -27,7 +27,9 @@ Made by `python -m benchmarks.report` from the files in `benchmarks/results/`: t
 benchmark, by device. Before a time is taken the result is compared with float64 in the same run.
 "Best PyTorch" is the fastest of all compositions of PyTorch operators in `benchmarks/rivals/`, at
 every shape anew; providers take turns in one process, and times are medians. A ratio is its median
-over ours: **below 1 we are slower**.
+over ours: **below 1 we are slower**. "Of the limit" is the least time that this machine allows over
+ours: the operations that are counted (`kanerva_ext.flops`) at the rate of the faster of PyTorch's
+product and ours, or the bytes of arguments and results at the rate of a copy.
 """
 
 
@@ -85,13 +87,13 @@ def _compared(own: list[dict], backend: str, content: dict) -> list[str]:
     operator = own[0]["operator"]
     head = [f"`{operator}` at (B, T, K, C)"]
     for title in DIRECTIONS.values():
-        head += [f"{title}: ours", "best PyTorch", "ratio", "which", "error"]
+        head += [f"{title}: ours", "of the limit", "best PyTorch", "ratio", "which", "error"]
     lines = [head]
     for shape in dict.fromkeys(row["shape"] for row in own):
         line = [f"({shape.replace('x', ', ')})"]
         for direction in DIRECTIONS:
             found = [r for r in own if (r["shape"], r["direction"]) == (shape, direction)]
-            line += _cells(found[0]) if found else ["-"] * 5
+            line += _cells(found[0]) if found else ["-"] * 6
         lines.append(line)
     title = f"`{operator}`" + ("" if backend == "auto" else f", backend {backend}")
     return [f"{title}: {origin(content)}", markdown(lines)]
@@ -101,6 +103,7 @@ def _cells(row: dict) -> list[str]:
     ratio = f"{row['ratio']:.2f}"
     return [
         f"{row['ours_ms']:.3f} ms",
+        f"{row['of_ceiling']:.2f}" if "of_ceiling" in row else "-",
         f"{row['rival_ms']:.3f} ms",
         f"**{ratio}**" if row["ratio"] < 1 else ratio,
         f"`{row['rival']}`",

@@ -202,10 +202,16 @@ def test_every_backend_that_is_here_is_a_provider():
         assert problem.verify(provider, problem.bind(provider)) < 1e-5
 
 
-def test_a_ratio_below_its_floor_fails(capsys, monkeypatch):
+OF_THE_CEILING = '[of_ceiling]\noperators = ["read"]\n"2x4x3x5" = {0}\n'
+
+
+@pytest.mark.parametrize(
+    "text", ['[read."2x4x3x5"]\nforward = {0}\n', "everywhere = {0}\n", OF_THE_CEILING]
+)
+def test_a_row_below_a_floor_fails(text, capsys, monkeypatch):
     arguments = ["--op", "read", "--shapes", "2x4x3x5", "--direction", "forward"]
     arguments += ["--seconds", "0.05", "--patience", "0", "--threads", "1", "--check"]
-    texts = {"goals": _Text(1e9), "ci": _Text(1e-9)}
+    texts = {"goals": _Text(text.format(1e9)), "ci": _Text(text.format(1e-9))}
     monkeypatch.setattr(compare, "FLOORS", texts)
     assert compare.main(arguments) == 1
     assert "1 of 1 floors are not met" in capsys.readouterr().out
@@ -213,8 +219,8 @@ def test_a_ratio_below_its_floor_fails(capsys, monkeypatch):
 
 
 class _Text:
-    def __init__(self, floor):
-        self.text = f'[read."2x4x3x5"]\nforward = {floor}\n'
+    def __init__(self, text):
+        self.text = text
 
     def read_text(self):
         return self.text
@@ -223,13 +229,14 @@ class _Text:
 @pytest.mark.parametrize("kind", compare.FLOORS)
 def test_floors_name_what_is_compared(kind):
     floors = compare.tomllib.loads(compare.FLOORS[kind].read_text())
-    assert ("memory" in floors) == (kind == "goals")
+    assert ("memory" in floors) == ("everywhere" in floors) == (kind == "goals")
     floors.pop("memory", None)
-    assert floors
-    for operator, shapes in floors.items():
-        assert operator in OPERATORS
-        for shape in shapes:
-            assert len(Shape(*map(int, shape.split("x")))) == 4
+    floors.pop("everywhere", None)
+    of_ceiling = floors.pop("of_ceiling", {"operators": []})
+    assert set(of_ceiling.pop("operators")) <= set(OPERATORS)
+    shapes = [*of_ceiling, *(shape for of_operator in floors.values() for shape in of_operator)]
+    assert shapes and set(floors) <= set(OPERATORS)
+    assert all(len(Shape(*map(int, shape.split("x")))) == 4 for shape in shapes)
 
 
 def test_slopes():
@@ -332,7 +339,7 @@ def test_a_report_has_the_newest_of_each_device(tmp_path, monkeypatch):
         machine |= {"threads": 2, "simd": "avx512", "gemm_gflops": 9.0} | about
         row = {"operator": "read", "shape": "1x2x3x4", "direction": "forward", "against": "all"}
         row |= {"ours_ms": ms, "rival_ms": 1.0, "ratio": 1 / ms, "rival": "plain"}
-        row |= {"ours_error": 1e-7, "other_load": 0.7}
+        row |= {"ours_error": 1e-7, "other_load": 0.7, "of_ceiling": 0.4}
         content = {"benchmark": "compare", "machine": machine, "rows": [row]}
         (tmp_path / f"compare-{stamp}-x.json").write_text(json.dumps(content))
 
@@ -341,8 +348,8 @@ def test_a_report_has_the_newest_of_each_device(tmp_path, monkeypatch):
     save("20260101T000001", "B", 0.25)
     text = report.page(report.newest(tmp_path))
     assert "## A" in text and "## B" in text and "8.000 ms" not in text
-    assert "| (1, 2, 3, 4) | 2.000 ms | 1.000 ms | **0.50** | `plain` | 1e-07 |" in text
-    assert "| 0.250 ms | 1.000 ms | 4.00 | `plain` |" in text
+    assert "| (1, 2, 3, 4) | 2.000 ms | 0.40 | 1.000 ms | **0.50** | `plain` | 1e-07 |" in text
+    assert "| 0.250 ms | 0.40 | 1.000 ms | 4.00 | `plain` |" in text
     assert "0 of 1 rows are at least as fast" in text and "1 of 1 rows" in text
     assert "kept up to 0.7 cores busy" in text
 
