@@ -19,7 +19,7 @@ from retention_truth import (
 from selection import MANY_CALLS, NEEDS_RETENTION, grid
 from torch import Tensor
 
-from kanerva_ext import ops, reference
+from kanerva_ext import _backend, ops, reference
 from kanerva_ext.ops import _dynamics
 
 pytestmark = NEEDS_RETENTION
@@ -500,20 +500,16 @@ def test_sums_over_the_steps_have_no_retention():
         ops.bayes_write(**without_queries(small()), retention=0.5, method="information")
 
 
-@pytest.mark.parametrize("choice", ["native", "triton"])
-def test_gpus_say_which_backends_have_it(choice):
+def test_gpus_say_which_backends_have_it(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(_backend, "triton_serves_gpus", lambda: True)
+    for choice in ("native", "triton", "reference"):
+        assert _dynamics.serve("causal_scan", choice, gpu) == choice
+    monkeypatch.setattr(_backend, "triton_serves_gpus", lambda: False)
     with pytest.raises(
-        NotImplementedError, match=r'causal_scan: retention is not served .*"reference".*"cpu"'
+        NotImplementedError, match=r'causal_scan: retention is not served .*"reference".*"triton"'
     ):
-        _dynamics.serve("causal_scan", choice, torch.device("cuda"))
-    assert _dynamics.serve("causal_scan", "reference", torch.device("cuda")) == "reference"
-
-
-def test_triton_says_which_backends_have_it():
-    pytest.importorskip("triton")
-    args = [*small().values(), None, None, torch.full((2, 6), 0.5, dtype=torch.float64), None]
-    with pytest.raises(NotImplementedError, match="retention is not served"):
-        torch.ops.kanerva_triton.causal_scan(*args, None, 0)
+        _dynamics.serve("causal_scan", "native", gpu)
 
 
 @MANY_CALLS
