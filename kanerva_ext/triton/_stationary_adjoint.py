@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._reads import read_weights, times_cov
+from ._reads import outer, read_weights, times_cov
 from ._stationary import (
     diagonal_of,
     forgotten,
@@ -19,25 +19,20 @@ from ._stationary import (
 from ._tiles import load_rows, load_sum, load_tile, multiply, store_symmetric, store_tile
 
 #: Arrays of a chunk's steps by slots that `reverse_moving_covariance` works in.
-ROOMS = 7
+ROOMS = 6
 
 
 @triton.jit
-def reverse_reads_inside(
-    queries, gains, responses, between, slope, stride, blocks, count, K,
-    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+def load_response(
+    responses, stride, blocks, count, K, L: tl.constexpr, WORK: tl.constexpr
 ):  # fmt: skip
-    """What the reads give of I, and Delta."""
+    """B."""
     at = tl.arange(0, L)
-    response = tl.zeros((L, L), WORK)
+    x = tl.zeros((L, L), WORK)
     if responses is not None:
-        response = load_sum(responses, stride // K * L, blocks, L, 0, count, L, L, L, WORK)
-        response = tl.where(at[:, None] >= at[None, :], response, 0.0)
-    inside = read_weights(queries, gains, count, K, L, N, WORK, PRECISION) * between
-    answered = multiply(tl.trans(inside), response, WORK, PRECISION)
-    inner = multiply(tl.trans(inside), slope[:, None] * inside, WORK, PRECISION)
-    inner -= (answered + tl.trans(answered)) * 0.5
-    return inner, response - 2 * slope[:, None] * inside
+        x = load_sum(responses, stride // K * L, blocks, L, 0, count, L, L, L, WORK)
+        x = tl.where(at[:, None] >= at[None, :], x, 0.0)
+    return x
 
 
 @triton.jit
@@ -45,18 +40,31 @@ def pull_gains(
     grad_cov, gains, cross, pulled, rest, stride, blocks, count, K,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``pulled`` = P gU; returns sym((P gU - N~) P')."""
+    """``pulled`` = P gU; returns sym(P gU P') and N~ P'."""
     inner = tl.zeros((L, L), WORK)
+    gained = tl.zeros((L, L), WORK)
     for j in range(0, K, N):
         x = tl.zeros((L, N), WORK)
         for q in range(0, K, N):
             p = load_tile(gains, K, 1, 0, q, count, K, L, N, WORK) * rest[:, None]
             x += multiply(p, load_tile(grad_cov, K, 1, q, j, K, K, N, N, WORK), WORK, PRECISION)
         store_tile(pulled, K, 1, x, 0, j, count, K, L, N)
-        x -= load_sum(cross, stride, blocks, K, j, count, K, L, N, WORK)
         p = load_tile(gains, 1, K, j, 0, K, count, N, L, WORK) * rest[None, :]
         inner += multiply(x, p, WORK, PRECISION)
-    return (inner + tl.trans(inner)) * 0.5
+        x = load_sum(cross, stride, blocks, K, j, count, K, L, N, WORK)
+        gained += multiply(x, p, WORK, PRECISION)
+    return (inner + tl.trans(inner)) * 0.5, gained
+
+
+@triton.jit
+def outer_rows(
+    weights, b, i, j, kept, count, K,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The tile at (i, j) of W'b for a chunk's rows b."""
+    w = load_rows(weights, K, kept, i, K, L, N, WORK)
+    right = load_tile(b, K, 1, 0, j, count, K, L, N, WORK)
+    return multiply(tl.trans(w), right, WORK, PRECISION)
 
 
 @triton.jit
@@ -77,7 +85,6 @@ def reverse_moving_covariance(
     left = room + 3 * lines
     full = room + 4 * lines
     half = room + 5 * lines
-    mixed = room + 6 * lines
 
     between = products_between(a, L)
     fresh = forgotten(a, between)
@@ -87,22 +94,24 @@ def reverse_moving_covariance(
     last = last_of(b, count, L)
     factor = b.to(WORK)
     slope = tl.zeros((L,), WORK)
-    inner = tl.zeros((L, L), WORK)
-    delta = tl.zeros((L, L), WORK)
-    if queries is not None:
-        if grad_var is not None:
-            slope = tl.load(grad_var + at, mask=at < count, other=0.0).to(WORK)
-        inner, delta = reverse_reads_inside(
-            queries, gains, responses, between, slope, stride, blocks, count, K,
-            L, N, WORK, PRECISION,
-        )  # fmt: skip
-    inner += pull_gains(
+    inner, gained = pull_gains(
         grad_cov, gains, cross, pulled, rest, stride, blocks, count, K, L, N, WORK, PRECISION
     )
     e = load_sum(squares, stride // K * L, blocks, L, 0, count, L, L, L, WORK)
     within = (at < count)[:, None] & (at < count)[None, :]
     e -= tl.where(at[:, None] == at[None, :], C, 0.0).to(WORK)
-    inner += tl.where(within, (0.5 * scale).to(WORK) * e, 0.0)
+    e = tl.where(within, (0.5 * scale).to(WORK) * e, 0.0)
+    inner += e - (gained + tl.trans(gained)) * 0.5
+    gained = e - gained  # what N~ J and the evidence leave beside N~
+    delta = tl.zeros((L, L), WORK)
+    if queries is not None:
+        if grad_var is not None:
+            slope = tl.load(grad_var + at, mask=at < count, other=0.0).to(WORK)
+        response = load_response(responses, stride, blocks, count, K, L, WORK)
+        inside = read_weights(queries, gains, count, K, L, N, WORK, PRECISION) * between
+        delta = response - 2 * slope[:, None] * inside
+        x = multiply(tl.trans(inside), response - slope[:, None] * inside, WORK, PRECISION)
+        inner -= (x + tl.trans(x)) * 0.5
     back = tl.trans(inverse)
     system = multiply(multiply(back, inner, WORK, PRECISION), inverse, WORK, PRECISION)  # dS
     across = multiply(delta, inverse, WORK, PRECISION)  # dA
@@ -152,11 +161,10 @@ def reverse_moving_covariance(
             m += multiply(tl.trans(delta), factor[:, None] * q, WORK, PRECISION)
         store_tile(half, K, 1, h, 0, j, count, K, L, N)
         store_tile(full, K, 1, h + f, 0, j, count, K, L, N)
-        x = multiply(inverse, factor[:, None] * w, WORK, PRECISION)
-        x = multiply(inner, x, WORK, PRECISION)
-        store_tile(mixed, K, 1, m + x, 0, j, count, K, L, N)
-        x = multiply(back, m + 2 * x, WORK, PRECISION)
-        store_tile(left, K, 1, x, 0, j, count, K, L, N)
+        y = multiply(inverse, factor[:, None] * w, WORK, PRECISION)
+        y = multiply(inner, y, WORK, PRECISION)
+        y = multiply(back, m + 2 * y, WORK, PRECISION)
+        store_tile(left, K, 1, y, 0, j, count, K, L, N)
     through *= last * b
     d_logs += through
     tl.debug_barrier()
@@ -199,16 +207,9 @@ def reverse_moving_covariance(
             store_tile(d_queries, K, 1, d, 0, i, count, K, L, N)
     tl.debug_barrier()
 
-    keep = (last * last).to(WORK)
     dot = tl.zeros((), tl.float64)  # <gU, U - Sigma>
     for i in range(0, K, N):
-        w_i = load_rows(weights, K, kept, i, K, L, N, WORK)
-        y_i = multiply(inverse, factor[:, None] * w_i, WORK, PRECISION)
-        m_i = load_tile(mixed, K, 1, 0, i, count, K, L, N, WORK)
         for j in range(0, i + 1, N):
-            w_j = load_rows(weights, K, kept, j, K, L, N, WORK)
-            y_j = multiply(inverse, factor[:, None] * w_j, WORK, PRECISION)
-            m_j = load_tile(mixed, K, 1, 0, j, count, K, L, N, WORK)
             g = load_tile(grad_cov, K, 1, i, j, K, K, N, N, WORK)
             u = load_tile(cov, K, 1, i, j, K, K, N, N, WORK)
             if sigma is None:
@@ -216,28 +217,63 @@ def reverse_moving_covariance(
                 u -= tl.where((i + more)[:, None] == (j + more)[None, :], 1.0, 0.0).to(WORK)
             else:
                 u -= load_tile(sigma, K, 1, i, j, K, K, N, N, WORK)
-            x = tl.sum(tl.sum((g * u).to(tl.float64), axis=1), axis=0)
-            dot += tl.where(i == j, x, 2 * x)
-            x = multiply(tl.trans(y_i), m_j, WORK, PRECISION)
-            y = multiply(tl.trans(y_j), m_i, WORK, PRECISION)
-            x = keep * g + (x + tl.trans(y)) * 0.5
-            if grad_var is not None:
-                q_i = load_tile(queries, K, 1, 0, i, count, K, L, N, WORK)
-                q_j = load_tile(queries, K, 1, 0, j, count, K, L, N, WORK)
-                y = (slope * factor * factor)[:, None] * q_j
-                x += multiply(tl.trans(q_i), y, WORK, PRECISION)
-            store_symmetric(grad_cov, K, x, i, j, N)
-            if sigma is not None:
-                h_i = load_tile(half, K, 1, 0, i, count, K, L, N, WORK)
-                h_j = load_tile(half, K, 1, 0, j, count, K, L, N, WORK)
-                x = multiply(tl.trans(w_i), h_j, WORK, PRECISION)
-                y = multiply(tl.trans(w_j), h_i, WORK, PRECISION)
+                x = outer_rows(weights, half, i, j, kept, count, K, L, N, WORK, PRECISION)
+                y = outer_rows(weights, half, j, i, kept, count, K, L, N, WORK, PRECISION)
                 x = renewed.to(WORK) * g + (x + tl.trans(y)) * 0.5
                 if grad_var is not None:
-                    y = (slope * fresh.to(WORK))[:, None] * q_j
-                    x += multiply(tl.trans(q_i), y, WORK, PRECISION)
+                    q_i = load_tile(queries, 1, K, i, 0, K, count, N, L, WORK)
+                    q_i *= (slope * fresh.to(WORK))[None, :]
+                    q_j = load_tile(queries, K, 1, 0, j, count, K, L, N, WORK)
+                    x += multiply(q_i, q_j, WORK, PRECISION)
                 x += load_tile(d_sigma, K, 1, i, j, K, K, N, N, WORK)
                 store_symmetric(d_sigma, K, x, i, j, N)
+            of_tile = tl.sum(tl.sum((g * u).to(tl.float64), axis=1), axis=0)
+            dot += tl.where(i == j, of_tile, 2 * of_tile)
+    tl.debug_barrier()
+    # J'gU J with J' = b_L - Y'P, a side at a time: both at once would cancel twice.
+    for i in range(0, K, N):
+        w = load_rows(weights, K, kept, i, K, L, N, WORK)
+        white = multiply(inverse, factor[:, None] * w, WORK, PRECISION)
+        pull = tl.zeros((N, L), WORK)
+        for j in range(0, K, N):
+            g = load_tile(grad_cov, K, 1, i, j, K, K, N, N, WORK) * last.to(WORK)
+            y = load_tile(pulled, K, 1, 0, j, count, K, L, N, WORK)
+            g -= multiply(tl.trans(white), y, WORK, PRECISION)
+            store_tile(grad_cov, K, 1, g, i, j, K, K, N, N)
+            p = load_tile(gains, 1, K, j, 0, K, count, N, L, WORK) * rest[None, :]
+            pull += multiply(g, p, WORK, PRECISION)
+        tl.debug_barrier()
+        for j in range(0, K, N):
+            w = load_rows(weights, K, kept, j, K, L, N, WORK)
+            y = multiply(inverse, factor[:, None] * w, WORK, PRECISION)
+            g = load_tile(grad_cov, K, 1, i, j, K, K, N, N, WORK) * last.to(WORK)
+            g -= multiply(pull, y, WORK, PRECISION)
+            store_tile(grad_cov, K, 1, g, i, j, K, K, N, N)
+        # In the place of what is not needed any more: Y, N~ J, and of the reads Q~ - A Y and
+        # gv (Q~ - A Y) + B Y.
+        t = load_sum(cross, stride, blocks, K, i, count, K, L, N, WORK)
+        t = last.to(WORK) * t + multiply(gained, white, WORK, PRECISION)
+        store_tile(moved, K, 1, white, 0, i, count, K, L, N)
+        store_tile(left, K, 1, t, 0, i, count, K, L, N)
+        if queries is not None:
+            response = load_response(responses, stride, blocks, count, K, L, WORK)
+            inside = read_weights(queries, gains, count, K, L, N, WORK, PRECISION) * between
+            q = load_tile(queries, K, 1, 0, i, count, K, L, N, WORK) * factor[:, None]
+            q -= multiply(inside, white, WORK, PRECISION)
+            store_tile(full, K, 1, q, 0, i, count, K, L, N)
+            q = slope[:, None] * q + multiply(response, white, WORK, PRECISION)
+            store_tile(half, K, 1, q, 0, i, count, K, L, N)
+    tl.debug_barrier()
+    for i in range(0, K, N):
+        for j in range(0, i + 1, N):
+            g = load_tile(grad_cov, K, 1, i, j, K, K, N, N, WORK)
+            y = load_tile(grad_cov, K, 1, j, i, K, K, N, N, WORK)
+            g += outer(moved, left, i, j, count, K, L, N, WORK, PRECISION)
+            y += outer(moved, left, j, i, count, K, L, N, WORK, PRECISION)
+            if queries is not None:
+                g += outer(full, half, i, j, count, K, L, N, WORK, PRECISION)
+                y += outer(full, half, j, i, count, K, L, N, WORK, PRECISION)
+            store_symmetric(grad_cov, K, (g + tl.trans(y)) * 0.5, i, j, N)
     tl.debug_barrier()
     end = last * dots + 2 * last * last * dot + tl.sum(through, axis=0)
     d_logs += tl.where(at == count - 1, end, 0.0)

@@ -14,7 +14,8 @@ the gradients are (csrc/cpu/stationary_adjoint.h)
     dZ = D^ = V P gR - gl V E + V A'gO,  dv = diag(dS)
     dW = D_b (V (M + 2 I Y) U - D^ R') + (2 (N o dS) W + D_n dB + (N o dA)'Q) Sigma,  n_t = N_Lt
     dQ = D_b (Delta Y U + 2 gv Q~ U + gO R') + ((N o dA) W + 2 h gv Q) Sigma
-    gR <- b_L gR - W~'D^ + Q~'gO,  gU <- b_L^2 gU + sym(Y'(M + I Y)) + Q~'gv Q~
+    gR <- b_L gR - W~'D^ + Q~'gO,  gU <- J'gU J + sym(Y'(N~ J + gl/2 (E E' - C I) Y))
+        + sym((Q~ - A Y)'(gv (Q~ - A Y) + B Y)),  J = b_L - P'Y
     dSigma += h_L gU + sym(W'((N o dS) W + D_n dB + (N o dA)'Q)) + Q'h gv Q
 
 and those of the retentions sums over what each of the b_t and g_ts gets.
