@@ -69,9 +69,9 @@ def outer_rows(
 
 @triton.jit
 def reverse_moving_covariance(
-    cov, sigma, grad_cov, d_sigma, weights, gains, inverse, cross, shares, squares, room, d_weights,
-    kept, a, b, scale, dots, blocks, stride, count, K, C, queries, grad_var, asked, responses,
-    d_queries,
+    cov, sigma, grad_cov, d_sigma, weights, gains, inverses, cross, shares, squares, room,
+    d_weights, kept, a, b, scale, dots, blocks, stride, count, K, C, queries, grad_var, asked,
+    responses, d_queries,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of a chunk for the covariance before it: gU becomes that before the chunk, dW
@@ -102,7 +102,9 @@ def reverse_moving_covariance(
     e -= tl.where(at[:, None] == at[None, :], C, 0.0).to(WORK)
     e = tl.where(within, (0.5 * scale).to(WORK) * e, 0.0)
     inner += e - (gained + tl.trans(gained)) * 0.5
-    gained = e - gained  # what N~ J and the evidence leave beside N~
+    # What N~ J and the evidence leave beside N~, in the place of E E'.
+    tl.debug_barrier()
+    store_tile(squares, L, 1, e - gained, 0, 0, count, L, L, L)
     delta = tl.zeros((L, L), WORK)
     if queries is not None:
         if grad_var is not None:
@@ -112,15 +114,17 @@ def reverse_moving_covariance(
         delta = response - 2 * slope[:, None] * inside
         x = multiply(tl.trans(inside), response - slope[:, None] * inside, WORK, PRECISION)
         inner -= (x + tl.trans(x)) * 0.5
+    inverse = load_tile(inverses, L, 1, 0, 0, count, L, L, L, WORK)
     back = tl.trans(inverse)
     system = multiply(multiply(back, inner, WORK, PRECISION), inverse, WORK, PRECISION)  # dS
+    d_noise = diagonal_of(system, L)
     across = multiply(delta, inverse, WORK, PRECISION)  # dA
     renewal = between * fresh.to(WORK)[None, :]
     by_sigma = tl.where(later, renewal, tl.trans(renewal)) * system
     read_by_sigma = renewal * across
     to_end = rest * fresh.to(WORK)
 
-    # The retentions: of ln b_t, and ``z`` of ln g_ts.
+    # The retentions: through ln b_t, and ``z`` through ln g_ts.
     prior, settled = see_weights(
         cov, sigma, weights, moved, seen, kept, count, K, L, N, WORK, PRECISION
     )
@@ -140,6 +144,10 @@ def reverse_moving_covariance(
         of_logs = tl.where(later, across * both * (prior - settled), 0.0).to(tl.float64)
         d_logs += tl.sum(of_logs, axis=1) + tl.sum(of_logs, axis=0)
         z += across * between * settled
+    # Of ln g_ts: the sums over all t >= j > s.
+    since = tl.where(at[:, None] <= at[None, :], 1.0, 0.0).to(WORK)
+    z = tl.where(at[None, :] < at[:, None], multiply(since, z, WORK, PRECISION), 0.0)
+    d_between = tl.sum(z.to(tl.float64), axis=1)
 
     through = tl.zeros((L,), tl.float64)  # <dB, b_L b_t W (U - Sigma)>, a row at a time
     ends = tl.zeros((L,), tl.float64)  # <dB, W Sigma>
@@ -231,6 +239,8 @@ def reverse_moving_covariance(
             dot += tl.where(i == j, of_tile, 2 * of_tile)
     tl.debug_barrier()
     # J'gU J with J' = b_L - Y'P, a side at a time: both at once would cancel twice.
+    inverse = load_tile(inverses, L, 1, 0, 0, count, L, L, L, WORK)
+    gained = load_tile(squares, L, 1, 0, 0, count, L, L, L, WORK)
     for i in range(0, K, N):
         w = load_rows(weights, K, kept, i, K, L, N, WORK)
         white = multiply(inverse, factor[:, None] * w, WORK, PRECISION)
@@ -277,10 +287,7 @@ def reverse_moving_covariance(
     tl.debug_barrier()
     end = last * dots + 2 * last * last * dot + tl.sum(through, axis=0)
     d_logs += tl.where(at == count - 1, end, 0.0)
-    # The sums over all t >= j > s.
-    ends = tl.where((at == count - 1)[:, None], (rest.to(tl.float64) * ends)[None, :], 0.0)
-    since = tl.where(at[:, None] <= at[None, :], 1.0, 0.0).to(WORK)
-    z = multiply(since, z + ends.to(WORK), WORK, PRECISION)
-    d_logs = tl.sum(since.to(tl.float64) * d_logs[None, :], axis=1)
-    d_logs += tl.sum(tl.where(at[None, :] < at[:, None], z, 0.0).to(tl.float64), axis=1)
-    return diagonal_of(system, L), d_logs / a
+    d_logs = tl.sum(tl.where(at[:, None] <= at[None, :], d_logs[None, :], 0.0), axis=1)
+    ends = tl.where(at[None, :] < at[:, None], (rest * ends)[None, :], 0.0)
+    d_between += tl.where(at < count, tl.sum(ends, axis=1), 0.0)
+    return d_noise, (d_logs + d_between) / a

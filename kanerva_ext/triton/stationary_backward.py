@@ -35,7 +35,7 @@ from ._sequences import locate
 from ._stationary import chunks_before, last_of, last_row, products_between
 from ._stationary_adjoint import ROOMS, reverse_moving_covariance
 from ._tiles import copy_matrix, copy_symmetric, load_rows, load_tile, multiply, store_tile
-from .bayes_write import Pass, chunk_length, load_steps, symmetric, write_kernel
+from .bayes_write import Pass, chunk_length, for_moving, load_steps, symmetric, write_kernel
 
 
 @triton.jit
@@ -217,7 +217,6 @@ def moving_covariance_kernel(
             dot = tl.zeros((), tl.float64)
             for block in range(0, blocks):
                 dot += tl.load(dots + index * blocks + block)
-            inverse = load_tile(inverses + start * L, L, 1, 0, 0, count, L, L, L, WORK)
             q, h, o, s, d = queries, grad_var, asked, responses, d_queries
             if queries is not None:
                 q = queries + base * K
@@ -229,7 +228,7 @@ def moving_covariance_kernel(
                 s = responses + (start_0 + start) * L
             d_n, d_a = reverse_moving_covariance(
                 states + index * K * K, sigma, grad_cov, d_sigma, weights + start * K,
-                gains + start * K, inverse, cross + start * K, shares + start * K,
+                gains + start * K, inverses + start * L, cross + start * K, shares + start * K,
                 squares + start * L, room, d_weights + start * K, kept, a, b, scale, dot, blocks,
                 stride, count, K, C, q, h, o, s, d, L, N, WORK, PRECISION,
             )  # fmt: skip
@@ -268,7 +267,7 @@ def reverse_moving(
     d_queries = None if queries is None else torch.empty_like(queries)
     moved = [torch.empty_like(retention), None if sigma is None else torch.empty_like(sigma)]
     partials = no_partials(mean, blocks)
-    work, config = plan.work, choose(slots, plan.work)
+    work, config = plan.work, for_moving(choose(slots, plan.work))
     L, constants = config.steps, config.constants(plan.work, "L")
 
     def room(*shape):
@@ -305,7 +304,6 @@ def reverse_moving(
         mean_states=mean_states, cov_states=cov_states, width=width, SAVE=True, MOVES=True, **kept,
         **plan.arguments(cov), **constants,
     )  # fmt: skip
-    # Twice the warps, as for the adjoint of reads in `bayes_write_backward`.
     adjoint = config._replace(warps=8)
     launch(
         moving_columns_kernel, batch * blocks, adjoint, grad_mean_in=grad_mean,
