@@ -112,8 +112,9 @@ def reverse_moving_covariance(
         response = load_response(responses, stride, blocks, count, K, L, WORK)
         inside = read_weights(queries, gains, count, K, L, N, WORK, PRECISION) * between
         delta = response - 2 * slope[:, None] * inside
-        x = multiply(tl.trans(inside), response - slope[:, None] * inside, WORK, PRECISION)
-        inner -= (x + tl.trans(x)) * 0.5
+        answered = response - slope[:, None] * inside
+        answered = multiply(tl.trans(inside), answered, WORK, PRECISION)
+        inner -= (answered + tl.trans(answered)) * 0.5
     inverse = load_tile(inverses, L, 1, 0, 0, count, L, L, L, WORK)
     back = tl.trans(inverse)
     system = multiply(multiply(back, inner, WORK, PRECISION), inverse, WORK, PRECISION)  # dS
