@@ -23,10 +23,8 @@ ROOMS = 6
 
 
 @triton.jit
-def load_response(
-    responses, stride, blocks, count, K, L: tl.constexpr, WORK: tl.constexpr
-):  # fmt: skip
-    """B."""
+def load_response(responses, stride, blocks, count, K, L: tl.constexpr, WORK: tl.constexpr):
+    """B, of all blocks of columns."""
     at = tl.arange(0, L)
     x = tl.zeros((L, L), WORK)
     if responses is not None:
@@ -75,7 +73,8 @@ def reverse_moving_covariance(
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of a chunk for the covariance before it: gU becomes that before the chunk, dW
-    and dQ are stored; returns the gradients of the noise and of the retentions times these."""
+    and dQ are stored; returns the gradients of the noise and of the retentions. ``cov`` is that
+    before the chunk, ``dots`` <gR, R>, ``room`` ROOMS arrays of steps by slots."""
     at = tl.arange(0, L)
     later = at[:, None] >= at[None, :]
     lines = L * K
