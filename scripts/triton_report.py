@@ -90,12 +90,12 @@ class Variant:
         """Arithmetic, sizes of tiles, and whatever else is fixed when it is compiled."""
         constants = dict(self.constants)
         if "WORK" not in constants:
-            return ""
+            return "moves" if constants.get("MOVES") else ""
         rows = constants.get("M", constants.get("L"))
         words = [f"{constants['WORK']} {rows} x {constants['N']}"]
         words += [
             k.lower()
-            for k in ("SAVE", "LAST", "FORM", "WIDE", "SOLVE", "ITERATE")
+            for k in ("SAVE", "LAST", "MOVES", "FORM", "WIDE", "SOLVE", "ITERATE")
             if constants.get(k)
         ]
         kinds = dict(self.signature)
@@ -170,6 +170,11 @@ def calls(slots: int, state: torch.dtype, data: torch.dtype, optional: bool) -> 
     write = (mean, cov, weights, values, noise, mask, decay, None, None, "auto")
     yield kernels.bayes_write, *write
     yield kernels.bayes_write_backward, mean, cov, ridge, *write, mean, cov
+    # A memory that moves: towards a covariance that is given, or the identity.
+    towards = None if optional else cov
+    write = (mean, cov, weights, values, noise, mask, None, noise, towards, "auto")
+    yield kernels.bayes_write, *write
+    yield kernels.bayes_write_backward, mean, cov, ridge, *write, mean, cov
     for narrow_mean in (mean, empty(batch, slots, 13)):  # both systems
         written = values if narrow_mean is mean else empty(batch, steps, 13, dtype=data)
         for num_iters in (1, 2):
@@ -190,8 +195,15 @@ def calls(slots: int, state: torch.dtype, data: torch.dtype, optional: bool) -> 
     scan = (*states, weights, values, weights, noise, mask, decay, None, None, bounds, 0)
     yield kernels.causal_scan, *scan
     yield kernels.causal_scan_backward, out, var, *states, empty(items), *scan
-    step = (x if x is None else x[:, 0] for x in (weights, values, weights, noise, mask, decay))
-    yield kernels.causal_step, mean, cov, *step
+    towards = None if optional else states[1]
+    scan = (*states, weights, values, weights, noise, mask, None, noise, towards, bounds, 0)
+    yield kernels.causal_scan, *scan
+    yield kernels.causal_scan_backward, out, var, *states, empty(items), *scan
+    for kinds in ((decay, None), (None, noise)):  # of dynamics
+        per_step = (weights, values, weights, noise, mask, *kinds)
+        step = (x if x is None else x[:, 0] for x in per_step)
+        towards = None if optional or kinds[1] is None else cov
+        yield kernels.causal_step, mean, cov, *step, towards
     yield kernels.read, mean, cov, weights
     yield kernels.read_backward, out, var, mean, cov, weights
     for address_mean in (mean, empty(batch, slots, 13)):  # both systems

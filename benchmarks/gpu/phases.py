@@ -45,6 +45,7 @@ TESTS = (
     "memory_kl",
     "statistics",
     "solve_addresses",
+    "retention",
 )
 #: Parts of a test file that run beside each other; one of all others.
 PARTS = {"bayes_write": 6, "adaptive_write": 6, "causal_scan": 6, "causal_scan_packed": 2,

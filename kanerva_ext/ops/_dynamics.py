@@ -6,6 +6,9 @@ import torch
 
 from .. import _backend
 
+#: Backends whose kernels do not have ``retention``.
+WITHOUT_RETENTION = frozenset({"cuda"})
+
 
 def check_dynamics(op: str, decay, retention, stationary_cov) -> None:
     """Raise unless one of decay and retention is given at most, and stationary_cov with the latter.
@@ -28,10 +31,12 @@ def serve(op: str, choice: str, device: torch.device) -> str:
     """Who serves a call with ``retention``, where `_backend.choose` says ``choice``.
 
     Raises:
-        NotImplementedError: no kernels have it on this device.
+        NotImplementedError: the kernels that would serve it do not have it.
     """
-    if choice == "triton" or (choice == "native" and device.type == "cuda"):
-        name = "triton" if choice == "triton" or _backend.triton_serves_gpus() else "cuda"
+    name = choice
+    if choice == "native" and device.type == "cuda":
+        name = "triton" if _backend.triton_serves_gpus() else "cuda"
+    if name in WITHOUT_RETENTION:
         _backend.refuse_retention(op, name)
     return choice
 

@@ -40,6 +40,17 @@ def load_rows(ptr, ld, kept, col, cols, R: tl.constexpr, C: tl.constexpr, WORK: 
 
 
 @triton.jit
+def load_sum(
+    ptr, stride, blocks, ld, col, count, cols, L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr
+):
+    """The sum over the blocks of columns of a tile of a chunk's rows."""
+    x = tl.zeros((L, N), WORK)
+    for block in range(0, blocks):
+        x += load_tile(ptr + block * stride, ld, 1, 0, col, count, cols, L, N, WORK)
+    return x
+
+
+@triton.jit
 def multiply(a, b, WORK: tl.constexpr, PRECISION: tl.constexpr):
     return tl.dot(a, b, input_precision=PRECISION, out_dtype=WORK)
 

@@ -16,12 +16,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _backend
 from ._finish import finish, no_partials
 from ._launch import VARYING, Config, as_bytes, choose, empty, launch, plain, processors
 from ._reads import read_weights, store_variances
 from ._sequences import are_bounds_wrong, locate
 from ._square_root import load_root, square, write_chunk_sqrt
+from ._stationary import (
+    chunks_before,
+    factor_moving,
+    move_columns,
+    move_covariance,
+    store_moving_variances,
+)
 from ._tiles import (
     add_product,
     copy_matrix,
@@ -194,13 +200,25 @@ def is_wanted(before, item, blocks):
     return left > 0
 
 
+@triton.jit
+def chunk_length(before, status, item, blocks):
+    """Of an item whose forward was done by this launch's arithmetic; else at most 0."""
+    length = 0
+    if is_wanted(before, item, blocks):
+        length = tl.load(status + item * blocks)
+        for block in range(1, blocks):
+            length = tl.minimum(length, tl.load(status + item * blocks + block))
+    return length
+
+
 @triton.jit(do_not_specialize=VARYING)
 def write_kernel(
     mean, cov, weights, values, noise_var, mask, decay, queries, bounds, mean_work, cov_work,
     mean_out, cov_out, reads, variances, root, gains, inverses, errors, before, status, evidence,
+    stationary_cov, seen, mean_states, cov_states,
     T, K, C, blocks, width, steps, sequences, limit, epsilon,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
-    SAVE: tl.constexpr, LAST: tl.constexpr,
+    SAVE: tl.constexpr, LAST: tl.constexpr, MOVES: tl.constexpr,
 ):  # fmt: skip
     """The items that the launch ``before`` left to do, or all of them; ``status`` becomes the
     length of chunks that served, TO_DO or FAILED.
@@ -209,6 +227,9 @@ def write_kernel(
     final state stays in ``mean_work`` and ``cov_work``. LAST: nothing is left for a later launch;
     what is too hard starts again from a square root, as everything does with a negative limit.
     With ``queries``, the reads after every step and their ``variances`` are stored.
+
+    MOVES: ``decay`` holds retentions (`_stationary`); what is too hard goes step by step, and with
+    SAVE the states before every chunk are kept.
     """
     program = tl.program_id(0).to(tl.int64)
     item, block = program // blocks, program % blocks
@@ -232,8 +253,17 @@ def write_kernel(
         else:
             gains += program * L * K
         begin, attempts = 0, 1
+        if MOVES:
+            if stationary_cov is not None:
+                stationary_cov += item * K * K
+                seen += program * L * K
+            if SAVE:
+                chunks = chunks_before(item, row, begins, sequences, steps, T)
+                mean_states += chunks * K * C
+                cov_states += chunks * K * K
         if LAST:
-            root += program * K * (K + N)
+            if not MOVES:
+                root += program * K * (K + N)
             attempts = 2
             if limit < 0.0:
                 begin = 1
@@ -247,7 +277,9 @@ def write_kernel(
                 outcome = TO_DO
                 squares = tl.zeros((), tl.float64)
                 logs = tl.zeros((), tl.float64)
-                if attempt == 0:
+                if MOVES:
+                    copy_symmetric(cov, cov_work, K, N, WORK)
+                elif attempt == 0:
                     copy_symmetric(cov, cov_work, K, N, WORK)
                 elif LAST:
                     if load_root(cov, root, K, epsilon, N, WORK, PRECISION) > 0:
@@ -257,9 +289,12 @@ def write_kernel(
                 first = tl.zeros((), tl.int32)
                 while (first < length) & (outcome == TO_DO):
                     count = tl.minimum(steps, length - first)
-                    kept, v, _g, product, bad = load_steps(
+                    kept, v, g, product, bad = load_steps(
                         noise_var, mask, decay, base + first, count, L
                     )
+                    b = product
+                    if MOVES:
+                        product = tl.full((L,), 1.0, tl.float64)
                     noise = tl.where(kept, v * product, 1.0)
                     w = weights + first.to(tl.int64) * K
                     z = values + first.to(tl.int64) * C
@@ -272,33 +307,73 @@ def write_kernel(
                         e = errors + first.to(tl.int64) * C
                     at = tl.arange(0, L)
                     scale = 1.0 / tl.sum(tl.where(at == count - 1, product, 0.0), axis=0)
-                    inverse, pivots, outcome, spread = factor_chunk(
-                        cov_work, root, w, p, kept, noise, scale, count, limit, attempt, K,
-                        L, N, WORK, PRECISION, LAST, q,
-                    )  # fmt: skip
+                    if MOVES:
+                        r_before = mean_states
+                        if SAVE:
+                            chunk = (first // steps).to(tl.int64)
+                            r_before = mean_states + chunk * K * C
+                            if block == 0:
+                                u_before = cov_states + chunk * K * K
+                                copy_matrix(cov_work, u_before, K, 0, K, K, N, N, WORK)
+                                tl.debug_barrier()
+                        inverse, pivots, harder, spread = factor_moving(
+                            cov_work, stationary_cov, w, p, seen, kept, g, b, noise, count, limit,
+                            attempt, K, L, N, WORK, PRECISION, LAST, q,
+                        )  # fmt: skip
+                        if harder:
+                            outcome = HARDER
+                            if attempt > 0:
+                                outcome = FAILED
+                    else:
+                        inverse, pivots, outcome, spread = factor_chunk(
+                            cov_work, root, w, p, kept, noise, scale, count, limit, attempt, K,
+                            L, N, WORK, PRECISION, LAST, q,
+                        )  # fmt: skip
                     if bad > 0:
                         outcome = FAILED
                     if outcome == TO_DO:
                         if SAVE:
                             start = inverses + first.to(tl.int64) * L
                             store_tile(start, L, 1, inverse, 0, 0, count, L, L, L)
-                        squares += write_columns(
-                            mean_work, w, z, e, p, inverse, kept, product, first_column,
-                            last_column, count, K, C, L, N, WORK, PRECISION, SAVE, q, r,
-                        )  # fmt: skip
+                        if MOVES:
+                            squares += move_columns(
+                                mean_work, w, z, e, p, inverse, kept, g, b, first_column,
+                                last_column, count, K, C, L, N, WORK, PRECISION, SAVE, q, r,
+                                r_before,
+                            )  # fmt: skip
+                        else:
+                            squares += write_columns(
+                                mean_work, w, z, e, p, inverse, kept, product, first_column,
+                                last_column, count, K, C, L, N, WORK, PRECISION, SAVE, q, r,
+                            )  # fmt: skip
                         if queries is not None:
                             if block == 0:
-                                store_variances(
-                                    cov_work, q, p, spread, product, variances + base + first,
-                                    count, attempt, K, L, N, WORK, PRECISION,
-                                )  # fmt: skip
+                                to = variances + base + first
+                                if MOVES:
+                                    store_moving_variances(
+                                        cov_work, stationary_cov, q, p, spread, g, b, to, count,
+                                        attempt, K, L, N, WORK, PRECISION,
+                                    )  # fmt: skip
+                                else:
+                                    store_variances(
+                                        cov_work, q, p, spread, product, to, count, attempt, K,
+                                        L, N, WORK, PRECISION,
+                                    )  # fmt: skip
                         terms = tl.log(pivots.to(tl.float64)) - tl.log(product)
                         logs += tl.sum(tl.where(kept, terms + 1.8378770664093453, 0.0), axis=0)
                         if attempt == 0:
-                            downdate(cov_work, p, scale.to(WORK), count, K, L, N, WORK, PRECISION)
+                            if MOVES:
+                                move_covariance(
+                                    cov_work, stationary_cov, p, g, b, count, K,
+                                    L, N, WORK, PRECISION,
+                                )  # fmt: skip
+                            else:
+                                downdate(
+                                    cov_work, p, scale.to(WORK), count, K, L, N, WORK, PRECISION
+                                )
                         tl.debug_barrier()
                     first += count
-                if LAST:
+                if LAST and not MOVES:
                     if attempt == 1:
                         square(root, cov_work, K, N, WORK, PRECISION)
                         tl.debug_barrier()
@@ -335,8 +410,14 @@ class Pass(NamedTuple):
         return {"steps": self.steps, "limit": self.limit, "epsilon": epsilon, "LAST": self.last}
 
 
-def passes(mean: Tensor, slots: int, *, small: bool, method: str) -> list[Pass]:
+def passes(
+    mean: Tensor, slots: int, *, small: bool, method: str, moves: bool = False
+) -> list[Pass]:
     """The launches, in order."""
+    if moves:  # chunks that write over the memory several times cost digits
+        longest = max(16, 2 * slots)
+        plans = passes(mean, slots, small=small, method=method)
+        return [plan._replace(steps=min(plan.steps, longest)) for plan in plans]
     narrow = mean.dtype == torch.float32
     limit = HARD_FOR_CHOLESKY if narrow else HARD_FOR_FLOAT64
     robust = Pass(torch.float64, choose(slots, torch.float64).steps, limit)
@@ -346,6 +427,11 @@ def passes(mean: Tensor, slots: int, *, small: bool, method: str) -> list[Pass]:
         return [robust]
     steps = choose(slots, torch.float32).steps
     return [Pass(torch.float32, steps, HARD_FOR_FLOAT32_FACTORS, last=False), robust]
+
+
+def for_moving(config: Config) -> Config:
+    """More tiles are held at once: with twice the warps half as much spills."""
+    return config._replace(warps=min(8, 2 * config.warps))
 
 
 def blocks_of_columns(mean: Tensor, most: int = 2**31) -> tuple[int, int]:
@@ -368,35 +454,50 @@ def write(
     reads: tuple[Tensor | None, ...] = (None, None, None),
     bounds: Tensor | None = None,
     sequences: int = 1,
+    dynamics: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
     """Launch each of the `passes`; returns the partials of log_evidence. ``reads`` are queries and
-    where their values and variances go."""
+    where their values and variances go, ``dynamics`` retention and stationary_cov."""
     mean, cov, weights, values, noise_var = inputs
     queries, values_out, variances = reads
+    retention, sigma = dynamics[0], symmetric(dynamics[1])
+    moves = retention is not None
     (batch, slots, code), episode = mean.shape, weights.shape[1]
     blocks, width = blocks_of_columns(mean)
     partials = no_partials(mean, blocks)
     before = None
     for plan in plans:
         work, config = plan.work, choose(slots, plan.work)
+        if moves:
+            config = for_moving(config)
         direct = work == mean.dtype and blocks == 1
         status = empty(mean, batch, blocks, dtype=torch.int32)
+        chunk = batch, blocks, config.steps, slots
         launch(
             write_kernel, batch * blocks, config,
             mean=mean, cov=cov, weights=weights, values=values, noise_var=noise_var,
-            mask=as_bytes(mask), decay=plain(decay), queries=queries, bounds=bounds,
-            mean_work=mean_out if direct else empty(mean, *mean.shape, dtype=work),
+            mask=as_bytes(mask), decay=plain(retention if moves else decay), queries=queries,
+            bounds=bounds, mean_work=mean_out if direct else empty(mean, *mean.shape, dtype=work),
             cov_work=cov_out if direct else empty(mean, batch, blocks, slots, slots, dtype=work),
             mean_out=None if direct else mean_out, cov_out=None if direct else cov_out,
             reads=values_out, variances=variances,
-            root=room_for_root(mean, blocks, config) if plan.last else None,
-            gains=empty(mean, batch, blocks, config.steps, slots, dtype=work), inverses=None,
-            errors=None, before=before, status=status, evidence=partials, T=episode, K=slots,
-            C=code, blocks=blocks, width=width, sequences=sequences, SAVE=False,
+            root=room_for_root(mean, blocks, config) if plan.last and not moves else None,
+            gains=empty(mean, *chunk, dtype=work), inverses=None, errors=None, before=before,
+            status=status, evidence=partials, stationary_cov=sigma,
+            seen=None if sigma is None else empty(mean, *chunk, dtype=work), mean_states=None,
+            cov_states=None, T=episode, K=slots, C=code, blocks=blocks, width=width,
+            sequences=sequences, SAVE=False, MOVES=moves,
             **plan.arguments(cov), **config.constants(work, "L"),
         )  # fmt: skip
         before = status
     return partials
+
+
+def symmetric(stationary_cov: Tensor | None) -> Tensor | None:
+    """As the kernels take it."""
+    if stationary_cov is None:
+        return None
+    return ((stationary_cov + stationary_cov.mT) / 2).contiguous()
 
 
 def room_for_root(mean: Tensor, blocks: int, config: Config) -> Tensor:
@@ -416,16 +517,15 @@ def bayes_write(
     stationary_cov: Tensor | None = None,
     method: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``kanerva::bayes_write``. ``method="sqrt"`` starts from a square root; all others begin with
-    Cholesky factors of chunks."""
-    if retention is not None:
-        _backend.refuse_retention("bayes_write", "triton")
+    """``kanerva::bayes_write``. ``method="sqrt"`` starts from a square root, of a memory that moves
+    step by step; all others begin with Cholesky factors of chunks."""
     inputs = [plain(x) for x in (mean, cov, weights, values, noise_var)]
     (batch, slots, code), episode = mean.shape, weights.shape[1]
     mean_out, cov_out = torch.empty_like(inputs[0]), torch.empty_like(inputs[1])
     evidence = empty(mean, batch, dtype=mean.dtype)
     small = episode * slots * code <= SMALL_ITEM
-    plans = passes(mean, slots, small=small, method=method)
-    partials = write(inputs, mask, decay, plans, mean_out, cov_out)
+    plans = passes(mean, slots, small=small, method=method, moves=retention is not None)
+    dynamics = retention, stationary_cov
+    partials = write(inputs, mask, decay, plans, mean_out, cov_out, dynamics=dynamics)
     finish(partials, mean_out, cov_out, total=evidence)
     return mean_out, cov_out, evidence

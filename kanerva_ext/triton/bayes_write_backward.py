@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _backend
 from ._finish import finish, no_partials
 from ._launch import VARYING, as_bytes, choose, empty, launch, plain
 from ._reads import outer, read_weights, reverse_reads
@@ -24,6 +23,7 @@ from ._tiles import (
     copy_matrix,
     copy_symmetric,
     load_rows,
+    load_sum,
     load_tile,
     multiply,
     store_symmetric,
@@ -33,12 +33,13 @@ from .bayes_write import (
     SMALL_ITEM,
     Pass,
     blocks_of_columns,
-    is_wanted,
+    chunk_length,
     load_steps,
     passes,
     room_for_root,
     write_kernel,
 )
+from .stationary_backward import reverse_moving
 
 #: Bytes that splitting a memory by columns may cost; without it, they are taken once.
 WORKSPACE = 2**28
@@ -103,17 +104,6 @@ def reverse_columns(
     return squares, response
 
 
-@triton.jit
-def chunk_length(before, status, item, blocks):
-    """Of an item whose forward was done by this launch's arithmetic; else at most 0."""
-    length = 0
-    if is_wanted(before, item, blocks):
-        length = tl.load(status + item * blocks)
-        for block in range(1, blocks):
-            length = tl.minimum(length, tl.load(status + item * blocks + block))
-    return length
-
-
 @triton.jit(do_not_specialize=VARYING)
 def columns_kernel(
     grad_mean_in, grad_evidence, grad_reads, weights, queries, noise_var, mask, decay, bounds, mean,
@@ -176,17 +166,6 @@ def columns_kernel(
         if d_mean is not None:
             d_mean += item * K * C
             copy_matrix(grad_mean, d_mean, K, first_column, last_column, C, N, N, WORK)
-
-
-@triton.jit
-def load_sum(
-    ptr, stride, blocks, ld, col, count, cols, L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr
-):
-    """The sum over the blocks of columns of a tile of a chunk's rows."""
-    x = tl.zeros((L, N), WORK)
-    for block in range(0, blocks):
-        x += load_tile(ptr + block * stride, ld, 1, 0, col, count, cols, L, N, WORK)
-    return x
 
 
 @triton.jit
@@ -408,23 +387,30 @@ def reverse(
     grads: tuple[Tensor | None, ...],
     inputs: list[Tensor],
     mask: Tensor | None,
-    decay: Tensor | None,
+    dynamics: tuple[Tensor | None, Tensor | None, Tensor | None],
     plans: list[Pass],
     reads: tuple[Tensor | None, ...] = (None, None, None),
     bounds: Tensor | None = None,
     sequences: int = 1,
-) -> tuple[list[Tensor], Tensor | None, Tensor | None, Tensor]:
-    """Gradients of ``inputs``, of decay and of queries, and partials that are NaN where an item
-    failed. ``grads`` are those of mean, cov and log_evidence, ``reads`` queries and the gradients
-    of their values and variances."""
+) -> tuple[list[Tensor], list[Tensor | None], Tensor | None, Tensor]:
+    """Gradients of ``inputs``, of ``dynamics`` (decay, retention, stationary_cov) and of queries,
+    and partials that are NaN where an item failed. ``grads`` are those of mean, cov and
+    log_evidence, ``reads`` queries and the gradients of their values and variances."""
     mean, cov, weights, values, noise_var = inputs
     grad_mean, grad_cov, grad_evidence = (plain(g) for g in grads)
-    queries, grad_reads, grad_var = (plain(x) for x in reads)
-    mask, decay = as_bytes(mask), plain(decay)
+    queries, grad_reads, grad_var = reads = tuple(plain(x) for x in reads)
+    mask, decay = as_bytes(mask), plain(dynamics[0])
     (batch, slots, code), (rows, episode, _) = mean.shape, weights.shape
     # Four arrays of all steps and slots for each block of columns.
     most = WORKSPACE // max(1, 4 * 8 * rows * episode * slots)
-    blocks, width = blocks_of_columns(mean, most)
+    split = blocks, width = blocks_of_columns(mean, most)
+    if dynamics[1] is not None:
+        (plan,) = plans
+        grads = grad_mean, grad_cov, grad_evidence
+        out, moved, d_queries, partials = reverse_moving(
+            grads, inputs, mask, dynamics[1:], plan, split, reads, bounds, sequences
+        )
+        return out, [None, *moved], d_queries, partials
     out = [torch.empty_like(x) for x in inputs]
     d_queries = None if queries is None else torch.empty_like(queries)
     d_decay = None if decay is None else torch.empty_like(decay)
@@ -464,7 +450,8 @@ def reverse(
             write_kernel, batch * blocks, config, mean=mean, cov=cov, values=values, **every_step,
             queries=None, mean_work=means, cov_work=covs, mean_out=None, cov_out=None, reads=None,
             variances=None, root=room_for_root(mean, blocks, config) if plan.last else None,
-            errors=errors, evidence=partials, width=width, SAVE=True, **kept, **sizes,
+            errors=errors, evidence=partials, stationary_cov=None, seen=None, mean_states=None,
+            cov_states=None, width=width, SAVE=True, MOVES=False, **kept, **sizes,
             **plan.arguments(cov), **constants,
         )  # fmt: skip
         launch(
@@ -482,7 +469,7 @@ def reverse(
             **constants,
         )  # fmt: skip
         before = status
-    return out, d_decay, d_queries, partials
+    return out, [d_decay, None, None], d_queries, partials
 
 
 def bayes_write_backward(
@@ -503,16 +490,21 @@ def bayes_write_backward(
     posterior_cov: Tensor,
 ) -> tuple[Tensor, ...]:
     """``kanerva::bayes_write_backward``. Gradients of decays cancel, and are never done in
-    float32."""
-    if retention is not None:
-        _backend.refuse_retention("bayes_write", "triton")
+    float32, nor are those of a memory that moves."""
     (_, slots, code), episode = mean.shape, weights.shape[1]
     inputs = [plain(x) for x in (mean, cov, weights, values, noise_var)]
-    small = decay is not None or episode * slots * code <= SMALL_ITEM
-    plans = passes(mean, slots, small=small, method=method)
-    out, d_decay, _, partials = reverse(
-        (grad_mean, grad_cov, grad_evidence), inputs, mask, decay, plans
+    dynamics = decay, retention, stationary_cov
+    moves = retention is not None
+    small = moves or decay is not None or episode * slots * code <= SMALL_ITEM
+    plans = passes(mean, slots, small=small, method=method, moves=moves)
+    out, d_dynamics, _, partials = reverse(
+        (grad_mean, grad_cov, grad_evidence), inputs, mask, dynamics, plans
     )
-    finish(partials, *out, d_decay)
-    absent = mean.new_empty(0)
-    return *out, absent.clone() if d_decay is None else d_decay, absent, absent.clone()
+    finish(partials, *out)
+    finish(partials, *d_dynamics)
+    return *out, *present(d_dynamics, mean)
+
+
+def present(grads: list[Tensor | None], mean: Tensor) -> list[Tensor]:
+    """With an empty tensor for each that is absent."""
+    return [mean.new_empty(0) if x is None else x for x in grads]

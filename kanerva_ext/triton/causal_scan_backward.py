@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import _backend
 from ._finish import finish
 from ._launch import plain
 from ._sequences import checked
-from .bayes_write_backward import reverse
+from .bayes_write_backward import present, reverse
 from .causal_scan import scan_passes
 
 
@@ -33,23 +32,18 @@ def causal_scan_backward(
     chunk_size: int = 0,
 ) -> tuple[Tensor, ...]:
     """``kanerva::causal_scan_backward``, in float64 whatever the state is."""
-    if retention is not None:
-        _backend.refuse_retention("causal_scan", "triton")
     inputs = [plain(x) for x in (mean, cov, weights, values, noise_var)]
     steps = weights.shape[1]
     bounds, sequences = checked(cu_seqlens, steps)
-    out, d_decay, d_queries, partials = reverse(
-        (grad_mean, grad_cov, grad_evidence), inputs, mask, decay,
-        scan_passes(mean, steps, chunk_size, small=True),
+    moves = retention is not None
+    out, d_dynamics, d_queries, partials = reverse(
+        (grad_mean, grad_cov, grad_evidence), inputs, mask, (decay, retention, stationary_cov),
+        scan_passes(mean, steps, chunk_size, small=True, moves=moves),
         (queries, grad_reads, grad_read_var), bounds, sequences,
     )  # fmt: skip
     d_mean, d_cov, d_weights, d_values, d_noise = out
-    finish(partials, d_mean, d_cov)
-    finish(
-        partials, d_weights, d_values, d_queries, d_noise, d_decay, bounds=bounds,
-        sequences=sequences,
-    )  # fmt: skip
-    absent = mean.new_empty(0)
-    if d_decay is None:
-        d_decay = absent.clone()
-    return d_mean, d_cov, d_weights, d_values, d_queries, d_noise, d_decay, absent, absent.clone()
+    d_decay, d_retention, d_sigma = d_dynamics
+    finish(partials, d_mean, d_cov, d_sigma)
+    d_steps = (d_weights, d_values, d_queries, d_noise, d_decay, d_retention)
+    finish(partials, *d_steps, bounds=bounds, sequences=sequences)
+    return d_mean, d_cov, *d_steps[:4], *present(d_dynamics, mean)

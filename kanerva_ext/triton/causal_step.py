@@ -11,12 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _backend
 from ._finish import finish, no_partials
 from ._launch import VARYING, as_bytes, choose, empty, launch, plain
 from ._square_root import load_vector
 from ._tiles import load_symmetric, load_tile, store_symmetric, store_tile
-from .bayes_write import blocks_of_columns
+from .bayes_write import blocks_of_columns, symmetric
 
 
 @triton.jit
@@ -32,6 +31,29 @@ def load_step(mask, decay, item, K):
 
 
 @triton.jit
+def load_cov(cov, sigma, g, K, i, j, N: tl.constexpr, MOVES: tl.constexpr):
+    """The tile at (i, j) of the covariance before the write but for the decay: with MOVES, ``g`` is
+    the retention (`_stationary`)."""
+    x = load_symmetric(cov, K, i, j, N, tl.float64)
+    if MOVES:
+        fresh = (1.0 - g) * (1.0 + g)
+        if sigma is None:
+            at = tl.arange(0, N)
+            x = g * g * x + tl.where((i + at)[:, None] == (j + at)[None, :], fresh, 0.0)
+        else:
+            x = g * g * x + fresh * load_tile(sigma, K, 1, i, j, K, K, N, N, tl.float64)
+    return x
+
+
+@triton.jit
+def load_mean(mean, kept, i, c, last, K, C, N: tl.constexpr, MOVES: tl.constexpr):
+    x = load_tile(mean, C, 1, i, c, K, last, N, N, tl.float64)
+    if MOVES:
+        x *= kept
+    return x
+
+
+@triton.jit
 def load_rest(queries, weights, share, start, slots, K, N: tl.constexpr):
     """``q - share w``."""
     w = load_vector(weights, start, slots, N, tl.float64)
@@ -40,10 +62,11 @@ def load_rest(queries, weights, share, start, slots, K, N: tl.constexpr):
 
 @triton.jit(do_not_specialize=VARYING)
 def step_kernel(
-    mean, cov, weights, values, queries, noise_var, mask, decay, gains, reads, variances, partials,
-    K, C, blocks, width, N: tl.constexpr,
+    mean, cov, weights, values, queries, noise_var, mask, decay, sigma, gains, reads, variances,
+    partials, K, C, blocks, width, N: tl.constexpr, MOVES: tl.constexpr,
 ):  # fmt: skip
-    """``gains`` becomes the vector g of ``U <- U / decay - g g'``."""
+    """``gains`` becomes the vector g of ``U <- U / decay - g g'``. MOVES: ``decay`` holds
+    retentions."""
     program = tl.program_id(0).to(tl.int64)
     item, block = program // blocks, program % blocks
     first_column = (block * width).to(tl.int32)
@@ -55,6 +78,11 @@ def step_kernel(
     gains += program * K
     at = tl.arange(0, N)
     slots, g = load_step(mask, decay, item, K)
+    divisor, kept = g, tl.full((), 1.0, tl.float64)
+    if MOVES:
+        divisor, kept = kept, g
+        if sigma is not None:
+            sigma += item * K * K
     v = tl.where(slots > 0, tl.load(noise_var + item).to(tl.float64), 1.0)
     zero = tl.zeros((), tl.float64)
 
@@ -64,8 +92,8 @@ def step_kernel(
         y = tl.zeros((N,), tl.float64)
         for j in range(0, K, N):
             w = load_vector(weights, j, slots, N, tl.float64)
-            y += tl.sum(load_symmetric(cov, K, i, j, N, tl.float64) * w[None, :], axis=1)
-        y = y / g
+            y += tl.sum(load_cov(cov, sigma, g, K, i, j, N, MOVES) * w[None, :], axis=1)
+        y = y / divisor
         tl.store(gains + i + at, y, mask=i + at < K)
         energy += tl.sum(y * load_vector(weights, i, slots, N, tl.float64), axis=0)
         share += tl.sum(y * load_vector(queries, i, K, N, tl.float64), axis=0)
@@ -78,12 +106,12 @@ def step_kernel(
     for c in range(first_column, last_column, N):
         d = load_vector(values + item * C, c, end, N, tl.float64)
         for i in range(0, K, N):
-            r = load_tile(mean, C, 1, i, c, K, last_column, N, N, tl.float64)
+            r = load_mean(mean, kept, i, c, last_column, K, C, N, MOVES)
             d -= tl.sum(r * load_vector(weights, i, slots, N, tl.float64)[:, None], axis=0)
         squares += tl.sum(d * d, axis=0)
         x = tl.zeros((N,), tl.float64)
         for i in range(0, K, N):
-            r = load_tile(mean, C, 1, i, c, K, last_column, N, N, tl.float64)
+            r = load_mean(mean, kept, i, c, last_column, K, C, N, MOVES)
             r += (load_vector(gains, i, K, N, tl.float64) / s)[:, None] * d[None, :]
             store_tile(mean, C, 1, r, i, c, K, last_column, N, N)
             x += tl.sum(r * load_vector(queries, i, K, N, tl.float64)[:, None], axis=0)
@@ -96,9 +124,9 @@ def step_kernel(
             x = tl.zeros((N,), tl.float64)
             for j in range(0, K, N):
                 q = load_rest(queries, weights, share, j, slots, K, N)
-                x += tl.sum(load_symmetric(cov, K, i, j, N, tl.float64) * q[None, :], axis=1)
+                x += tl.sum(load_cov(cov, sigma, g, K, i, j, N, MOVES) * q[None, :], axis=1)
             q = load_rest(queries, weights, share, i, slots, K, N)
-            spread += tl.sum(x * q, axis=0) / g
+            spread += tl.sum(x * q, axis=0) / divisor
         tl.store(variances + item, tl.where(spread < 0.0, 0.0, spread))
 
     tl.debug_barrier()
@@ -114,19 +142,26 @@ def step_kernel(
 
 
 @triton.jit(do_not_specialize=VARYING)
-def step_cov_kernel(cov, gains, mask, decay, K, blocks, splits, N: tl.constexpr):
+def step_cov_kernel(
+    cov, gains, mask, decay, sigma, K, blocks, splits, N: tl.constexpr, MOVES: tl.constexpr
+):
     """One program per memory and row of tiles."""
     program = tl.program_id(0).to(tl.int64)
     item, tile = program // splits, program % splits
     cov += item * K * K
     gains += item * blocks * K
     _slots, g = load_step(mask, decay, item, K)
+    divisor = g
+    if MOVES:
+        divisor = tl.full((), 1.0, tl.float64)
+        if sigma is not None:
+            sigma += item * K * K
     i = (tile * N).to(tl.int32)
     left = load_vector(gains, i, K, N, tl.float64)
     for j in range(0, i + 1, N):
         right = load_vector(gains, j, K, N, tl.float64)
-        x = load_symmetric(cov, K, i, j, N, tl.float64) / g - left[:, None] * right[None, :]
-        store_symmetric(cov, K, x, i, j, N)
+        x = load_cov(cov, sigma, g, K, i, j, N, MOVES) / divisor
+        store_symmetric(cov, K, x - left[:, None] * right[None, :], i, j, N)
 
 
 def causal_step(
@@ -142,24 +177,23 @@ def causal_step(
     stationary_cov: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``kanerva::causal_step``: mean and cov, contiguous, become those after the step."""
-    if retention is not None:
-        _backend.refuse_retention("causal_step", "triton")
     batch, slots, code = mean.shape
     steps = [plain(x) for x in (weights, values, queries, noise_var)]
-    mask, decay = as_bytes(mask), plain(decay)
+    moves, sigma = retention is not None, symmetric(stationary_cov)
+    mask, decay = as_bytes(mask), plain(retention if moves else decay)
     reads, variances = empty(mean, batch, code, dtype=mean.dtype), mean.new_empty(batch)
     evidence = mean.new_empty(batch)
     blocks, width = blocks_of_columns(mean)
     config = choose(slots, torch.float64)
     gains, partials = empty(mean, batch, blocks, slots), no_partials(mean, blocks)
     launch(
-        step_kernel, batch * blocks, config, mean, cov, *steps, mask, decay, gains, reads,
-        variances, partials, slots, code, blocks, width, N=config.size,
+        step_kernel, batch * blocks, config, mean, cov, *steps, mask, decay, sigma, gains,
+        reads, variances, partials, slots, code, blocks, width, N=config.size, MOVES=moves,
     )  # fmt: skip
     tiles = triton.cdiv(slots, config.size)
     launch(
-        step_cov_kernel, batch * tiles, config, cov, gains, mask, decay, slots, blocks, tiles,
-        N=config.size,
+        step_cov_kernel, batch * tiles, config, cov, gains, mask, decay, sigma, slots, blocks,
+        tiles, N=config.size, MOVES=moves,
     )  # fmt: skip
     finish(partials, mean, cov, reads, variances, total=evidence)
     return reads, variances, evidence

@@ -1,6 +1,7 @@
 """A memory that drifts back to a stationary state between writes, in every operator that has it."""
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -16,10 +17,10 @@ from retention_truth import (
     moving_scan,
     moving_scan_grads,
 )
-from selection import MANY_CALLS, NEEDS_RETENTION, grid
+from selection import INTERPRETER, MANY_CALLS, NEEDS_RETENTION, covering, grid, not_on
 from torch import Tensor
 
-from kanerva_ext import ops, reference
+from kanerva_ext import _backend, ops, reference
 from kanerva_ext.ops import _dynamics
 
 pytestmark = NEEDS_RETENTION
@@ -52,6 +53,24 @@ COLLINEAR = [
     for noise in (1e-6, 1e-3, 1e3)
     for retention in ("strong", "gentle")
 ]
+ALL = EASY + MOVING + COLLINEAR
+#: A few problems, easy and hard, for the interpreter.
+FEW = (EASY[5], EASY[15], COLLINEAR[1], COLLINEAR[2])
+OFTEN_ENOUGH = not_on(INTERPRETER, reason="others of its kind run there")
+
+
+def affordable(*axes):
+    """Marks for a grid of problems with what follows: the interpreter runs those rows, of the
+    problems that it can afford, in which every two traits meet."""
+    rows = [row for row in itertools.product(*axes) if not row[0].case.marks]
+    traits = [(*m.case.traits()[:4], m.retention, m.stationary, *more) for m, *more in rows]
+    chosen = {rows[i] for i in covering(traits)}
+    return lambda *row: row[0].case.marks or (() if row in chosen else (OFTEN_ENOUGH,))
+
+
+def a_few(movings):
+    """Of these the interpreter runs those in `FEW`."""
+    return [pytest.param(m, id=str(m), marks=() if m in FEW else (OFTEN_ENOUGH,)) for m in movings]
 
 
 class _MovingChecks(OperatorChecks):
@@ -125,7 +144,7 @@ def assert_true(moving: Moving, dtype, results, **options) -> None:
         assert_as_accurate(got, want, rival, floor=floor, name=name)
 
 
-@pytest.mark.parametrize(("moving", "dtype"), grid(EASY + MOVING + COLLINEAR, DTYPES))
+@pytest.mark.parametrize(("moving", "dtype"), grid(ALL, DTYPES, marks=affordable(ALL, DTYPES)))
 def test_accuracy(moving, dtype):
     m = moving_problem(moving, dtype)
     results = call(m)
@@ -137,7 +156,9 @@ def test_accuracy(moving, dtype):
     assert torch.equal(written[1], written[1].mT)
 
 
-@pytest.mark.parametrize("moving", EASY, ids=str)
+@pytest.mark.parametrize(
+    "moving", [pytest.param(m, id=str(m), marks=affordable(EASY)(m)) for m in EASY]
+)
 def test_float64_is_exact(moving):
     """To the truth in extended precision, whatever the recursion in float64 makes of it."""
     for name, got, want in zip(NAMES, call(moving_problem(moving)), truth(moving), strict=True):
@@ -145,7 +166,11 @@ def test_float64_is_exact(moving):
 
 
 @pytest.mark.parametrize(
-    ("moving", "chunk_size", "dtype"), grid([*CHUNKED, *COLLINEAR, *MOVING[::4]], CHUNKS, DTYPES)
+    ("moving", "chunk_size", "dtype"),
+    grid(
+        *([*CHUNKED, *COLLINEAR, *MOVING[::4]], CHUNKS, DTYPES),
+        marks=lambda m, *_: m.case.marks or ((OFTEN_ENOUGH,) if m.case.steps > 33 else ()),
+    ),
 )
 def test_every_chunk_length(moving, chunk_size, dtype):
     results = call(moving_problem(moving, dtype), chunk_size=chunk_size)
@@ -153,7 +178,7 @@ def test_every_chunk_length(moving, chunk_size, dtype):
 
 
 @pytest.mark.parametrize("method", ["auto", "chunk", "sqrt"])
-@pytest.mark.parametrize("moving", [*EASY[::5], *COLLINEAR], ids=str)
+@pytest.mark.parametrize("moving", a_few([*EASY[::5], *COLLINEAR]))
 def test_every_method(moving, method):
     for dtype in DTYPES:
         m = moving_problem(moving, dtype)
@@ -181,7 +206,7 @@ def truth_of_gradients(moving: Moving):
     return grads, moving_scan_grads(m, grads)
 
 
-@pytest.mark.parametrize(("moving", "dtype"), grid(EASY + MOVING + COLLINEAR, DTYPES))
+@pytest.mark.parametrize(("moving", "dtype"), grid(ALL, DTYPES, marks=affordable(ALL, DTYPES)))
 def test_gradients(moving, dtype):
     if moving.case.steps == 0:
         pytest.skip("no gradients of steps; see test_degenerate_sizes")
@@ -204,8 +229,10 @@ def test_gradients(moving, dtype):
             assert_same_direction(g, w, name=f"gradient of {name}")
 
 
-@pytest.mark.parametrize("moving", [*EASY[::3], *COLLINEAR], ids=str)
-@pytest.mark.parametrize("chunk_size", CHUNKS)
+@pytest.mark.parametrize("moving", a_few([*EASY[::3], *COLLINEAR]))
+@pytest.mark.parametrize(
+    "chunk_size", [pytest.param(n, marks=() if n in (5, 31) else (OFTEN_ENOUGH,)) for n in CHUNKS]
+)
 def test_gradients_of_every_chunk_length(moving, chunk_size):
     grads, want = truth_of_gradients(moving)
     m = moving_problem(moving)
@@ -224,7 +251,7 @@ def test_gradients_of_every_chunk_length(moving, chunk_size):
         assert_as_accurate(g, w, r, floor=1e-9, name=f"gradient of {name}")
 
 
-@pytest.mark.parametrize("moving", EASY[::3], ids=str)
+@pytest.mark.parametrize("moving", a_few(EASY[::3]))
 def test_gradients_of_a_write(moving):
     grads, _ = truth_of_gradients(moving)
     grads = [torch.zeros_like(g) if i < 2 else g for i, g in enumerate(grads)]
@@ -365,7 +392,7 @@ def test_packed_sequences_are_separate_ones(bounds):
     torch.testing.assert_close(shared, ops.causal_scan(**one, cu_seqlens=at))
 
 
-@pytest.mark.parametrize("moving", [*EASY[::5], *COLLINEAR], ids=str)
+@pytest.mark.parametrize("moving", a_few([*EASY[::5], *COLLINEAR]))
 def test_steps_are_a_scan(moving):
     for dtype in DTYPES:
         m = moving_problem(moving, dtype)
@@ -391,6 +418,7 @@ def test_steps_are_a_scan(moving):
 
 
 @pytest.mark.slow
+@not_on(INTERPRETER, reason="10,000 steps")
 def test_strong_forgetting_for_long():
     """0.5 a step for 10,000 steps: the products of the retentions are beyond all floats."""
     moving = Moving(Case("iid", 0.1, 10_000, 6, 3, batch=1), "half", "matrix")
@@ -500,20 +528,16 @@ def test_sums_over_the_steps_have_no_retention():
         ops.bayes_write(**without_queries(small()), retention=0.5, method="information")
 
 
-@pytest.mark.parametrize("choice", ["native", "triton"])
-def test_gpus_say_which_backends_have_it(choice):
+def test_gpus_say_which_backends_have_it(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(_backend, "triton_serves_gpus", lambda: True)
+    for choice in ("native", "triton", "reference"):
+        assert _dynamics.serve("causal_scan", choice, gpu) == choice
+    monkeypatch.setattr(_backend, "triton_serves_gpus", lambda: False)
     with pytest.raises(
-        NotImplementedError, match=r'causal_scan: retention is not served .*"reference".*"cpu"'
+        NotImplementedError, match=r'causal_scan: retention is not served .*"reference".*"triton"'
     ):
-        _dynamics.serve("causal_scan", choice, torch.device("cuda"))
-    assert _dynamics.serve("causal_scan", "reference", torch.device("cuda")) == "reference"
-
-
-def test_triton_says_which_backends_have_it():
-    pytest.importorskip("triton")
-    args = [*small().values(), None, None, torch.full((2, 6), 0.5, dtype=torch.float64), None]
-    with pytest.raises(NotImplementedError, match="retention is not served"):
-        torch.ops.kanerva_triton.causal_scan(*args, None, 0)
+        _dynamics.serve("causal_scan", "native", gpu)
 
 
 @MANY_CALLS
@@ -543,6 +567,7 @@ def test_opcheck_of_a_step():
     torch.library.opcheck(operator, (*args, None, None, retention, None))
 
 
+@not_on(INTERPRETER, reason="800 steps")
 def test_threads_share_a_long_sequence():
     """Two of them prepare and reverse, or factorise and write, different chunks at once."""
     args = small(seed=5, b=1, t=800, k=48, c=20)

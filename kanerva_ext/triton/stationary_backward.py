@@ -1,0 +1,321 @@
+"""The gradient of a write, or of a scan, of a memory that moves, in Triton: closed form per chunk,
+from the last to the first, in float64.
+
+The forward is run again and keeps G, F^-1, E (`_stationary`) and the states before every chunk:
+going back from those after it would divide by what is left of them. In the notation of
+`_stationary`, with Y = F^-1 D_b W, W~ = D_b W, Q~ = D_b Q, P = D G, N~ = E gR', B = tril(gO E'),
+Delta = B - 2 gv A, V = F^-T and
+
+    I = gl/2 (E E' - C I) + sym((P gU - N~) P') + A' gv A - sym(A'B),  T = N~ - 2 P gU,
+    M = b_L T + Delta'Q~,  dS = V I V',  dB = V T,  dA = Delta V',
+
+the gradients are (csrc/cpu/stationary_adjoint.h)
+
+    dZ = D^ = V P gR - gl V E + V A'gO,  dv = diag(dS)
+    dW = D_b (V (M + 2 I Y) U - D^ R') + (2 (N o dS) W + D_n dB + (N o dA)'Q) Sigma,  n_t = N_Lt
+    dQ = D_b (Delta Y U + 2 gv Q~ U + gO R') + ((N o dA) W + 2 h gv Q) Sigma
+    gR <- b_L gR - W~'D^ + Q~'gO,  gU <- J'gU J + sym(Y'(N~ J + gl/2 (E E' - C I) Y))
+        + sym((Q~ - A Y)'(gv (Q~ - A Y) + B Y)),  J = b_L - P'Y
+    dSigma += h_L gU + sym(W'((N o dS) W + D_n dB + (N o dA)'Q)) + Q'h gv Q
+
+and those of the retentions sums over what each of the b_t and g_ts gets.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._finish import no_partials
+from ._launch import VARYING, choose, empty, launch
+from ._reads import read_weights
+from ._sequences import locate
+from ._stationary import chunks_before, last_of, last_row, products_between
+from ._stationary_adjoint import ROOMS, reverse_moving_covariance
+from ._tiles import copy_matrix, copy_symmetric, load_rows, load_tile, multiply, store_tile
+from .bayes_write import Pass, chunk_length, for_moving, load_steps, symmetric, write_kernel
+
+
+@triton.jit
+def reverse_moving_columns(
+    mean, grad_mean, weights, gains, inverse, errors, d_values, cross, shares, kept, a, b, scale,
+    first_column, last_column, count, K, C, queries, grad_reads, asked,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The adjoint of a chunk for a block of columns, with the ``mean`` before it: gR becomes that
+    before the chunk, dZ = D^ is stored, ``cross`` = E gR', ``shares`` = D^ R' and, with the
+    gradient gO of reads, ``asked`` = gO R'; returns E E', gO E' and <gR, R>."""
+    squares = tl.zeros((L, L), WORK)
+    response = tl.zeros((L, L), WORK)
+    dot = tl.zeros((), tl.float64)
+    between = products_between(a, L)
+    rest = last_row(between, count, L).to(WORK)[:, None]
+    last = last_of(b, count, L).to(WORK)
+    factor = b.to(WORK)
+    if grad_reads is not None:
+        inside = read_weights(queries, gains, count, K, L, N, WORK, PRECISION)
+        inside *= between.to(WORK)
+    for c in range(first_column, last_column, N):
+        e = load_tile(errors, C, 1, 0, c, count, last_column, L, N, WORK)
+        squares += multiply(e, tl.trans(e), WORK, PRECISION)
+        slope = -scale.to(WORK) * e
+        if grad_reads is not None:
+            o = load_tile(grad_reads, C, 1, 0, c, count, last_column, L, N, WORK)
+            response += multiply(o, tl.trans(e), WORK, PRECISION)
+            slope += multiply(tl.trans(inside), o, WORK, PRECISION)
+        for q in range(0, K, N):
+            p = load_tile(gains, K, 1, 0, q, count, K, L, N, WORK) * rest
+            g = load_tile(grad_mean, 1, C, c, q, last_column, K, N, N, WORK)
+            slope += multiply(p, tl.trans(g), WORK, PRECISION)
+            x = multiply(e, g, WORK, PRECISION)
+            if c > first_column:
+                x += load_tile(cross, K, 1, 0, q, count, K, L, N, WORK)
+            store_tile(cross, K, 1, x, 0, q, count, K, L, N)
+        d = multiply(tl.trans(inverse), slope, WORK, PRECISION)
+        d = tl.where(kept[:, None], d, 0.0)
+        store_tile(d_values, C, 1, d, 0, c, count, last_column, L, N)
+        tl.debug_barrier()
+        for q in range(0, K, N):
+            r = load_tile(mean, C, 1, q, c, K, last_column, N, N, WORK)
+            g = load_tile(grad_mean, C, 1, q, c, K, last_column, N, N, WORK)
+            dot += tl.sum(tl.sum((g * r).to(tl.float64), axis=1), axis=0)
+            x = multiply(d, tl.trans(r), WORK, PRECISION)
+            if c > first_column:
+                x += load_tile(shares, K, 1, 0, q, count, K, L, N, WORK)
+            store_tile(shares, K, 1, x, 0, q, count, K, L, N)
+            w = load_rows(weights, K, kept, q, K, L, N, WORK) * factor[:, None]
+            g = g * last - multiply(tl.trans(w), d, WORK, PRECISION)
+            if grad_reads is not None:
+                x = multiply(o, tl.trans(r), WORK, PRECISION)
+                if c > first_column:
+                    x += load_tile(asked, K, 1, 0, q, count, K, L, N, WORK)
+                store_tile(asked, K, 1, x, 0, q, count, K, L, N)
+                x = load_tile(queries, 1, K, q, 0, K, count, N, L, WORK) * factor[None, :]
+                g += multiply(x, o, WORK, PRECISION)
+            store_tile(grad_mean, C, 1, g, q, c, K, last_column, N, N)
+        tl.debug_barrier()
+    return squares, response, dot
+
+
+@triton.jit(do_not_specialize=VARYING)
+def moving_columns_kernel(
+    grad_mean_in, grad_evidence, grad_reads, weights, queries, noise_var, mask, retention, bounds,
+    states, grad_mean, gains, inverses, errors, cross, shares, squares, asked, responses, dots,
+    d_values, d_mean, status, T, K, C, blocks, width, steps, sequences,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``dots`` (rows, blocks, chunks): <gR, R> before every chunk."""
+    program = tl.program_id(0).to(tl.int64)
+    item, block = program // blocks, program % blocks
+    if chunk_length(None, status, item, blocks) > 0:
+        first_column = (block * width).to(tl.int32)
+        last_column = tl.minimum(first_column + width, C)
+        scale = tl.zeros((), tl.float64)
+        if grad_evidence is not None:
+            scale = tl.load(grad_evidence + item).to(tl.float64)
+        grad_mean += item * K * C
+        row, begins, length = locate(bounds, item, sequences, T)
+        base = row * T + begins
+        weights += base * K
+        errors += base * C
+        d_values += base * C
+        room = (row * blocks + block) * T + begins
+        gains += room * K
+        inverses += room * L
+        cross += room * K
+        shares += room * K
+        squares += room * L
+        kept_before = chunks_before(item, row, begins, sequences, steps, T)
+        states += kept_before * K * C
+        dots += kept_before * blocks + block
+        if grad_reads is not None:
+            grad_reads += base * C
+            queries += base * K
+            asked += room * K
+            responses += room * L
+        if grad_mean_in is not None:
+            grad_mean_in += item * K * C
+        copy_matrix(grad_mean_in, grad_mean, K, first_column, last_column, C, N, N, WORK)
+        tl.debug_barrier()
+        chunks = (length + steps - 1) // steps
+        for chunk in range(0, chunks):
+            index = chunks - 1 - chunk
+            first = index * steps
+            count = tl.minimum(steps, length - first)
+            kept, _v, a, b, _bad = load_steps(noise_var, mask, retention, base + first, count, L)
+            start = first.to(tl.int64)
+            q, o, s = queries, grad_reads, asked
+            if grad_reads is not None:
+                q = queries + start * K
+                o = grad_reads + start * C
+                s = asked + start * K
+            inverse = load_tile(inverses + start * L, L, 1, 0, 0, count, L, L, L, WORK)
+            x, response, dot = reverse_moving_columns(
+                states + index.to(tl.int64) * K * C, grad_mean, weights + start * K,
+                gains + start * K, inverse, errors + start * C, d_values + start * C,
+                cross + start * K, shares + start * K, kept, a, b, scale, first_column,
+                last_column, count, K, C, q, o, s, L, N, WORK, PRECISION,
+            )  # fmt: skip
+            store_tile(squares + start * L, L, 1, x, 0, 0, count, L, L, L)
+            tl.store(dots + index.to(tl.int64) * blocks, dot)
+            if grad_reads is not None:
+                store_tile(responses + start * L, L, 1, response, 0, 0, count, L, L, L)
+        if d_mean is not None:
+            d_mean += item * K * C
+            copy_matrix(grad_mean, d_mean, K, first_column, last_column, C, N, N, WORK)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def moving_covariance_kernel(
+    grad_cov_in, grad_evidence, grad_var, weights, queries, noise_var, mask, retention, sigma,
+    bounds, states, grad_cov, d_sigma, gains, inverses, cross, shares, squares, asked, responses,
+    dots, room, d_weights, d_queries, d_noise, d_retention, d_cov, d_stationary_cov, status, T, K,
+    C, blocks, steps, sequences,
+    L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
+    ROOMS: tl.constexpr,
+):  # fmt: skip
+    item = tl.program_id(0).to(tl.int64)
+    if chunk_length(None, status, item, blocks) > 0:
+        scale = tl.zeros((), tl.float64)
+        if grad_evidence is not None:
+            scale = tl.load(grad_evidence + item).to(tl.float64)
+        stride = (T * K).to(tl.int64)
+        row, begins, length = locate(bounds, item, sequences, T)
+        step_0 = row * T + begins
+        start_0 = row * blocks * T + begins
+        gains += start_0 * K
+        inverses += start_0 * L
+        cross += start_0 * K
+        shares += start_0 * K
+        squares += start_0 * L
+        grad_cov += item * K * K
+        weights += step_0 * K
+        d_weights += step_0 * K
+        kept_before = chunks_before(item, row, begins, sequences, steps, T)
+        states += kept_before * K * K
+        dots += kept_before * blocks
+        room += item * ROOMS * L * K
+        if sigma is not None:
+            sigma += item * K * K
+            d_sigma += item * K * K
+            copy_matrix(None, d_sigma, K, 0, K, K, N, N, WORK)
+        if grad_cov_in is not None:
+            copy_symmetric(grad_cov_in + item * K * K, grad_cov, K, N, WORK)
+        else:
+            copy_matrix(None, grad_cov, K, 0, K, K, N, N, WORK)
+        tl.debug_barrier()
+        at = tl.arange(0, L)
+        chunks = (length + steps - 1) // steps
+        for chunk in range(0, chunks):
+            index = (chunks - 1 - chunk).to(tl.int64)
+            start = index * steps
+            count = tl.minimum(steps, length - start).to(tl.int32)
+            base = step_0 + start
+            kept, _v, a, b, _bad = load_steps(noise_var, mask, retention, base, count, L)
+            dot = tl.zeros((), tl.float64)
+            for block in range(0, blocks):
+                dot += tl.load(dots + index * blocks + block)
+            q, h, o, s, d = queries, grad_var, asked, responses, d_queries
+            if queries is not None:
+                q = queries + base * K
+                d = d_queries + base * K
+            if grad_var is not None:
+                h = grad_var + base
+            if responses is not None:
+                o = asked + (start_0 + start) * K
+                s = responses + (start_0 + start) * L
+            d_n, d_a = reverse_moving_covariance(
+                states + index * K * K, sigma, grad_cov, d_sigma, weights + start * K,
+                gains + start * K, inverses + start * L, cross + start * K, shares + start * K,
+                squares + start * L, room, d_weights + start * K, kept, a, b, scale, dot, blocks,
+                stride, count, K, C, q, h, o, s, d, L, N, WORK, PRECISION,
+            )  # fmt: skip
+            within = at < count
+            tl.store(d_noise + base + at, tl.where(kept, d_n, 0.0), mask=within)
+            tl.store(d_retention + base + at, tl.where(kept, d_a, 0.0), mask=within)
+        if d_cov is not None:
+            copy_matrix(grad_cov, d_cov + item * K * K, K, 0, K, K, N, N, WORK)
+            if sigma is not None:
+                d_stationary_cov += item * K * K
+                copy_matrix(d_sigma, d_stationary_cov, K, 0, K, K, N, N, WORK)
+
+
+def reverse_moving(
+    grads: tuple[Tensor | None, ...],
+    inputs: list[Tensor],
+    mask: Tensor | None,
+    dynamics: tuple[Tensor, Tensor | None],
+    plan: Pass,
+    split: tuple[int, int],
+    reads: tuple[Tensor | None, ...] = (None, None, None),
+    bounds: Tensor | None = None,
+    sequences: int = 1,
+) -> tuple[list[Tensor], list[Tensor | None], Tensor | None, Tensor]:
+    """Gradients of ``inputs``, of ``dynamics`` (retention and stationary_cov) and of queries, and
+    partials that are NaN where an item failed. ``grads`` are those of mean, cov and log_evidence,
+    ``reads`` queries and the gradients of their values and variances, ``split`` the blocks of
+    columns and the width of one."""
+    mean, cov, weights, values, noise_var = inputs
+    grad_mean, grad_cov, grad_evidence = grads
+    queries, grad_reads, grad_var = reads
+    retention, sigma = dynamics[0].contiguous(), symmetric(dynamics[1])
+    (batch, slots, code), (rows, episode, _) = mean.shape, weights.shape
+    blocks, width = split
+    out = [torch.empty_like(x) for x in inputs]
+    d_queries = None if queries is None else torch.empty_like(queries)
+    moved = [torch.empty_like(retention), None if sigma is None else torch.empty_like(sigma)]
+    partials = no_partials(mean, blocks)
+    work, config = plan.work, for_moving(choose(slots, plan.work))
+    L, constants = config.steps, config.constants(plan.work, "L")
+
+    def room(*shape):
+        return empty(mean, *shape, dtype=work)
+
+    chunks = rows * (episode // plan.steps + sequences)
+    mean_states, cov_states = room(chunks, slots, code), room(chunks, slots, slots)
+    cross, shares = (room(rows, blocks, episode, slots) for _ in range(2))
+    squares, errors = room(rows, blocks, episode, L), room(rows, episode, code)
+    asked = responses = None
+    if grad_reads is not None:
+        asked, responses = room(*cross.shape), room(*squares.shape)
+    direct = work == mean.dtype
+    states = out[:2] if direct else [room(*x.shape) for x in out[:2]]
+    copies = (None, None) if direct else out[:2]
+    d_sigma = moved[1] if direct or sigma is None else room(*sigma.shape)
+    kept = {
+        "gains": room(*cross.shape), "inverses": room(*squares.shape), "bounds": bounds,
+        "status": empty(mean, batch, blocks, dtype=torch.int32), "weights": weights,
+        "noise_var": noise_var, "mask": mask, "T": episode, "K": slots, "C": code,
+        "blocks": blocks, "sequences": sequences,
+    }  # fmt: skip
+    between = {
+        "cross": cross, "shares": shares, "squares": squares, "asked": asked,
+        "responses": responses, "dots": room(chunks, blocks), "retention": retention,
+        "steps": plan.steps,
+    }  # fmt: skip
+    launch(
+        write_kernel, batch * blocks, config, mean=mean, cov=cov, values=values, decay=retention,
+        queries=None, mean_work=room(batch, slots, code),
+        cov_work=room(batch, blocks, slots, slots), mean_out=None, cov_out=None, reads=None,
+        variances=None, root=None, errors=errors, before=None, evidence=partials,
+        stationary_cov=sigma, seen=None if sigma is None else room(batch, blocks, L, slots),
+        mean_states=mean_states, cov_states=cov_states, width=width, SAVE=True, MOVES=True, **kept,
+        **plan.arguments(cov), **constants,
+    )  # fmt: skip
+    adjoint = config._replace(warps=8)
+    launch(
+        moving_columns_kernel, batch * blocks, adjoint, grad_mean_in=grad_mean,
+        grad_evidence=grad_evidence, grad_reads=grad_reads, queries=queries, states=mean_states,
+        grad_mean=states[0], errors=errors, d_values=out[3], d_mean=copies[0], width=width, **kept,
+        **between, **constants,
+    )  # fmt: skip
+    launch(
+        moving_covariance_kernel, batch, adjoint, grad_cov_in=grad_cov,
+        grad_evidence=grad_evidence, grad_var=grad_var, queries=queries, sigma=sigma,
+        states=cov_states, grad_cov=states[1], d_sigma=d_sigma, room=room(batch, ROOMS, L, slots),
+        d_weights=out[2], d_queries=d_queries, d_noise=out[4], d_retention=moved[0],
+        d_cov=copies[1], d_stationary_cov=moved[1], ROOMS=ROOMS, **kept, **between, **constants,
+    )  # fmt: skip
+    return out, moved, d_queries, partials
