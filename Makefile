@@ -32,7 +32,7 @@ SOURCES := setup.py pyproject.toml kanerva_command.py $(shell find build_backend
 PYTEST := $(BIN)/pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 # The tests of the operators, which other kernels than the CPU's are put to as well.
 OPERATOR_TESTS := $(addprefix tests/operators/test_,$(addsuffix .py,bayes_write solve_addresses read \
-  recall memory_kl statistics adaptive_write forget causal_scan causal_scan_packed causal_step))
+  recall memory_kl statistics adaptive_write forget causal_scan causal_scan_packed causal_step retention))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -323,7 +323,7 @@ def refuse_retention(operator: str, backend: str) -> None:
     """A NotImplementedError that says which backends have it."""
     raise NotImplementedError(
         f'{operator}: retention is not served by backend="{backend}"; the backends "reference" '
-        '(on any device) and "cpu" have it'
+        '(on any device), "cpu" and "cuda" have it'
     )
 
 

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "plan.cuh"
-#include "write_adjoint.cuh"
+#include "stationary_adjoint.cuh"
 
 namespace kanerva::cuda {
 
@@ -20,6 +20,10 @@ struct AdjointCall {
   bool in_float32 = true;  // whether that is tried first
   bool reads = false;
   int64_t most_steps = 32;  // of a chunk
+  bool moves = false;       // whether the memory does,
+  bool identity = false;    // and its stationary covariance is that
+  // Per chunk of the last form.
+  int root_steps() const { return moves ? 1 : kRootSteps; }
 };
 
 struct AdjointPlan {
@@ -39,7 +43,12 @@ struct AdjointPlan {
 template <class F>
 Arena adjoint_layout(const AdjointCall& call, size_t shared, int steps, bool robust) {
   Arena arena(nullptr, shared, nullptr);
-  AdjointBuffers<F>(arena, steps, int(call.n.K), int(call.n.C), call.reads, robust);
+  const int K = int(call.n.K), C = int(call.n.C);
+  if (call.moves) {
+    StationaryAdjointBuffers<F>(arena, steps, K, C, call.reads, call.identity);
+  } else {
+    AdjointBuffers<F>(arena, steps, K, C, call.reads, robust);
+  }
   return arena;
 }
 
@@ -94,7 +103,7 @@ inline AdjointPlan plan_alone(const AdjointCall& call, const Device& device) {
   while (plan.robust_steps > 4 &&
          adjoint_layout<double>(call, plan.shared, plan.robust_steps, true).global_used() > 0)
     plan.robust_steps = (plan.robust_steps + 1) / 2;
-  plan.root_steps = plan.robust_steps < kRootSteps ? plan.robust_steps : kRootSteps;
+  plan.root_steps = plan.robust_steps < call.root_steps() ? plan.robust_steps : call.root_steps();
   plan.threads = threads_for(call.n.K * (call.n.C > call.n.K ? call.n.C : call.n.K));
   return with_workspace(call, plan);
 }
@@ -106,7 +115,7 @@ inline AdjointPlan plan_team(const AdjointCall& call, int blocks) {
   plan.team = blocks;
   plan.teams = size_t(call.n.B) * sizeof(TeamMemory);
   plan.steps = plan.robust_steps = int(call.n.T < 1 ? 1 : call.n.T < most ? call.n.T : most);
-  plan.root_steps = plan.steps < kRootSteps ? plan.steps : kRootSteps;
+  plan.root_steps = plan.steps < call.root_steps() ? plan.steps : call.root_steps();
   plan.threads = kTileThreads;
   return with_workspace(call, plan);
 }
@@ -138,7 +147,7 @@ void start_adjoint(void (*kernel)(Args, AdjointPlan, char*, More...), const Args
 
 // The gradients of item b by its block or team, in arithmetic F. It finds its item anew: what would
 // be kept while another form runs would be spilled.
-template <class F, class Args>
+template <template <class, class> class Engine, class F, class Args>
 __device__ __noinline__ Outcome adjoint_in(const Args& args, int64_t b, const AdjointPlan& plan,
                                            char* workspace, bool use_sqrt) {
   constexpr bool robust = sizeof(F) == 8;
@@ -155,7 +164,7 @@ __device__ __noinline__ Outcome adjoint_in(const Args& args, int64_t b, const Ad
                                   : cholesky_limit(args.mean.dtype);
   const int steps = !robust ? plan.steps : use_sqrt ? plan.root_steps : plan.robust_steps;
   const Outcome outcome =
-      Adjoint<F, Args>(args, item, steps, arena, states, robust, use_sqrt, limit).run();
+      Engine<F, Args>(args, item, steps, arena, states, robust, use_sqrt, limit).run();
   sync();
   return outcome;
 }
@@ -177,16 +186,19 @@ __device__ __noinline__ void fill_gradients_with_nan(const Args& args, int64_t b
   if (args.d_decay.data != nullptr) fill_steps(args.d_decay, 1);
 }
 
-// The gradients of item b by its block or team.
-template <class Args>
-__device__ inline void adjoint_of_item(const Args& args, int64_t b, const AdjointPlan& plan,
-                                       char* workspace, bool in_float32, bool only_sqrt) {
+// The gradients of item b by its block or team, by Adjoint or StationaryAdjoint. `only_sqrt`: the
+// form for what is hard alone.
+template <template <class, class> class Engine, class Args>
+__device__ inline Outcome adjoint_of_item(const Args& args, int64_t b, const AdjointPlan& plan,
+                                          char* workspace, bool in_float32, bool only_sqrt) {
   Outcome outcome = Outcome::harder;
-  if (in_float32) outcome = adjoint_in<float>(args, b, plan, workspace, false);
+  if (in_float32) outcome = adjoint_in<Engine, float>(args, b, plan, workspace, false);
   if (outcome == Outcome::harder && !only_sqrt)
-    outcome = adjoint_in<double>(args, b, plan, workspace, false);
-  if (outcome == Outcome::harder) outcome = adjoint_in<double>(args, b, plan, workspace, true);
+    outcome = adjoint_in<Engine, double>(args, b, plan, workspace, false);
+  if (outcome == Outcome::harder)
+    outcome = adjoint_in<Engine, double>(args, b, plan, workspace, true);
   if (outcome != Outcome::done) fill_gradients_with_nan(args, b);
+  return outcome;
 }
 
 }  // namespace kanerva::cuda

@@ -6,6 +6,9 @@ import torch
 
 from .. import _backend
 
+#: Backends whose kernels keep a memory still between writes.
+WITHOUT_RETENTION = frozenset({"triton"})
+
 
 def check_dynamics(op: str, decay, retention, stationary_cov) -> None:
     """Raise unless one of decay and retention is given at most, and stationary_cov with the latter.
@@ -30,8 +33,12 @@ def serve(op: str, choice: str, device: torch.device) -> str:
     Raises:
         NotImplementedError: no kernels have it on this device.
     """
-    if choice == "triton" or (choice == "native" and device.type == "cuda"):
-        name = "triton" if choice == "triton" or _backend.triton_serves_gpus() else "cuda"
+    name = choice
+    if choice == "native":
+        name = device.type
+        if name == "cuda" and _backend.triton_serves_gpus():
+            name = "triton"
+    if name in WITHOUT_RETENTION:
         _backend.refuse_retention(op, name)
     return choice
 

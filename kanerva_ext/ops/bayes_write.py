@@ -71,7 +71,7 @@ def bayes_write(
             covariance: before the step ``M <- a M + sqrt(1 - a^2) N`` with ``N ~ MN(0,
             stationary_cov, I)``, so that ``mean <- a mean`` and ``cov <- a^2 cov + (1 - a^2)
             stationary_cov``, which stays bounded (an Ornstein-Uhlenbeck prior; the filter is
-            Kalman's). A float, 0-d, or (B, T); not with decay. Backends "reference" and "cpu".
+            Kalman's). A float, 0-d, or (B, T); not with decay. Not by "triton".
         stationary_cov: (B, K, K), dtype of the state, symmetric positive semi-definite, or a float
             or 0-d > 0 that multiplies the identity; None: the identity. With retention only.
         method: ``"chunk"`` (in chunks of steps, in order), ``"information"`` (sums over the
