@@ -46,7 +46,7 @@ AdjointCall call_of(const Args& args) {
   call.in_float32 = tries_float32(args);
   call.moves = true;
   call.identity = !args.stationary_cov;
-  if (args.n.K < 16) call.most_steps = args.n.K > 8 ? 2 * args.n.K : 16;
+  call.most_steps = most_moving_steps(args.n.K, call.most_steps);
   if constexpr (kReads<Args>) {
     call.sequences = args.packing.count;
     call.reads = true;

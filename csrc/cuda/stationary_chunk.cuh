@@ -10,12 +10,20 @@
 
 namespace kanerva::cuda {
 
+// Steps of a chunk, at most `most`: more than twice the slots would overwrite the memory several
+// times over, which costs digits and gains no speed.
+inline int64_t most_moving_steps(int64_t slots, int64_t most) {
+  const int64_t twice = slots > 8 ? 2 * slots : 16;
+  return most < twice ? most : twice;
+}
+
 // Member by member: a struct that is copied whole takes its padding, which nobody wrote, along.
 template <class F>
 __host__ __device__ inline Mat<F> either(bool first, Mat<F> a, Mat<F> b) {
   return {first ? a.data : b.data, first ? a.ld : b.ld};
 }
 
+// A matrix, or none.
 template <class F>
 __host__ __device__ inline Mat<F> matrix_if(bool wanted, Arena& arena, int m, int n) {
   return {wanted ? arena.matrix<F>(m, n).data : nullptr, wanted ? odd_stride(n) : 0};

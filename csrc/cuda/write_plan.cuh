@@ -61,12 +61,6 @@ inline WriteWork work_of(const WriteCall& call, const WritePlan& plan) {
 
 inline int64_t at_most(int64_t x, int64_t most) { return x < most ? x : most; }
 
-// Steps of a chunk of a memory that moves: more than twice the slots would overwrite it several
-// times over, which costs digits and gains no speed.
-inline int64_t most_moving_steps(int64_t slots, int64_t most) {
-  return at_most(most, slots > 8 ? 2 * slots : 16);
-}
-
 // Bytes of scratch memory in all of the forms, of which `shared` are shared at most.
 struct WriteLayout {
   bool in_float32, reads;

@@ -16,7 +16,7 @@ from retention_truth import (
     moving_scan,
     moving_scan_grads,
 )
-from selection import MANY_CALLS, NEEDS_RETENTION, grid
+from selection import INTERPRETER, MANY_CALLS, NEEDS_RETENTION, PTX, grid, not_on
 from torch import Tensor
 
 from kanerva_ext import ops, reference
@@ -391,6 +391,7 @@ def test_steps_are_a_scan(moving):
 
 
 @pytest.mark.slow
+@not_on(INTERPRETER, PTX, reason="as many steps as no other test has")
 def test_strong_forgetting_for_long():
     """0.5 a step for 10,000 steps: the products of the retentions are beyond all floats."""
     moving = Moving(Case("iid", 0.1, 10_000, 6, 3, batch=1), "half", "matrix")
@@ -543,6 +544,7 @@ def test_opcheck_of_a_step():
     torch.library.opcheck(operator, (*args, None, None, retention, None))
 
 
+@not_on(INTERPRETER, PTX, reason="threads of the CPU's kernels, and a long sequence")
 def test_threads_share_a_long_sequence():
     """Two of them prepare and reverse, or factorise and write, different chunks at once."""
     args = small(seed=5, b=1, t=800, k=48, c=20)
