@@ -147,7 +147,7 @@ void start_adjoint(void (*kernel)(Args, AdjointPlan, char*, More...), const Args
 
 // The gradients of item b by its block or team, in arithmetic F. It finds its item anew: what would
 // be kept while another form runs would be spilled.
-template <template <class, class> class Engine, class F, class Args>
+template <class F, class Args>
 __device__ __noinline__ Outcome adjoint_in(const Args& args, int64_t b, const AdjointPlan& plan,
                                            char* workspace, bool use_sqrt) {
   constexpr bool robust = sizeof(F) == 8;
@@ -164,7 +164,7 @@ __device__ __noinline__ Outcome adjoint_in(const Args& args, int64_t b, const Ad
                                   : cholesky_limit(args.mean.dtype);
   const int steps = !robust ? plan.steps : use_sqrt ? plan.root_steps : plan.robust_steps;
   const Outcome outcome =
-      Engine<F, Args>(args, item, steps, arena, states, robust, use_sqrt, limit).run();
+      Adjoint<F, Args>(args, item, steps, arena, states, robust, use_sqrt, limit).run();
   sync();
   return outcome;
 }
@@ -186,19 +186,16 @@ __device__ __noinline__ void fill_gradients_with_nan(const Args& args, int64_t b
   if (args.d_decay.data != nullptr) fill_steps(args.d_decay, 1);
 }
 
-// The gradients of item b by its block or team, by Adjoint or StationaryAdjoint. `only_sqrt`: the
-// form for what is hard alone.
-template <template <class, class> class Engine, class Args>
-__device__ inline Outcome adjoint_of_item(const Args& args, int64_t b, const AdjointPlan& plan,
-                                          char* workspace, bool in_float32, bool only_sqrt) {
+// The gradients of item b by its block or team.
+template <class Args>
+__device__ inline void adjoint_of_item(const Args& args, int64_t b, const AdjointPlan& plan,
+                                       char* workspace, bool in_float32, bool only_sqrt) {
   Outcome outcome = Outcome::harder;
-  if (in_float32) outcome = adjoint_in<Engine, float>(args, b, plan, workspace, false);
+  if (in_float32) outcome = adjoint_in<float>(args, b, plan, workspace, false);
   if (outcome == Outcome::harder && !only_sqrt)
-    outcome = adjoint_in<Engine, double>(args, b, plan, workspace, false);
-  if (outcome == Outcome::harder)
-    outcome = adjoint_in<Engine, double>(args, b, plan, workspace, true);
+    outcome = adjoint_in<double>(args, b, plan, workspace, false);
+  if (outcome == Outcome::harder) outcome = adjoint_in<double>(args, b, plan, workspace, true);
   if (outcome != Outcome::done) fill_gradients_with_nan(args, b);
-  return outcome;
 }
 
 }  // namespace kanerva::cuda

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(256, 1)
   const bool in_float32 = args.mean.dtype == Dtype::float32 && !only_sqrt &&
                           args.decay.data == nullptr && !is_small(args.n.T, args.n);
   const auto gradients = [&](int64_t b) {
-    adjoint_of_item<Adjoint>(args, b, plan, workspace, in_float32, only_sqrt);
+    adjoint_of_item(args, b, plan, workspace, in_float32, only_sqrt);
     sync();
   };
   for_marked(marks, args.n.B, gradients);

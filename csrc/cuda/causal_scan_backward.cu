@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(256, 1)
     backward_kernel(const __grid_constant__ CausalScanBackwardArgs args,
                     const __grid_constant__ AdjointPlan plan, char* workspace) {
   join_team(reinterpret_cast<TeamMemory*>(workspace) + blockIdx.x);
-  adjoint_of_item<Adjoint>(args, blockIdx.x, plan, workspace, tries_float32(args), false);
+  adjoint_of_item(args, blockIdx.x, plan, workspace, tries_float32(args), false);
 }
 
 AdjointCall call_of(const CausalScanBackwardArgs& args) {

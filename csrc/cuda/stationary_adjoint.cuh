@@ -2,8 +2,8 @@
 // algebra and its names are those of ../cpu/stationary_adjoint.h and stationary_prepared.h.
 #pragma once
 
+#include "reverse_chunks.cuh"
 #include "stationary_block.cuh"
-#include "write_adjoint.cuh"
 
 namespace kanerva::cuda {
 
@@ -66,9 +66,9 @@ struct StationaryAdjointBuffers {
 template <class F, class Args>
 class StationaryAdjoint {
  public:
-  // `limit` none: chunks of one step. What else Adjoint is given is not needed.
+  // `limit` none: chunks of one step.
   __device__ StationaryAdjoint(const Args& args, const Item& item, int steps, Arena arena,
-                               char* states, bool, bool, double limit)
+                               char* states, double limit)
       : args_(args),
         item_(item),
         b_(item.state),

@@ -23,15 +23,42 @@ __host__ __device__ bool tries_float32(const Args& args) {
   return args.mean.dtype == Dtype::float32 && !only_steps(args) && !is_small(args.n.T, args.n);
 }
 
+// As adjoint_in() of adjoint_plan.cuh.
+template <class F, class Args>
+__device__ __noinline__ Outcome moving_adjoint_in(const Args& args, int64_t b,
+                                                  const AdjointPlan& plan, char* workspace,
+                                                  int steps, double limit) {
+  const Item item = item_of(args, b);
+  if (!item.valid) return Outcome::failed;
+  char* const scratch = workspace + plan.teams;
+  const Arena arena(block_memory(), plan.shared, scratch + item.state * int64_t(plan.scratch));
+  int64_t sequence = 0;
+  if constexpr (kReads<Args>) sequence = item.state % args.packing.count;
+  char* const states = scratch + args.n.B * int64_t(plan.scratch) + item.row * plan.states_of_row +
+                       plan.states_at(item.first, sequence);
+  const Outcome outcome = StationaryAdjoint<F, Args>(args, item, steps, arena, states, limit).run();
+  sync();
+  return outcome;
+}
+
 template <class Args>
 __global__ void __launch_bounds__(256, 1)
     backward_kernel(const __grid_constant__ Args args, const __grid_constant__ AdjointPlan plan,
                     char* workspace) {
   const int64_t b = blockIdx.x;
   join_team(reinterpret_cast<TeamMemory*>(workspace) + b);
-  const Outcome outcome = adjoint_of_item<StationaryAdjoint>(args, b, plan, workspace,
-                                                             tries_float32(args), only_steps(args));
+  Outcome outcome = Outcome::harder;
+  if (tries_float32(args))
+    outcome =
+        moving_adjoint_in<float>(args, b, plan, workspace, plan.steps, kHardForFloat32Factors);
+  for (int form = only_steps(args); form < 2 && outcome == Outcome::harder; ++form) {
+    const bool by_steps = form == 1;
+    outcome = moving_adjoint_in<double>(args, b, plan, workspace,
+                                        by_steps ? plan.root_steps : plan.robust_steps,
+                                        by_steps ? kNoLimit : cholesky_limit(args.mean.dtype));
+  }
   if (outcome == Outcome::done) return;
+  fill_gradients_with_nan(args, b);
   const Item item = item_of(args, b);
   const int K = int(args.n.K);
   fill(args.d_retention, item.row, item.first, 0, item.steps, 1, NAN);

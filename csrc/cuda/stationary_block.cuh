@@ -43,6 +43,26 @@ __device__ __noinline__ void store_read_variances(const View& var, int64_t row, 
   }
 }
 
+// Factors of a chunk, D = Z - D_b W R from D = Z, and with reads A' before V'. Not inlined: it
+// would leave the rest too few registers. Leaves the team synchronised, but for the gain.
+template <class F, bool kWithReads>
+__device__ __noinline__ bool factor_block(int L, int n, int K, const StationaryBuffers<F>& m,
+                                          double limit) {
+  const StationaryChunk<F>& c = m.chunk;
+  const bool easy = factor_chunk(L, K, c, limit, [&] {
+    product<false, false>(L, n, K, c.W, m.R,
+                          [&](int i, int j, F x) { m.D(i, j) -= F(c.kept[i]) * x; });
+    if constexpr (kWithReads) {
+      product<false, true>(L, L, K, c.X, m.Q,
+                           [&](int i, int j, F x) { m.cross(i, j) = c.moved(i, j) * x; });
+      product<false, true>(L, L, K, c.WS, m.Q,
+                           [&](int i, int j, F x) { m.cross(i, j) += c.renewal(i, j) * x; });
+    }
+  });
+  if (easy) form_gain(L, K, c);
+  return easy;
+}
+
 // What write_block() of write_block.cuh is to a memory that keeps still.
 template <class F, class Args>
 __device__ __noinline__ Outcome write_moving_block(const Args& args, const Item& item,
@@ -64,18 +84,8 @@ __device__ __noinline__ Outcome write_moving_block(const Args& args, const Item&
     if (!load_chunk(args, item.row, first, L, c)) return Outcome::failed;
     load(args.values, item.row, first, c0, L, n, m.D, c.counts);
     if constexpr (reads) load(args.queries, item.row, first, 0, L, K, m.Q);
-    const bool easy = factor_chunk(L, K, c, limit, [&] {
-      product<false, false>(L, n, K, c.W, m.R,
-                            [&](int i, int j, F x) { m.D(i, j) -= F(c.kept[i]) * x; });
-      if constexpr (reads) {
-        product<false, true>(L, L, K, c.X, m.Q,
-                             [&](int i, int j, F x) { m.cross(i, j) = c.moved(i, j) * x; });
-        product<false, true>(L, L, K, c.WS, m.Q,
-                             [&](int i, int j, F x) { m.cross(i, j) += c.renewal(i, j) * x; });
-      }
-    });
-    if (!easy) return limit == kNoLimit ? Outcome::failed : Outcome::harder;
-    form_gain(L, K, c);
+    if (!factor_block<F, reads>(L, n, K, m, limit))
+      return limit == kNoLimit ? Outcome::failed : Outcome::harder;
     product<false, false>(L, n, L, c.V, m.D, [&](int i, int j, F x) {
       m.E(i, j) = x;
       squares += double(x) * double(x);

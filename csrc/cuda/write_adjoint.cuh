@@ -56,69 +56,6 @@ struct Segments {
   __host__ __device__ int64_t states() const { return chunks > 1 ? count + length : 0; }
 };
 
-// The states that are kept, in global memory.
-template <class F>
-class KeptStates {
- public:
-  __device__ KeptStates(char* memory, int K, int C)
-      : data_(reinterpret_cast<F*>(memory)), K_(K), C_(C) {}
-
-  // Leave the team synchronised.
-  __device__ void keep(int64_t i, Mat<F> U, Mat<F> R) const {
-    copy(K_, U, cov(i));
-    copy(C_, R, mean(i));
-    sync();
-  }
-  __device__ void restore(int64_t i, Mat<F> U, Mat<F> R) const {
-    copy(K_, cov(i), U);
-    copy(C_, mean(i), R);
-    sync();
-  }
-
- private:
-  __device__ Mat<F> cov(int64_t i) const { return {data_ + i * K_ * (K_ + C_), K_}; }
-  __device__ Mat<F> mean(int64_t i) const {
-    return {data_ + i * K_ * (K_ + C_) + int64_t(K_) * K_, C_};
-  }
-  __device__ void copy(int columns, Mat<F> from, Mat<F> to) const {
-    each(K_, columns, [&](int r, int j) { to(r, j) = from(r, j); });
-  }
-
-  F* data_;
-  int K_, C_;
-};
-
-// Reverses the chunks from the last to the first. A Subject has, each with the team synchronised
-// after it,
-//   load_state()          the state of the item
-//   advance(i)            the write of chunk i
-//   reverse(i)            its adjoint, at the state before it
-//   keep(i), restore(i)   the state, at place i
-template <class Subject>
-__device__ inline Outcome reverse_chunks(Subject& subject, const Segments& s) {
-  Outcome outcome = subject.load_state();
-  for (int64_t i = 0; i + 1 < s.count && outcome == Outcome::done; ++i) {
-    for (int64_t j = 0; j < s.length && outcome == Outcome::done; ++j)
-      outcome = subject.advance(i * s.length + j);
-    subject.keep(i);
-  }
-  for (int64_t i = s.count - 1; i >= 0 && outcome == Outcome::done; --i) {
-    if (s.count > 1 && i > 0) subject.restore(i - 1);
-    if (s.count > 1 && i == 0) outcome = subject.load_state();
-    const int64_t first = i * s.length;
-    const int64_t last = (first + s.length < s.chunks ? first + s.length : s.chunks) - 1;
-    for (int64_t j = first; j < last && outcome == Outcome::done; ++j) {
-      subject.keep(s.count + j - first);
-      outcome = subject.advance(j);
-    }
-    for (int64_t j = last; j >= first && outcome == Outcome::done; --j) {
-      if (j < last) subject.restore(s.count + j - first);
-      outcome = subject.reverse(j);
-    }
-  }
-  return outcome;
-}
-
 template <class F, class Args>
 class Adjoint {
  public:
@@ -131,7 +68,7 @@ class Adjoint {
         K_(int(args.n.K)),
         C_(int(args.n.C)),
         m_(arena, steps, K_, C_, kReads<Args>, robust),
-        states_(states, int(args.n.K), int(args.n.C)),
+        states_(reinterpret_cast<F*>(states)),
         robust_(robust),
         use_sqrt_(use_sqrt),
         limit_(limit),
@@ -142,17 +79,33 @@ class Adjoint {
     load_or_zero(args_.grad_mean, b_, 0, K_, C_, m_.gR);
     sync();
     symmetrise(K_, m_.gU);
-    const Outcome outcome = reverse_chunks(*this, Segments(item_.steps, steps_));
+    const Segments s(item_.steps, steps_);
+    Outcome outcome = load_state();
+    for (int64_t i = 0; i + 1 < s.count && outcome == Outcome::done; ++i) {
+      for (int64_t j = 0; j < s.length && outcome == Outcome::done; ++j)
+        outcome = advance(i * s.length + j);
+      keep_state(i);
+    }
+    for (int64_t i = s.count - 1; i >= 0 && outcome == Outcome::done; --i) {
+      if (s.count > 1) outcome = i > 0 ? restore_state(i - 1) : load_state();
+      const int64_t first = i * s.length;
+      const int64_t last = (first + s.length < s.chunks ? first + s.length : s.chunks) - 1;
+      for (int64_t j = first; j < last && outcome == Outcome::done; ++j) {
+        keep_state(s.count + j - first);
+        outcome = advance(j);
+      }
+      for (int64_t j = last; j >= first && outcome == Outcome::done; --j) {
+        if (j < last) outcome = restore_state(s.count + j - first);
+        if (outcome == Outcome::done) outcome = reverse(j);
+      }
+    }
     if (outcome != Outcome::done) return outcome;
     store(args_.d_mean, b_, 0, 0, K_, C_, m_.gR);
     store(args_.d_cov, b_, 0, 0, K_, K_, m_.gU);
     return Outcome::done;
   }
 
-  // What reverse_chunks() asks for.
-  __device__ void keep(int64_t i) const { states_.keep(i, m_.chunk.U, m_.R); }
-  __device__ void restore(int64_t i) const { states_.restore(i, m_.chunk.U, m_.R); }
-
+ private:
   __device__ __noinline__ Outcome load_state() {
     bool ok = true;
     if (use_sqrt_) {
@@ -165,6 +118,49 @@ class Adjoint {
     return ok ? Outcome::done : Outcome::failed;
   }
 
+  __device__ Mat<F> kept_cov(int64_t i) const { return {states_ + i * K_ * (K_ + C_), K_}; }
+  __device__ Mat<F> kept_mean(int64_t i) const {
+    return {states_ + i * K_ * (K_ + C_) + int64_t(K_) * K_, C_};
+  }
+
+  __device__ void keep_state(int64_t i) const {
+    const Mat<F> U = kept_cov(i), R = kept_mean(i);
+    each(K_, K_, [&](int r, int j) { U(r, j) = m_.chunk.U(r, j); });
+    each(K_, C_, [&](int r, int j) { R(r, j) = m_.R(r, j); });
+    sync();
+  }
+
+  __device__ Outcome restore_state(int64_t i) const {
+    const Mat<F> U = kept_cov(i), R = kept_mean(i);
+    each(K_, K_, [&](int r, int j) { m_.chunk.U(r, j) = U(r, j); });
+    each(K_, C_, [&](int r, int j) { m_.R(r, j) = R(r, j); });
+    sync();
+    return Outcome::done;
+  }
+
+  __device__ __noinline__ Outcome factor(int64_t chunk) {
+    const int64_t passed = chunk * steps_;
+    first_ = item_.first + passed;
+    L_ = int(passed + steps_ <= item_.steps ? steps_ : item_.steps - passed);
+    if (!load_chunk(args_, item_.row, first_, L_, m_.chunk)) return Outcome::failed;
+    if (use_sqrt_) {
+      const bool ok = factor_chunk_sqrt(L_, K_, m_.chunk, hardness_, [](int) {});
+      return ok ? Outcome::done : Outcome::failed;
+    }
+    return factor_chunk(L_, K_, m_.chunk, limit_, hardness_) ? Outcome::done : Outcome::harder;
+  }
+
+  // D = Z - W R and E = V'D, of the current state. Leaves the team synchronised.
+  __device__ __noinline__ void innovations() const {
+    const Chunk<F>& c = m_.chunk;
+    load(args_.values, item_.row, first_, 0, L_, C_, m_.D, c.kept);
+    sync();
+    product<false, false>(L_, C_, K_, c.W, m_.R, [&](int i, int j, F x) { m_.D(i, j) -= x; });
+    sync();
+    product<false, false>(L_, C_, L_, c.V, m_.D, [&](int i, int j, F x) { m_.E(i, j) = x; });
+    sync();
+  }
+
   // The forward write of a chunk.
   __device__ __noinline__ Outcome advance(int64_t chunk) {
     const Chunk<F>& c = m_.chunk;
@@ -175,6 +171,12 @@ class Adjoint {
     if (!use_sqrt_) downdate(L_, K_, c);
     sync();
     return Outcome::done;
+  }
+
+  // gl/2 (b E E' - C I) at (i, j)
+  __device__ F evidence(int i, int j) const {
+    const double h = m_.chunk.decay[i > j ? i : j] * double(m_.H(i, j));
+    return F(0.5 * gl_ * (i == j ? h - double(C_) : h));
   }
 
   // The adjoint of a chunk at its starting state: gU and gR become those of that state.
@@ -252,36 +254,6 @@ class Adjoint {
     if (args_.decay.data != nullptr) store_decay();
     sync();
     return Outcome::done;
-  }
-
- private:
-  __device__ __noinline__ Outcome factor(int64_t chunk) {
-    const int64_t passed = chunk * steps_;
-    first_ = item_.first + passed;
-    L_ = int(passed + steps_ <= item_.steps ? steps_ : item_.steps - passed);
-    if (!load_chunk(args_, item_.row, first_, L_, m_.chunk)) return Outcome::failed;
-    if (use_sqrt_) {
-      const bool ok = factor_chunk_sqrt(L_, K_, m_.chunk, hardness_, [](int) {});
-      return ok ? Outcome::done : Outcome::failed;
-    }
-    return factor_chunk(L_, K_, m_.chunk, limit_, hardness_) ? Outcome::done : Outcome::harder;
-  }
-
-  // D = Z - W R and E = V'D, of the current state. Leaves the team synchronised.
-  __device__ __noinline__ void innovations() const {
-    const Chunk<F>& c = m_.chunk;
-    load(args_.values, item_.row, first_, 0, L_, C_, m_.D, c.kept);
-    sync();
-    product<false, false>(L_, C_, K_, c.W, m_.R, [&](int i, int j, F x) { m_.D(i, j) -= x; });
-    sync();
-    product<false, false>(L_, C_, L_, c.V, m_.D, [&](int i, int j, F x) { m_.E(i, j) = x; });
-    sync();
-  }
-
-  // gl/2 (b E E' - C I) at (i, j)
-  __device__ F evidence(int i, int j) const {
-    const double h = m_.chunk.decay[i > j ? i : j] * double(m_.H(i, j));
-    return F(0.5 * gl_ * (i == j ? h - double(C_) : h));
   }
 
   // gU += the symmetric part of the product that `multiply` hands, element by element, to the
@@ -453,7 +425,7 @@ class Adjoint {
   const int64_t b_;
   const int steps_, K_, C_;
   const AdjointBuffers<F> m_;
-  const KeptStates<F> states_;
+  F* states_;
   const bool robust_, use_sqrt_;
   const double limit_, gl_;
   double hardness_ = 0.0;
