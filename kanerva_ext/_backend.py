@@ -319,14 +319,6 @@ def _warn_once(key: str, operator: str, cause: str) -> None:
         )
 
 
-def refuse_retention(operator: str, backend: str) -> None:
-    """A NotImplementedError that says which backends have it."""
-    raise NotImplementedError(
-        f'{operator}: retention is not served by backend="{backend}"; the backends "reference" '
-        '(on any device), "cpu" and "triton" have it'
-    )
-
-
 def _require(name: str) -> None:
     if name != "auto" and _status[name] != AVAILABLE:
         raise RuntimeError(f'backend="{name}" is not available: {_reason(name)}')

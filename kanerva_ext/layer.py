@@ -70,7 +70,7 @@ class KanervaLayer(SavedSettings):
             1e-3 in a sequence the layer forgets no further, so that float32 can hold it.
             ``"stationary"``: the memory drifts back to its prior, ``M <- a M + sqrt(1 - a^2) N``
             with ``N ~ MN(0, I, I)`` and the gate's a in (0, 1) (``retention`` of
-            `ops.causal_scan`): nothing grows, and there is no limit. Not on "cuda".
+            `ops.causal_scan`): nothing grows, and there is no limit.
         use_gate: multiply the output of each head by ``silu`` of a projection of the token.
         noise_var: observation noise variance at the start of training, > noise_floor.
         noise_floor: the smallest that it can become, > 0.

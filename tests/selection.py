@@ -40,8 +40,6 @@ def is_left_out(item: pytest.Item) -> bool:
 
     ``pytest --whole`` leaves nothing out, for hours.
     """
-    if item.get_closest_marker("needs_retention") is not None and not has_retention():
-        return True
     now = engine()
     if now is None or item.config.getoption("whole"):
         return False
@@ -49,14 +47,6 @@ def is_left_out(item: pytest.Item) -> bool:
     if any(names & set(mark.args) for mark in item.iter_markers("not_on")):
         return True
     return item.get_closest_marker("exhaustive") is not None
-
-
-def has_retention() -> bool:
-    """Whether the kernels under test have it: not those of CUDA C++."""
-    if engine() in (PTX, TEAMS):
-        return False
-    device = os.environ.get("KANERVA_TEST_DEVICE", "cpu")
-    return device == "cpu" or os.environ.get("KANERVA_BACKEND") == "triton"
 
 
 def not_on(*engines: str, reason: str) -> pytest.MarkDecorator:
@@ -67,8 +57,6 @@ def not_on(*engines: str, reason: str) -> pytest.MarkDecorator:
     return pytest.mark.not_on(*engines, reason=reason)
 
 
-#: For tests of a memory that moves; nothing runs them on other kernels, not even ``--whole``.
-NEEDS_RETENTION = pytest.mark.needs_retention
 #: For tests of the reference's own formulas.
 REFERENCE_ALONE = not_on(*ENGINES, reason="no kernel runs")
 #: For tests of autograd, dispatch and compilation, which are the same for all kernels.

@@ -27,6 +27,8 @@ OPERATORS = (
     "causal_step",
     "solve_addresses",
 )
+#: bayes_write and causal_scan with retention, whose kernels are others; not by Triton.
+MOVING = ("moving_write", "moving_scan")
 WITHOUT_GRADIENT = ("causal_step",)
 #: B, T, K, C: partial tiles; the usual size; several tiles of everything.
 SMOKE = {"small": (3, 20, 17, 33), "middle": (16, 32, 32, 100), "large": (2, 700, 130, 70)}
@@ -49,7 +51,7 @@ TESTS = (
 )
 #: Parts of a test file that run beside each other; one of all others.
 PARTS = {"bayes_write": 6, "adaptive_write": 6, "causal_scan": 6, "causal_scan_packed": 2,
-         "forget": 2, "read": 2, "recall": 2}  # fmt: skip
+         "forget": 2, "read": 2, "recall": 2, "retention": 4}  # fmt: skip
 #: Compiling graphs takes minutes and tells nothing of the kernels.
 CHOSEN = "not compile and not opcheck and not inductor"
 FIRST, MORE = "not slow and not exhaustive", "slow or exhaustive"
@@ -140,7 +142,7 @@ class Plan:
                 self._task(f"{tool}/{op}/{mode}", 120, "sanitize", {**env, **more}, tool=tool,
                            operator=op)
                 for mode, more in MODES.items()
-                for op in OPERATORS
+                for op in (*OPERATORS, *MOVING)
             ]  # fmt: skip
             found.append(Stage(tool, tasks, self.at_once))
         return found
@@ -151,14 +153,14 @@ class Plan:
                        backend=backend)
             for name, shape in SMOKE.items()
             for mode, env in modes.items()
-            for op in OPERATORS
+            for op in (OPERATORS if backend == "triton" else (*OPERATORS, *MOVING))
         ]  # fmt: skip
 
     def _each(self, kind: str, limit: float, **question) -> list[Task]:
         return [
             self._task(f"{kind}/{op}/{mode}", limit, kind, env, operator=op, **question)
             for mode, env in MODES.items()
-            for op in OPERATORS
+            for op in (*OPERATORS, *MOVING)
         ]
 
     # ------------------------------------------------------------------------------------ tests

@@ -60,6 +60,18 @@ def step_of_copies(mean: Tensor, cov: Tensor, *step: Tensor, **options):
     return (*as_tuple(ops.causal_step(mean, cov, *step, **options)), mean, cov)
 
 
+def moving_write(*inputs: Tensor, **options):
+    """bayes_write into a memory that moves; the last two are its retention and stationary_cov."""
+    *write, retention, stationary_cov = inputs
+    return ops.bayes_write(*write, retention=retention, stationary_cov=stationary_cov, **options)
+
+
+def moving_scan(*inputs: Tensor, **options):
+    """causal_scan of a memory that moves, likewise."""
+    *scan, retention, stationary_cov = inputs
+    return ops.causal_scan(*scan, retention=retention, stationary_cov=stationary_cov, **options)
+
+
 def problem(operator: str, shape: Shape, seed: int = 0) -> Problem:
     """In float64 on the CPU, with numbers that float32 holds exactly."""
     b, t, k, c = shape
@@ -74,6 +86,7 @@ def problem(operator: str, shape: Shape, seed: int = 0) -> Problem:
     values = randn(b, t, c)
     noise = 0.5 + torch.rand(b, t, generator=generator, device="cpu")
     ridge = torch.full((b,), 0.5, device="cpu")
+    dynamics = (1 - 0.5 * torch.rand(b, t, generator=generator, device="cpu"), 0.8 * cov)
     first = (weights[:, 0], values[:, 0], queries[:, 0], noise[:, 0])
     every: dict[str, tuple] = {
         "bayes_write": (ops.bayes_write, (mean, cov, weights, values, noise)),
@@ -85,6 +98,12 @@ def problem(operator: str, shape: Shape, seed: int = 0) -> Problem:
         "adaptive_write": (ops.adaptive_write, (mean, cov, values, noise, ridge)),
         "forget": (ops.forget, (mean, cov, 0.1 * weights / t**0.5, values, noise)),
         "causal_scan": (ops.causal_scan, (mean, cov, weights, values, queries, noise)),
+        "moving_write": (moving_write, (mean, cov, weights, values, noise, *dynamics), (1, 6)),
+        "moving_scan": (
+            moving_scan,
+            (mean, cov, weights, values, queries, noise, *dynamics),
+            (1, 7),
+        ),
         "causal_step": (step_of_copies, (mean, cov, *first)),
     }
     return Problem(operator, *every[operator]).to("cpu", torch.float32).to("cpu", torch.float64)

@@ -13,11 +13,17 @@ from .results import PREFIX, RESULTS
 
 PAGE = visit.ROOT / "docs/gpu_status.md"
 #: What the page calls an operator, where that is not its name.
-TITLES = {"to_statistics": "`to_statistics`, `from_statistics`"}
+TITLES = {
+    "to_statistics": "`to_statistics`, `from_statistics`",
+    "moving_write": "`bayes_write` with `retention`",
+    "moving_scan": "`causal_scan` with `retention`",
+}
 #: The tests of an operator, where those of its name are not all.
 TESTED_BY = {
     "to_statistics": ("to_statistics", "statistics"),
     "causal_scan": ("causal_scan", "causal_scan_packed"),
+    "moving_write": ("retention",),
+    "moving_scan": ("retention",),
 }
 COLUMNS = {
     "CUDA C++": (
@@ -38,7 +44,8 @@ tensor cores round. The Triton kernels compile for the same GPUs and gfx942 and 
 interpreter under the tests, where products in `tf32x3` are exact. [kernels.md](kernels.md) and
 [triton_kernels.md](triton_kernels.md) have their registers and memory.
 
-All operators are written in both. A dash says that one has not run on a GPU.
+All operators are written in both, `retention` in CUDA C++ alone. A dash says that one has not run
+on a GPU.
 
 """
 AFTER = """
@@ -124,7 +131,7 @@ def cell(operator: str, column: str, contents: dict[str, dict]) -> str:
 
 def table(found: dict[str, dict[str, dict]]) -> list[str]:
     lines = ["| operator | CUDA C++ | Triton | has run on |", "|---|---|---|---|"]
-    for operator in phases.OPERATORS:
+    for operator in (*phases.OPERATORS, *phases.MOVING):
         title = TITLES.get(operator, f"`{operator}`")
         cells, gpus = [], []
         for column in COLUMNS:
@@ -153,8 +160,8 @@ def origins(found: dict[str, dict[str, dict]]) -> list[str]:
 
 def page(folder: Path = RESULTS) -> str:
     found = newest(folder)
-    any_ran = any(cell(op, column, x) for x in found.values() for op in phases.OPERATORS
-                  for column in COLUMNS)  # fmt: skip
+    any_ran = any(cell(op, column, x) for x in found.values()
+                  for op in (*phases.OPERATORS, *phases.MOVING) for column in COLUMNS)  # fmt: skip
     first = "Those of the table that say so." if any_ran else "None yet."
     lines = [*origins(found), ""] if found else []
     return BEFORE.format(first=first) + "\n".join([*lines, *table(found)]) + "\n" + AFTER

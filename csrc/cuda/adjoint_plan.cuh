@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "plan.cuh"
-#include "write_adjoint.cuh"
+#include "stationary_adjoint.cuh"
 
 namespace kanerva::cuda {
 
@@ -20,6 +20,10 @@ struct AdjointCall {
   bool in_float32 = true;  // whether that is tried first
   bool reads = false;
   int64_t most_steps = 32;  // of a chunk
+  bool moves = false;       // whether the memory does,
+  bool identity = false;    // and its stationary covariance is that
+  // Per chunk of the last form.
+  int root_steps() const { return moves ? 1 : kRootSteps; }
 };
 
 struct AdjointPlan {
@@ -39,7 +43,12 @@ struct AdjointPlan {
 template <class F>
 Arena adjoint_layout(const AdjointCall& call, size_t shared, int steps, bool robust) {
   Arena arena(nullptr, shared, nullptr);
-  AdjointBuffers<F>(arena, steps, int(call.n.K), int(call.n.C), call.reads, robust);
+  const int K = int(call.n.K), C = int(call.n.C);
+  if (call.moves) {
+    StationaryAdjointBuffers<F>(arena, steps, K, C, call.reads, call.identity);
+  } else {
+    AdjointBuffers<F>(arena, steps, K, C, call.reads, robust);
+  }
   return arena;
 }
 
@@ -94,7 +103,7 @@ inline AdjointPlan plan_alone(const AdjointCall& call, const Device& device) {
   while (plan.robust_steps > 4 &&
          adjoint_layout<double>(call, plan.shared, plan.robust_steps, true).global_used() > 0)
     plan.robust_steps = (plan.robust_steps + 1) / 2;
-  plan.root_steps = plan.robust_steps < kRootSteps ? plan.robust_steps : kRootSteps;
+  plan.root_steps = plan.robust_steps < call.root_steps() ? plan.robust_steps : call.root_steps();
   plan.threads = threads_for(call.n.K * (call.n.C > call.n.K ? call.n.C : call.n.K));
   return with_workspace(call, plan);
 }
@@ -106,7 +115,7 @@ inline AdjointPlan plan_team(const AdjointCall& call, int blocks) {
   plan.team = blocks;
   plan.teams = size_t(call.n.B) * sizeof(TeamMemory);
   plan.steps = plan.robust_steps = int(call.n.T < 1 ? 1 : call.n.T < most ? call.n.T : most);
-  plan.root_steps = plan.steps < kRootSteps ? plan.steps : kRootSteps;
+  plan.root_steps = plan.steps < call.root_steps() ? plan.steps : call.root_steps();
   plan.threads = kTileThreads;
   return with_workspace(call, plan);
 }

@@ -13,6 +13,7 @@
 // in shorter chunks of the same shared memory, else (hardness above 1e11; float64 state: above 1e3)
 // float64 steps on a square root.
 #include "small_write_plan.cuh"
+#include "stationary.h"
 
 namespace kanerva::cuda {
 
@@ -116,10 +117,12 @@ WriteCall call_of(const BayesWriteArgs& args) {
 }  // namespace
 
 size_t bayes_write_workspace(const BayesWriteArgs& args, const Device& device) {
+  if (args.moves()) return stationary_workspace(args, device);
   return workspace_of_write(args, call_of(args), device);
 }
 
 void bayes_write(const BayesWriteArgs& args, const Launch& to) {
+  if (args.moves()) return stationary(args, to);
   const WriteCall call = call_of(args);
   if (call.may_be_long && call.may_be_summed) {
     const WritePlan plan = plan_write(call, to.device);

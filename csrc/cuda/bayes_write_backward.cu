@@ -7,6 +7,7 @@
 //
 // Arithmetic as in bayes_write.cu; gradients of decays cancel and are never done in float32.
 #include "small_adjoint_plan.cuh"
+#include "stationary.h"
 
 namespace kanerva::cuda {
 
@@ -37,6 +38,7 @@ AdjointCall call_of(const BayesWriteBackwardArgs& args) {
 }  // namespace
 
 size_t bayes_write_backward_workspace(const BayesWriteBackwardArgs& args, const Device& device) {
+  if (args.moves()) return stationary_workspace(args, device);
   const AdjointCall call = call_of(args);
   const AdjointPlan plan = plan_adjoint(call, device);
   const bool marks = plan_small(args, plan, device).serves;
@@ -44,6 +46,7 @@ size_t bayes_write_backward_workspace(const BayesWriteBackwardArgs& args, const 
 }
 
 void bayes_write_backward(const BayesWriteBackwardArgs& args, const Launch& to) {
+  if (args.moves()) return stationary(args, to);
   const AdjointPlan plan = plan_adjoint(call_of(args), to.device);
   const SmallAdjointPlan small = plan_small(args, plan, to.device);
   if (small.serves) {

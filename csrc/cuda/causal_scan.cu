@@ -8,6 +8,7 @@
 // reads, 45 us at 3 TB/s; 5 billion multiply-adds, 0.2 ms at 30 T/s; 64 chunks after each other,
 // with a chain of 32 pivots each, 0.2 ms: they and the products of 64 processors bind.
 #include "small_write_plan.cuh"
+#include "stationary.h"
 
 namespace kanerva::cuda {
 
@@ -53,10 +54,12 @@ WriteCall call_of(const CausalScanArgs& args) {
 }  // namespace
 
 size_t causal_scan_workspace(const CausalScanArgs& args, const Device& device) {
+  if (args.moves()) return stationary_workspace(args, device);
   return workspace_of_write(args, call_of(args), device);
 }
 
 void causal_scan(const CausalScanArgs& args, const Launch& to) {
+  if (args.moves()) return stationary(args, to);
   start_either_write(scan_kernel, finish_kernel, args, call_of(args), to);
 }
 

@@ -8,6 +8,7 @@
 //
 // Arithmetic as in bayes_write.cu; gradients of decays cancel and are never done in float32.
 #include "adjoint_plan.cuh"
+#include "stationary.h"
 
 namespace kanerva::cuda {
 
@@ -38,11 +39,13 @@ AdjointCall call_of(const CausalScanBackwardArgs& args) {
 }  // namespace
 
 size_t causal_scan_backward_workspace(const CausalScanBackwardArgs& args, const Device& device) {
+  if (args.moves()) return stationary_workspace(args, device);
   const AdjointCall call = call_of(args);
   return workspace_of(call, plan_adjoint(call, device));
 }
 
 void causal_scan_backward(const CausalScanBackwardArgs& args, const Launch& to) {
+  if (args.moves()) return stationary(args, to);
   start_adjoint(backward_kernel, args, plan_adjoint(call_of(args), to.device), to);
 }
 

@@ -4,7 +4,7 @@
 
 #include "information.cuh"
 #include "plan.cuh"
-#include "write_block.cuh"
+#include "stationary_block.cuh"
 
 namespace kanerva::cuda {
 
@@ -31,6 +31,8 @@ struct WriteCall {
   double price_of_long = 1.0;  // of its multiply-adds: 2 in float64
   bool may_be_summed = false;  // whether episode_sums.cuh serves
   bool may_be_small = true;    // whether small_write_plan.cuh is asked
+  bool moves = false;          // whether the memory does,
+  bool identity = false;       // and its stationary covariance is that
 };
 
 // Multiply-adds of a memory's K x K half and of one column; barriers.
@@ -41,7 +43,8 @@ struct WriteWork {
 
 inline WriteWork work_in_chunks(const WriteCall& call, int L) {
   const double T = call.steps, K = double(call.n.K), reads = call.reads ? 1.0 : 0.0;
-  return {T * K * (2 * K + 2 * L + reads * (K + L)), T * (2 * K + L + reads * (K + L)),
+  const double settled = call.moves ? (call.identity ? 0.0 : (1.0 + reads) * K) + L : 0.0;
+  return {T * K * (2 * K + 2 * L + reads * (K + L) + settled), T * (2 * K + L + reads * (K + L)),
           T * (1 + (10.0 + reads) / L)};
 }
 
@@ -62,11 +65,16 @@ inline int64_t at_most(int64_t x, int64_t most) { return x < most ? x : most; }
 struct WriteLayout {
   bool in_float32, reads;
   int K;
+  bool moves = false, identity = false;
 
   template <class F>
   Arena chunk(size_t shared, int steps, int width) const {
     Arena arena(nullptr, shared, nullptr);
-    Buffers<F>(arena, steps, K, width, reads);
+    if (moves) {
+      StationaryBuffers<F>(arena, steps, K, width, reads, identity);
+    } else {
+      Buffers<F>(arena, steps, K, width, reads);
+    }
     return arena;
   }
   template <class F>
@@ -117,7 +125,7 @@ inline WritePlan plan_blocks(const WriteCall& call, const Device& device) {
   const Sizes& n = call.n;
   const int64_t most = n.T > 0 ? at_most(call.most_steps, n.T) : 1;
   const int K = int(n.K), C = int(n.C);
-  const WriteLayout layout = {call.in_float32, call.reads, K};
+  const WriteLayout layout = {call.in_float32, call.reads, K, call.moves, call.identity};
   const size_t limit = device.shared_per_block;
 
   WritePlan plan = {};
@@ -166,7 +174,9 @@ inline WritePlan plan_team(const WriteCall& call, int blocks, const Device& devi
   const bool summed = plan.sums.blocks > 0;
   plan.long_steps = choose_information(call, plan.width, plan.steps, 1024, summed);
   plan.threads = kTileThreads;
-  plan.global = WriteLayout{call.in_float32, call.reads, int(call.n.K)}.global(plan);
+  plan.global =
+      WriteLayout{call.in_float32, call.reads, int(call.n.K), call.moves, call.identity}.global(
+          plan);
   return plan;
 }
 

@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor> causal_step(Tensor mean, Tensor cov, Tensor w
   args.noise_var = state_view(on, noise_var, "noise_var", {B}, state);
   args.mask = mask_view(on, mask, {B});
   args.decay = state_view(on, decay, "decay", {B}, state);
-  if (moves<Backend>(decay, retention, stationary_cov)) {
+  if (moves(decay, retention, stationary_cov)) {
     args.retention = state_view(on, retention, "retention", {B}, state);
     args.stationary_cov = state_view(on, stationary_cov, "stationary_cov", {B, K, K}, state);
   }

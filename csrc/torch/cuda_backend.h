@@ -26,8 +26,6 @@ inline int32_t index_of(const ops::Tensor& t) {
 template <class Platform>
 class Backend {
  public:
-  static constexpr bool kMoves = false;  // has the dynamics of `retention`
-
   explicit Backend(const ops::Tensor& first) : index_(index_of(first)) {
     STD_TORCH_CHECK(type_of(first) == device_type(), "the state must be on ", Platform::kName,
                     " like the other tensors");

@@ -6,14 +6,11 @@
 namespace kanerva::ops {
 
 // Whether the memory moves, checked.
-template <class Backend>
-bool moves(const OptionalTensor& decay, const OptionalTensor& retention,
-           const OptionalTensor& stationary_cov) {
+inline bool moves(const OptionalTensor& decay, const OptionalTensor& retention,
+                  const OptionalTensor& stationary_cov) {
   STD_TORCH_CHECK(retention.has_value() || !stationary_cov.has_value(),
                   "stationary_cov needs a retention");
   if (!retention.has_value()) return false;
-  STD_TORCH_CHECK(Backend::kMoves,
-                  "retention is not served by this library; backend=\"reference\" has it");
   STD_TORCH_CHECK(!decay.has_value(), "decay and retention exclude each other: give one");
   return true;
 }
@@ -38,7 +35,7 @@ void write_inputs(const Backend& on, WriteInputs& args, const Tensor& mean, cons
   args.noise_var = state_view(on, noise_var, "noise_var", {rows, n.T}, state);
   args.mask = mask_view(on, mask, {rows, n.T});
   args.decay = state_view(on, decay, "decay", {rows, n.T}, state);
-  if (!moves<Backend>(decay, retention, stationary_cov)) return;
+  if (!moves(decay, retention, stationary_cov)) return;
   args.retention = state_view(on, retention, "retention", {rows, n.T}, state);
   args.stationary_cov = state_view(on, stationary_cov, "stationary_cov", {n.B, n.K, n.K}, state);
 }

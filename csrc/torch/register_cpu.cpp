@@ -21,7 +21,6 @@ class TorchExecutor final : public Executor {
 };
 
 struct Backend {
-  static constexpr bool kMoves = true;  // has the dynamics of `retention`
   explicit Backend(const ops::Tensor&) {}
   // The dispatcher chooses the CPU only where all tensors are on it.
   static void check_device(const ops::Tensor&, const char*) {}

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _backend, reference
-from . import _cpp_autograd, _dynamics, _library
+from . import _cpp_autograd, _library
 from ._declaration import Declaration
 
 _OFFSETS = (torch.int32, torch.int64)  # the dtypes of cu_seqlens
@@ -52,9 +52,6 @@ class Operator:
         self._native = _Route(_library.NATIVE, declaration)
         self._triton = _Route(_library.TRITON, declaration)
         self._grad_args = 1 + max(declaration.differentiable)
-        names = [arg.name for arg in declaration.args]
-        self._moves = "retention" in names
-        self._retention = names.index("retention") if self._moves else 0
 
     def __call__(self, backend: str, *args):
         if _library.SPLIT and self.name in _library.SPLIT:
@@ -62,11 +59,8 @@ class Operator:
             if results is not NotImplemented:
                 return results
         route = self._native
-        moves = self._moves and args[self._retention] is not None
-        if backend != "auto" or _backend.must_choose or moves:
+        if backend != "auto" or _backend.must_choose:
             choice = _backend.choose(backend, args[0].device)
-            if moves:
-                choice = _dynamics.serve(self.name, choice, args[0].device)
             if choice == "reference":
                 return self.reference(*args)
             if choice == "triton":

@@ -1,13 +1,6 @@
-"""Arguments of a memory that moves between writes, checked; and which backends have them."""
+"""Arguments of a memory that moves between writes, checked."""
 
 from __future__ import annotations
-
-import torch
-
-from .. import _backend
-
-#: Backends whose kernels do not have ``retention``.
-WITHOUT_RETENTION = frozenset({"cuda"})
 
 
 def check_dynamics(op: str, decay, retention, stationary_cov) -> None:
@@ -25,20 +18,6 @@ def check_dynamics(op: str, decay, retention, stationary_cov) -> None:
         raise ValueError(
             f"{op}: decay and retention are two kinds of dynamics; one of them must be None"
         )
-
-
-def serve(op: str, choice: str, device: torch.device) -> str:
-    """Who serves a call with ``retention``, where `_backend.choose` says ``choice``.
-
-    Raises:
-        NotImplementedError: the kernels that would serve it do not have it.
-    """
-    name = choice
-    if choice == "native" and device.type == "cuda":
-        name = "triton" if _backend.triton_serves_gpus() else "cuda"
-    if name in WITHOUT_RETENTION:
-        _backend.refuse_retention(op, name)
-    return choice
 
 
 def is_raw_dynamics(retention, stationary_cov, mean, per_step, of_state) -> bool:

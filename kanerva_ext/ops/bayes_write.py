@@ -71,7 +71,7 @@ def bayes_write(
             covariance: before the step ``M <- a M + sqrt(1 - a^2) N`` with ``N ~ MN(0,
             stationary_cov, I)``, so that ``mean <- a mean`` and ``cov <- a^2 cov + (1 - a^2)
             stationary_cov``, which stays bounded (an Ornstein-Uhlenbeck prior; the filter is
-            Kalman's). A float, 0-d, or (B, T); not with decay. Not on backend "cuda".
+            Kalman's). A float, 0-d, or (B, T); not with decay.
         stationary_cov: (B, K, K), dtype of the state, symmetric positive semi-definite, or a float
             or 0-d > 0 that multiplies the identity; None: the identity. With retention only.
         method: ``"chunk"`` (in chunks of steps, in order), ``"information"`` (sums over the
@@ -93,7 +93,6 @@ def bayes_write(
         TypeError: wrong type or dtype.
         ValueError: wrong shape, device, number or method; or ``check`` found a bad item.
         RuntimeError: the backend cannot serve.
-        NotImplementedError: retention, where the backend does not have it.
 
     Differentiable in every floating-point tensor. The gradients of ``cov`` and ``stationary_cov``
     are the symmetrised ones.

@@ -122,7 +122,7 @@ def causal_scan(
         counts is NaN throughout, without effect on others; a NaN in a query makes that read NaN.
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as `bayes_write`.
+        TypeError, ValueError, RuntimeError: as `bayes_write`.
 
     Differentiable in every floating-point tensor.
 

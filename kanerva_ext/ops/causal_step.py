@@ -10,7 +10,7 @@ from .. import _backend, _checks, reference
 from .._checks import Arg
 from . import _library
 from ._declaration import Declaration, Result
-from ._dynamics import check_dynamics, is_raw_dynamics, serve
+from ._dynamics import check_dynamics, is_raw_dynamics
 
 OPERATOR = Declaration(
     "causal_step(Tensor(a!) mean, Tensor(b!) cov, Tensor weights, Tensor values, "
@@ -121,18 +121,16 @@ def causal_step(
                     f"{tuple(state.shape[:-2])}"
                 )
     before = [x.clone() for x in raw[:2]] if check else raw[:2]
-    results = _choose(backend, mean, retention is not None)(*raw)
+    results = _choose(backend, mean)(*raw)
     if batch is None and not check:
         return results
     raw = [*before, *raw[2:]]
     return _checks.finish("causal_step", OPERATOR.args, raw, batch, check, results)
 
 
-def _choose(backend: str, mean: Tensor, moves: bool):
-    if backend != "auto" or _backend.must_choose or moves:
+def _choose(backend: str, mean: Tensor):
+    if backend != "auto" or _backend.must_choose:
         choice = _backend.choose(backend, mean.device)
-        if moves:
-            choice = serve("causal_step", choice, mean.device)
         if choice == "reference":
             return reference.causal_step
         if choice == "triton":

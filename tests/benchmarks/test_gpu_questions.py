@@ -52,7 +52,7 @@ def test_every_operator_has_a_problem():
     assert sorted(phases.OPERATORS) == sorted(declared)
     without = [name for name, operator in declared.items() if not operator.differentiable]
     assert list(phases.WITHOUT_GRADIENT) == without
-    for name in phases.OPERATORS:
+    for name in (*phases.OPERATORS, *phases.MOVING):
         assert problems.problem(name, SMALL).name == name
 
 
@@ -63,7 +63,7 @@ def test_every_operator_has_tests():
     assert set(ops.OPERATORS) <= set(phases.TESTS)
 
 
-@pytest.mark.parametrize("operator", phases.OPERATORS)
+@pytest.mark.parametrize("operator", [*phases.OPERATORS, *phases.MOVING])
 def test_checks_of_an_operator(operator):
     result = checks.smoke(operator, SMALL, device="cpu")
     assert result["state"] == rows.OK
@@ -347,12 +347,13 @@ def test_what_the_phases_ask(tmp_path):
     asked = {p: phases.keys(plan(tmp_path).stages(p)) for p in phases.PHASES}
     for keys in asked.values():
         assert keys[:3] == ["device", "build", "installed"] and len(keys) == len(set(keys))
-    for operator in phases.OPERATORS:
+    for operator in (*phases.OPERATORS, *phases.MOVING):
         for mode in ("plain", "teams"):
             for size in phases.SMOKE:
                 assert f"smoke/{operator}/{size}/{mode}" in asked["contact"]
             for question in (*tools.SANITIZERS, "graphs", "capture_sizes", "streams"):
                 assert f"{question}/{operator}/{mode}" in asked["contact"]
+    for operator in phases.OPERATORS:
         assert f"precompile/{operator}/large/float64" in asked["triton"]
     for name in phases.TESTS:
         assert (ROOT / f"tests/operators/test_{name}.py").is_file()

@@ -168,25 +168,43 @@ void run(Problem& p, const char* name, size_t (*workspace)(const Args&, const cu
               long(args.n.K), long(args.n.C));
 }
 
+// Of a memory between its writes; `settles` is `moves` with a stationary covariance of its own.
+enum class Dynamics { still, decays, moves, settles };
+
+// Gives the inputs their dynamics; the problem's rows are those of the steps.
+void give(Problem& p, Dynamics dynamics, WriteInputs& a) {
+  if (dynamics == Dynamics::still) return;
+  (dynamics == Dynamics::decays ? a.decay : a.retention) = p.input(p.n.T, 1, 0.9, 0.05);
+}
+
+// The result that its adjoint has for them.
+void expect(Problem& p, Dynamics dynamics, WriteBackward& d) {
+  if (dynamics == Dynamics::still) return;
+  (dynamics == Dynamics::decays ? d.d_decay : d.d_retention) = p.result(p.n.T, 1);
+}
+
 #define RUN(op, args) run(p, #op, cuda::op##_workspace, cuda::op, args)
 
-void write(Dtype dtype, Sizes n, double noise, bool decays, bool masks, WriteMethod method) {
+void write(Dtype dtype, Sizes n, double noise, Dynamics dynamics, bool masks, WriteMethod method) {
   Problem p{dtype, n, {}, {}};
   BayesWriteArgs a;
   a.n = n;
   a.method = method;
   a.mean = p.input(n.K, n.C);
   a.cov = p.covariance();
+  const bool settles = dynamics == Dynamics::settles;
+  if (settles) a.stationary_cov = p.covariance();
   a.weights = p.input(n.T, n.K);
   a.values = p.input(n.T, n.C);
   a.noise_var = p.input(n.T, 1, noise, noise / 2);
-  if (decays) a.decay = p.input(n.T, 1, 0.9, 0.05);
+  give(p, dynamics, a);
   if (masks) a.mask = p.mask();
   BayesWriteBackwardArgs d;
   d.n = n;
   d.method = method;
   d.mean = a.mean, d.cov = a.cov, d.weights = a.weights, d.values = a.values;
   d.noise_var = a.noise_var, d.mask = a.mask, d.decay = a.decay;
+  d.retention = a.retention, d.stationary_cov = a.stationary_cov;
   d.grad_mean = p.input(n.K, n.C);
   d.grad_cov = p.input(n.K, n.K);
   d.grad_log_evidence = p.input(1, 1);
@@ -200,9 +218,10 @@ void write(Dtype dtype, Sizes n, double noise, bool decays, bool masks, WriteMet
   d.d_weights = p.result(n.T, n.K);
   d.d_values = p.result(n.T, n.C);
   d.d_noise_var = p.result(n.T, 1);
-  if (decays) d.d_decay = p.result(n.T, 1);
+  expect(p, dynamics, d);
+  if (settles) d.d_stationary_cov = p.result(n.K, n.K);
   RUN(bayes_write_backward, d);
-  if (decays) return;
+  if (dynamics != Dynamics::still) return;
   // Any posterior serves: nothing is compared with the truth here.
   d.posterior_mean = p.input(n.K, n.C);
   d.posterior_cov = p.covariance();
@@ -234,7 +253,7 @@ void long_write(Sizes n, bool masks, int64_t apart) {
 
 // Without `count` each of the n.B states has steps of its own; else the rows hold `count`
 // sequences.
-void scan(Dtype dtype, Sizes n, double noise, bool decays, bool masks, int64_t count,
+void scan(Dtype dtype, Sizes n, double noise, Dynamics dynamics, bool masks, int64_t count,
           int64_t chunk_size) {
   Problem p{dtype, n, {}, {}};
   std::vector<int64_t> bounds;  // one of the sequences is empty
@@ -243,6 +262,8 @@ void scan(Dtype dtype, Sizes n, double noise, bool decays, bool masks, int64_t c
   a.chunk_size = chunk_size;
   a.mean = p.input(n.K, n.C);
   a.cov = p.covariance();
+  const bool settles = dynamics == Dynamics::settles;
+  if (settles) a.stationary_cov = p.covariance();
   CausalScanBackwardArgs d;
   d.n = n;
   d.chunk_size = chunk_size;
@@ -260,10 +281,11 @@ void scan(Dtype dtype, Sizes n, double noise, bool decays, bool masks, int64_t c
   a.values = p.input(n.T, n.C);
   a.queries = p.input(n.T, n.K);
   a.noise_var = p.input(n.T, 1, noise, noise / 2);
-  if (decays) a.decay = p.input(n.T, 1, 0.9, 0.05);
+  give(p, dynamics, a);
   if (masks) a.mask = p.mask();
   d.mean = a.mean, d.cov = a.cov, d.weights = a.weights, d.values = a.values;
   d.queries = a.queries, d.noise_var = a.noise_var, d.mask = a.mask, d.decay = a.decay;
+  d.retention = a.retention, d.stationary_cov = a.stationary_cov;
   d.grad_reads = p.input(n.T, n.C);
   d.grad_read_var = p.input(n.T, 1);
   a.mean_out = mean_out, a.cov_out = cov_out, a.log_evidence = evidence;
@@ -276,23 +298,26 @@ void scan(Dtype dtype, Sizes n, double noise, bool decays, bool masks, int64_t c
   d.d_values = p.result(n.T, n.C);
   d.d_queries = p.result(n.T, n.K);
   d.d_noise_var = p.result(n.T, 1);
-  if (decays) d.d_decay = p.result(n.T, 1);
+  expect(p, dynamics, d);
+  p.n.B = n.B;
+  if (settles) d.d_stationary_cov = p.result(n.K, n.K);
   RUN(causal_scan_backward, d);
 }
 
 // One step, also with its results in place of the state.
-void step(Dtype dtype, Sizes n, bool decays) {
+void step(Dtype dtype, Sizes n, Dynamics dynamics) {
   if (!only.empty() && only != "causal_scan") return;
   Problem p{dtype, n, {}, {}};
   CausalScanArgs a;
   a.n = n;
   a.mean = p.input(n.K, n.C);
   a.cov = p.covariance();
+  if (dynamics == Dynamics::settles) a.stationary_cov = p.covariance();
   a.weights = p.input(1, n.K);
   a.values = p.input(1, n.C);
   a.queries = p.input(1, n.K);
   a.noise_var = p.input(1, 1, 1.0, 0.5);
-  if (decays) a.decay = p.input(1, 1, 0.9, 0.05);
+  give(p, dynamics, a);
   a.mean_out = p.result(n.K, n.C);
   a.cov_out = p.result(n.K, n.K);
   a.reads_out = p.result(1, n.C);
@@ -473,6 +498,7 @@ void forgetting(Dtype dtype, Sizes n, bool masks) {
 int main(int count, char** arguments) {
   if (count > 1) only = arguments[1];
   using M = WriteMethod;
+  using D = Dynamics;
   struct Setting {
     const char *shared, *team_work;
   };
@@ -481,23 +507,31 @@ int main(int count, char** arguments) {
     setenv("KANERVA_PTX_SHARED_BYTES", setting.shared, 1);
     setenv("KANERVA_TEAM_WORK", setting.team_work, 1);
     every_team = setting.team_work[0] == '0';
-    write(Dtype::float32, {2, 37, 19, 23}, 1.0, false, true, M::automatic);
-    write(Dtype::float32, {1, 20, 33, 70}, 1e-3, true, true, M::automatic);
-    write(Dtype::float32, {1, 5, 9, 200}, 1.0, false, false, M::automatic);
-    write(Dtype::float64, {1, 35, 6, 5}, 1.0, true, true, M::chunk);
-    write(Dtype::float64, {1, 7, 11, 13}, 1e-6, true, false, M::automatic);
-    write(Dtype::float32, {1, 1, 1, 1}, 1.0, false, false, M::sqrt);
-    write(Dtype::float32, {2, 70, 17, 23}, 1.0, false, true, M::information);
-    write(Dtype::float64, {1, 101, 6, 130}, 1.0, false, false, M::automatic);
-    scan(Dtype::float32, {2, 37, 19, 23}, 1.0, false, true, 0, 0);
-    scan(Dtype::float32, {1, 20, 33, 70}, 1e-3, true, true, 0, 7);
-    scan(Dtype::float32, {8, 90, 9, 11}, 1.0, false, true, 4, 0);
-    scan(Dtype::float32, {1, 5, 9, 200}, 1.0, false, false, 0, 0);
-    scan(Dtype::float64, {6, 40, 6, 5}, 1.0, true, false, 3, 0);
-    scan(Dtype::float64, {1, 9, 11, 13}, 1e-6, true, true, 0, 0);
-    step(Dtype::float32, {2, 1, 19, 23}, true);
-    step(Dtype::float32, {1, 1, 66, 80}, false);  // of several blocks or tiles if not in place
-    step(Dtype::float64, {1, 1, 5, 70}, true);
+    write(Dtype::float32, {2, 37, 19, 23}, 1.0, D::still, true, M::automatic);
+    write(Dtype::float32, {1, 20, 33, 70}, 1e-3, D::decays, true, M::automatic);
+    write(Dtype::float32, {1, 5, 9, 200}, 1.0, D::still, false, M::automatic);
+    write(Dtype::float64, {1, 35, 6, 5}, 1.0, D::decays, true, M::chunk);
+    write(Dtype::float64, {1, 7, 11, 13}, 1e-6, D::decays, false, M::automatic);
+    write(Dtype::float32, {1, 1, 1, 1}, 1.0, D::still, false, M::sqrt);
+    write(Dtype::float32, {2, 70, 17, 23}, 1.0, D::still, true, M::information);
+    write(Dtype::float64, {1, 101, 6, 130}, 1.0, D::still, false, M::automatic);
+    scan(Dtype::float32, {2, 37, 19, 23}, 1.0, D::still, true, 0, 0);
+    scan(Dtype::float32, {1, 20, 33, 70}, 1e-3, D::decays, true, 0, 7);
+    scan(Dtype::float32, {8, 90, 9, 11}, 1.0, D::still, true, 4, 0);
+    scan(Dtype::float32, {1, 5, 9, 200}, 1.0, D::still, false, 0, 0);
+    scan(Dtype::float64, {6, 40, 6, 5}, 1.0, D::decays, false, 3, 0);
+    scan(Dtype::float64, {1, 9, 11, 13}, 1e-6, D::decays, true, 0, 0);
+    step(Dtype::float32, {2, 1, 19, 23}, D::decays);
+    step(Dtype::float32, {1, 1, 66, 80}, D::still);  // of several blocks or tiles if not in place
+    step(Dtype::float64, {1, 1, 5, 70}, D::decays);
+    write(Dtype::float32, {2, 37, 19, 23}, 1.0, D::settles, true, M::automatic);
+    write(Dtype::float64, {1, 7, 11, 13}, 1e-6, D::moves, false, M::automatic);
+    write(Dtype::float32, {1, 5, 1, 70}, 1.0, D::moves, true, M::sqrt);
+    scan(Dtype::float32, {1, 37, 33, 70}, 1.0, D::moves, true, 0, 0);
+    scan(Dtype::float32, {4, 40, 19, 23}, 1.0, D::settles, true, 2, 7);
+    scan(Dtype::float64, {3, 13, 6, 5}, 1.0, D::settles, false, 3, 0);
+    scan(Dtype::float64, {1, 5, 11, 13}, 1e-9, D::moves, true, 0, 0);
+    step(Dtype::float64, {1, 1, 5, 70}, D::settles);
     recall(Dtype::float32, {2, 37, 11, 21}, 1.0);
     recall(Dtype::float64, {1, 9, 21, 6}, 1e-3);
     recall(Dtype::float32, {1, 3, 35, 40}, 1e-6);
@@ -516,9 +550,9 @@ int main(int count, char** arguments) {
   setenv("KANERVA_TEAM_WORK", "", 1);
   every_team = false;
   // Kernels of small memories: blocks of columns, several panels of an adjoint, in place.
-  write(Dtype::float32, {1, 64, 32, 300}, 1.0, false, false, M::automatic);
-  write(Dtype::float32, {1, 40, 50, 200}, 1.0, false, true, M::automatic);
-  step(Dtype::float32, {2, 1, 40, 110}, false);
+  write(Dtype::float32, {1, 64, 32, 300}, 1.0, D::still, false, M::automatic);
+  write(Dtype::float32, {1, 40, 50, 200}, 1.0, D::still, true, M::automatic);
+  step(Dtype::float32, {2, 1, 40, 110}, D::still);
   adaptive(Dtype::float32, {2, 35, 32, 40}, 1.0, false, 1);
   adaptive(Dtype::float32, {1, 40, 50, 60}, 1.0, true, 2);
   adaptive(Dtype::float32, {2, 33, 20, 30}, 1e-6, true, 1);  // too hard for it
@@ -530,9 +564,9 @@ int main(int count, char** arguments) {
   // Fewer processors than memories: what is too hard is marked, and done by another kernel; several
   // tiles of queries for a block.
   most_processors = 1;
-  write(Dtype::float32, {3, 37, 19, 23}, 1e-4, false, true, M::automatic);
-  write(Dtype::float32, {3, 37, 40, 23}, 1.0, true, false, M::automatic);
-  scan(Dtype::float32, {3, 37, 19, 23}, 1e-4, false, true, 0, 0);
+  write(Dtype::float32, {3, 37, 19, 23}, 1e-4, D::still, true, M::automatic);
+  write(Dtype::float32, {3, 37, 40, 23}, 1.0, D::decays, false, M::automatic);
+  scan(Dtype::float32, {3, 37, 19, 23}, 1e-4, D::still, true, 0, 0);
   recall(Dtype::float32, {2, 70, 11, 21}, 1.0);
   recall(Dtype::float32, {2, 70, 40, 50}, 1e-6);
   return 0;

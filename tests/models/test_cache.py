@@ -5,7 +5,6 @@ import io
 import pytest
 import torch
 from layers import HEADS, make, tokens
-from selection import NEEDS_RETENTION
 
 from kanerva_ext import KanervaCache, KanervaLayer
 
@@ -13,7 +12,7 @@ OPTIONS = (
     {},
     {"conv_size": 0, "use_decay": False},
     {"head_dim": 4, "value_dim": 7},
-    pytest.param({"dynamics": "stationary"}, marks=NEEDS_RETENTION),
+    {"dynamics": "stationary"},
 )
 
 

@@ -6,7 +6,6 @@ import itertools
 import pytest
 import torch
 from layers import HEADS, WIDTH, make, tokens
-from selection import NEEDS_RETENTION
 
 from kanerva_ext import KanervaCache, KanervaLayer, ops
 
@@ -14,7 +13,7 @@ OPTIONS = (
     {},
     {"conv_size": 0, "use_decay": False, "use_gate": False},
     {"head_dim": 4, "value_dim": 7, "conv_size": 3},
-    pytest.param({"dynamics": "stationary", "num_kv_heads": 1}, marks=NEEDS_RETENTION),
+    {"dynamics": "stationary", "num_kv_heads": 1},
 )
 
 

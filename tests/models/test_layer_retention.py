@@ -6,11 +6,8 @@ import math
 import pytest
 import torch
 from layers import HEADS, WIDTH, make, tokens
-from selection import NEEDS_RETENTION
 
 from kanerva_ext import KanervaLayer
-
-pytestmark = NEEDS_RETENTION
 
 
 def stationary(dtype=torch.float64, **options):

@@ -4,11 +4,8 @@ import math
 
 import pytest
 import torch
-from selection import NEEDS_RETENTION
 
 from kanerva_ext import FusedKanervaMemory, MemoryState, ops
-
-pytestmark = NEEDS_RETENTION
 
 B, T, K, C, S = 3, 12, 4, 9, 5
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from selection import NEEDS_RETENTION
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kanerva_ext import ops
@@ -89,14 +88,8 @@ GRADIENTS = {
 }
 B, T, K, C = 2, 3, 4, 5
 MOVING = ("bayes_write", "causal_scan")  # with gradients, and either kind of dynamics
-EACH = [
-    *((name, "decay") for name in GRADIENTS),
-    *(pytest.param(name, "retention", marks=NEEDS_RETENTION) for name in MOVING),
-]
-STEPS = [
-    ("causal_step", "decay"),
-    pytest.param("causal_step", "retention", marks=NEEDS_RETENTION),
-]
+EACH = [*((name, "decay") for name in GRADIENTS), *((name, "retention") for name in MOVING)]
+STEPS = [("causal_step", "decay"), ("causal_step", "retention")]
 
 
 def test_every_operator_is_in_the_lists():

@@ -1,7 +1,6 @@
 """DTensor arguments: two processes on the CPU give what one gives."""
 
 from helpers import run_processes
-from selection import has_retention
 
 CODE = """
 import datetime, os, torch, torch.distributed as dist
@@ -58,7 +57,12 @@ OPERATORS = dict(
     causal_scan=lambda mean, cov, weights, values, asked, noise, **_: ops.causal_scan(
         mean, cov, weights, values, asked, noise
     ),
-{moving})
+moving=lambda mean, cov, weights, values, noise, prior_cov, **_: ops.bayes_write(
+        mean, cov, weights, values, noise, retention=noise / 2, stationary_cov=prior_cov
+    ),
+    moving_scan=lambda mean, cov, weights, values, asked, noise, **_: ops.causal_scan(
+        mean, cov, weights, values, asked, noise, retention=0.7, stationary_cov=0.3
+    ),)
 
 WIDE = ("mean", "values", "queries", "prior_mean")
 
@@ -183,18 +187,8 @@ os._exit(0)  # joining gloo's threads can hang
 """
 
 
-MOVING = """
-    moving=lambda mean, cov, weights, values, noise, prior_cov, **_: ops.bayes_write(
-        mean, cov, weights, values, noise, retention=noise / 2, stationary_cov=prior_cov
-    ),
-    moving_scan=lambda mean, cov, weights, values, asked, noise, **_: ops.causal_scan(
-        mean, cov, weights, values, asked, noise, retention=0.7, stationary_cov=0.3
-    ),
-"""
-
-
 def code(store):
-    return CODE.format(store=store, moving=MOVING if has_retention() else "")
+    return CODE.format(store=store)
 
 
 def test_two_processes_compute_as_one(tmp_path):

@@ -17,13 +17,10 @@ from retention_truth import (
     moving_scan,
     moving_scan_grads,
 )
-from selection import INTERPRETER, MANY_CALLS, NEEDS_RETENTION, covering, grid, not_on
+from selection import INTERPRETER, MANY_CALLS, PTX, covering, grid, not_on
 from torch import Tensor
 
-from kanerva_ext import _backend, ops, reference
-from kanerva_ext.ops import _dynamics
-
-pytestmark = NEEDS_RETENTION
+from kanerva_ext import ops, reference
 
 NAMES = ("reads", "read_var", "mean", "cov", "log_evidence")
 GRADS = (
@@ -418,7 +415,7 @@ def test_steps_are_a_scan(moving):
 
 
 @pytest.mark.slow
-@not_on(INTERPRETER, reason="10,000 steps")
+@not_on(INTERPRETER, PTX, reason="10,000 steps")
 def test_strong_forgetting_for_long():
     """0.5 a step for 10,000 steps: the products of the retentions are beyond all floats."""
     moving = Moving(Case("iid", 0.1, 10_000, 6, 3, batch=1), "half", "matrix")
@@ -528,18 +525,6 @@ def test_sums_over_the_steps_have_no_retention():
         ops.bayes_write(**without_queries(small()), retention=0.5, method="information")
 
 
-def test_gpus_say_which_backends_have_it(monkeypatch):
-    gpu = torch.device("cuda")
-    monkeypatch.setattr(_backend, "triton_serves_gpus", lambda: True)
-    for choice in ("native", "triton", "reference"):
-        assert _dynamics.serve("causal_scan", choice, gpu) == choice
-    monkeypatch.setattr(_backend, "triton_serves_gpus", lambda: False)
-    with pytest.raises(
-        NotImplementedError, match=r'causal_scan: retention is not served .*"reference".*"triton"'
-    ):
-        _dynamics.serve("causal_scan", "native", gpu)
-
-
 @MANY_CALLS
 def test_vmap_of_a_step():
     several = [
@@ -567,7 +552,7 @@ def test_opcheck_of_a_step():
     torch.library.opcheck(operator, (*args, None, None, retention, None))
 
 
-@not_on(INTERPRETER, reason="800 steps")
+@not_on(INTERPRETER, PTX, reason="threads of the CPU's kernels, and a long sequence")
 def test_threads_share_a_long_sequence():
     """Two of them prepare and reverse, or factorise and write, different chunks at once."""
     args = small(seed=5, b=1, t=800, k=48, c=20)

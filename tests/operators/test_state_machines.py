@@ -24,7 +24,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from selection import has_retention
 
 from kanerva_ext import FusedKanervaMemory, KanervaCache, KanervaLayer, MemoryState
 
@@ -39,9 +38,7 @@ SHORT = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-FORGETTING = [{"use_decay": False}, {}]  # of a layer
-if has_retention():
-    FORGETTING.append({"dynamics": "stationary"})
+FORGETTING = [{"use_decay": False}, {}, {"dynamics": "stationary"}]  # of a layer
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
 
 seeds = st.integers(0, 2**32 - 1)
