@@ -83,8 +83,7 @@ def causal_step(
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`; RuntimeError where a gradient would
             be needed, which a state that is overwritten cannot give: use `causal_scan`.
-        NotImplementedError: in forward mode (`torch.func.jvp`), but by the reference; or
-            retention, where the backend does not have it.
+        NotImplementedError: in forward mode (`torch.func.jvp`), but by the reference.
 
     >>> import torch
     >>> from kanerva_ext import ops
