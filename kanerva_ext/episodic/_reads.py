@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._checks import check_int
 from .._state import register_for_loading
-from . import _calibration
+from . import _calibration, _saving
 from ._arguments import as_ids, as_rows, check_finite, named
 from ._core import CHUNK, Core, grouped, plain, take_rows
 from .features import unit_rows
@@ -49,6 +49,18 @@ class Nearest(NamedTuple):
 
     ids: list[list[Hashable]]
     similarity: Tensor
+
+
+class Sources(NamedTuple):
+    """The facts that what T keys read is made of.
+
+    Attributes:
+        ids: T lists of k ids, that with the largest share first; fewer where there are fewer facts.
+        shares: (T, k), float64; 0 where there is no fact.
+    """
+
+    ids: list[list[Hashable]]
+    shares: Tensor
 
 
 register_for_loading(EpisodicRead)
@@ -129,6 +141,9 @@ class Reads(Core):
             both = [_calibration.scores(x, address, self.ridge) for x in (leverage, left_out)]
             self._thresholds[m] = _calibration.threshold(*both, self.false_alarm)
             self._changes[m] = 0
+            if self._calibrated[m]:
+                self._calibrated[m] = False
+                _saving.keep_calibration(self._store, m, None)  # with the next change
         return self._thresholds[m]
 
     @plain
@@ -140,7 +155,12 @@ class Reads(Core):
             memory: with ``num_memories``, the memory.
 
         Returns:
-            The threshold, which stays until a sixteenth of the facts has changed.
+            The threshold, which stays until a sixteenth of the facts has changed, also in the file
+            of the memory and over `save` and `load`.
+
+        Raises:
+            TypeError, ValueError: keys of the wrong kind or shape, or too few.
+            OSError: the store's file cannot be written.
         """
         (m,) = self._which(memory)
         keys = as_rows("keys", keys, self.key_size, "key_size")
@@ -153,7 +173,10 @@ class Reads(Core):
         self._mend(m)
         address = self._address(keys, wide=True)
         scores = _calibration.scores(self._sums[m].read(address)[1], address, self.ridge)
-        self._thresholds[m] = _calibration.threshold(scores, scores, self.false_alarm)
+        found = _calibration.threshold(scores, scores, self.false_alarm)
+        _saving.keep_calibration(self._store, m, found)
+        self._store.change([])
+        self._thresholds[m], self._calibrated[m] = found, True
         self._changes[m] = 0
         return self._thresholds[m]
 
@@ -189,23 +212,51 @@ class Reads(Core):
 
     def _nearest(self, m: int, wanted: Tensor, k: int, by: str) -> Nearest:
         wanted = _directions(wanted.to(self.device))
-        best = wanted.new_zeros(len(wanted), 0)
-        ids: list[list] = [[] for _ in range(len(wanted))]
+        best = _Best(len(wanted), k, wanted)
         for facts in self._store.chunks(m, 4 * CHUNK):
             stored = facts.values if by == "value" else facts.keys
-            stored = _directions(stored.to(self.device))
-            cosine = wanted @ stored.mT
-            top = cosine.topk(min(k, len(stored)), dim=-1)
-            candidates = [
-                old + [facts.ids[i] for i in row]
-                for old, row in zip(ids, top.indices.tolist(), strict=True)
-            ]
-            both = torch.cat([best, top.values], -1)
-            best, order = both.topk(min(k, both.shape[-1]), dim=-1)
-            ids = [
-                [row[i] for i in kept] for row, kept in zip(candidates, order.tolist(), strict=True)
-            ]
-        return Nearest(ids, best)
+            best.add(facts.ids, wanted @ _directions(stored.to(self.device)).mT)
+        return Nearest(best.ids, best.values)
+
+    @plain
+    def sources(self, keys: Tensor, k: int = 1, *, memory: Any = None) -> Sources:
+        """The facts that a read is made of: it is the sum over all of them of share times value.
+
+        The shares are ``(gram + ridge I)^-1`` between the addresses of the key and of the fact:
+        near 1 of the fact that was asked for and near 0 of the others, where these are few, and
+        near 0 of all where nothing is known. They tell apart facts with the same value.
+
+        Args:
+            keys: (T, S), or (S,) for one. With ``num_memories`` also (M, T, S).
+            k: facts for each, those whose shares are the largest, of either sign.
+            memory: as in `read`.
+
+        Returns:
+            `Sources`, of the keys one after the other. It looks through all facts.
+
+        Raises:
+            TypeError, ValueError, RuntimeError, IllConditioned: as `read`.
+        """
+        keys = as_rows("keys", keys, self.key_size, "key_size")
+        which = self._which(memory, keys)
+        keys = keys.reshape(-1, self.key_size)
+        check_finite("keys", keys)
+        k = check_int("sources", "k", k)
+        address = self._address(keys, wide=True)
+        ids: list[list] = [[] for _ in which]
+        most = max((self._counts[m] for m in set(which)), default=0)
+        shares = address.new_zeros(len(which), min(k, most))
+        for m, rows in grouped(which):
+            self._mend(m)
+            half = self._sums[m].reader().half
+            solved = address[rows] @ half.mT @ half
+            best = _Best(len(rows), k, solved)
+            for facts in self._store.chunks(m):
+                best.add(facts.ids, solved @ self._address(facts.keys, wide=True).mT, torch.abs)
+            shares[torch.tensor(rows)[:, None], torch.arange(best.values.shape[-1])] = best.values
+            for i, mine in zip(rows, best.ids, strict=True):
+                ids[i] = mine
+        return Sources(ids, shares)
 
     def _ids_with(self, m: int, keys: Tensor) -> list:
         """The ids of the facts that have exactly these keys (T, S), as stored."""
@@ -247,6 +298,26 @@ class Reads(Core):
         if missing:
             raise KeyError(f"the memory has no fact with the id(s) {named(missing)}")
         return ids
+
+
+class _Best:
+    """The k best ids of each of T rows, among all that come."""
+
+    def __init__(self, count: int, k: int, like: Tensor):
+        self.k, self.ids = k, [[] for _ in range(count)]
+        self.values = like.new_zeros(count, 0)
+
+    def add(self, ids: list, values: Tensor, order: Callable[[Tensor], Tensor] = torch.clone):
+        """Ids with their values (T, N); those for which ``order`` of them is the largest stay."""
+        top = order(values).topk(min(self.k, len(ids)), dim=-1).indices
+        new = [[ids[i] for i in row] for row in top.tolist()]
+        candidates = [old + row for old, row in zip(self.ids, new, strict=True)]
+        both = torch.cat([self.values, values.gather(-1, top)], -1)
+        kept = order(both).topk(min(self.k, both.shape[-1]), dim=-1).indices
+        self.values = both.gather(-1, kept)
+        self.ids = [
+            [row[i] for i in places] for row, places in zip(candidates, kept.tolist(), strict=True)
+        ]
 
 
 def _directions(rows: Tensor) -> Tensor:

@@ -120,6 +120,17 @@ def check_store(store: Store, memory: EpisodicMemory) -> None:
         )
 
 
+def keep_calibration(store: Store, m: int, threshold: float | None, changes: int = 0) -> None:
+    """With the next change: a threshold that was calibrated, and the facts changed since."""
+    store.keep(m, "calibrated", None if threshold is None else json.dumps([threshold, changes]))
+
+
+def calibration(store: Store, m: int) -> tuple[float | None, int]:
+    """What `keep_calibration` was given."""
+    text = store.kept(m, "calibrated")
+    return (None, 0) if text is None else tuple(json.loads(text))
+
+
 def put_sums(memory: EpisodicMemory, store: SQLiteStore) -> None:
     """Write the sums that take longer to compute again than to read."""
     named = {}
@@ -170,6 +181,10 @@ def save(memory: EpisodicMemory, path: str | os.PathLike) -> None:
             for m in range(len(memory._sums)):
                 for facts in own.chunks(m):
                     store.change([(m, [], facts)])
+                store.reserve(m, memory._next[m])
+                if memory._calibrated[m]:
+                    keep_calibration(store, m, memory._thresholds[m], memory._changes[m])
+                    store.change([])
             put_sums(memory, store)
         finally:
             store.close()
@@ -248,6 +263,8 @@ def _load(cls, store, features, in_memory, device) -> EpisodicMemory:
         for m in range(count):
             for facts in store.chunks(m):
                 kept.change([(m, [], facts)])
+            kept.reserve(m, store.first_free(m))
+            kept.keep(m, "calibrated", store.kept(m, "calibrated"))
         memory._attach(kept)
         store.close()
     else:

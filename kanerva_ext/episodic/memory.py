@@ -107,8 +107,9 @@ class EpisodicMemory(Reads):
             keys: (T, S), any floating dtype; NumPy arrays are taken too. (M, T, S) with
                 ``num_memories``: T facts of each.
             values: (T, C), or (M, T, C).
-            ids: T names, int or str, to edit and forget the facts by; ints from the first free one
-                if None. A memory's own: two memories may use the same.
+            ids: T names, int or str, to edit and forget the facts by; None: ints above all that
+                were ever in the memory, so that none names two facts. A memory's own: two
+                memories may use the same.
             memory: with ``num_memories``: the memory of all, an int, or of each, T ints.
             replace: forget facts whose ids are there already first; False: they are an error.
 
@@ -323,6 +324,11 @@ class EpisodicMemory(Reads):
             relative to the ridge, which is what an entry has to be compared with.
         """
         drift = 0.0
+        if any(self._calibrated):  # at other addresses it means nothing
+            for m in range(len(self._sums)):
+                _saving.keep_calibration(self._store, m, None)
+            self._store.change([])
+            self._calibrated = [False] * len(self._sums)
         for m, sums in enumerate(self._sums):
             before = None if self._broken[m] else sums.sums()[0].clone()
             self._thresholds[m] = None
