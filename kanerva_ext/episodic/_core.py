@@ -102,10 +102,9 @@ class Core:
         count = self.num_memories or 1
         self._counts = [store.count(m) for m in range(count)]
         self._next = [store.first_free(m) for m in range(count)]
-        found = [_saving.calibration(store, m) for m in range(count)]
-        self._thresholds: list[float | None] = [threshold for threshold, _ in found]
-        self._calibrated = [threshold is not None for threshold in self._thresholds]
-        self._changes = [changes for _, changes in found]  # since the threshold was found
+        self._thresholds: list[float | None] = [None] * count
+        self._changes = [0] * count  # since the threshold was found
+        self._unknown: dict[int, Tensor | None] = {}  # keys that it is found by, if not by facts
         self._broken = [n > 0 for n in self._counts]  # the sums are not those of the store
 
     @property
@@ -118,6 +117,12 @@ class Core:
         options = {"dtype": DTYPES[self.dtype]}
         sizes = self.key_size, self.value_size
         return Facts([], *(torch.empty(0, size, **options) for size in sizes))
+
+    def _calibrated_by(self, m: int) -> Tensor | None:
+        """The keys that `EpisodicMemory.calibrate` was given, if it was."""
+        if m not in self._unknown:
+            self._unknown[m] = _saving.kept_rows(self._store, m, self._nothing.keys)
+        return self._unknown[m]
 
     # Addresses
 
@@ -215,10 +220,6 @@ class Core:
             if old is not None:
                 self._check_addresses(old)
         with Change(self, [m for m, _, _ in changes]) as change:
-            for m, removed, facts in changes:
-                if self._calibrated[m]:
-                    count = self._changes[m] + len(removed) + len(facts.ids)
-                    _saving.keep_calibration(self._store, m, self._thresholds[m], count)
             self._store.change(changes)
             change.stored = True
             for (m, removed, facts), old in zip(changes, olds, strict=True):

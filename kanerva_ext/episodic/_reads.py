@@ -16,6 +16,7 @@ from . import _calibration, _saving
 from ._arguments import as_ids, as_rows, check_finite, named
 from ._core import CHUNK, Core, grouped, plain, take_rows
 from .features import unit_rows
+from .stores import spread
 
 #: Facts that a calibration looks at.
 SAMPLE = 1024
@@ -122,63 +123,69 @@ class Reads(Core):
 
     @plain
     def threshold(self, *, memory: int | None = None) -> float:
-        """The score above which a key is called known: `calibrate`'s, or the memory's own.
+        """The score above which a key is called known, by the keys of `calibrate` or by the facts.
 
-        Its own is found from up to 1,024 of the facts: each is scored as if it alone had not been
-        written, which the predictive variance gives exactly, and a part ``false_alarm`` of these
-        scores lies above. It holds for unknown keys that come from where the facts' keys do. Other
-        wording is something that the memory does not know either: for questions in other words
-        than were written, `calibrate` it with such questions. After a sixteenth of the facts has
-        changed it is found anew. Infinite in an empty memory.
+        By the facts: up to 1,024 of them are each scored as if it alone had not been written, which
+        the predictive variance gives exactly, and a part ``false_alarm`` of these scores lies
+        above. It holds for unknown keys that come from where the facts' keys do. Other wording is
+        something that the memory does not know either: for questions in other words than were
+        written, `calibrate` it with such questions. After a sixteenth of the facts has changed it
+        is found anew, in either case. Infinite in an empty memory that was not calibrated.
         """
         (m,) = self._which(memory)
         stale = self._changes[m] > STALE * self._counts[m]
         if self._thresholds[m] is None or stale:
             self._mend(m)
-            address = self._address(self._store.sample(m, SAMPLE), wide=True)
-            leverage = self._sums[m].read(address)[1]
-            left_out = _calibration.without_itself(leverage)
-            both = [_calibration.scores(x, address, self.ridge) for x in (leverage, left_out)]
-            self._thresholds[m] = _calibration.threshold(*both, self.false_alarm)
+            self._thresholds[m] = self._find_threshold(m, self._calibrated_by(m))
             self._changes[m] = 0
-            if self._calibrated[m]:
-                self._calibrated[m] = False
-                _saving.keep_calibration(self._store, m, None)  # with the next change
         return self._thresholds[m]
 
+    def _find_threshold(self, m: int, unknown: Tensor | None) -> float:
+        keys = self._store.sample(m, SAMPLE) if unknown is None else unknown
+        address = self._address(keys, wide=True)
+        leverage = self._sums[m].read(address)[1]
+        written = _calibration.scores(leverage, address, self.ridge)
+        if unknown is not None:
+            return _calibration.threshold(written, written, self.false_alarm)
+        left_out = _calibration.without_itself(leverage)
+        left_out = _calibration.scores(left_out, address, self.ridge)
+        return _calibration.threshold(written, left_out, self.false_alarm)
+
     @plain
-    def calibrate(self, keys: Tensor, *, memory: int | None = None) -> float:
+    def calibrate(self, keys: Tensor | None, *, memory: int | None = None) -> float:
         """Set the threshold by keys that were not written: better than the memory's own guess.
 
+        They are kept, also in the file of the memory and over `save` and `load`, and it is found
+        anew by them as the facts change.
+
         Args:
-            keys: (T, S), of questions that it cannot answer; at least ``1 / false_alarm - 1``.
+            keys: (T, S), of questions that it cannot answer; at least ``1 / false_alarm - 1``. Of
+                more than 4,096, so many are taken. None: by the facts again.
             memory: with ``num_memories``, the memory.
 
         Returns:
-            The threshold, which stays until a sixteenth of the facts has changed, also in the file
-            of the memory and over `save` and `load`.
+            The threshold.
 
         Raises:
             TypeError, ValueError: keys of the wrong kind or shape, or too few.
             OSError: the store's file cannot be written.
         """
         (m,) = self._which(memory)
-        keys = as_rows("keys", keys, self.key_size, "key_size")
-        keys = self._stored("keys", keys)
-        if len(keys) + 1 < 1 / self.false_alarm:
-            raise ValueError(
-                f"keys must be at least {math.ceil(1 / self.false_alarm) - 1} for false_alarm = "
-                f"{self.false_alarm}, got {len(keys)}"
-            )
+        if keys is not None:
+            keys = as_rows("keys", keys, self.key_size, "key_size")
+            keys = self._stored("keys", keys)
+            if len(keys) + 1 < 1 / self.false_alarm:
+                raise ValueError(
+                    f"keys must be at least {math.ceil(1 / self.false_alarm) - 1} for false_alarm "
+                    f"= {self.false_alarm}, got {len(keys)}"
+                )
+            keys = keys[spread(len(keys), CHUNK)]
         self._mend(m)
-        address = self._address(keys, wide=True)
-        scores = _calibration.scores(self._sums[m].read(address)[1], address, self.ridge)
-        found = _calibration.threshold(scores, scores, self.false_alarm)
-        _saving.keep_calibration(self._store, m, found)
+        found = self._find_threshold(m, keys)
+        _saving.keep_rows(self._store, m, keys)
         self._store.change([])
-        self._thresholds[m], self._calibrated[m] = found, True
-        self._changes[m] = 0
-        return self._thresholds[m]
+        self._thresholds[m], self._unknown[m], self._changes[m] = found, keys, 0
+        return found
 
     @plain
     def nearest(

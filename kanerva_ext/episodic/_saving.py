@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import warnings
@@ -120,15 +121,19 @@ def check_store(store: Store, memory: EpisodicMemory) -> None:
         )
 
 
-def keep_calibration(store: Store, m: int, threshold: float | None, changes: int = 0) -> None:
-    """With the next change: a threshold that was calibrated, and the facts changed since."""
-    store.keep(m, "calibrated", None if threshold is None else json.dumps([threshold, changes]))
+def keep_rows(store: Store, m: int, keys: Tensor | None) -> None:
+    """With the next change: keys that a memory is calibrated by, as they are stored."""
+    text = None if keys is None else base64.b64encode(keys.numpy().tobytes()).decode()
+    store.keep(m, "unknown", text)
 
 
-def calibration(store: Store, m: int) -> tuple[float | None, int]:
-    """What `keep_calibration` was given."""
-    text = store.kept(m, "calibrated")
-    return (None, 0) if text is None else tuple(json.loads(text))
+def kept_rows(store: Store, m: int, like: Tensor) -> Tensor | None:
+    """What `keep_rows` was given, in the dtype and width of ``like``."""
+    text = store.kept(m, "unknown")
+    if text is None:
+        return None
+    content = bytearray(base64.b64decode(text))
+    return torch.frombuffer(content, dtype=like.dtype).view(-1, like.shape[-1])
 
 
 def put_sums(memory: EpisodicMemory, store: SQLiteStore) -> None:
@@ -182,9 +187,8 @@ def save(memory: EpisodicMemory, path: str | os.PathLike) -> None:
                 for facts in own.chunks(m):
                     store.change([(m, [], facts)])
                 store.reserve(m, memory._next[m])
-                if memory._calibrated[m]:
-                    keep_calibration(store, m, memory._thresholds[m], memory._changes[m])
-                    store.change([])
+                keep_rows(store, m, memory._calibrated_by(m))
+            store.change([])
             put_sums(memory, store)
         finally:
             store.close()
@@ -264,7 +268,7 @@ def _load(cls, store, features, in_memory, device) -> EpisodicMemory:
             for facts in store.chunks(m):
                 kept.change([(m, [], facts)])
             kept.reserve(m, store.first_free(m))
-            kept.keep(m, "calibrated", store.kept(m, "calibrated"))
+            kept.keep(m, "unknown", store.kept(m, "unknown"))
         memory._attach(kept)
         store.close()
     else:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from .._checks import check_int
 from . import _layers
+from ._alignment import aligned
 from ._arguments import as_rows, named
 from ._attached import Attached
 from ._augmented_files import load_augmented, save_augmented
@@ -53,10 +54,10 @@ class MemoryAugmented(Attached):
     At every position the layer's hidden state, normed and projected, is a key; what the memory
     holds there is projected back and added to the hidden state, as strongly as the memory is sure
     of it. Where it knows nothing (``is_known``) the hidden state stays as it is, to the bit. Its
-    own parameters are the projections ``key``, ``query`` and ``output``, a ``gate``, which starts
-    at 0, where all answers are those of the model alone (Alayrac et al., Flamingo, NeurIPS 2022),
-    and ``sureness``, which says from what score on it adds. Train them on facts that come and go
-    (`episode`): they learn to read, and facts are then written without training.
+    own parameters are the projections ``key`` (of what is written), ``query`` and ``output``, and
+    ``sureness``, which says from what score on it adds. ``output`` starts at 0, where all answers
+    are those of the model alone. Train them on facts that come and go (`align`, then `episode`):
+    they learn to read, and facts are then written without training.
 
     ``parameters()`` and ``state_dict()`` are of these alone; ``to`` moves the model as well. It
     starts in evaluation, where ``is_known`` decides; in training (``train()``) it does not, so that
@@ -111,7 +112,7 @@ class MemoryAugmented(Attached):
         self.query = nn.Linear(self.hidden_size, memory.key_size)
         self.query.load_state_dict(self.key.state_dict())  # to begin with
         self.output = nn.Linear(memory.value_size, self.hidden_size, bias=False)
-        self.gate = nn.Parameter(torch.zeros(()))
+        nn.init.zeros_(self.output.weight)
         self.sureness = nn.Parameter(torch.tensor([4.0, 0.5]))
         self._which: int | list[int] | None = None
         self._episode: Episode | None = None
@@ -169,7 +170,7 @@ class MemoryAugmented(Attached):
         queries = self._project(self.query, torch.where(finite[..., None], hidden, 0))
         read = self._read(queries)
         slope, offset = self.sureness
-        weight = torch.tanh(self.gate) * torch.sigmoid(slope * (read.score - offset))
+        weight = torch.sigmoid(slope * (read.score - offset))
         use = finite if self.training else finite & read.is_known
         weight = torch.where(use, weight, 0)
         seen = EpisodicRead(*(x.detach() for x in read))
@@ -178,8 +179,11 @@ class MemoryAugmented(Attached):
 
     def _project(self, projection: nn.Linear, hidden: Tensor) -> Tensor:
         """Keys of hidden states, which are normed: layers of a model differ in scale."""
-        hidden = hidden.to(projection.weight)
-        return projection(functional.layer_norm(hidden, hidden.shape[-1:]))
+        return projection(self._normed(hidden))
+
+    def _normed(self, hidden: Tensor) -> Tensor:
+        hidden = hidden.to(self.key.weight)
+        return functional.layer_norm(hidden, hidden.shape[-1:])
 
     def _read(self, queries: Tensor) -> EpisodicRead:
         flat = queries.reshape(-1, queries.shape[-1])
@@ -241,6 +245,10 @@ class MemoryAugmented(Attached):
         Raises:
             TypeError, ValueError: positions or hidden states of another kind or shape.
         """
+        return self._project(self.key, self._ends(inputs, positions))
+
+    def _ends(self, inputs: Any, positions: Any) -> Tensor:
+        """Hidden states (N, hidden_size) where each text ends."""
         hidden = self.hidden(inputs)
         if hidden.dim() != 3:
             raise ValueError(
@@ -259,8 +267,40 @@ class MemoryAugmented(Attached):
             )
         if rows and not (-steps <= int(positions.min()) and int(positions.max()) < steps):
             raise ValueError(f"positions must be in {-steps} .. {steps - 1}, got {positions}")
-        at = hidden[torch.arange(rows), positions.to(hidden.device)]
-        return self._project(self.key, at)
+        return hidden[torch.arange(rows), positions.to(hidden.device)]
+
+    @torch.no_grad()
+    def align(
+        self, told: Any, asked: Any, *, told_positions: Any = None, asked_positions: Any = None
+    ) -> Tensor:
+        """Set ``key`` and ``query`` by pairs of texts that mean the same: no gradients.
+
+        By canonical correlation analysis of the hidden states where they end. It gives training
+        its start, for which gradients alone take long, or takes its place. Facts that are in the
+        memory have to be written anew.
+
+        Args:
+            told, asked: N texts each, the n-th of which state a fact and ask for it; several times
+                as many as ``hidden_size``.
+            told_positions, asked_positions: where each ends, see `keys`.
+
+        Returns:
+            The correlations, largest first, (hidden_size,): near 1 of what both say alike.
+
+        Raises:
+            TypeError, ValueError: as `keys`, or not as many, or fewer than two.
+        """
+        both = self._ends(told, told_positions), self._ends(asked, asked_positions)
+        if len(both[0]) != len(both[1]) or len(both[0]) < 2:
+            raise ValueError(
+                "told and asked must be as many texts, at least two, got "
+                f"{len(both[0])} and {len(both[1])}"
+            )
+        found, correlations = aligned(*(self._normed(x) for x in both), self.memory.key_size)
+        for linear, (weight, bias) in zip((self.key, self.query), found, strict=True):
+            linear.weight.copy_(weight)
+            linear.bias.copy_(bias)
+        return correlations
 
     @torch.no_grad()
     def write(

@@ -324,11 +324,6 @@ class EpisodicMemory(Reads):
             relative to the ridge, which is what an entry has to be compared with.
         """
         drift = 0.0
-        if any(self._calibrated):  # at other addresses it means nothing
-            for m in range(len(self._sums)):
-                _saving.keep_calibration(self._store, m, None)
-            self._store.change([])
-            self._calibrated = [False] * len(self._sums)
         for m, sums in enumerate(self._sums):
             before = None if self._broken[m] else sums.sums()[0].clone()
             self._thresholds[m] = None
