@@ -56,11 +56,11 @@ ANSWERS = [answers.split() for _, answers in RELATIONS]
 NAMES = [
     a + b + c
     for a in ("ba", "de", "ki", "lo", "mu", "na", "re", "si", "to", "zu")
-    for b in ("n", "ru", "la", "mi", "so", "v")
+    for b in ("n", "ru", "la", "mi")
     for c in ("bin", "dan", "fer", "gil", "hal")
 ]
 random.Random(0).shuffle(NAMES)
-MET, NEW_TO_READER, NEW = NAMES[:220], NAMES[220:260], NAMES[260:]
+MET, NEW_TO_READER, NEW = NAMES[:140], NAMES[140:170], NAMES[170:]
 VOCABULARY = sorted(
     {"."}
     | set(NAMES)
@@ -367,7 +367,7 @@ def draw(augmented: MemoryAugmented, seed: int, path: str) -> None:
     augmented.memory.edit(ids[4], values_of(augmented.model, [new.answer]))
     named[ids[4]] = new
     augmented.memory.forget(ids[8])
-    figure, axes = plt.subplots(2, 2, figsize=(10, 5.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(10, 5.2), layout="constrained")
     for axis, (title, fact) in zip(axes.flat, asked, strict=True):
         tokens, _ = prompts([fact], [QUESTION])
         with augmented.off():
@@ -384,6 +384,7 @@ def draw(augmented: MemoryAugmented, seed: int, path: str) -> None:
                 text = f"{near.name}: {near.answer}\n{found.shares[0, at, 0]:.2f}"
                 axis.text(at, found.score[0, at] + 0.03, text, ha="right", fontsize=8)
         axis.axhline(augmented.memory.threshold(), color="0.5", lw=0.8, ls=":")
+        axis.set_ylim(0, 1.3 * found.score.max())
         axis.set_xticks(positions, [VOCABULARY[t] for t in tokens[0].tolist()])
         axis.set_title(f"{title}: answers {said} (alone: {alone})", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
@@ -395,19 +396,22 @@ def draw(augmented: MemoryAugmented, seed: int, path: str) -> None:
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1000, help="of the language model")
+    parser.add_argument("--steps", type=int, default=1200, help="of the language model")
     parser.add_argument("--reader-steps", type=int, default=600, help="of the reader")
     parser.add_argument("--facts", type=int, default=60, help="to be written afterwards")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", default="memory_augmented.png")
     options = parser.parse_args(argv)
-    began = time.perf_counter()
+    began = time.process_time()
     model = train_model(options.steps, options.seed)
     torch.manual_seed(options.seed)
-    memory = EpisodicMemory(key_size=WIDTH, value_size=WIDTH, slots=512)
+    # Sharper than the default features: facts about one person are much alike.
+    options = {"features": "fourier", "bandwidth": 0.6}
+    memory = EpisodicMemory(key_size=WIDTH, value_size=WIDTH, slots=512, **options)
     with MemoryAugmented(model, LAYER, memory, hidden_size=WIDTH) as augmented:
         train_reader(augmented, options.reader_steps, options.seed)
-        print(f"trained in {time.perf_counter() - began:.0f} s; from here on nothing is trained")
+        seconds = time.process_time() - began
+        print(f"{seconds:.0f} s of processor time; from here on nothing is trained")
         results = {
             which: measure(augmented, names, options.facts, options.seed)
             for which, names in (("new to the reader", NEW_TO_READER), ("new to all", NEW))

@@ -30,7 +30,7 @@ class Retrieved(NamedTuple):
 
     Attributes:
         ids: lists in the shape of the positions, (B, T) say: of each the k facts that have most in
-            what was read, the largest first. In an `~MemoryAugmented.episode`, their numbers.
+            what was read, the largest first. In an `episode`, their numbers.
         shares: (B, T, k), what these facts have in it: the read-out is the sum over all facts of
             share times value, exactly.
         score: (B, T), nats that the memory knows of each element of the value.

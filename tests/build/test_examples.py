@@ -69,7 +69,7 @@ def test_a_language_model_reads(capsys, tmp_path):
     assert picture.stat().st_size > 10_000 and len(results) == 2
     for found in results.values():
         assert found["memory cleared, answer as alone"] == 1
-        assert found["unknown, called known"] < 0.4
+        assert found["right fact retrieved"] > 0.3  # after the alignment alone
     assert "nothing is trained" in capsys.readouterr().out
 
 
