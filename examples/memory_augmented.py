@@ -406,8 +406,7 @@ def main(argv=None):
     model = train_model(options.steps, options.seed)
     torch.manual_seed(options.seed)
     # Sharper than the default features: facts about one person are much alike.
-    options = {"features": "fourier", "bandwidth": 0.6}
-    memory = EpisodicMemory(key_size=WIDTH, value_size=WIDTH, slots=512, **options)
+    memory = EpisodicMemory(WIDTH, WIDTH, slots=512, features="fourier", bandwidth=0.6)
     with MemoryAugmented(model, LAYER, memory, hidden_size=WIDTH) as augmented:
         train_reader(augmented, options.reader_steps, options.seed)
         seconds = time.process_time() - began
