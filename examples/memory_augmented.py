@@ -355,20 +355,22 @@ def draw(augmented: MemoryAugmented, seed: int, path: str) -> None:
     rng = random.Random(seed + 3)
     facts = draw_facts(rng, 41, NEW_TO_READER)
     never = facts.pop()
+    # Of those that the model does not happen to guess.
+    shown = [i for i, said in enumerate(answers(augmented, facts)) if said != facts[i].answer]
     ids = tell(augmented, facts)
     named = dict(zip(ids, facts, strict=True))
-    asked = [
-        ("written", facts[0]),
-        ("corrected", facts[4]),
-        ("forgotten", facts[8]),
-        ("never written", never),
-    ]
-    new = other_answer(rng, facts[4])
-    augmented.memory.edit(ids[4], values_of(augmented.model, [new.answer]))
-    named[ids[4]] = new
-    augmented.memory.forget(ids[8])
-    figure, axes = plt.subplots(2, 2, figsize=(10, 5.2), layout="constrained")
-    for axis, (title, fact) in zip(axes.flat, asked, strict=True):
+    kept, edited, gone = shown[:3]
+    new = named[ids[edited]] = other_answer(rng, facts[edited])
+    augmented.memory.edit(ids[edited], values_of(augmented.model, [new.answer]))
+    augmented.memory.forget(ids[gone])
+    asked = {
+        f"written, {facts[kept].answer}": facts[kept],
+        f"corrected, {facts[edited].answer} to {new.answer}": facts[edited],
+        f"{facts[gone].answer}, forgotten": facts[gone],
+        "never written": never,
+    }
+    figure, axes = plt.subplots(2, 2, figsize=(10, 5.2), sharey=True, layout="constrained")
+    for axis, (title, fact) in zip(axes.flat, asked.items(), strict=True):
         tokens, _ = prompts([fact], [QUESTION])
         with augmented.off():
             (alone,) = answers(augmented, [fact])
@@ -380,16 +382,16 @@ def draw(augmented: MemoryAugmented, seed: int, path: str) -> None:
         axis.bar(positions, found.score[0], color=colors)
         for at in positions:
             near = named.get(found.ids[0][at][0])
-            if known[at]:
+            if known[at] or at == positions[-1]:
                 text = f"{near.name}: {near.answer}\n{found.shares[0, at, 0]:.2f}"
                 axis.text(at, found.score[0, at] + 0.03, text, ha="right", fontsize=8)
         axis.axhline(augmented.memory.threshold(), color="0.5", lw=0.8, ls=":")
-        axis.set_ylim(0, 1.3 * found.score.max())
         axis.set_xticks(positions, [VOCABULARY[t] for t in tokens[0].tolist()])
-        axis.set_title(f"{title}: answers {said} (alone: {alone})", fontsize=10)
+        axis.set_title(f"{title}: it says {said} (alone {alone})", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[:, 0]:
         axis.set_ylabel("score, nats")
+    axis.set_ylim(0, 1.25 * axis.get_ylim()[1])
     figure.savefig(path, dpi=110)
     augmented.memory.clear()
 
