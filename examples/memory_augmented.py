@@ -399,7 +399,7 @@ def draw(augmented: MemoryAugmented, seed: int, path: str) -> None:
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1200, help="of the language model")
-    parser.add_argument("--reader-steps", type=int, default=600, help="of the reader")
+    parser.add_argument("--reader-steps", type=int, default=1500, help="of the reader")
     parser.add_argument("--facts", type=int, default=60, help="to be written afterwards")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", default="memory_augmented.png")
