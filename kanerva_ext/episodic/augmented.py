@@ -57,7 +57,8 @@ class MemoryAugmented(Attached):
     own parameters are the projections ``key`` (of what is written), ``query`` and ``output``, and
     ``sureness``, which says from what score on it adds. ``output`` starts at 0, where all answers
     are those of the model alone. Train them on facts that come and go (`align`, then `episode`):
-    they learn to read, and facts are then written without training.
+    they learn to read, and facts are then written without training. Then `calibrate`: the memory's
+    own threshold is that of its facts' keys alone, which questions in other words may never pass.
 
     ``parameters()`` and ``state_dict()`` are of these alone; ``to`` moves the model as well. It
     starts in evaluation, where ``is_known`` decides; in training (``train()``) it does not, so that
@@ -80,20 +81,25 @@ class MemoryAugmented(Attached):
     >>> from kanerva_ext.episodic import EpisodicMemory, MemoryAugmented
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Embedding(50, 32), nn.Linear(32, 32), nn.Linear(32, 50))
-    >>> memory = EpisodicMemory(key_size=16, value_size=32, slots=64)
-    >>> prompts, answers = torch.randint(50, (10, 4)), torch.randint(50, (10,))
-    >>> with MemoryAugmented(model, "1", memory, hidden_size=32) as augmented:
-    ...     optimizer = torch.optim.Adam(augmented.train().parameters(), lr=1e-2)
-    ...     for _ in range(30):
-    ...         facts = torch.randint(50, (10, 4)), torch.randn(10, 32)  # others in every step
-    ...         with augmented.episode(*facts):  # read in place of the memory, with gradients
-    ...             augmented(facts[0])[:, -1].logsumexp(-1).mean().backward()  # a loss of yours
-    ...         optimizer.step(), optimizer.zero_grad()
-    ...     _ = augmented.eval()
-    ...     ids = augmented.write(prompts, model[0](answers).detach())  # no training
-    ...     answer, found = augmented(prompts), augmented.retrieved()
-    >>> [row[-1][0] for row in found.ids] == ids, bool(found.is_known[:, -1].all())
+    >>> memory = EpisodicMemory(key_size=32, value_size=32, slots=256)
+    >>> augmented = MemoryAugmented(model, "1", memory, hidden_size=32).train()
+    >>> words = torch.arange(50)[:, None]
+    >>> _ = augmented.align(words, words)  # pairs of texts that mean the same: here, the same
+    >>> optimizer = torch.optim.Adam(augmented.parameters(), lr=1e-2)
+    >>> for _ in range(150):  # other facts in every step
+    ...     texts, answers = torch.randperm(50)[:20, None], torch.randint(50, (20,))
+    ...     with augmented.episode(texts, model[0](answers)):
+    ...         loss = nn.functional.cross_entropy(augmented(texts)[:, -1], answers)
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     _ = optimizer.step()
+    >>> (texts, others), answers = torch.randperm(50)[:, None].split([20, 30]), answers.flip(0)
+    >>> ids = augmented.eval().write(texts, model[0](answers))  # no training
+    >>> _ = augmented.calibrate(others)  # what it cannot answer
+    >>> said, found = augmented(texts)[:, -1].argmax(-1), augmented.retrieved()
+    >>> bool((said == answers).float().mean() > 0.9), [[id] for id in ids] == sum(found.ids, [])
     (True, True)
+    >>> augmented.remove()  # the model is as it was before
     """
 
     def __init__(
@@ -368,7 +374,8 @@ class MemoryAugmented(Attached):
     def calibrate(self, inputs: Any, mask: Tensor | None = None) -> float:
         """Set the memory's threshold by texts that it has nothing to say to, at every position.
 
-        Without it the threshold is the memory's own guess, from its facts alone.
+        Without it the threshold is the memory's own guess, from its facts alone: where ``query``
+        has learnt to ask in other words than ``key`` writes, it may call nothing known.
 
         Args:
             inputs: N texts as the model takes them, see `keys`.
