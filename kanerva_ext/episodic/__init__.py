@@ -1,7 +1,8 @@
 """Episodic memory: facts written in one shot, read with a certainty, edited, forgotten exactly."""
 
-from ._reads import EpisodicRead, Nearest
+from ._reads import EpisodicRead, Nearest, Sources
 from ._regression import IllConditioned
+from .augmented import MemoryAugmented, Retrieved
 from .features import NoFeatures, RandomFourier, RandomReLU
 from .memory import EpisodicMemory
 from .sqlite import SQLiteStore
@@ -13,10 +14,13 @@ __all__ = [
     "Facts",
     "IllConditioned",
     "InMemoryStore",
+    "MemoryAugmented",
     "Nearest",
     "NoFeatures",
     "RandomFourier",
     "RandomReLU",
+    "Retrieved",
     "SQLiteStore",
+    "Sources",
     "Store",
 ]

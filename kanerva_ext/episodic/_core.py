@@ -104,6 +104,7 @@ class Core:
         self._next = [store.first_free(m) for m in range(count)]
         self._thresholds: list[float | None] = [None] * count
         self._changes = [0] * count  # since the threshold was found
+        self._unknown: dict[int, Tensor | None] = {}  # keys that it is found by, if not by facts
         self._broken = [n > 0 for n in self._counts]  # the sums are not those of the store
 
     @property
@@ -116,6 +117,12 @@ class Core:
         options = {"dtype": DTYPES[self.dtype]}
         sizes = self.key_size, self.value_size
         return Facts([], *(torch.empty(0, size, **options) for size in sizes))
+
+    def _calibrated_by(self, m: int) -> Tensor | None:
+        """The keys that `EpisodicMemory.calibrate` was given, if it was."""
+        if m not in self._unknown:
+            self._unknown[m] = _saving.kept_rows(self._store, m, self._nothing.keys)
+        return self._unknown[m]
 
     # Addresses
 

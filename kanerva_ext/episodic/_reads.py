@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from .._checks import check_int
 from .._state import register_for_loading
-from . import _calibration
+from . import _calibration, _saving
 from ._arguments import as_ids, as_rows, check_finite, named
 from ._core import CHUNK, Core, grouped, plain, take_rows
 from .features import unit_rows
+from .stores import spread
 
 #: Facts that a calibration looks at.
 SAMPLE = 1024
@@ -49,6 +50,18 @@ class Nearest(NamedTuple):
 
     ids: list[list[Hashable]]
     similarity: Tensor
+
+
+class Sources(NamedTuple):
+    """The facts that what T keys read is made of.
+
+    Attributes:
+        ids: T lists of k ids, that with the largest share first; fewer where there are fewer facts.
+        shares: (T, k), float64; 0 where there is no fact.
+    """
+
+    ids: list[list[Hashable]]
+    shares: Tensor
 
 
 register_for_loading(EpisodicRead)
@@ -110,52 +123,69 @@ class Reads(Core):
 
     @plain
     def threshold(self, *, memory: int | None = None) -> float:
-        """The score above which a key is called known: `calibrate`'s, or the memory's own.
+        """The score above which a key is called known, by the keys of `calibrate` or by the facts.
 
-        Its own is found from up to 1,024 of the facts: each is scored as if it alone had not been
-        written, which the predictive variance gives exactly, and a part ``false_alarm`` of these
-        scores lies above. It holds for unknown keys that come from where the facts' keys do. Other
-        wording is something that the memory does not know either: for questions in other words
-        than were written, `calibrate` it with such questions. After a sixteenth of the facts has
-        changed it is found anew. Infinite in an empty memory.
+        By the facts: up to 1,024 of them are each scored as if it alone had not been written, which
+        the predictive variance gives exactly, and a part ``false_alarm`` of these scores lies
+        above. It holds for unknown keys that come from where the facts' keys do. Other wording is
+        something that the memory does not know either: for questions in other words than were
+        written, `calibrate` it with such questions. After a sixteenth of the facts has changed it
+        is found anew, in either case. Infinite in an empty memory that was not calibrated.
         """
         (m,) = self._which(memory)
         stale = self._changes[m] > STALE * self._counts[m]
         if self._thresholds[m] is None or stale:
             self._mend(m)
-            address = self._address(self._store.sample(m, SAMPLE), wide=True)
-            leverage = self._sums[m].read(address)[1]
-            left_out = _calibration.without_itself(leverage)
-            both = [_calibration.scores(x, address, self.ridge) for x in (leverage, left_out)]
-            self._thresholds[m] = _calibration.threshold(*both, self.false_alarm)
+            self._thresholds[m] = self._find_threshold(m, self._calibrated_by(m))
             self._changes[m] = 0
         return self._thresholds[m]
 
+    def _find_threshold(self, m: int, unknown: Tensor | None) -> float:
+        keys = self._store.sample(m, SAMPLE) if unknown is None else unknown
+        address = self._address(keys, wide=True)
+        leverage = self._sums[m].read(address)[1]
+        written = _calibration.scores(leverage, address, self.ridge)
+        if unknown is not None:
+            return _calibration.threshold(written, written, self.false_alarm)
+        left_out = _calibration.without_itself(leverage)
+        left_out = _calibration.scores(left_out, address, self.ridge)
+        return _calibration.threshold(written, left_out, self.false_alarm)
+
     @plain
-    def calibrate(self, keys: Tensor, *, memory: int | None = None) -> float:
+    def calibrate(self, keys: Tensor | None, *, memory: int | None = None) -> float:
         """Set the threshold by keys that were not written: better than the memory's own guess.
 
+        They are kept, also in the file of the memory and over `save` and `load`, and it is found
+        anew by them as the facts change.
+
         Args:
-            keys: (T, S), of questions that it cannot answer; at least ``1 / false_alarm - 1``.
+            keys: (T, S), of questions that it cannot answer; at least ``1 / false_alarm - 1``. Of
+                more than 4,096, so many are taken. None: by the facts again.
             memory: with ``num_memories``, the memory.
 
         Returns:
-            The threshold, which stays until a sixteenth of the facts has changed.
+            The threshold.
+
+        Raises:
+            TypeError, ValueError: keys of the wrong kind or shape, or too few.
+            OSError: the store's file cannot be written.
         """
         (m,) = self._which(memory)
-        keys = as_rows("keys", keys, self.key_size, "key_size")
-        keys = self._stored("keys", keys)
-        if len(keys) + 1 < 1 / self.false_alarm:
-            raise ValueError(
-                f"keys must be at least {math.ceil(1 / self.false_alarm) - 1} for false_alarm = "
-                f"{self.false_alarm}, got {len(keys)}"
-            )
+        if keys is not None:
+            keys = as_rows("keys", keys, self.key_size, "key_size")
+            keys = self._stored("keys", keys)
+            if len(keys) + 1 < 1 / self.false_alarm:
+                raise ValueError(
+                    f"keys must be at least {math.ceil(1 / self.false_alarm) - 1} for false_alarm "
+                    f"= {self.false_alarm}, got {len(keys)}"
+                )
+            keys = keys[spread(len(keys), CHUNK)]
         self._mend(m)
-        address = self._address(keys, wide=True)
-        scores = _calibration.scores(self._sums[m].read(address)[1], address, self.ridge)
-        self._thresholds[m] = _calibration.threshold(scores, scores, self.false_alarm)
-        self._changes[m] = 0
-        return self._thresholds[m]
+        found = self._find_threshold(m, keys)
+        _saving.keep_rows(self._store, m, keys)
+        self._store.change([])
+        self._thresholds[m], self._unknown[m], self._changes[m] = found, keys, 0
+        return found
 
     @plain
     def nearest(
@@ -189,23 +219,51 @@ class Reads(Core):
 
     def _nearest(self, m: int, wanted: Tensor, k: int, by: str) -> Nearest:
         wanted = _directions(wanted.to(self.device))
-        best = wanted.new_zeros(len(wanted), 0)
-        ids: list[list] = [[] for _ in range(len(wanted))]
+        best = _Best(len(wanted), k, wanted)
         for facts in self._store.chunks(m, 4 * CHUNK):
             stored = facts.values if by == "value" else facts.keys
-            stored = _directions(stored.to(self.device))
-            cosine = wanted @ stored.mT
-            top = cosine.topk(min(k, len(stored)), dim=-1)
-            candidates = [
-                old + [facts.ids[i] for i in row]
-                for old, row in zip(ids, top.indices.tolist(), strict=True)
-            ]
-            both = torch.cat([best, top.values], -1)
-            best, order = both.topk(min(k, both.shape[-1]), dim=-1)
-            ids = [
-                [row[i] for i in kept] for row, kept in zip(candidates, order.tolist(), strict=True)
-            ]
-        return Nearest(ids, best)
+            best.add(facts.ids, wanted @ _directions(stored.to(self.device)).mT)
+        return Nearest(best.ids, best.values)
+
+    @plain
+    def sources(self, keys: Tensor, k: int = 1, *, memory: Any = None) -> Sources:
+        """The facts that a read is made of: it is the sum over all of them of share times value.
+
+        The shares are ``(gram + ridge I)^-1`` between the addresses of the key and of the fact:
+        near 1 of the fact that was asked for and near 0 of the others, where these are few, and
+        near 0 of all where nothing is known. They tell apart facts with the same value.
+
+        Args:
+            keys: (T, S), or (S,) for one. With ``num_memories`` also (M, T, S).
+            k: facts for each, those whose shares are the largest, of either sign.
+            memory: as in `read`.
+
+        Returns:
+            `Sources`, of the keys one after the other. It looks through all facts.
+
+        Raises:
+            TypeError, ValueError, RuntimeError, IllConditioned: as `read`.
+        """
+        keys = as_rows("keys", keys, self.key_size, "key_size")
+        which = self._which(memory, keys)
+        keys = keys.reshape(-1, self.key_size)
+        check_finite("keys", keys)
+        k = check_int("sources", "k", k)
+        address = self._address(keys, wide=True)
+        ids: list[list] = [[] for _ in which]
+        most = max((self._counts[m] for m in set(which)), default=0)
+        shares = address.new_zeros(len(which), min(k, most))
+        for m, rows in grouped(which):
+            self._mend(m)
+            half = self._sums[m].reader().half
+            solved = address[rows] @ half.mT @ half
+            best = _Best(len(rows), k, solved)
+            for facts in self._store.chunks(m):
+                best.add(facts.ids, solved @ self._address(facts.keys, wide=True).mT, torch.abs)
+            shares[torch.tensor(rows)[:, None], torch.arange(best.values.shape[-1])] = best.values
+            for i, mine in zip(rows, best.ids, strict=True):
+                ids[i] = mine
+        return Sources(ids, shares)
 
     def _ids_with(self, m: int, keys: Tensor) -> list:
         """The ids of the facts that have exactly these keys (T, S), as stored."""
@@ -247,6 +305,26 @@ class Reads(Core):
         if missing:
             raise KeyError(f"the memory has no fact with the id(s) {named(missing)}")
         return ids
+
+
+class _Best:
+    """The k best ids of each of T rows, among all that come."""
+
+    def __init__(self, count: int, k: int, like: Tensor):
+        self.k, self.ids = k, [[] for _ in range(count)]
+        self.values = like.new_zeros(count, 0)
+
+    def add(self, ids: list, values: Tensor, order: Callable[[Tensor], Tensor] = torch.clone):
+        """Ids with their values (T, N); those for which ``order`` of them is the largest stay."""
+        top = order(values).topk(min(self.k, len(ids)), dim=-1).indices
+        new = [[ids[i] for i in row] for row in top.tolist()]
+        candidates = [old + row for old, row in zip(self.ids, new, strict=True)]
+        both = torch.cat([self.values, values.gather(-1, top)], -1)
+        kept = order(both).topk(min(self.k, both.shape[-1]), dim=-1).indices
+        self.values = both.gather(-1, kept)
+        self.ids = [
+            [row[i] for i in places] for row, places in zip(candidates, kept.tolist(), strict=True)
+        ]
 
 
 def _directions(rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import warnings
@@ -120,6 +121,21 @@ def check_store(store: Store, memory: EpisodicMemory) -> None:
         )
 
 
+def keep_rows(store: Store, m: int, keys: Tensor | None) -> None:
+    """With the next change: keys that a memory is calibrated by, as they are stored."""
+    text = None if keys is None else base64.b64encode(keys.numpy().tobytes()).decode()
+    store.keep(m, "unknown", text)
+
+
+def kept_rows(store: Store, m: int, like: Tensor) -> Tensor | None:
+    """What `keep_rows` was given, in the dtype and width of ``like``."""
+    text = store.kept(m, "unknown")
+    if text is None:
+        return None
+    content = bytearray(base64.b64decode(text))
+    return torch.frombuffer(content, dtype=like.dtype).view(-1, like.shape[-1])
+
+
 def put_sums(memory: EpisodicMemory, store: SQLiteStore) -> None:
     """Write the sums that take longer to compute again than to read."""
     named = {}
@@ -170,6 +186,9 @@ def save(memory: EpisodicMemory, path: str | os.PathLike) -> None:
             for m in range(len(memory._sums)):
                 for facts in own.chunks(m):
                     store.change([(m, [], facts)])
+                store.reserve(m, memory._next[m])
+                keep_rows(store, m, memory._calibrated_by(m))
+            store.change([])
             put_sums(memory, store)
         finally:
             store.close()
@@ -248,6 +267,8 @@ def _load(cls, store, features, in_memory, device) -> EpisodicMemory:
         for m in range(count):
             for facts in store.chunks(m):
                 kept.change([(m, [], facts)])
+            kept.reserve(m, store.first_free(m))
+            kept.keep(m, "unknown", store.kept(m, "unknown"))
         memory._attach(kept)
         store.close()
     else:

@@ -107,8 +107,9 @@ class EpisodicMemory(Reads):
             keys: (T, S), any floating dtype; NumPy arrays are taken too. (M, T, S) with
                 ``num_memories``: T facts of each.
             values: (T, C), or (M, T, C).
-            ids: T names, int or str, to edit and forget the facts by; ints from the first free one
-                if None. A memory's own: two memories may use the same.
+            ids: T names, int or str, to edit and forget the facts by; None: ints above all that
+                were ever in the memory, so that none names two facts. A memory's own: two
+                memories may use the same.
             memory: with ``num_memories``: the memory of all, an int, or of each, T ints.
             replace: forget facts whose ids are there already first; False: they are an error.
 

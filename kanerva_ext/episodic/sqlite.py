@@ -9,17 +9,16 @@ import os
 import sqlite3
 import threading
 import weakref
-import zlib
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ._lock import FileLock
+from ._rows import blobs, crc, tensors, with_crc, without_crc
 from .stores import CHUNK, DTYPES, Facts, Store, spread
 
 __all__ = ["FORMAT", "SQLiteStore"]
@@ -96,6 +95,7 @@ class SQLiteStore(Store):
         self._connection: sqlite3.Connection | None = None
         self._held: FileLock | None = None
         self._forked = False
+        self._kept: dict[str, str | None] = {}  # to be written with the next change
         self._process = os.getpid()
         new = key_size is not None
         if new and self.path.exists():
@@ -192,7 +192,7 @@ class SQLiteStore(Store):
                 if sql not in TABLES:
                     raise ValueError("its tables are not those of an EpisodicMemory")
             text = self._meta("settings")
-            if _crc(text.encode()) != self._meta("settings_crc"):
+            if crc(text.encode()) != self._meta("settings_crc"):
                 raise ValueError("its settings are not those that were written")
             self.settings = json.loads(text)
             sizes = [self.settings["key_size"], self.settings["value_size"]]
@@ -216,13 +216,12 @@ class SQLiteStore(Store):
 
     def _put_settings(self, settings: dict[str, Any]) -> None:
         text = json.dumps(settings)
-        rows = ("settings", text), ("settings_crc", _crc(text.encode()))
+        rows = ("settings", text), ("settings_crc", crc(text.encode()))
         self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
 
     def _meta(self, name: str):
-        row = self._connection.execute(
-            "SELECT content FROM meta WHERE name = ?", (name,)
-        ).fetchone()
+        query = "SELECT content FROM meta WHERE name = ?"
+        row = self._connection.execute(query, (name,)).fetchone()
         if row is None:
             raise ValueError(f"it has no {name}")
         return row[0]
@@ -295,9 +294,9 @@ class SQLiteStore(Store):
             return self._connection.execute(query, values).fetchall()
 
     def _insert(self, connection, memory: int, facts: Facts) -> None:
-        columns = [_blobs(facts.keys), _blobs(facts.values)]
+        columns = [blobs(facts.keys), blobs(facts.values)]
         rows = (
-            (memory, id, self._version, key, value, _crc(key, value))
+            (memory, id, self._version, key, value, crc(key, value))
             for id, key, value in zip(facts.ids, *columns, strict=True)
         )
         connection.executemany(
@@ -306,12 +305,17 @@ class SQLiteStore(Store):
         )
 
     def change(self, changes: Sequence[tuple[int, Sequence, Facts]]) -> None:
+        with self._lock:
+            kept, self._kept = self._kept, {}
         with self._transaction() as connection:
             self._version += 1
+            for name, content in kept.items():
+                self._put_text(name, content)
             for memory, removed, added in changes:
                 self._change(connection, memory, removed, added)
 
     def _change(self, connection, memory: int, removed: Sequence, added: Facts) -> None:
+        self._reserve(memory, max((i + 1 for i in removed if isinstance(i, int)), default=0))
         at = {id: i for i, id in enumerate(added.ids)} if removed else {}
         for id in removed:
             name = (memory, id)
@@ -322,11 +326,11 @@ class SQLiteStore(Store):
             )
             if id in at:
                 i = at[id]
-                pair = (*_blobs(added.keys[i : i + 1]), *_blobs(added.values[i : i + 1]))
+                pair = (*blobs(added.keys[i : i + 1]), *blobs(added.values[i : i + 1]))
                 connection.execute(
                     "UPDATE facts SET version = ?, key = ?, value = ?, crc = ? "
                     "WHERE memory = ? AND id = ?",
-                    (self._version, *pair, _crc(*pair), *name),
+                    (self._version, *pair, crc(*pair), *name),
                 )
             else:
                 connection.execute("DELETE FROM facts WHERE memory = ? AND id = ?", name)
@@ -395,7 +399,37 @@ class SQLiteStore(Store):
     def first_free(self, memory: int) -> int:
         query = "SELECT MAX(id) FROM facts WHERE memory = ? AND typeof(id) = 'integer'"
         found = self._select(query, (memory,))[0][0]
-        return 0 if found is None else max(found + 1, 0)
+        return max(0 if found is None else found + 1, self._reserved(memory))
+
+    def _reserved(self, memory: int) -> int:
+        return int(self._text(f"next:{memory}") or 0)
+
+    def _reserve(self, memory: int, first: int) -> None:
+        if first and first > self._reserved(memory):
+            self._put_text(f"next:{memory}", str(first))  # it may have 65 bits
+
+    def reserve(self, memory: int, first: int) -> None:
+        with self._transaction():
+            self._reserve(memory, first)
+
+    def keep(self, memory: int, name: str, text: str | None) -> None:
+        with self._lock:
+            self._kept[f"{name}:{memory}"] = text
+
+    def kept(self, memory: int, name: str) -> str | None:
+        return self._text(f"{name}:{memory}")
+
+    def _put_text(self, name: str, text: str | None) -> None:
+        self._connection.execute("DELETE FROM meta WHERE name = ?", (name,))
+        if text is not None:
+            self._connection.execute("INSERT INTO meta VALUES (?, ?)", (name, with_crc(text)))
+
+    def _text(self, name: str) -> str | None:
+        rows = self._select("SELECT content FROM meta WHERE name = ?", (name,))
+        try:
+            return without_crc(rows[0][0]) if rows else None
+        except ValueError as error:
+            raise self._damaged(f"{name}, {error}") from error
 
     @property
     def closed(self) -> bool:
@@ -428,7 +462,7 @@ class SQLiteStore(Store):
             content = tensor[start : start + ROWS].cpu().numpy().tobytes()
             self._connection.execute(
                 "INSERT INTO sums VALUES (?, ?, ?, ?, ?)",
-                (memory, name, start, content, _crc(content)),
+                (memory, name, start, content, crc(content)),
             )
 
     def sums(self, memory: int, name: str, width: int) -> Tensor | None:
@@ -439,7 +473,7 @@ class SQLiteStore(Store):
         )
         if not rows:
             return None
-        if any(not isinstance(row[0], bytes) or _crc(row[0]) != row[1] for row in rows):
+        if any(not isinstance(row[0], bytes) or crc(row[0]) != row[1] for row in rows):
             raise self._damaged("its sums are not those that were written")
         content = b"".join(row[0] for row in rows)
         if len(content) % (8 * width):
@@ -459,36 +493,7 @@ class SQLiteStore(Store):
         return added[0][0] + self._select("SELECT COUNT(*) FROM removed")[0][0]
 
     def _tensors(self, rows: Sequence[tuple[bytes, bytes, int]]) -> tuple[Tensor, Tensor]:
-        out = []
-        if any(
-            not (isinstance(key, bytes) and isinstance(value, bytes)) or _crc(key, value) != crc
-            for key, value, crc in rows
-        ):
-            raise self._damaged("a fact is not what was written")
-        for i, size in enumerate(self._sizes):
-            content = bytearray(b"".join(row[i] for row in rows))
-            wanted = len(rows) * size * self._dtype.itemsize
-            if len(content) != wanted:
-                raise self._damaged("a fact has another size")
-            tensor = (
-                torch.frombuffer(content, dtype=self._dtype)
-                if content
-                else torch.empty(0, dtype=self._dtype)
-            )
-            out.append(tensor.view(len(rows), size))
-        return out[0], out[1]
-
-
-def _blobs(tensor: Tensor) -> list[bytes]:
-    array = np.ascontiguousarray(tensor.numpy())
-    width = array.shape[1] * array.itemsize
-    content = array.tobytes()
-    return [content[i : i + width] for i in range(0, len(content), width)]
-
-
-def _crc(*contents: bytes) -> int:
-    """Of the contents, one after the other: SQLite itself does not notice a changed byte."""
-    crc = 0
-    for content in contents:
-        crc = zlib.crc32(content, crc)
-    return crc
+        try:
+            return tensors(rows, self._sizes, self._dtype)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error

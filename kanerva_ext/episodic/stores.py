@@ -76,8 +76,20 @@ class Store:
         raise NotImplementedError
 
     def first_free(self, memory: int) -> int:
-        """An int above every id of type int."""
+        """An int above every id of type int that is or was there: none is given twice."""
         raise NotImplementedError
+
+    def reserve(self, memory: int, first: int) -> None:
+        """`first_free` is at least this from now on. A store may leave it: ids of facts that were
+        forgotten may then be given again after a restart."""
+
+    def keep(self, memory: int, name: str, text: str | None) -> None:
+        """A short text beside the facts, such as a threshold, in place of what was there under this
+        name; None: nothing. It is there once the next `change` is. A store may leave it."""
+
+    def kept(self, memory: int, name: str) -> str | None:
+        """What `keep` was given; None if there is nothing."""
+        return None
 
     def close(self) -> None:
         """Give back what it holds; not to be used afterwards."""
@@ -138,6 +150,7 @@ class InMemoryStore(Store):
             raise ValueError(f"dtype must be one of {tuple(DTYPES)}, got {dtype!r}")
         self.dtype = dtype
         self._tables = [_Table(key_size, value_size, DTYPES[dtype]) for _ in range(num_memories)]
+        self._texts: dict[tuple[int, str], str | None] = {}
 
     def change(self, changes: Sequence[tuple[int, Sequence, Facts]]) -> None:
         for memory, removed, added in changes:
@@ -187,6 +200,16 @@ class InMemoryStore(Store):
 
     def first_free(self, memory: int) -> int:
         return self._tables[memory].next_id
+
+    def reserve(self, memory: int, first: int) -> None:
+        table = self._tables[memory]
+        table.next_id = max(table.next_id, first)
+
+    def keep(self, memory: int, name: str, text: str | None) -> None:
+        self._texts[memory, name] = text
+
+    def kept(self, memory: int, name: str) -> str | None:
+        return self._texts.get((memory, name))
 
 
 def spread(size: int, count: int) -> Tensor:

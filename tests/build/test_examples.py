@@ -34,6 +34,7 @@ def test_every_example_is_tested():
         "episodic_classifier",
         "episodic_memory",
         "many_processes",
+        "memory_augmented",
         "sequence_layer",
         "streaming",
         "variable_length",
@@ -57,6 +58,19 @@ def test_facts_are_remembered(capsys):
     assert before > 0.95 and after < before - 0.2
     assert new > old + 0.2 and apart < 0.05
     assert "facts are left" in capsys.readouterr().out
+
+
+def test_a_language_model_reads(capsys, tmp_path):
+    """A few steps: that it learns to is what the example itself shows, in minutes."""
+    picture = tmp_path / "memory_augmented.png"
+    results = example("memory_augmented").main(
+        ["--steps", "4", "--reader-steps", "2", "--facts", "30", "--picture", str(picture)]
+    )
+    assert picture.stat().st_size > 10_000 and len(results) == 2
+    for found in results.values():
+        assert found["memory cleared, answer as alone"] == 1
+        assert found["right fact retrieved"] > 0.3  # after the alignment alone
+    assert "nothing is trained" in capsys.readouterr().out
 
 
 def test_padding_changes_nothing(capsys):
