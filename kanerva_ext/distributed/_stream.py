@@ -120,9 +120,11 @@ class _Run:
         self.state, self.done = prior, 0
         self.evidence = prior.mean.new_zeros(prior.mean.shape[:-2], dtype=torch.float64)
         error = None
-        if self.is_first and path.exists():
+        if self.is_first:
             try:
-                self._load()
+                _check_place(path)
+                if path.exists():
+                    self._load()
             except (OSError, ValueError) as refused:
                 error = refused
         if members is not None:
@@ -217,14 +219,42 @@ class _Run:
         self.done += 1
 
     def save(self) -> None:
-        self.saved = self.done
-        if not self.is_first:
-            return
+        """By the first rank; the others learn whether it could."""
+        self.saved, error = self.done, None
+        if self.is_first:
+            try:
+                self._write_file()
+            except Exception as failed:
+                error = failed
+        if self.members is not None:
+            failure = torch.tensor([error is not None], device=self.members.device)
+            if self.members.any(failure).item() and error is None:
+                raise RuntimeError(
+                    f"{_OP}: rank 0 could not save {self.path}, which ends with the batches "
+                    "before; see its error"
+                )
+        if error is not None:
+            raise error
+
+    def _write_file(self) -> None:
         tensors = {"mean": self.state.mean, "cov": self.state.cov, "evidence": self.evidence}
         tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
         about = {"format": _FORMAT, "batches": self.done, "processes": self.count}
         about |= {"prior": self.prior, "kanerva_ext": __version__}
         write_tensors(self.path, tensors, about)
+
+
+def _check_place(path: Path) -> None:
+    """Before hours of batches, not after them."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{_OP}: checkpoint must lie in a folder that exists, got {os.fspath(path)!r}"
+        )
+    if path.is_dir():
+        raise IsADirectoryError(f"{_OP}: checkpoint must be a file, got the folder {path}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{_OP}: checkpoint lies in {folder}, where nothing can be written")
 
 
 def _remaining(loader, done: int) -> Iterable:
