@@ -39,13 +39,14 @@ def causal_scan(
 
     A rank sums up its steps, a scan over the ranks in ceil(log2 P) + 1 rounds tells each the
     belief that it begins with, and it goes through its steps from there: exact, whatever the
-    number of ranks. A round sends K (K + 1) / 2 + K C + 1 float64 numbers for each memory.
+    number of ranks. A round sends K (K + 1) / 2 + K C + 1 float64 numbers for each memory. There is
+    no ``retention`` and no ``cu_seqlens``.
 
     Args:
         mean, cov: the belief before the first step of rank 0, the same on every rank; None as
             there.
         weights, values, queries, noise_var, mask, decay: this rank's steps, as there; T may
-            differ from rank to rank, also be 0.
+            differ from rank to rank, also be 0. A 0-d number gets the gradient of these steps.
         group: of processes; None: all.
         loss: as in `write`, of the results that are the same everywhere: mean, cov and
             log_evidence. Those of a rank's own steps, reads and read_var, have its own loss in
@@ -58,7 +59,7 @@ def causal_scan(
         of the last rank, and log_evidence (B,) of all steps, on every rank alike.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `write`.
+        TypeError, ValueError, RuntimeError: as `write`, with either ``loss``.
     """
     members = Group("distributed.causal_scan", group)
     args = batch = error = None

@@ -55,7 +55,7 @@ def write_stream(
             begun there; of any other iterable these are read and thrown away. Every run must
             give the same batches.
         state: to begin with, the same on every rank; (B, K, C) and (B, K, K).
-        checkpoint: a safetensors file, made if it is not there.
+        checkpoint: a safetensors file in a folder that exists, made if it is not there.
         noise_var: of batches without one.
         group: of processes; None: all, or this one alone where torch.distributed is not
             initialised.
@@ -70,7 +70,8 @@ def write_stream(
         TypeError, ValueError: an argument or a batch, as `write`; a checkpoint that is damaged, was
             begun with another state, or by another number of processes.
         ModuleNotFoundError: safetensors is not installed, or tqdm, with ``progress``.
-        RuntimeError, OSError: as `write`; the checkpoint cannot be read or written.
+        RuntimeError, OSError: as `write`; the checkpoint cannot be read or written; another
+            rank's loader failed, or the first could not save.
 
     >>> import tempfile, torch
     >>> from kanerva_ext import distributed

@@ -50,7 +50,8 @@ def write(
 
     Args:
         state: `MemoryState` or (mean, cov): (B, K, C) and (B, K, K), float32 or float64, the same
-            on every rank; B stands for any leading dimensions, those of all arguments broadcast.
+            on every rank, of which sums are compared; B stands for any leading dimensions, those
+            of all arguments broadcast.
         weights: (B, T, K), this rank's addresses; T may differ from rank to rank.
         values: (B, T, C), its codes.
         noise_var: observation noise variance, > 0: a float, 0-d, or (B, T).
@@ -58,10 +59,11 @@ def write(
         group: of processes; None: all.
         loss: what `backward` begins with on each rank. ``"same"``: the same loss everywhere, a
             function of the results; nothing is sent, and each rank's tensors get the gradients
-            that one process would compute. ``"sum"``: a loss of its own, the sum of which is
-            meant; one more all-reduce, as large as the first. The gradients of ``state`` are then
-            a share each, 1 / P of the whole, so that adding up over the ranks, as
-            DistributedDataParallel does, gives the whole. Every rank must call `backward`.
+            that one process would compute (a 0-d noise_var those of this rank's steps).
+            ``"sum"``: a loss of its own, the sum of which is meant; one more all-reduce, as large
+            as the first. The gradients of ``state`` are then a share each, 1 / P of the whole, so
+            that adding up over the ranks, as DistributedDataParallel does, gives the whole. Every
+            rank must call `backward`.
         method: ``"information"`` (sums), ``"sqrt"`` (triangular factors, merged in log2 P rounds,
             for extreme conditioning) or ``"auto"``, which begins with sums and goes on with
             factors for the items whose sums show that they would lose digits.
@@ -72,7 +74,8 @@ def write(
         item whose noise is not positive or that holds a NaN on any rank is NaN on all of them.
 
     Raises:
-        TypeError, ValueError: an argument, as `bayes_write`; or another rank's call differs.
+        TypeError, ValueError: an argument, as `bayes_write`, or a DTensor; another rank's call
+            or state differs, or, with ``"sum"``, whether it records gradients.
         RuntimeError: no process group; other versions of PyTorch or kanerva_ext on another rank;
             another rank refused its arguments, has ended or does not answer in time.
 
