@@ -47,7 +47,11 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
+        if error.errno is None:  # then a filename would hide the message
+            error.args = (f"{path}: {error}",)
+        else:
+            error.filename = str(path)
+            del error.filename2  # None would be part of the message
         raise
 
 

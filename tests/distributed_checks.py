@@ -144,6 +144,41 @@ def check_sum_of_losses() -> None:
             torch.testing.assert_close(got.grad, want.grad, rtol=1e-10, atol=1e-10)
 
 
+def check_strides() -> None:
+    """Priors that are transposed in memory, as an inverse is, or one of them for all memories."""
+    for dtype in (torch.float64, torch.float32):
+        p = problem(Case("iid", 0.3, 60, 8, 5, batch=2), dtype)
+        steps = [x[:, share(60)] for x in p[2:5]]
+        transposed = [x.mT.contiguous().mT for x in p[:2]]
+        assert not any(x.is_contiguous() for x in transposed)
+        expanded = [x[:1].expand_as(x) for x in p[:2]]
+        for state in (transposed, expanded):
+            want = ops.bayes_write(*(x.contiguous() for x in state), *p[2:5])
+            for method in ("auto", "sqrt", "information"):
+                results, evidence = distributed.write(state, *steps, method=method)
+                for got, right in zip((*results, evidence), want, strict=True):
+                    torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-5)
+
+
+def check_no_memories() -> None:
+    """A batch of none: empty results, and gradients."""
+    for steps in (4, 40):  # gathered, and summed
+        p = [x[:0].clone() for x in problem(Case("iid", 0.3, steps, 8, 5, batch=2))[:5]]
+        part = share(steps)
+        for method in ("auto", "sqrt", "information", "scan"):
+            own = [*p[:2], *(x[:, part] for x in p[2:5])]
+            own = [x.clone().requires_grad_() for x in own]
+            if method == "scan":
+                results = distributed.causal_scan(*own[:4], own[2], own[4])
+                shapes = [(0, own[2].shape[1], 5), own[4].shape]
+            else:
+                state, evidence = distributed.write(own[:2], *own[2:], method=method)
+                results, shapes = (*state, evidence), []
+            assert [r.shape for r in results] == [*shapes, (0, 8, 5), (0, 8, 8), (0,)]
+            sum(r.sum() for r in results).backward()
+            assert all(x.grad.shape == x.shape for x in own)
+
+
 def check_wide() -> None:
     """Sums that are sent in two blocks; float32 sums, and those that turn out too hard for it."""
     _write.COLUMN_BLOCK = 2**17

@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from distributed_checks import assert_same_everywhere, share
-from helpers import Case, problem
+from helpers import Case, Problem, problem
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
-from kanerva_ext import distributed, ops
+from kanerva_ext import FusedKanervaMemory, distributed, ops
 from kanerva_ext.distributed import _collectives
 
 CASE = Case("iid", 0.5, 40, 6, 4, batch=3)
@@ -74,6 +75,74 @@ def check_disagreement() -> None:
         with pytest.raises(RuntimeError, match="not a member"):
             _write(p, group=one)
     torch.testing.assert_close(_write(p)[0].mean, ops.bayes_write(*p[:5])[0])
+
+
+def check_other_states() -> None:
+    """Priors that are not the same are an error on all ranks; those of other roundings are not."""
+    p, rank = problem(CASE), dist.get_rank()
+    part = share(CASE.steps)
+    scanned = [x[:, part] for x in (*p[2:4], p.weights, p.noise_var)]
+    others = {
+        "mean": [
+            p.mean + 0.01,
+            p.mean.flip(0),
+            p.mean.flip(1),
+            torch.where(torch.arange(4) == 1, torch.nan, p.mean),
+        ],
+        "cov": [2 * p.cov, p.cov.flip(0)],
+    }
+    for name, choices in others.items():
+        for other in choices:
+            q = p._replace(**{name: other}) if rank else p
+            words = f"state must be the same on every rank, got a {name} on rank 1"
+            with pytest.raises(ValueError, match=words):
+                _write(q)
+            with pytest.raises(ValueError, match=f"causal_scan: {words}"):
+                distributed.causal_scan(*q[:2], *scanned)
+    near = p._replace(mean=p.mean * (1 + 1e-7 * rank))
+    torch.testing.assert_close(_write(near)[0].mean, ops.bayes_write(*p[:5])[0])
+    nowhere = p._replace(mean=torch.full_like(p.mean, torch.nan))
+    assert _write(nowhere)[0].mean.isnan().all()
+
+
+def check_other_tensors() -> None:
+    """What would hang or fail without a word: gradients on one rank, meta tensors, DTensors."""
+    p, rank = problem(CASE), dist.get_rank()
+    grads = p._replace(weights=p.weights.clone().requires_grad_())
+    for steps in (CASE.steps, 4):  # summed, and gathered
+        part = share(steps)
+        with pytest.raises(ValueError, match=r"gradients here and something else on rank"):
+            _write(p if rank else grads, part, loss="sum")
+        with pytest.raises(ValueError, match=r"gradients here"), torch.set_grad_enabled(rank == 0):
+            _write(grads, part, loss="sum")
+        _write(p if rank else grads, part)[1].sum()  # the same loss sends nothing in its gradient
+    bad = Problem(*(x if x is None else x.to("meta") for x in p)) if rank else p
+    words = "mean must hold numbers, got a meta tensor" if rank else "rank 1 refused"
+    with pytest.raises(ValueError if rank else RuntimeError, match=words):
+        _write(bad)
+    mesh = init_device_mesh("cpu", (2,))
+    split = distribute_tensor(p.weights, mesh, [Shard(1)])
+    with pytest.raises(TypeError, match=r"write: weights must be a plain tensor .* got a DTensor"):
+        distributed.write(p[:2], split, *p[3:5])
+    with pytest.raises(TypeError, match=r"causal_scan: queries must be a plain tensor"):
+        distributed.causal_scan(*p[:4], split, p.noise_var)
+    torch.testing.assert_close(_write(p)[0].mean, ops.bayes_write(*p[:5])[0])
+
+
+def check_shared_state() -> None:
+    """An adaptive write of all, with another state or with gradients on one rank alone."""
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    memory = FusedKanervaMemory(3, 4)
+    values = torch.randn(2, 5, 4)
+    with distributed.shared_writes(memory):
+        memory.write(values)
+        with pytest.raises(ValueError, match="gradients here"), torch.set_grad_enabled(rank == 0):
+            memory.write(values)
+        with torch.no_grad():
+            memory.prior_mean += rank
+        with pytest.raises(ValueError, match="got a mean on rank 1 that is not that of rank 0"):
+            memory.write(values)
 
 
 def check_no_data() -> None:

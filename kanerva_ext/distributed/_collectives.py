@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from .. import __version__
 
 LOSSES = ("same", "sum")
+# How far the sums of the ranks' states may be apart, of those of their absolute values.
+ALIKE = 1e-5
 _greeted: weakref.WeakSet = weakref.WeakSet()
 _counters: list[dict[str, int]] = []
 
@@ -64,11 +68,18 @@ class Group:
                 f"{self.op}: {what}, got {found[0]} on rank 0 and {found[odd]} on rank {odd}"
             )
 
-    def announce(self, words: Sequence[str], error: Exception | None, steps: int = 0) -> Agreement:
+    def announce(
+        self,
+        words: Sequence[str],
+        error: Exception | None,
+        steps: int = 0,
+        state: Sequence[Tensor] = (),
+    ) -> Agreement:
         """Begin to compare what was called with what on every rank, and whether it was refused;
-        to tell each other the numbers of steps, which may differ."""
+        to tell each other the numbers of steps, which may differ. Of ``state``, mean and cov, sums
+        are compared."""
         self.greet()
-        return Agreement(self, words, error, steps)
+        return Agreement(self, words, error, steps, state)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """(P, ...): every rank's tensor, of one shape."""
@@ -177,14 +188,24 @@ class Agreement:
     """The comparison of a call's arguments that `Group.announce` began."""
 
     def __init__(
-        self, group: Group, words: Sequence[str], error: Exception | None, steps: int
+        self,
+        group: Group,
+        words: Sequence[str],
+        error: Exception | None,
+        steps: int,
+        state: Sequence[Tensor],
     ) -> None:
         self.group, self.words, self.error = group, words, error
+        self.work = None
         digest = hashlib.sha256("|".join((group.op, *words)).encode()).digest()[:7]
         self.number = -1 if error is not None else int.from_bytes(digest, "big")
         own = torch.tensor([self.number, steps], device=group.device)
-        self.rows = own.expand(group.size, 2).clone()
-        self.work = None
+        if group.size > 1:  # Every rank's row is as long, also of one that refuses.
+            marks = torch.zeros(4, dtype=torch.float64, device=group.device)
+            if state and error is None:
+                marks = torch.cat([_marks(x) for x in state]).to(group.device)
+            own = torch.cat([own, marks.view(torch.int64)])
+        self.rows = own.expand(group.size, -1).clone()
         if group.size > 1:
             with group._told():
                 rows = list(self.rows.unbind(0))
@@ -199,7 +220,8 @@ class Agreement:
             self.work = None
         if self.error is not None:
             raise self.error
-        for rank, (number, _) in enumerate(self.rows.tolist()):
+        rows = self.rows.cpu()
+        for rank, number in enumerate(rows[:, 0].tolist()):
             if number == -1:
                 raise RuntimeError(
                     f"{self.group.op}: rank {rank} refused its arguments; see its error"
@@ -210,7 +232,49 @@ class Agreement:
                     f"dtypes and options, got {', '.join(self.words)} here and something else on "
                     f"rank {rank}"
                 )
-        return self.rows[:, 1].tolist()
+        if self.group.size > 1:
+            self._compare(rows[:, 2:].contiguous().view(torch.float64).tolist())
+        return rows[:, 1].tolist()
+
+    def _compare(self, marks: list[list[float]]) -> None:
+        for rank, others in enumerate(marks):
+            for name, at in (("mean", 0), ("cov", 2)):
+                (first, size), (here, other) = marks[0][at : at + 2], others[at : at + 2]
+                finite = [math.isfinite(x) for x in (first, here)]
+                near = ALIKE * max(size, other)
+                apart = max(abs(first - here), abs(size - other))
+                if finite[0] != finite[1] or (all(finite) and apart > near):
+                    raise ValueError(
+                        f"{self.group.op}: state must be the same on every rank, got a {name} on "
+                        f"rank {rank} that is not that of rank 0"
+                    )
+
+
+def _marks(tensor: Tensor) -> Tensor:
+    """Two sums in float64 that tell different tensors apart, and equal ones but for rounding not:
+    of the rows, each with a weight of its own, and of the absolute values."""
+    tensor = tensor.detach()
+    rows = tensor.sum(-1, dtype=torch.float64).flatten()
+    places = torch.linspace(1, 2, len(rows), dtype=torch.float64, device=rows.device)
+    return torch.stack([rows @ places, torch.linalg.vector_norm(tensor, 1, dtype=torch.float64)])
+
+
+def recorded(args: Sequence) -> str:
+    """Whether a call records gradients, which all ranks or none must do that send some."""
+    needed = any(isinstance(x, Tensor) and x.requires_grad for x in args)
+    return "gradients" if needed and torch.is_grad_enabled() else "no gradients"
+
+
+def check_plain(op: str, specs: Sequence, given: Sequence) -> None:
+    """Raise for tensors that hold no numbers of this rank's own."""
+    for spec, x in zip(specs, given, strict=True):
+        if isinstance(x, DTensor):
+            raise TypeError(
+                f"{op}: {spec.name} must be a plain tensor of what this rank holds, "
+                "as x.to_local(), got a DTensor; the operators of kanerva_ext.ops take these"
+            )
+        if isinstance(x, Tensor) and x.is_meta:
+            raise ValueError(f"{op}: {spec.name} must hold numbers, got a meta tensor")
 
 
 def check_loss(op: str, loss: str) -> None:

@@ -13,7 +13,7 @@ from .. import ops
 from .._checks import prepare
 from ..memory import FusedKanervaMemory, MemoryState
 from ..ops.adaptive_write import OPERATOR
-from ._collectives import Group
+from ._collectives import Group, recorded
 from ._write import gather_steps, write
 
 _OP = "distributed.shared_writes"
@@ -80,9 +80,11 @@ class _Together:
         _refuse_order(decay=decay, retention=retention)
         members = self.members
         given = (mean, cov, values, noise_var, ridge, mask)
-        (mean, cov, values, noise_var, ridge, mask), batch = prepare(_OP, OPERATOR.args, given)
+        args, batch = prepare(_OP, OPERATOR.args, given)
+        mean, cov, values, noise_var, ridge, mask = args
         sizes = "x".join(map(str, mean.shape))
-        counts = members.announce((f"state {sizes} {mean.dtype}",), None, values.shape[1]).wait()
+        words = f"state {sizes} {mean.dtype}", mean.device.type, recorded(args)
+        counts = members.announce(words, None, values.shape[1], (mean, cov)).wait()
         if mask is None:  # another rank may have one
             mask = torch.ones_like(noise_var, dtype=torch.bool)
         parts = values, noise_var, mask

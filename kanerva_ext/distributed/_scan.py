@@ -12,7 +12,7 @@ from ..ops.causal_scan import OPERATOR, _default_state
 from ..ops.causal_scan import causal_scan as scan_here
 from ..reference._common import poison, running_product, symmetric
 from . import _statistics as stats
-from ._collectives import Group, check_loss, pack, unpack_triangle
+from ._collectives import Group, check_loss, check_plain, pack, recorded, unpack_triangle
 from ._statistics import WIDE, Posterior
 from ._write import gather_steps
 
@@ -39,13 +39,14 @@ def causal_scan(
 
     A rank sums up its steps, a scan over the ranks in ceil(log2 P) + 1 rounds tells each the
     belief that it begins with, and it goes through its steps from there: exact, whatever the
-    number of ranks. A round sends K (K + 1) / 2 + K C + 1 float64 numbers for each memory.
+    number of ranks. A round sends K (K + 1) / 2 + K C + 1 float64 numbers for each memory. There is
+    no ``retention`` and no ``cu_seqlens``.
 
     Args:
         mean, cov: the belief before the first step of rank 0, the same on every rank; None as
             there.
         weights, values, queries, noise_var, mask, decay: this rank's steps, as there; T may
-            differ from rank to rank, also be 0.
+            differ from rank to rank, also be 0. A 0-d number gets the gradient of these steps.
         group: of processes; None: all.
         loss: as in `write`, of the results that are the same everywhere: mean, cov and
             log_evidence. Those of a rank's own steps, reads and read_var, have its own loss in
@@ -58,7 +59,7 @@ def causal_scan(
         of the last rank, and log_evidence (B,) of all steps, on every rank alike.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `write`.
+        TypeError, ValueError, RuntimeError: as `write`, with either ``loss``.
     """
     members = Group("distributed.causal_scan", group)
     args = batch = error = None
@@ -68,20 +69,15 @@ def causal_scan(
         if mean is None or cov is None:
             mean, cov = _default_state(mean, cov, weights, values, None)
         given = (mean, cov, weights, values, queries, noise_var, mask, decay)
+        check_plain(members.op, _SPECS, given)
         args, batch = _checks.prepare(members.op, _SPECS, given)
         sizes = "x".join(map(str, args[0].shape))
-        needed = torch.is_grad_enabled() and any(
-            isinstance(x, Tensor) and x.requires_grad for x in args
-        )
-        words = (
-            f"state {sizes} {args[0].dtype}",
-            f"loss {loss}",
-            "gradients" if needed else "no gradients",
-        )
+        words = (f"state {sizes} {args[0].dtype}", f"loss {loss}", args[0].device.type)
+        words += (recorded(args),)
     except (TypeError, ValueError) as refused:
         error = refused
-    agreement = members.announce(words, error, 0 if error is not None else args[2].shape[1])
-    counts = agreement.wait()
+    steps, state = (0, []) if error is not None else (args[2].shape[1], args[:2])
+    counts = members.announce(words, error, steps, state).wait()
     # Fewer steps than slots: they are less to send than their sums, and lose no digits.
     few = sum(counts) <= args[0].shape[1]
     results = _scan_all(members, counts, loss, *args) if few else _scan(members, loss, *args)
@@ -317,7 +313,7 @@ class _Join(torch.autograd.Function):
         shapes = mean.shape, cov.shape
         flat = torch.cat([mean.flatten(1), cov.flatten(1)], 1)
         flat = members.broadcast(flat.contiguous(), members.size - 1)
-        mean, cov = flat.split([mean[0].numel(), cov[0].numel()], 1)
+        mean, cov = flat.split([x[1:].numel() for x in shapes], 1)
         results = reads, read_var, mean.reshape(shapes[0]), cov.reshape(shapes[1]), evidence
         bad = evidence.isnan()
         ctx.save_for_backward(bad)
@@ -329,7 +325,8 @@ class _Join(torch.autograd.Function):
         members = ctx.members
         if ctx.loss == "sum":
             flat = torch.cat([g_mean.flatten(1), g_cov.flatten(1), g_evidence[:, None]], 1)
-            parts = members.sum(flat).split([g_mean[0].numel(), g_cov[0].numel(), 1], 1)
+            sizes = g_mean.shape[1:].numel(), g_cov.shape[1:].numel(), 1
+            parts = members.sum(flat).split(sizes, 1)
             g_mean, g_cov = parts[0].view_as(g_mean), parts[1].view_as(g_cov)
             g_evidence = parts[2][:, 0]
         if members.rank < members.size - 1:

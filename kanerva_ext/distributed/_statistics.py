@@ -96,7 +96,9 @@ def compiled_posterior(
     library."""
     if not _is_compiled(mean.device):
         return None
-    summed = Summed(torch.empty_like(mean), torch.empty_like(cov), triangle, h)
+    # Contiguous, whatever the strides of the prior are: the library writes whole rows.
+    outputs = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (mean, cov))
+    summed = Summed(*outputs, triangle, h)
     terms = torch.ops.kanerva.posterior_of_sums(
         *summed[:2], mean, cov, triangle, h, square, dtype == torch.float32, always
     )

@@ -55,7 +55,7 @@ def write_stream(
             begun there; of any other iterable these are read and thrown away. Every run must
             give the same batches.
         state: to begin with, the same on every rank; (B, K, C) and (B, K, K).
-        checkpoint: a safetensors file, made if it is not there.
+        checkpoint: a safetensors file in a folder that exists, made if it is not there.
         noise_var: of batches without one.
         group: of processes; None: all, or this one alone where torch.distributed is not
             initialised.
@@ -70,7 +70,8 @@ def write_stream(
         TypeError, ValueError: an argument or a batch, as `write`; a checkpoint that is damaged, was
             begun with another state, or by another number of processes.
         ModuleNotFoundError: safetensors is not installed, or tqdm, with ``progress``.
-        RuntimeError, OSError: as `write`; the checkpoint cannot be read or written.
+        RuntimeError, OSError: as `write`; the checkpoint cannot be read or written; another
+            rank's loader failed, or the first could not save.
 
     >>> import tempfile, torch
     >>> from kanerva_ext import distributed
@@ -120,9 +121,11 @@ class _Run:
         self.state, self.done = prior, 0
         self.evidence = prior.mean.new_zeros(prior.mean.shape[:-2], dtype=torch.float64)
         error = None
-        if self.is_first and path.exists():
+        if self.is_first:
             try:
-                self._load()
+                _check_place(path)
+                if path.exists():
+                    self._load()
             except (OSError, ValueError) as refused:
                 error = refused
         if members is not None:
@@ -217,14 +220,42 @@ class _Run:
         self.done += 1
 
     def save(self) -> None:
-        self.saved = self.done
-        if not self.is_first:
-            return
+        """By the first rank; the others learn whether it could."""
+        self.saved, error = self.done, None
+        if self.is_first:
+            try:
+                self._write_file()
+            except Exception as failed:
+                error = failed
+        if self.members is not None:
+            failure = torch.tensor([error is not None], device=self.members.device)
+            if self.members.any(failure).item() and error is None:
+                raise RuntimeError(
+                    f"{_OP}: rank 0 could not save {self.path}, which ends with the batches "
+                    "before; see its error"
+                )
+        if error is not None:
+            raise error
+
+    def _write_file(self) -> None:
         tensors = {"mean": self.state.mean, "cov": self.state.cov, "evidence": self.evidence}
         tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
         about = {"format": _FORMAT, "batches": self.done, "processes": self.count}
         about |= {"prior": self.prior, "kanerva_ext": __version__}
         write_tensors(self.path, tensors, about)
+
+
+def _check_place(path: Path) -> None:
+    """Before hours of batches, not after them."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{_OP}: checkpoint must lie in a folder that exists, got {os.fspath(path)!r}"
+        )
+    if path.is_dir():
+        raise IsADirectoryError(f"{_OP}: checkpoint must be a file, got the folder {path}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{_OP}: checkpoint lies in {folder}, where nothing can be written")
 
 
 def _remaining(loader, done: int) -> Iterable:

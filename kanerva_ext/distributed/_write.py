@@ -16,7 +16,7 @@ from .._state import MemoryState
 from ..ops.bayes_write import OPERATOR, bayes_write
 from ..reference._common import has_nan, poison, symmetric
 from . import _statistics as stats
-from ._collectives import Group, check_loss, pack, unpack_triangle
+from ._collectives import Group, check_loss, check_plain, pack, recorded, unpack_triangle
 from ._statistics import WIDE, Posterior, Summed
 
 METHODS = ("auto", "information", "sqrt")
@@ -50,7 +50,8 @@ def write(
 
     Args:
         state: `MemoryState` or (mean, cov): (B, K, C) and (B, K, K), float32 or float64, the same
-            on every rank; B stands for any leading dimensions, those of all arguments broadcast.
+            on every rank, of which sums are compared; B stands for any leading dimensions, those
+            of all arguments broadcast.
         weights: (B, T, K), this rank's addresses; T may differ from rank to rank.
         values: (B, T, C), its codes.
         noise_var: observation noise variance, > 0: a float, 0-d, or (B, T).
@@ -58,10 +59,11 @@ def write(
         group: of processes; None: all.
         loss: what `backward` begins with on each rank. ``"same"``: the same loss everywhere, a
             function of the results; nothing is sent, and each rank's tensors get the gradients
-            that one process would compute. ``"sum"``: a loss of its own, the sum of which is
-            meant; one more all-reduce, as large as the first. The gradients of ``state`` are then
-            a share each, 1 / P of the whole, so that adding up over the ranks, as
-            DistributedDataParallel does, gives the whole. Every rank must call `backward`.
+            that one process would compute (a 0-d noise_var those of this rank's steps).
+            ``"sum"``: a loss of its own, the sum of which is meant; one more all-reduce, as large
+            as the first. The gradients of ``state`` are then a share each, 1 / P of the whole, so
+            that adding up over the ranks, as DistributedDataParallel does, gives the whole. Every
+            rank must call `backward`.
         method: ``"information"`` (sums), ``"sqrt"`` (triangular factors, merged in log2 P rounds,
             for extreme conditioning) or ``"auto"``, which begins with sums and goes on with
             factors for the items whose sums show that they would lose digits.
@@ -72,7 +74,8 @@ def write(
         item whose noise is not positive or that holds a NaN on any rank is NaN on all of them.
 
     Raises:
-        TypeError, ValueError: an argument, as `bayes_write`; or another rank's call differs.
+        TypeError, ValueError: an argument, as `bayes_write`, or a DTensor; another rank's call
+            or state differs, or, with ``"sum"``, whether it records gradients.
         RuntimeError: no process group; other versions of PyTorch or kanerva_ext on another rank;
             another rank refused its arguments, has ended or does not answer in time.
 
@@ -95,15 +98,16 @@ def write(
         check_loss(members.op, loss)
         _checks.check_choice(members.op, "method", method, METHODS)
         mean, cov = as_state(members.op, state)
-        args, batch = _checks.prepare(
-            members.op, _SPECS, (mean, cov, weights, values, noise_var, mask)
-        )
+        given = (mean, cov, weights, values, noise_var, mask)
+        check_plain(members.op, _SPECS, given)
+        args, batch = _checks.prepare(members.op, _SPECS, given)
         sizes = "x".join(map(str, args[0].shape))
         words = (f"state {sizes} {args[0].dtype}", f"loss {loss}", f"method {method}")
+        words += (args[0].device.type, *([recorded(args)] if loss == "sum" else []))
     except (TypeError, ValueError) as refused:
         error = refused
     steps = 0 if error is not None else args[2].shape[1]
-    agreement = members.announce(words, error, steps)
+    agreement = members.announce(words, error, steps, [] if error is not None else args[:2])
     if error is not None:
         agreement.wait()
     # Fewer steps than slots: they are less to send than their sums, and lose no digits.
@@ -317,8 +321,9 @@ class _Work:
         numbers = [wait() for wait in waits]
         numbers = numbers[0] if len(numbers) == 1 else torch.cat(numbers, 1)
         size = slots * (slots + 1) // 2
-        ends = [slots * (columns.stop - columns.start) for columns in parts]
-        blocks = [x.view(batch, slots, -1) for x in numbers[:, size:-1].split(ends, 1)]
+        widths = [columns.stop - columns.start for columns in parts]
+        blocks = numbers[:, size:-1].split([slots * width for width in widths], 1)
+        blocks = [x.view(batch, slots, n) for x, n in zip(blocks, widths, strict=True)]
         h = blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
         return numbers[:, :size], h, numbers[:, -1]
 
@@ -340,7 +345,7 @@ class _Work:
         _, total = self.members.scan(own, merge, tuple(torch.zeros_like(x) for x in own))
         flat = torch.cat([x.flatten(1) if x.dim() > 1 else x[:, None] for x in total], 1)
         flat = self.members.broadcast(flat.contiguous(), self.members.size - 1)
-        triangle, right, residual = flat.split([x[0].numel() for x in own], 1)
+        triangle, right, residual = flat.split([x.shape[1:].numel() for x in own], 1)
         factor = unpack_triangle(triangle, slots, mirror=False)
         posterior, more = stats.from_factors(mean, prior_root, factor, right.view_as(mean))
         code = mean.shape[-1]

@@ -9,6 +9,7 @@ import torch
 
 import kanerva_ext
 from kanerva_ext import FusedKanervaMemory, MemoryState, models
+from kanerva_ext._files import naming
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -87,11 +88,17 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         make_state().save(path)
+    assert str(caught.value) == f"[Errno 28] No space left on device: '{path}'"
     monkeypatch.undo()
     assert torch.equal(MemoryState.load(path).mean, old.mean)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_error_without_a_number_keeps_its_words(tmp_path):
+    with pytest.raises(OSError, match=r"file: no such device$"), naming(tmp_path / "file"):
+        raise OSError("no such device")
 
 
 def test_every_tuple_loads_by_default():

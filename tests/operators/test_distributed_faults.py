@@ -22,6 +22,11 @@ def test_bad_items_disagreement_and_no_data(tmp_path):
     assert all("agreed" in text for text in printed)
 
 
+def test_other_states_and_tensors(tmp_path):
+    checks = "check_other_states(); check_other_tensors(); check_shared_state()"
+    assert all("agreed" in text for text in together(checks, tmp_path))
+
+
 def test_other_versions_are_an_error(tmp_path):
     assert all("agreed" in text for text in together("check_versions()", tmp_path))
 

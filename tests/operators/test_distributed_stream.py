@@ -122,6 +122,12 @@ def test_errors_of_streams(tmp_path):
     with pytest.raises(ValueError, match="save_every must be at least 1, got 0"):
         stream([], tmp_path / "a", save_every=0)
 
+    nothing = iter(())
+    with pytest.raises(FileNotFoundError, match="checkpoint must lie in a folder that exists"):
+        stream(nothing, tmp_path / "no" / "stream.safetensors")
+    with pytest.raises(IsADirectoryError, match="checkpoint must be a file, got the folder"):
+        stream(nothing, tmp_path)
+
     def failing(start):
         yield from map(batch, range(start, 7))
         raise OSError("the disk is gone")
@@ -159,6 +165,23 @@ try:
     stream(own if rank == 0 else iter([None]), {path!r} + "3")
 except (TypeError, RuntimeError) as error:
     assert ("of another rank failed" if rank == 0 else "loader must give") in str(error), error
+else:
+    raise SystemExit("a rank went on without the other")
+from kanerva_ext.distributed import _stream
+def full(*_):
+    raise OSError("the disk is full")
+_stream.write_tensors = full
+for part, every in ((own, 3), (own[:1], 100)):  # in the midst of the batches, and at their end
+    try:
+        stream(part, {path!r} + "4", save_every=every)
+    except (OSError, RuntimeError) as error:
+        assert ("rank 0 could not save" if rank else "disk is full") in str(error), error
+    else:
+        raise SystemExit("a rank went on without the other")
+try:
+    stream(own, {path!r} + "/nowhere/5")
+except (OSError, RuntimeError) as error:
+    assert ("rank 0 refused" if rank else "in a folder that exists") in str(error), error
 else:
     raise SystemExit("a rank went on without the other")
 finish("agreed")

@@ -25,6 +25,11 @@ def test_posterior_and_gradients_are_those_of_one_process(count, tmp_path):
     together("check_write()", tmp_path, count)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_strided_priors_and_no_memories(count, tmp_path):
+    together("check_strides(); check_no_memories()", tmp_path, count)
+
+
 def test_sums_of_losses_wide_sums_and_bytes(tmp_path):
     together(
         "check_sum_of_losses(); check_wide(); check_bytes(); check_plain_prior(); check_repeats()",
