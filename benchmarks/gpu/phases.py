@@ -153,7 +153,7 @@ class Plan:
                        backend=backend)
             for name, shape in SMOKE.items()
             for mode, env in modes.items()
-            for op in (OPERATORS if backend == "triton" else (*OPERATORS, *MOVING))
+            for op in (*OPERATORS, *MOVING)
         ]  # fmt: skip
 
     def _each(self, kind: str, limit: float, **question) -> list[Task]:

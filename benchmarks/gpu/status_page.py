@@ -44,8 +44,7 @@ tensor cores round. The Triton kernels compile for the same GPUs and gfx942 and 
 interpreter under the tests, where products in `tf32x3` are exact. [kernels.md](kernels.md) and
 [triton_kernels.md](triton_kernels.md) have their registers and memory.
 
-All operators are written in both. A dash says that one has not run on a GPU. Kernels of `retention`
-are in CUDA C++ alone.
+All operators are written in both. A dash says that one has not run on a GPU.
 
 """
 AFTER = """
