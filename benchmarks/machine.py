@@ -94,20 +94,25 @@ def gemm_rate(size: int = 1024) -> float:
 
 
 class OtherLoad:
-    """Context that measures how many cores other processes kept busy; None without /proc/stat."""
+    """Context that measures how many cores others kept busy, children that have ended not among
+    them; None without /proc/stat."""
 
     cores: float | None = None
 
     def __enter__(self) -> OtherLoad:
-        self._start = time.perf_counter(), time.process_time(), _busy_seconds()
+        self._start = time.perf_counter(), _own_seconds(), _busy_seconds()
         return self
 
     def __exit__(self, *_) -> None:
         wall, own, busy = self._start
         now = _busy_seconds()
         if busy is not None and now is not None:
-            others = now - busy - (time.process_time() - own)
+            others = now - busy - (_own_seconds() - own)
             self.cores = round(max(0.0, others / (time.perf_counter() - wall)), 2)
+
+
+def _own_seconds() -> float:
+    return sum(os.times()[:4])
 
 
 def _busy_seconds() -> float | None:

@@ -305,11 +305,19 @@ def count_bytes():
         _counters.remove(counter)
 
 
-def pack(symmetric: Tensor, *others: Tensor) -> Tensor:
-    """(B, N): the upper triangle of (B, K, K), and all of the others."""
-    slots = symmetric.shape[-1]
-    rows, columns = torch.triu_indices(slots, slots, device=symmetric.device)
-    return torch.cat([symmetric[:, rows, columns], *(o.flatten(1) for o in others)], 1)
+def pack(symmetric: Tensor | None, *others: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """(B, N): the upper triangle of (B, K, K), unless it is None, and all of the others, in the
+    dtype of the first or the one given."""
+    parts = [other.flatten(1) for other in others]
+    if symmetric is not None:
+        slots = symmetric.shape[-1]
+        rows, columns = torch.triu_indices(slots, slots, device=symmetric.device)
+        parts.insert(0, symmetric[:, rows, columns])
+    sizes = [part.shape[1] for part in parts]
+    packed = parts[0].new_empty(len(parts[0]), sum(sizes), dtype=dtype)
+    for place, part in zip(packed.split(sizes, 1), parts, strict=True):
+        place.copy_(part)
+    return packed
 
 
 def unpack_triangle(packed: Tensor, slots: int, mirror: bool = True) -> Tensor:

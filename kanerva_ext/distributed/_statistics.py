@@ -145,14 +145,15 @@ def products(
     weights: Tensor, values: Tensor, scale: Tensor, dtype: torch.dtype, with_g: bool = True
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """``sum s w w'`` (None unless ``with_g``; of which the upper triangle counts), ``sum s w z'``
-    and ``sum s |z|^2``, (B,): in the arithmetic of ``dtype``, given in float64."""
+    and ``sum s |z|^2``, (B,) float64: in the arithmetic of ``dtype``, added up in it or in
+    float64."""
     batch, steps, slots = weights.shape
     code = values.shape[-1]
     if _is_compiled(weights.device):
         g = weights.new_empty(batch, slots, slots, dtype=dtype) if with_g else None
         h = weights.new_empty(batch, slots, code, dtype=dtype)
         energy = torch.ops.kanerva.episode_sums(g, h, weights, values, scale)
-        return None if g is None else g.to(WIDE), h.to(WIDE), energy
+        return g, h, energy
     g = scale.new_zeros(batch, slots, slots) if with_g else None
     h, energy = scale.new_zeros(batch, slots, code), scale.new_zeros(batch)
     width = max(slots // 4, 64)

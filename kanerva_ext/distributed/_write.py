@@ -315,9 +315,7 @@ class _Work:
             if i == 0:
                 self._agree()
             last = [scalar[:, None]] if i == len(parts) - 1 else []
-            sums = [h.flatten(1), *last]
-            packed = pack(g, *sums) if i == 0 else torch.cat(sums, 1)
-            waits.append(members.start_sum(packed))
+            waits.append(members.start_sum(pack(g, h, *last, dtype=WIDE)))
         numbers = [wait() for wait in waits]
         numbers = numbers[0] if len(numbers) == 1 else torch.cat(numbers, 1)
         size = slots * (slots + 1) // 2

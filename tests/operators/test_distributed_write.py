@@ -57,7 +57,7 @@ def test_sums_by_the_kernel_are_those_of_pytorch(arithmetic, data, steps, slots,
         g, h, energy = _statistics.products(weights, values, scale, arithmetic)
         alone = _statistics.products(weights, values, scale, arithmetic, with_g=False)
         assert alone[0] is None and torch.equal(alone[1], h) and torch.equal(alone[2], energy)
-        return _statistics.mirrored(g), h, energy
+        return _statistics.mirrored(g.double()), h.double(), energy
 
     exact = weights.double(), values.double()
     for s in (scale, torch.full((2, 1), 0.3, dtype=torch.float64).expand(2, steps)):
