@@ -58,39 +58,24 @@ struct RecallSums : AddressSums<A> {
 template <class A, class F>
 void recall_adjoint_tiles(const RecallBackwardArgs& args, int64_t b, const AddressSystem<F>& system,
                           const Executor& executor) {
-  const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
+  const int64_t K = args.n.K;
   Workspace::Scope scope(Workspace::of_thread());
   const Matrix<A> U(scope, K, K);
   load(executor, args.cov, b, Rows{}, K, U);
-  const auto run = [&](RecallSums<A>& sums, int64_t begin, int64_t end, const Executor& inner) {
-    const int64_t tile = tile_rows(inner, end - begin);
-    Workspace::Scope scope(Workspace::of_thread());
-    AddressTile<A, F> solver(scope, system, tile, inner);
-    const Matrix<A> gW(scope, tile, K), gZ(scope, tile, C);
-    AddressAdjoint<A, F> adjoint(scope, solver, sums);
-    for (int64_t first = begin; first < end; first += tile) {
-      const int64_t m = std::min(tile, end - first);
-      const Rows rows{nullptr, first};
-      load(inner, args.queries, b, rows, m, solver.Z);
-      solver.solve_again(m, args.weights, b, rows);
-      if (args.grad_weights) {
-        load(inner, args.grad_weights, b, rows, m, gW);
-      } else {
-        gW.zero();
-      }
-      read_adjoint(inner, m, solver.W, solver.Rt, U, args.grad_values, args.grad_var, b, first, gW,
-                   sums.dR, sums.dU);
-      adjoint.add(m, gW, gZ);
-      store(inner, args.d_queries, b, rows, m, gZ);
+  const auto load_gradient = [&](const RecallSums<A>& sums, const AddressTile<A, F>& solver,
+                                 Rows rows, int64_t m, const Matrix<A>& gW, const Executor& inner) {
+    if (args.grad_weights) {
+      load(inner, args.grad_weights, b, rows, m, gW);
+    } else {
+      gW.zero();
     }
+    read_adjoint(inner, m, solver.W, solver.Rt, U, args.grad_values, args.grad_var, b, rows.first,
+                 gW, sums.dR, sums.dU);
   };
-  const bool by_slots = system.is_summed_by_slots(T);
-  auto& sums = sum_segments<RecallSums<A>>(scope, executor, T, K, run, K, C, by_slots);
-  sums.finish(system, executor);
+  const auto& sums =
+      reverse_solve<A, RecallSums<A>>(scope, args, b, system, executor, load_gradient);
   mirror(sums.dU);
-  store(executor, args.d_mean, b, Rows{}, K, sums.dR);
   store(executor, args.d_cov, b, Rows{}, K, sums.dU);
-  store_scalar(args.d_ridge, b, 0, sums.d_ridge);
 }
 
 inline double recall_operations(const Sizes& n) {

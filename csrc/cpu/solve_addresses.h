@@ -30,12 +30,14 @@ void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem<
   if (bad) fill(args.weights_out, b, args.n.T, args.n.K, NAN);
 }
 
-template <class A, class F>
-void solve_adjoint_tiles(const SolveAddressesBackwardArgs& args, int64_t b,
-                         const AddressSystem<F>& system, const Executor& executor) {
+// The adjoint of the solve, queries in tiles, and of what comes after it: load_gradient(sums,
+// solver, rows, m, gW, executor) gives the gradient of the addresses. Returns the sums, complete.
+template <class A, class Sums, class F, class Args, class LoadGradient>
+Sums& reverse_solve(Workspace::Scope& scope, const Args& args, int64_t b,
+                    const AddressSystem<F>& system, const Executor& executor,
+                    LoadGradient&& load_gradient) {
   const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
-  Workspace::Scope scope(Workspace::of_thread());
-  const auto run = [&](AddressSums<A>& sums, int64_t begin, int64_t end, const Executor& inner) {
+  const auto run = [&](Sums& sums, int64_t begin, int64_t end, const Executor& inner) {
     const int64_t tile = tile_rows(inner, end - begin);
     Workspace::Scope scope(Workspace::of_thread());
     AddressTile<A, F> solver(scope, system, tile, inner);
@@ -46,16 +48,28 @@ void solve_adjoint_tiles(const SolveAddressesBackwardArgs& args, int64_t b,
       const Rows rows{nullptr, first};
       load(inner, args.queries, b, rows, m, solver.Z);
       solver.solve_again(m, args.weights, b, rows);
-      load(inner, args.grad_weights, b, rows, m, gW);
+      load_gradient(sums, solver, rows, m, gW, inner);
       adjoint.add(m, gW, gZ);
       store(inner, args.d_queries, b, rows, m, gZ);
     }
   };
   const bool by_slots = system.is_summed_by_slots(T);
-  auto& sums = sum_segments<AddressSums<A>>(scope, executor, T, K, run, K, C, by_slots);
+  auto& sums = sum_segments<Sums>(scope, executor, T, K, run, K, C, by_slots);
   sums.finish(system, executor);
   store(executor, args.d_mean, b, Rows{}, K, sums.dR);
   store_scalar(args.d_ridge, b, 0, sums.d_ridge);
+  return sums;
+}
+
+template <class A, class F>
+void solve_adjoint_tiles(const SolveAddressesBackwardArgs& args, int64_t b,
+                         const AddressSystem<F>& system, const Executor& executor) {
+  Workspace::Scope scope(Workspace::of_thread());
+  const auto load_gradient = [&](const AddressSums<A>&, const AddressTile<A, F>&, Rows rows,
+                                 int64_t m, const Matrix<A>& gW, const Executor& inner) {
+    load(inner, args.grad_weights, b, rows, m, gW);
+  };
+  reverse_solve<A, AddressSums<A>>(scope, args, b, system, executor, load_gradient);
 }
 
 inline double solve_operations(const Sizes& n) {
