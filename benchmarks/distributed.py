@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,10 @@ from . import machine
 from .compare import tomllib
 
 SHAPE = (1, 65_536, 512, 768)
+ROOT = Path(__file__).resolve().parents[1]
 CONSTANTS = Path(__file__).with_name("interconnects.toml")
+# (B, T, K, C) of the write whose bytes are counted.
+COUNTED = (2, 300, 64, 512)
 MOST_RANKS = 4096
 MAX_ERROR = 1e-4
 
@@ -83,11 +86,7 @@ def _timed(call) -> tuple[float, float, object]:
 
 def _rank(options) -> None:
     """One process of `measure`; the first prints JSON."""
-    torch.set_num_threads(1)
-    rank, count = options.rank, options.ranks
-    store = dist.FileStore(options.store, count)
-    timeout = datetime.timedelta(seconds=600)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timeout)
+    rank, count = _join(options)
     batch, steps, slots, code = options.shape
     if options.weak:
         steps *= count
@@ -98,7 +97,7 @@ def _rank(options) -> None:
     weights, values = weights[:, part].clone(), values[:, part].clone()
     if rank:
         whole = None
-    rows, want = [], None
+    rows, errors, want = [], [], None
     one = dist.new_group([0])
     for _ in range(options.rounds):
         alone, same = (0.0, 0.0), (0.0, 0.0)
@@ -130,9 +129,47 @@ def _rank(options) -> None:
         for _ in range(3)
     ]
     finish = [min(times) for times in zip(*finish, strict=True)]
+    _leave(rank, {"rows": rows, "errors": errors, "reduction": [latency, rate, finish]})
+
+
+def _count(options) -> None:
+    """One process of `count_bytes`; the first prints JSON."""
+    rank, _ = _join(options)
+    weights, values = _inputs(COUNTED, 0)
+
+    def received() -> int:
+        """Bytes on the loopback interface so far."""
+        rows = Path("/proc/net/dev").read_text().splitlines()
+        return next(int(row.split()[9]) for row in rows if row.split()[0] == "lo:")
+
+    def write() -> None:
+        distributed.write(_prior(COUNTED), weights, values, 1.0, method="information")
+
+    write()
+    seen = []
+    for _ in range(7):
+        dist.barrier()
+        before = received()
+        with distributed.count_bytes() as sent:
+            write()
+        dist.barrier()
+        seen.append(received() - before)
+    _leave(rank, [sent, seen])
+
+
+def _join(options) -> tuple[int, int]:
+    torch.set_num_threads(1)
+    store = dist.FileStore(options.store, options.ranks)
+    timeout = datetime.timedelta(seconds=600)
+    dist.init_process_group(
+        "gloo", store=store, rank=options.rank, world_size=options.ranks, timeout=timeout
+    )
+    return options.rank, options.ranks
+
+
+def _leave(rank: int, found) -> NoReturn:
     if rank == 0:
-        print(json.dumps({"rows": rows, "errors": errors, "reduction": [latency, rate, finish]}))
-        sys.stdout.flush()
+        print(json.dumps(found), flush=True)
     dist.barrier()
     os._exit(0)  # joining gloo's threads can hang
 
@@ -147,16 +184,21 @@ def _reduction(rounds: int) -> tuple[float, float]:
     return times[0], 2**22 / max(times[1] - times[0], 1e-9)
 
 
-def _launch(options) -> dict:
+def _launch(options, what: str):
+    """What the first of the ranks prints. Started by name: `-c` would find the checkout first."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.distributed", "rank"]
+        command = [sys.executable, "-m", "benchmarks.distributed", what]
         command += ["--store", f"{folder}/store", "--shape", ",".join(map(str, options.shape))]
         command += ["--ranks", str(options.ranks), "--rounds", str(options.rounds)]
         command += ["--weak"] if options.weak else []
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         children = [
             subprocess.Popen(
-                [*command, "--rank", str(rank)], stdout=subprocess.PIPE, text=True, env=environment
+                [*command, "--rank", str(rank)],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+                cwd=ROOT,
             )
             for rank in range(options.ranks)
         ]
@@ -168,7 +210,7 @@ def _launch(options) -> dict:
 
 def measure(options) -> None:
     with machine.OtherLoad() as load:
-        found = _launch(options)
+        found = _launch(options, "rank")
     shape, count = "x".join(map(str, options.shape)), options.ranks
     kind = "weak" if options.weak else "strong"
     print(f"{kind} scaling, {shape}, {count} ranks of one thread, {options.rounds} rounds")
@@ -201,40 +243,8 @@ def measure(options) -> None:
 
 def count_bytes(options) -> None:
     """In one process of two: by formula, as counted, and on the loopback interface."""
-    batch, steps, slots, code = 2, 300, 64, 512
-    code_of_a_rank = (
-        "import datetime, json, os, sys, torch, torch.distributed as dist\n"
-        "from kanerva_ext import distributed\n"
-        "torch.set_num_threads(1)\n"
-        f"rank, store = int(sys.argv[1]), dist.FileStore(sys.argv[2], {options.ranks})\n"
-        "wait = datetime.timedelta(seconds=120)\n"
-        "dist.init_process_group('gloo', store=store, rank=rank, timeout=wait,\n"
-        f"    world_size={options.ranks})\n"
-        "def wire():\n"
-        "    rows = open('/proc/net/dev').read().splitlines()\n"
-        "    return [int(r.split()[9]) for r in rows if r.split()[0] == 'lo:'][0]\n"
-        f"weights = torch.randn({batch}, {steps}, {slots})\n"
-        f"values = torch.randn({batch}, {steps}, {code})\n"
-        f"prior = torch.zeros({batch}, {slots}, {code}), torch.eye({slots}).repeat({batch}, 1, 1)\n"
-        "def write(): return distributed.write(prior, weights, values, 1., method='information')\n"
-        "write(); seen = []\n"
-        "for _ in range(7):\n"
-        "    dist.barrier(); before = wire()\n"
-        "    with distributed.count_bytes() as sent: write()\n"
-        "    dist.barrier(); seen.append(wire() - before)\n"
-        "if rank == 0: print(json.dumps([sent, seen]), flush=True)\n"
-        "dist.barrier(); os._exit(0)\n"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        children = [
-            subprocess.Popen(
-                [sys.executable, "-c", code_of_a_rank, str(rank), f"{folder}/store"],
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(options.ranks)
-        ]
-        sent, seen = json.loads(next(iter([child.communicate()[0] for child in children])))
+    sent, seen = _launch(options, "count")
+    batch, _, slots, code = COUNTED
     formula = bytes_of_a_write(batch, slots, code)
     wire = 2 * (options.ranks - 1) * formula
     print(f"write of (B, K, C) = ({batch}, {slots}, {code}) over {options.ranks} ranks")
@@ -326,7 +336,9 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distributed", description=__doc__)
-    parser.add_argument("what", choices=("measure", "bytes", "model", "rank"))
+    commands = {"measure": measure, "bytes": count_bytes, "model": model}
+    ranks = {"rank": _rank, "count": _count}  # one process of measure, of bytes
+    parser.add_argument("what", choices=[*commands, *ranks], metavar="|".join(commands))
     parser.add_argument("--shape", type=_shape, default=SHAPE, help="B,T,K,C")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -334,7 +346,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    {"measure": measure, "bytes": count_bytes, "model": model, "rank": _rank}[options.what](options)
+    (commands | ranks)[options.what](options)
     return 0
 
 

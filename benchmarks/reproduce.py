@@ -53,7 +53,8 @@ PICTURES = ROOT / "docs" / "images" / "reproduction"
 
 def run_cli(words: list[str]) -> str:
     """Output of one command of the command line; raises on failure."""
-    command = [sys.executable, "-m", "kanerva_ext.cli", *words]
+    # The script, for `-m` would find the checkout's package before the installed one.
+    command = [str(Path(sys.executable).with_name("kanerva")), *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(words)}: {done.stderr.strip()}")
