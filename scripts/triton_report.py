@@ -36,6 +36,7 @@ try:
     from triton.compiler import ASTSource
 
     import kanerva_ext.triton as kernels
+    from kanerva_ext import ops
     from kanerva_ext.triton import _launch
 except ModuleNotFoundError as error:
     raise SystemExit(f"triton_report: {error}; pip install torch triton, and kanerva_ext") from None
@@ -184,9 +185,6 @@ def calls(slots: int, state: torch.dtype, data: torch.dtype, optional: bool) -> 
                 kernels.adaptive_write_backward, narrow_mean, cov, read_weights, noise, ridge,
                 *adaptive, read_weights,
             )  # fmt: skip
-    removal = (mean, cov, weights, values, noise, mask)
-    yield kernels.forget, *removal
-    yield kernels.forget_backward, mean, cov, *removal, mean, cov
     # Packed sequences, which take more than single ones.
     items, bounds = batch, None
     if not optional:
@@ -204,20 +202,19 @@ def calls(slots: int, state: torch.dtype, data: torch.dtype, optional: bool) -> 
         step = (x if x is None else x[:, 0] for x in per_step)
         towards = None if optional or kinds[1] is None else cov
         yield kernels.causal_step, mean, cov, *step, towards
-    yield kernels.read, mean, cov, weights
-    yield kernels.read_backward, out, var, mean, cov, weights
-    for address_mean in (mean, empty(batch, slots, 13)):  # both systems
-        queries = values if address_mean is mean else empty(batch, steps, 13, dtype=data)
-        yield kernels.solve_addresses, address_mean, queries, ridge
-    yield kernels.solve_addresses_backward, read_weights, mean, values, ridge, read_weights
-    yield kernels.recall, mean, cov, values, ridge
-    yield (
-        kernels.recall_backward, out, var, read_weights, mean, cov, values, ridge, read_weights,
-    )  # fmt: skip
-    yield kernels.memory_kl, mean, cov, mean, cov
-    yield kernels.memory_kl_backward, ridge, mean, cov, mean, cov
-    yield kernels.statistics, mean, cov
-    yield kernels.statistics_backward, mean, cov, mean, cov, mean, cov
+    queries = empty(batch, steps, 13, dtype=data)  # of addresses, for the other system
+    yield kernels.solve_addresses, empty(batch, slots, 13), queries, ridge
+    sizes, dtypes = {"K": slots, "C": code, "T": steps}, {"data": data, "mask": torch.bool}
+    for name, operator in ops.OPERATORS.items():
+        if name in ("bayes_write", "adaptive_write", "causal_scan", "causal_step"):
+            continue
+        given, results = [], [empty(batch, *(sizes[d] for d in r.dims)) for r in operator.results]
+        for arg in operator.args:
+            made = empty(batch, *(sizes[d] for d in arg.dims), dtype=dtypes.get(arg.kind, state))
+            given.append(made if optional or not arg.optional else None)
+        saved = [results[i] for i in operator.saved_results]
+        yield getattr(kernels, name), *given
+        yield getattr(kernels, f"{name}_backward"), *results, *given, *saved
 
 
 def variants(quick: bool, only: str | None = None) -> list[Variant]:

@@ -77,6 +77,9 @@ constexpr double kLeastDeterminant = 0.1;
 // A noise variance above this is out of its domain: squares of it would overflow.
 constexpr double kLargestNoise = 1e300;
 
+// Of every log evidence.
+constexpr double kLog2Pi = 1.8378770664093454836;
+
 // Items of at most so many steps x slots x columns are so small that float64 costs nothing beside
 // the call.
 constexpr int64_t kSmallItem = 4096;

@@ -22,7 +22,7 @@ class BlockSums {
   void add_up(const View& weights, const View& values, int64_t b, const Episode& e,
               const Executor& executor) {
     const int64_t K = H_.rows, C = H_.columns;
-    const int64_t blocks = (e.steps + kBlock - 1) / kBlock;
+    const int64_t blocks = (e.steps + kBlockSteps - 1) / kBlockSteps;
     const int64_t segments = std::min(blocks, kSegments);
     double* squares = scope_.take<double>(segments);
     const Matrix<double> all_G(scope_, segments * K, K), all_H(scope_, segments * K, C);
@@ -35,8 +35,8 @@ class BlockSums {
       Block room(scope, K, C);
       const int64_t last = (s + 1) * blocks / segments;
       for (int64_t block = s * blocks / segments; block < last; ++block) {
-        const int64_t first = block * kBlock;
-        room.load(weights, values, b, e, first, std::min(kBlock, e.steps - first));
+        const int64_t first = block * kBlockSteps;
+        room.load(weights, values, b, e, first, std::min(kBlockSteps, e.steps - first));
         squares[s] += room.add_to(G, H);
       }
     });
@@ -51,7 +51,7 @@ class BlockSums {
   }
 
  private:
-  static constexpr int64_t kBlock = 256;    // steps of a float32 product
+  static constexpr int64_t kBlockSteps = 256;  // of a float32 product
   static constexpr int64_t kSegments = 16;  // at most
 
   Matrix<double> part(const Matrix<double>& all, int64_t s) const {
@@ -64,12 +64,12 @@ class BlockSums {
     float* inverse;  // 1 / n, rounded: all sums have the same one, for their difference cancels
 
     Block(Workspace::Scope& scope, int64_t K, int64_t C)
-        : W(scope, kBlock, K),
-          Wn(scope, kBlock, K),
-          Z(scope, kBlock, C),
+        : W(scope, kBlockSteps, K),
+          Wn(scope, kBlockSteps, K),
+          Z(scope, kBlockSteps, C),
           G(scope, K, K),
           H(scope, K, C),
-          inverse(scope.take<float>(kBlock)) {}
+          inverse(scope.take<float>(kBlockSteps)) {}
 
     void load(const View& weights, const View& values, int64_t b, const Episode& e, int64_t first,
               int64_t steps) {

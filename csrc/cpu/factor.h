@@ -10,7 +10,6 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-constexpr double kLog2Pi = 1.8378770664093454836;
 // Rows of a diagonal block: its columns start at whole vectors.
 template <class T>
 constexpr int64_t kBlock = Simd<T>::width > 8 ? Simd<T>::width : 8;

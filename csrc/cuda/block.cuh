@@ -22,7 +22,6 @@ using KANERVA_ISA::information_serves;
 using KANERVA_ISA::is_small;
 using KANERVA_ISA::rounding_of;
 
-constexpr double kLog2Pi = 1.8378770664093454836;
 constexpr double kInfinite = 1.7976931348623157e308;
 
 // Row-major. Scratch matrices have odd row strides: neither rows nor columns share a memory bank.

@@ -7,7 +7,10 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <array>
+#include <initializer_list>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../common/arguments.h"
@@ -30,61 +33,119 @@ std::string text(const std::vector<int64_t>& shape) {
   return shape.size() == 1 ? s : s.substr(0, s.size() - 2) + ")";
 }
 
-WriteMethod write_method(const std::string& name) {
-  if (name == "auto") return WriteMethod::automatic;
-  if (name == "chunk") return WriteMethod::chunk;
-  if (name == "information") return WriteMethod::information;
-  if (name == "sqrt") return WriteMethod::sqrt;
-  throw py::value_error("method must be auto, chunk, information or sqrt, got " + name);
+// How a function is called, as fields() has it: the arguments that must be given, and the others by
+// name alone.
+struct Argument {
+  enum { required, none, number, method } otherwise = required;
+  const char* name = nullptr;
+  int64_t number_otherwise = 0;
+};
+
+struct Signature {
+  std::array<Argument, 16> arguments = {};
+  size_t required = 0, count = 0;
+
+  constexpr void add(Argument a) {
+    required += a.otherwise == Argument::required;
+    arguments[count++] = a;
+  }
+  constexpr void memory(View&, const char* name) { add({Argument::required, name}); }
+  constexpr void steps(View&, const char* name, const char*) { add({Argument::required, name}); }
+  constexpr void data(View&, const char* name, const char*) { add({Argument::required, name}); }
+  constexpr void state(View&, const char* name, const char*) { add({Argument::required, name}); }
+  constexpr void maybe(View&, const char* name, const char*) { add({Argument::none, name}); }
+  constexpr void mask(View&) { add({Argument::none, "mask"}); }
+  constexpr void number(int64_t& x, const char* name, int64_t) { add({Argument::number, name, x}); }
+  constexpr void method(WriteMethod&) { add({Argument::method, "method"}); }
+  constexpr void packing(Packing&) {}
+  constexpr void check(bool, const char*) {}
+  constexpr bool has(const View&) const { return false; }
+  constexpr void result(View&, const char*) {}
+};
+
+template <class Args>
+constexpr Signature signature_of() {
+  Args args;
+  Signature signature;
+  args.fields(signature);
+  return signature;
 }
 
 // The arrays of a call, which live as long as it runs. Shapes are words of the letters of Sizes.
 class Call {
  public:
-  // `steps`: the argument that has them, if any.
-  explicit Call(const py::array& mean, const py::array* steps = nullptr, const char* name = "")
-      : state_(dtype_of(mean, "mean")) {
-    if (mean.ndim() != 3) throw py::value_error("mean must have shape (B, K, C)");
-    if (steps != nullptr && steps->ndim() != 3)
-      throw py::value_error(std::string(name) + " must have three dimensions");
-    n = {mean.shape(0), steps != nullptr ? steps->shape(1) : 0, mean.shape(1), mean.shape(2)};
-  }
+  explicit Call(std::initializer_list<py::object> given) : given_(given) {}
 
   Sizes n;
 
-  // An argument, converted to the dtype of the state where necessary; None is absent.
-  View in(const py::object& o, const char* name, const char* letters) {
-    if (o.is_none()) return {};
-    const py::array a = state_ == Dtype::float32 ? py::array(py::array_t<float>::ensure(o))
-                                                 : py::array(py::array_t<double>::ensure(o));
-    if (!a) fail(std::string(name) + " must be convertible to a floating-point array");
-    return keep(a, name, letters);
+  void memory(View& v, const char* name) {
+    const py::object& o = given_.at(next_);
+    if (!py::isinstance<py::array>(o))
+      fail(std::string(name) + " must be a float32 or float64 array, got " + type_name(o));
+    const py::array a = py::cast<py::array>(o);
+    state_ = dtype_of(a, name);
+    if (a.ndim() != 3) throw py::value_error(std::string(name) + " must have shape (B, K, C)");
+    n = {a.shape(0), 0, a.shape(1), a.shape(2)};
+    state(v, name, "BKC");
   }
-
-  View mask(const py::object& o) {
-    if (o.is_none()) return {};
+  void steps(View& v, const char* name, const char* letters) {
+    const py::array a = converted(given_.at(next_++), name);
+    if (a.ndim() != 3) throw py::value_error(std::string(name) + " must have three dimensions");
+    n.T = a.shape(1);
+    v = keep(a, name, letters);
+  }
+  void data(View& v, const char* name, const char* letters) { state(v, name, letters); }
+  void state(View& v, const char* name, const char* letters) {
+    v = keep(converted(given_.at(next_++), name), name, letters);
+  }
+  void maybe(View& v, const char* name, const char* letters) {
+    if (given_.at(next_).is_none()) {
+      ++next_;
+    } else {
+      state(v, name, letters);
+    }
+  }
+  void mask(View& v) {
+    const py::object& o = given_.at(next_++);
+    if (o.is_none()) return;
     const py::array a = py::array_t<bool>::ensure(o);
     if (!a) fail("mask must be a bool array");
-    return keep(a, "mask", "BT");
+    v = keep(a, "mask", "BT");
   }
+  void number(int64_t& x, const char* name, int64_t least) {
+    x = cast<int64_t>(name, "an int");
+    if (x < least) {
+      throw py::value_error(std::string(name) + " must be at least " + std::to_string(least) +
+                            ", got " + std::to_string(x));
+    }
+  }
+  void method(WriteMethod& x) {
+    const std::string name = cast<std::string>("method", "a str");
+    if (!find_method(name, x)) throw py::value_error(kMethods + name);
+  }
+  static void packing(Packing&) {}
+  static void check(bool good, const char* message) {
+    if (!good) throw py::value_error(message);
+  }
+  static bool has(const View& v) { return bool(v); }
 
-  View out(const char* letters) {
+  void result(View& v, const char* letters) {
     const std::vector<int64_t> shape = sizes(letters);
     const std::vector<py::ssize_t> sizes(shape.begin(), shape.end());
     const py::array a = state_ == Dtype::float32 ? py::array(py::array_t<float>(sizes))
                                                  : py::array(py::array_t<double>(sizes));
     results_.append(a);
-    return view(a);
+    v = view(a);
   }
 
-  // The results, in the order of out().
+  // The results in their order, or the only one.
   template <class Args>
-  py::tuple run(void (*kernel)(const Args&, const Executor&), const Args& args) const {
+  py::object run(void (*kernel)(const Args&, const Executor&), const Args& args) const {
     {
       py::gil_scoped_release release;
       kernel(args, serial_executor());
     }
-    return py::tuple(results_);
+    return results_.size() == 1 ? py::object(results_[0]) : py::tuple(results_);
   }
 
  private:
@@ -93,10 +154,39 @@ class Call {
     throw py::type_error(message);
   }
 
+  static std::string type_name(const py::object& o) {
+    return py::str(py::type::of(o).attr("__name__")).cast<std::string>();
+  }
+
+  template <class T>
+  T cast(const char* name, const char* expected) {
+    const py::object& o = given_.at(next_++);
+    try {
+      return o.cast<T>();
+    } catch (const py::cast_error&) {
+      fail(std::string(name) + " must be " + expected + ", got " + type_name(o));
+    }
+  }
+
+  // Of the dtype of the state.
+  py::array converted(const py::object& o, const char* name) const {
+    const py::array a = o.is_none()                ? py::array()
+                        : state_ == Dtype::float32 ? py::array(py::array_t<float>::ensure(o))
+                                                   : py::array(py::array_t<double>::ensure(o));
+    if (o.is_none() || !a) {
+      fail(std::string(name) + " must be convertible to a floating-point array, got " +
+           type_name(o));
+    }
+    return a;
+  }
+
   std::vector<int64_t> sizes(const char* letters) const {
     std::vector<int64_t> shape;
     for (; *letters != '\0'; ++letters)
-      shape.push_back(*letters == 'B' ? n.B : *letters == 'T' ? n.T : *letters == 'K' ? n.K : n.C);
+      shape.push_back(*letters == 'B' || *letters == 'R' ? n.B
+                      : *letters == 'T'                  ? n.T
+                      : *letters == 'K'                  ? n.K
+                                                         : n.C);
     return shape;
   }
 
@@ -118,165 +208,43 @@ class Call {
     return view(a);
   }
 
-  const Dtype state_;
+  const std::vector<py::object> given_;
+  size_t next_ = 0;
+  Dtype state_ = Dtype::float64;
   py::list kept_, results_;
 };
 
-void write_inputs(Call& call, WriteInputs& args, const py::array& mean, const py::object& cov,
-                  const py::array& weights, const py::object& values, const py::object& noise_var,
-                  const py::object& mask, const py::object& decay,
-                  const py::object& retention = py::none(),
-                  const py::object& stationary_cov = py::none()) {
-  args.n = call.n;
-  args.mean = call.in(mean, "mean", "BKC");
-  args.cov = call.in(cov, "cov", "BKK");
-  args.weights = call.in(weights, "weights", "BTK");
-  args.values = call.in(values, "values", "BTC");
-  args.noise_var = call.in(noise_var, "noise_var", "BT");
-  args.mask = call.mask(mask);
-  args.decay = call.in(decay, "decay", "BT");
-  args.retention = call.in(retention, "retention", "BT");
-  args.stationary_cov = call.in(stationary_cov, "stationary_cov", "BKK");
-  if (args.decay && args.retention)
-    throw py::value_error("decay and retention exclude each other: give one");
-  if (args.stationary_cov && !args.retention)
-    throw py::value_error("stationary_cov needs a retention");
+template <size_t>
+using Object = const py::object&;
+
+py::arg_v left_out(const Argument& a) {
+  if (a.otherwise == Argument::number) return {a.name, a.number_otherwise};
+  if (a.otherwise == Argument::method) return {a.name, "auto"};
+  return {a.name, py::none()};
 }
 
-void solve_inputs(Call& call, SolveInputs& args, const py::array& mean, const py::array& queries,
-                  const py::object& ridge) {
-  args.n = call.n;
-  args.mean = call.in(mean, "mean", "BKC");
-  args.queries = call.in(queries, "queries", "BTC");
-  args.ridge = call.in(ridge, "ridge", "B");
+template <class Args, size_t... Required, size_t... Optional>
+void define(py::module_& m, const char* name, void (*kernel)(const Args&, const Executor&),
+            const char* text, std::index_sequence<Required...>, std::index_sequence<Optional...>) {
+  constexpr Signature signature = signature_of<Args>();
+  const auto function = [kernel](Object<Required>... first, Object<Optional>... rest) {
+    Call call({first..., rest...});
+    Args args;
+    args.fields(call);
+    args.n = call.n;
+    return call.run(kernel, args);
+  };
+  m.def(name, function, py::arg(signature.arguments[Required].name)..., py::kw_only(),
+        left_out(signature.arguments[sizeof...(Required) + Optional])..., text);
 }
 
-py::tuple bayes_write(const py::array& mean, const py::object& cov, const py::array& weights,
-                      const py::object& values, const py::object& noise_var, const py::object& mask,
-                      const py::object& decay, const py::object& retention,
-                      const py::object& stationary_cov, const std::string& method) {
-  Call call(mean, &weights, "weights");
-  BayesWriteArgs args;
-  write_inputs(call, args, mean, cov, weights, values, noise_var, mask, decay, retention,
-               stationary_cov);
-  args.method = write_method(method);
-  if (args.decay && args.method == WriteMethod::information)
-    throw py::value_error("method information does not take decay");
-  if (args.retention && args.method == WriteMethod::information)
-    throw py::value_error("method information does not take retention");
-  args.mean_out = call.out("BKC");
-  args.cov_out = call.out("BKK");
-  args.log_evidence = call.out("B");
-  return call.run(kernels().bayes_write, args);
-}
-
-py::object solve_addresses(const py::array& mean, const py::array& queries,
-                           const py::object& ridge) {
-  Call call(mean, &queries, "queries");
-  SolveAddressesArgs args;
-  solve_inputs(call, args, mean, queries, ridge);
-  args.weights_out = call.out("BTK");
-  return call.run(kernels().solve_addresses, args)[0];
-}
-
-py::tuple read(const py::array& mean, const py::object& cov, const py::array& weights) {
-  Call call(mean, &weights, "weights");
-  ReadArgs args;
-  args.n = call.n;
-  args.mean = call.in(mean, "mean", "BKC");
-  args.cov = call.in(cov, "cov", "BKK");
-  args.weights = call.in(weights, "weights", "BTK");
-  args.values_out = call.out("BTC");
-  args.var_out = call.out("BT");
-  return call.run(kernels().read, args);
-}
-
-py::tuple recall(const py::array& mean, const py::object& cov, const py::array& queries,
-                 const py::object& ridge) {
-  Call call(mean, &queries, "queries");
-  RecallArgs args;
-  solve_inputs(call, args, mean, queries, ridge);
-  args.cov = call.in(cov, "cov", "BKK");
-  args.values_out = call.out("BTC");
-  args.var_out = call.out("BT");
-  args.weights_out = call.out("BTK");
-  return call.run(kernels().recall, args);
-}
-
-py::object memory_kl(const py::array& mean, const py::object& cov, const py::object& prior_mean,
-                     const py::object& prior_cov) {
-  Call call(mean);
-  MemoryKlArgs args;
-  args.n = call.n;
-  args.mean = call.in(mean, "mean", "BKC");
-  args.cov = call.in(cov, "cov", "BKK");
-  args.prior_mean = call.in(prior_mean, "prior_mean", "BKC");
-  args.prior_cov = call.in(prior_cov, "prior_cov", "BKK");
-  args.kl_out = call.out("B");
-  return call.run(kernels().memory_kl, args)[0];
-}
-
-py::tuple statistics(const py::array& mean, const py::object& cov) {
-  Call call(mean);
-  StatisticsArgs args;
-  args.n = call.n;
-  args.mean = call.in(mean, "mean", "BKC");
-  args.cov = call.in(cov, "cov", "BKK");
-  args.shift_out = call.out("BKC");
-  args.precision_out = call.out("BKK");
-  return call.run(kernels().statistics, args);
-}
-
-py::tuple adaptive_write(const py::array& mean, const py::object& cov, const py::array& values,
-                         const py::object& noise_var, const py::object& ridge, int64_t num_iters,
-                         const py::object& mask) {
-  if (num_iters < 1) throw py::value_error("num_iters must be at least 1");
-  Call call(mean, &values, "values");
-  AdaptiveWriteArgs args;
-  args.n = call.n;
-  args.mean = call.in(mean, "mean", "BKC");
-  args.cov = call.in(cov, "cov", "BKK");
-  args.values = call.in(values, "values", "BTC");
-  args.noise_var = call.in(noise_var, "noise_var", "BT");
-  args.ridge = call.in(ridge, "ridge", "B");
-  args.num_iters = num_iters;
-  args.mask = call.mask(mask);
-  args.mean_out = call.out("BKC");
-  args.cov_out = call.out("BKK");
-  args.weights_out = call.out("BTK");
-  args.step_kl = call.out("BT");
-  args.log_evidence = call.out("B");
-  return call.run(kernels().adaptive_write, args);
-}
-
-py::tuple forget(const py::array& mean, const py::object& cov, const py::array& weights,
-                 const py::object& values, const py::object& noise_var, const py::object& mask) {
-  Call call(mean, &weights, "weights");
-  ForgetArgs args;
-  write_inputs(call, args, mean, cov, weights, values, noise_var, mask, py::none());
-  args.mean_out = call.out("BKC");
-  args.cov_out = call.out("BKK");
-  return call.run(kernels().forget, args);
-}
-
-py::tuple causal_scan(const py::array& mean, const py::object& cov, const py::array& weights,
-                      const py::object& values, const py::object& queries,
-                      const py::object& noise_var, const py::object& mask, const py::object& decay,
-                      const py::object& retention, const py::object& stationary_cov,
-                      int64_t chunk_size) {
-  if (chunk_size < 0) throw py::value_error("chunk_size must not be negative");
-  Call call(mean, &weights, "weights");
-  CausalScanArgs args;
-  write_inputs(call, args, mean, cov, weights, values, noise_var, mask, decay, retention,
-               stationary_cov);
-  args.queries = call.in(queries, "queries", "BTK");
-  args.chunk_size = chunk_size;
-  args.reads_out = call.out("BTC");
-  args.read_var_out = call.out("BT");
-  args.mean_out = call.out("BKC");
-  args.cov_out = call.out("BKK");
-  args.log_evidence = call.out("B");
-  return call.run(kernels().causal_scan, args);
+// Makes a function of an operator.
+template <class Args>
+void define(py::module_& m, const char* name, void (*kernel)(const Args&, const Executor&),
+            const char* text) {
+  constexpr Signature signature = signature_of<Args>();
+  define(m, name, kernel, text, std::make_index_sequence<signature.required>(),
+         std::make_index_sequence<signature.count - signature.required>());
 }
 
 }  // namespace
@@ -292,32 +260,18 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "simd_level", [] { return std::string(simd_level()); },
       "Instruction set in use: 'avx512', 'avx2' or 'baseline'.");
-  m.def("bayes_write", &kanerva::bayes_write, py::arg("mean"), py::arg("cov"), py::arg("weights"),
-        py::arg("values"), py::arg("noise_var"), py::kw_only(), py::arg("mask") = py::none(),
-        py::arg("decay") = py::none(), py::arg("retention") = py::none(),
-        py::arg("stationary_cov") = py::none(), py::arg("method") = "auto",
-        "Exact posterior of an episode: (mean, cov, log_evidence).");
-  m.def("solve_addresses", &kanerva::solve_addresses, py::arg("mean"), py::arg("queries"),
-        py::arg("ridge"), "Least-squares addresses (B, T, K).");
-  m.def("read", &kanerva::read, py::arg("mean"), py::arg("cov"), py::arg("weights"),
-        "Read-out: (values, var).");
-  m.def("recall", &kanerva::recall, py::arg("mean"), py::arg("cov"), py::arg("queries"),
-        py::arg("ridge"), "Solve and read: (values, var, weights).");
-  m.def("memory_kl", &kanerva::memory_kl, py::arg("mean"), py::arg("cov"), py::arg("prior_mean"),
-        py::arg("prior_cov"), "KL between beliefs in nats (B,).");
-  m.def("adaptive_write", &kanerva::adaptive_write, py::arg("mean"), py::arg("cov"),
-        py::arg("values"), py::arg("noise_var"), py::arg("ridge"), py::kw_only(),
-        py::arg("num_iters") = 1, py::arg("mask") = py::none(),
-        "The Dynamic Kanerva write: (mean, cov, weights, step_kl, log_evidence).");
-  m.def("forget", &kanerva::forget, py::arg("mean"), py::arg("cov"), py::arg("weights"),
-        py::arg("values"), py::arg("noise_var"), py::kw_only(), py::arg("mask") = py::none(),
-        "Exact removal of written items: (mean, cov).");
-  m.def("causal_scan", &kanerva::causal_scan, py::arg("mean"), py::arg("cov"), py::arg("weights"),
-        py::arg("values"), py::arg("queries"), py::arg("noise_var"), py::kw_only(),
-        py::arg("mask") = py::none(), py::arg("decay") = py::none(),
-        py::arg("retention") = py::none(), py::arg("stationary_cov") = py::none(),
-        py::arg("chunk_size") = 0,
-        "A write with a read after every step: (reads, read_var, mean, cov, log_evidence).");
-  m.def("statistics", &kanerva::statistics, py::arg("mean"), py::arg("cov"),
-        "(cov^-1 mean, cov^-1), its own inverse.");
+  const kanerva::Kernels& with = kanerva::kernels();
+  using kanerva::define;
+  define(m, "bayes_write", with.bayes_write,
+         "Exact posterior of an episode: (mean, cov, log_evidence).");
+  define(m, "solve_addresses", with.solve_addresses, "Least-squares addresses (B, T, K).");
+  define(m, "read", with.read, "Read-out: (values, var).");
+  define(m, "recall", with.recall, "Solve and read: (values, var, weights).");
+  define(m, "memory_kl", with.memory_kl, "KL between beliefs in nats (B,).");
+  define(m, "adaptive_write", with.adaptive_write,
+         "The Dynamic Kanerva write: (mean, cov, weights, step_kl, log_evidence).");
+  define(m, "forget", with.forget, "Exact removal of written items: (mean, cov).");
+  define(m, "causal_scan", with.causal_scan,
+         "A write with a read after every step: (reads, read_var, mean, cov, log_evidence).");
+  define(m, "statistics", with.statistics, "(cov^-1 mean, cov^-1), its own inverse.");
 }

@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "inputs.h"
+#include "tensors.h"
 
 namespace kanerva::ops {
 
@@ -24,8 +24,12 @@ std::tuple<Tensor, Tensor, Tensor> causal_step(Tensor mean, Tensor cov, Tensor w
   check_dimensions(mean, "mean");
   STD_TORCH_CHECK(mean.is_contiguous() && cov.is_contiguous(),
                   "mean and cov must be contiguous: they are changed in place");
+  STD_TORCH_CHECK(!decay.has_value() || !retention.has_value(),
+                  "decay and retention exclude each other: give one");
+  STD_TORCH_CHECK(!stationary_cov.has_value() || retention.has_value(),
+                  "stationary_cov needs a retention");
   const int64_t B = mean.size(0), K = mean.size(1), C = mean.size(2);
-  const Dtype state = state_dtype(mean);
+  const Dtype state = state_dtype(mean, "mean");
   CausalScanArgs args;
   args.n = {B, 1, K, C};
   args.mean_out = args.mean = view(on, mean, "mean", {B, K, C});
@@ -36,15 +40,13 @@ std::tuple<Tensor, Tensor, Tensor> causal_step(Tensor mean, Tensor cov, Tensor w
   args.noise_var = state_view(on, noise_var, "noise_var", {B}, state);
   args.mask = mask_view(on, mask, {B});
   args.decay = state_view(on, decay, "decay", {B}, state);
-  if (moves(decay, retention, stationary_cov)) {
-    args.retention = state_view(on, retention, "retention", {B}, state);
-    args.stationary_cov = state_view(on, stationary_cov, "stationary_cov", {B, K, K}, state);
-  }
-  Tensor reads = output(on, args.reads_out, mean, {B, C});
-  Tensor read_var = output(on, args.read_var_out, mean, {B});
-  Tensor log_evidence = output(on, args.log_evidence, mean, {B});
+  args.retention = state_view(on, retention, "retention", {B}, state);
+  args.stationary_cov = state_view(on, stationary_cov, "stationary_cov", {B, K, K}, state);
+  Tensor reads = output(on, args.reads_out, state, {B, C});
+  Tensor read_var = output(on, args.read_var_out, state, {B});
+  Tensor log_evidence = output(on, args.log_evidence, state, {B});
   args.reads_out = one_step(args.reads_out);
-  on.causal_scan(args);
+  on.run(args);
   return {reads, read_var, log_evidence};
 }
 

@@ -39,7 +39,7 @@ class Backend {
   int32_t device_index() const { return index_; }
 
 #define KANERVA_OPERATOR(op, Args) \
-  void op(const Args& args) const { run(args, cuda::op##_workspace, cuda::op); }
+  void run(const Args& args) const { launch(args, cuda::op##_workspace, cuda::op); }
 
   KANERVA_OPERATORS(KANERVA_OPERATOR)
 #undef KANERVA_OPERATOR
@@ -47,21 +47,21 @@ class Backend {
  private:
   // Exceptions pass through torch's calling convention and become RuntimeErrors in Python.
   template <class Args>
-  void run(const Args& args, size_t (*workspace)(const Args&, const Device&),
-           void (*launcher)(const Args&, const Launch&)) const {
+  void launch(const Args& args, size_t (*workspace)(const Args&, const Device&),
+              void (*launcher)(const Args&, const Launch&)) const {
     if (args.n.B == 0) return;
     const typename Platform::Current current(index_);
-    Launch launch;
-    launch.stream = Platform::stream(index_);
-    launch.device = Platform::device(index_);
+    Launch to;
+    to.stream = Platform::stream(index_);
+    to.device = Platform::device(index_);
     ops::Tensor
         scratch;  // given back after the launch: torch's allocator keeps to the stream's order
-    if (const int64_t bytes = int64_t(workspace(args, launch.device)); bytes > 0) {
+    if (const int64_t bytes = int64_t(workspace(args, to.device)); bytes > 0) {
       const int64_t stride = 1;
       scratch = ops::new_tensor(*this, 1, &bytes, &stride, aoti_torch_dtype_uint8());
-      launch.workspace = scratch.data_ptr();
+      to.workspace = scratch.data_ptr();
     }
-    launcher(args, launch);
+    launcher(args, to);
   }
 
   const int32_t index_;

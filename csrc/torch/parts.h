@@ -14,14 +14,14 @@ Tensor episode_sums(OptionalTensor g, Tensor h, Tensor weights, Tensor values, T
   EpisodeSumsArgs args;
   args.n = {h.size(0), weights.size(1), h.size(1), h.size(2)};
   const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
-  const Dtype arithmetic = state_dtype(h);
+  const Dtype arithmetic = state_dtype(h, "h");
   args.h = view(on, h, "h", {B, K, C});
   args.g = state_view(on, g, "g", {B, K, K}, arithmetic);
   args.weights = view(on, weights, "weights", {B, T, K});
   args.values = view(on, values, "values", {B, T, C});
   args.scale = state_view(on, scale, "scale", {B, T}, Dtype::float64);
-  Tensor energy = output(on, args.energy, scale, {B});
-  Backend::episode_sums(args);
+  Tensor energy = output(on, args.energy, Dtype::float64, {B});
+  Backend::run(args);
   return energy;
 }
 
@@ -36,7 +36,7 @@ Tensor posterior_of_sums(Tensor mean_out, Tensor cov_out, Tensor mean, Tensor co
   args.in_float32 = in_float32;
   args.always = always;
   const int64_t B = args.n.B, K = args.n.K, C = args.n.C;
-  const Dtype state = state_dtype(mean);
+  const Dtype state = state_dtype(mean, "mean");
   args.mean = view(on, mean, "mean", {B, K, C});
   args.cov = state_view(on, cov, "cov", {B, K, K}, state);
   args.triangle = state_view(on, triangle, "triangle", {B, K * (K + 1) / 2}, Dtype::float64);
@@ -44,8 +44,8 @@ Tensor posterior_of_sums(Tensor mean_out, Tensor cov_out, Tensor mean, Tensor co
   args.square = state_view(on, square, "square", {B}, Dtype::float64);
   args.mean_out = state_view(on, mean_out, "mean_out", {B, K, C}, state);
   args.cov_out = state_view(on, cov_out, "cov_out", {B, K, K}, state);
-  Tensor terms = output(on, args.terms, square, {B, 2});
-  Backend::posterior_of_sums(args);
+  Tensor terms = output(on, args.terms, Dtype::float64, {B, 2});
+  Backend::run(args);
   return terms;
 }
 

@@ -28,13 +28,13 @@ struct Backend {
   static int32_t device_index() { return 0; }
 
 #define KANERVA_OPERATOR(op, Args) \
-  static void op(const Args& args) { kernels().op(args, TorchExecutor()); }
+  static void run(const Args& args) { kernels().op(args, TorchExecutor()); }
 
   KANERVA_OPERATORS(KANERVA_OPERATOR)
 #undef KANERVA_OPERATOR
 
 #define KANERVA_PART(part, Args) \
-  static void part(const Args& args) { parts().part(args, TorchExecutor()); }
+  static void run(const Args& args) { parts().part(args, TorchExecutor()); }
 
   KANERVA_PARTS(KANERVA_PART)
 #undef KANERVA_PART

@@ -3,7 +3,7 @@
 // A Backend stands for where an operator runs. It is made from the operator's first tensor and has
 //   check_device(tensor, name)       throws unless the tensor is there
 //   device_type(), device_index()    where outputs go
-//   <op>(const <Op>Args&)            for every operator of common/arguments.h
+//   run(const <Op>Args&)             for every operator of common/arguments.h
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -70,7 +70,20 @@ std::string shape_text(const Sizes& sizes) {
   return text + ")";
 }
 
-inline void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
+// Of at most three dimensions.
+struct Shape {
+  int64_t dims = 0;
+  int64_t size[3] = {};
+
+  Shape(std::initializer_list<int64_t> sizes) {
+    for (const int64_t each : sizes) add(each);
+  }
+  void add(int64_t each) { size[dims++] = each; }
+  const int64_t* begin() const { return size; }
+  const int64_t* end() const { return size + dims; }
+};
+
+inline void check_shape(const Tensor& t, const char* name, const Shape& shape) {
   const auto sizes = t.sizes();
   const bool same = std::equal(shape.begin(), shape.end(), sizes.begin(), sizes.end());
   STD_TORCH_CHECK(same, name, " must have shape ", shape_text(shape), ", got ", shape_text(sizes));
@@ -84,8 +97,7 @@ inline void check_dimensions(const Tensor& t, const char* name) {
 
 // A view of t with leading batch dimension; the shape is checked, any strides are fine.
 template <class Backend>
-View view(const Backend& on, const Tensor& t, const char* name,
-          std::initializer_list<int64_t> shape) {
+View view(const Backend& on, const Tensor& t, const char* name, const Shape& shape) {
   on.check_device(t, name);
   check_shape(t, name, shape);
   View v;
@@ -97,15 +109,13 @@ View view(const Backend& on, const Tensor& t, const char* name,
 }
 
 template <class Backend>
-View view(const Backend& on, const OptionalTensor& t, const char* name,
-          std::initializer_list<int64_t> shape) {
+View view(const Backend& on, const OptionalTensor& t, const char* name, const Shape& shape) {
   return t.has_value() ? view(on, *t, name, shape) : View{};
 }
 
 // Like view, for tensors in the dtype of the state.
 template <class Backend, class T>
-View state_view(const Backend& on, const T& t, const char* name,
-                std::initializer_list<int64_t> shape, Dtype state) {
+View state_view(const Backend& on, const T& t, const char* name, const Shape& shape, Dtype state) {
   const View v = view(on, t, name, shape);
   STD_TORCH_CHECK(!v || v.dtype == state, name, " must be ", dtype_name(state),
                   " like the state, got ", dtype_name(v.dtype));
@@ -113,7 +123,7 @@ View state_view(const Backend& on, const T& t, const char* name,
 }
 
 template <class Backend>
-View mask_view(const Backend& on, const OptionalTensor& t, std::initializer_list<int64_t> shape) {
+View mask_view(const Backend& on, const OptionalTensor& t, const Shape& shape) {
   if (!t.has_value()) return View{};
   on.check_device(*t, "mask");
   STD_TORCH_CHECK(t->scalar_type() == ScalarType::Bool, "mask must be bool, got ",
@@ -126,17 +136,25 @@ View mask_view(const Backend& on, const OptionalTensor& t, std::initializer_list
   return v;
 }
 
-inline Dtype state_dtype(const Tensor& mean) {
-  const Dtype d = dtype_of(mean, "mean");
-  STD_TORCH_CHECK(d == Dtype::float32 || d == Dtype::float64,
-                  "mean must be float32 or float64, got ", dtype_name(d));
+inline Dtype state_dtype(const Tensor& t, const char* name) {
+  const Dtype d = dtype_of(t, name);
+  STD_TORCH_CHECK(d == Dtype::float32 || d == Dtype::float64, name,
+                  " must be float32 or float64, got ", dtype_name(d));
   return d;
 }
 
-inline int32_t torch_dtype(const Tensor& t) {
-  int32_t dtype = 0;
-  KANERVA_TORCH_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
-  return dtype;
+inline int32_t torch_dtype(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float32:
+      return aoti_torch_dtype_float32();
+    case Dtype::float64:
+      return aoti_torch_dtype_float64();
+    case Dtype::float16:
+      return aoti_torch_dtype_float16();
+    case Dtype::bfloat16:
+      return aoti_torch_dtype_bfloat16();
+  }
+  return 0;
 }
 
 // A new contiguous tensor. By the C shim itself: torch::stable::empty looks the operator up by
@@ -150,17 +168,16 @@ Tensor new_tensor(const Backend& on, int64_t dims, const int64_t* shape, const i
   return Tensor(handle);
 }
 
-// A new contiguous tensor of the dtype of `like`, whose view `v` becomes.
+// A new contiguous tensor, whose view `v` becomes.
 template <class Backend>
-Tensor output(const Backend& on, View& v, const Tensor& like,
-              std::initializer_list<int64_t> shape) {
+Tensor output(const Backend& on, View& v, Dtype dtype, const Shape& shape) {
   int64_t stride = 1;
-  for (int64_t d = int64_t(shape.size()) - 1; d >= 0; --d) {
+  for (int64_t d = shape.dims - 1; d >= 0; --d) {
     v.stride[d] = stride;
-    stride *= std::max<int64_t>(1, shape.begin()[d]);
+    stride *= std::max<int64_t>(1, shape.size[d]);
   }
-  Tensor t = new_tensor(on, int64_t(shape.size()), shape.begin(), v.stride, torch_dtype(like));
-  v.dtype = dtype_of(like, "output");
+  Tensor t = new_tensor(on, shape.dims, shape.size, v.stride, torch_dtype(dtype));
+  v.dtype = dtype;
   v.data = t.data_ptr();
   return t;
 }

@@ -187,8 +187,9 @@ def causal_step(
     config = choose(slots, torch.float64)
     gains, partials = empty(mean, batch, blocks, slots), no_partials(mean, blocks)
     launch(
-        step_kernel, batch * blocks, config, mean, cov, *steps, mask, decay, sigma, gains,
-        reads, variances, partials, slots, code, blocks, width, N=config.size, MOVES=moves,
+        step_kernel, batch * blocks, config, mean, cov, *steps, mask=mask, decay=decay,
+        sigma=sigma, gains=gains, reads=reads, variances=variances, partials=partials, K=slots,
+        C=code, blocks=blocks, width=width, N=config.size, MOVES=moves,
     )  # fmt: skip
     tiles = triton.cdiv(slots, config.size)
     launch(

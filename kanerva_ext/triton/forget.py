@@ -272,10 +272,10 @@ def forget(
     partials = no_partials(mean, blocks)
     launch(
         forget_kernel, batch * blocks, config, *inputs, as_bytes(mask),
-        mean_out if mean.dtype == torch.float64 else empty(mean, *mean.shape),
-        empty(mean, batch, blocks, slots, slots), mean_out, cov_out,
-        empty(mean, batch, blocks, config.steps, slots), partials, episode, slots, code, blocks,
-        width, **config.constants(torch.float64, "L"),
+        mean_work=mean_out if mean.dtype == torch.float64 else empty(mean, *mean.shape),
+        cov_work=empty(mean, batch, blocks, slots, slots), mean_out=mean_out, cov_out=cov_out,
+        gains=empty(mean, batch, blocks, config.steps, slots), partials=partials, T=episode,
+        K=slots, C=code, blocks=blocks, width=width, **config.constants(torch.float64, "L"),
     )  # fmt: skip
     finish(partials, mean_out, cov_out)
     return mean_out, cov_out
@@ -308,9 +308,10 @@ def forget_backward(
     splits, tiles = max(1, triton.cdiv(episode, config.steps)), triton.cdiv(slots, config.size)
     partials = no_partials(mean, splits)
     launch(
-        steps_kernel, batch * splits, config, *grads, *inputs, as_bytes(mask), address, residual,
-        gains, value_slopes, half, inner, *out[2:], partials, splits, episode, slots, code,
-        **constants,
+        steps_kernel, batch * splits, config, *grads, *inputs, as_bytes(mask), address=address,
+        residual=residual, gains=gains, value_slopes=value_slopes, half=half, inner=inner,
+        d_weights=out[2], d_values=out[3], d_noise=out[4], partials=partials, splits=splits,
+        T=episode, K=slots, C=code, **constants,
     )  # fmt: skip
     launch(
         slots_kernel, batch * tiles, config, *grads, address, value_slopes, half, out[0],

@@ -326,8 +326,11 @@ class System(NamedTuple):
     config: Config
 
     @property
-    def constants(self) -> dict:
-        return {"WIDE": self.wide, **self.config.constants(torch.float64)}
+    def arguments(self) -> dict:
+        """Those of the kernels that take it."""
+        rs, cs = self.strides
+        constants = self.config.constants(torch.float64)
+        return {"rs": rs, "cs": cs, "n": self.n, "m": self.m, "WIDE": self.wide, **constants}
 
     def panels(self, mean: Tensor, splits: int) -> Tensor:
         """Room for the panel of every tile of queries, and for its refinement."""
@@ -380,10 +383,11 @@ def address(
     if cov is not None:
         values, var = mean.new_empty(batch, count, code), mean.new_empty(batch, count)
     launch(
-        address_kernel, batch * splits, chosen.config, mean, *chosen.strides, cov, queries, ridge,
-        system, inverse, failed, chosen.panels(mean, splits), work, weights, values, var, partials,
-        splits, count, slots, code, chosen.n, chosen.m, REFINE=mean.dtype == torch.float64,
-        **chosen.constants,
+        address_kernel, batch * splits, chosen.config, mean=mean, cov=cov, queries=queries,
+        ridge=ridge, system=system, inverse=inverse, failed=failed,
+        panels=chosen.panels(mean, splits), work=work, weights=weights, values=values, var=var,
+        partials=partials, splits=splits, T=count, K=slots, C=code,
+        REFINE=mean.dtype == torch.float64, **chosen.arguments,
     )  # fmt: skip
     finish(partials, weights, values, var)
     return values, var, weights
@@ -413,10 +417,12 @@ def address_backward(
     slopes, errors = empty(mean, batch, count, slots), empty(mean, batch, count, code)
     d_work = empty(mean, batch, count, code)
     launch(
-        address_adjoint_kernel, batch * splits, chosen.config, grads[2], *grads[:2], mean,
-        *chosen.strides, cov, queries, ridge, weights, system, inverse, failed,
-        chosen.panels(mean, splits), slopes, errors, d_work, out[1], partials, splits, count,
-        slots, code, chosen.n, chosen.m, REFINE=mean.dtype == torch.float64, **chosen.constants,
+        address_adjoint_kernel, batch * splits, chosen.config, grad_weights=grads[2],
+        grad_values=grads[0], grad_var=grads[1], mean=mean, cov=cov, queries=queries, ridge=ridge,
+        weights=weights, system=system, inverse=inverse, failed=failed,
+        panels=chosen.panels(mean, splits), slopes=slopes, errors=errors, d_work=d_work,
+        d_queries=out[1], partials=partials, splits=splits, T=count, K=slots, C=code,
+        REFINE=mean.dtype == torch.float64, **chosen.arguments,
     )  # fmt: skip
     config = choose(slots, torch.float64)
     tiles = triton.cdiv(slots, config.size)

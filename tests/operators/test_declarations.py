@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import kanerva_ext
 from kanerva_ext import ops
 
 #: Without the name, which precedes it.
@@ -262,3 +263,44 @@ def test_wrong_shapes_are_refused_by_name(namespace, name, dynamics):
         wrong = arg.new_empty(*arg.shape[:-1], arg.shape[-1] + 1)
         with pytest.raises(RuntimeError, match=rf"^{names[index]} must "):
             operator(*args[:index], wrong, *args[index + 1 :])
+
+
+def backward_arguments(name, dynamics):
+    """What the gradient of a call with ``raw_arguments`` is given."""
+    args = raw_arguments(name, dynamics)
+    results = as_tuple(getattr(torch.ops.kanerva, name)(*args))
+    saved = [results[i] for i in GRADIENTS[name].saved_outputs]
+    return [*(torch.ones_like(r) for r in results), *args, *saved]
+
+
+@pytest.mark.skipif(kanerva_ext.backends()["cpu"] != "available", reason="needs the C++ library")
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize(("name", "dynamics"), [*EACH, *STEPS])
+def test_the_compiled_library_refuses_by_name(name, dynamics, backward):
+    """Of every tensor: another dtype than it may have, and one number too many."""
+    if backward and name == "causal_step":
+        pytest.skip("has no gradient")
+    args = backward_arguments(name, dynamics) if backward else arguments_of(name, dynamics)
+    operator = getattr(torch.ops.kanerva, f"{name}_backward" if backward else name).default
+    names = [argument.name for argument in operator._schema.arguments]
+    unread = {"mean", "cov"} if backward and name == "statistics" else set()
+    half = {"weights", "values", "queries"}
+    if backward and GRADIENTS[name].saved_outputs:
+        half.discard(names[-1])
+    with torch._C._AutoDispatchBelowAutograd():
+        for index, arg in enumerate(args):
+            if not isinstance(arg, torch.Tensor) or names[index] in unread:
+                continue
+            message = rf", {names[index]} must .*, got "
+            given = [*args[:index], arg.half(), *args[index + 1 :]]
+            if names[index] in half:
+                operator(*given)
+            else:
+                with pytest.raises(RuntimeError, match=f"{message}(Half|float16)"):
+                    operator(*given)
+            if names[index] in ("mean", "shift"):  # gives the sizes
+                continue
+            shape = (*arg.shape[:-1], arg.shape[-1] + 1)
+            given[index] = arg.new_ones(shape)
+            with pytest.raises(RuntimeError, match=message + rf"\({', '.join(map(str, shape))}"):
+                operator(*given)

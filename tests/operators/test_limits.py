@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -41,6 +42,23 @@ def test_no_limit_of_triton_is_left_out():
 def test_a_limit_inside_a_triton_kernel_is_the_shared_one(file, pattern, name):
     kernel = (ROOT / "kanerva_ext/triton" / file).read_text()
     assert number(pattern, kernel) == number(rf"^constexpr \w+ k{name} = ([0-9.e-]+);", SHARED)
+
+
+@pytest.mark.parametrize(
+    ("file", "before"),
+    [
+        ("bayes_write.py", r"terms \+ "),
+        ("causal_step.py", r"tl.log\(s\) \+ "),
+        ("adaptive_write.py", r"tl.log\(s\) \+ "),
+    ],
+)
+def test_the_logarithm_of_two_pi_is_the_shared_one(file, before):
+    """Triton's is math.log(2 * math.pi), the double below the one that is nearest."""
+    kernel = (ROOT / "kanerva_ext/triton" / file).read_text()
+    here = number(rf"{before}([0-9.]+)", kernel)
+    assert here == math.log(2 * math.pi)
+    shared = number(r"^constexpr double kLog2Pi = ([0-9.]+);", SHARED)
+    assert shared == math.nextafter(here, 2) == float("1.83787706640934548356")
 
 
 def test_no_limit_of_accuracy_is_declared_elsewhere():
