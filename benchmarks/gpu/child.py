@@ -85,10 +85,15 @@ def turn() -> Iterator[None]:
         yield
 
 
-def die_with_parent() -> None:
-    """So that no child goes on when gpu_check is killed (Linux)."""
+def die_with_parent(with_group: bool = False) -> None:
+    """So that no child goes on when gpu_check is killed (Linux), nor what it has started: a build
+    would be in the way of the next one. The group is this process's own (`processes.run`)."""
+    number = signal.SIGKILL
+    if with_group and os.getpgid(0) == os.getpid():
+        number = signal.SIGTERM
+        signal.signal(number, lambda *_: os.killpg(0, signal.SIGKILL))
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def require_installed(backend: str, device: str = "cuda") -> None:
@@ -174,6 +179,10 @@ MODULES = {
 }  # fmt: skip
 
 
+#: Questions that are other programs' and their children's.
+TOOLS = ("build", "sanitize", "profile")
+
+
 def find(kind: str):
     for name, kinds in MODULES.items():
         if kind in kinds:
@@ -186,7 +195,7 @@ def main(arguments: list[str]) -> int:
     """``gpu_check.py child KIND QUESTION``: writes the result; 0 if all is well."""
     kind, question = arguments[0], json.loads(arguments[1])
     os.environ.setdefault(RESULT_VARIABLE, os.devnull)
-    die_with_parent()
+    die_with_parent(with_group=kind in TOOLS)
     try:
         result = find(kind)(**question) or {}
     except BaseException as error:

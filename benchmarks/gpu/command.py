@@ -92,7 +92,8 @@ def run_phase(phase: str, options: argparse.Namespace, rehearsal: bool = False) 
             print("\n".join(phases.keys(stages, file.read)))
             return 0
         file.append(about)
-        run = Schedule(file, about, options.seconds, options.again, say=say)
+        final = rows.REHEARSED if rehearsal else rows.FINAL
+        run = Schedule(file, about, options.seconds, options.again, say=say, final=final)
         say(f"{phase}: {headline(about)}, {plan.at_once} processes at once")
         try:
             with schedule.stop_on_signals(run):

@@ -347,8 +347,7 @@ from benchmarks.gpu.processes import Task
 from benchmarks.gpu.schedule import Schedule, Stage, stop_on_signals
 quick = Task("quick", (sys.executable, "-c", "pass"), 20)
 code = "import sys; sys.path.insert(0, {root!r})\\n" \\
-    "from benchmarks.gpu.child import die_with_parent; die_with_parent()\\n" \\
-    "import os, time; open({pid!r}, 'w').write(str(os.getpid())); time.sleep(300)"
+    "from benchmarks.gpu.child import die_with_parent\\n" + {code!r}
 slow = Task("slow", (sys.executable, "-c", code), 60)
 file = rows.RowFile(Path({path!r}))
 about = {visit!r}
@@ -360,10 +359,27 @@ print("ended in good order")
 """
 
 
+SLEEPS = """
+die_with_parent()
+import os, time
+open({pid!r}, "w").write(str(os.getpid()))
+time.sleep(300)
+"""
+#: As a build does, or a tool: the processes of its processes know nothing of gpu_check.
+RUNS_OTHERS = """
+die_with_parent(with_group=True)
+import subprocess
+subprocess.run(["sh", "-c", "sh -c 'echo $$ > {pid}; sleep 300; true'; true"])
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda x: x.name)
-def test_a_parent_that_is_killed_keeps_its_rows_and_leaves_no_child(tmp_path, number):
+@pytest.mark.parametrize("child", [SLEEPS, RUNS_OTHERS], ids=["child", "its children"])
+def test_a_parent_that_is_killed_keeps_its_rows_and_leaves_no_child(tmp_path, number, child):
     path, pid = tmp_path / "phase.jsonl", tmp_path / "pid"
-    code = PARENT.format(root=str(ROOT), path=str(path), pid=str(pid), visit=VISIT)
+    code = PARENT.format(
+        root=str(ROOT), path=str(path), code=child.format(pid=str(pid)), visit=VISIT
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert wait_until(lambda: pid.exists() and pid.read_text())
     parent.send_signal(number)
