@@ -393,3 +393,11 @@ def test_a_parent_that_is_killed_keeps_its_rows_and_leaves_no_child(tmp_path, nu
         assert "ended in good order" in printed
     again, _ = scheduled(tmp_path, [Stage("s", [task("quick", "1 / 0"), task("slow", "pass")])])
     assert again == {"quick": rows.OK, "slow": rows.OK}
+
+
+def test_a_machine_that_has_nothing_installed_yet(tmp_path):
+    """The first visit begins with the build: no kanerva_ext, which comes of it, is asked for."""
+    command = [sys.executable, "-S", "-E", str(CHECK), "contact", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("device\nbuild\ninstalled\nsmoke/")
