@@ -149,8 +149,8 @@ def test_a_child_that_hangs_is_killed_with_its_children(tmp_path):
 
 def test_children_that_outlive_their_parent_are_killed(tmp_path):
     code = f"""
-        import subprocess
-        child = subprocess.Popen(['sleep', '300'])
+        import os, subprocess
+        child = subprocess.Popen(['sleep', '300'], preexec_fn=os.setpgrp)
         open({str(tmp_path / "pid")!r}, 'w').write(str(child.pid))
     """
     assert run(code).state == rows.OK
@@ -173,7 +173,7 @@ def test_a_child_that_cannot_be_killed_is_left_behind(monkeypatch):
     """As one that waits in a driver: the kill is taken away here."""
     killed = []
     monkeypatch.setattr(processes, "GRACE", 0.5)
-    monkeypatch.setattr(processes.os, "killpg", lambda pid, number: killed.append(pid))
+    monkeypatch.setattr(processes, "kill_session", killed.append)
     outcome = run("import time; time.sleep(6)", limit=1)
     assert outcome.state == rows.STUCK and "did not go" in outcome.note
     os.kill(killed[0], signal.SIGKILL)
@@ -365,11 +365,12 @@ import os, time
 open({pid!r}, "w").write(str(os.getpid()))
 time.sleep(300)
 """
-#: As a build does, or a tool: the processes of its processes know nothing of gpu_check.
+#: As a build does, whose compilers have groups of their own and know nothing of gpu_check.
 RUNS_OTHERS = """
-die_with_parent(with_group=True)
-import subprocess
-subprocess.run(["sh", "-c", "sh -c 'echo $$ > {pid}; sleep 300; true'; true"])
+die_with_parent(with_session=True)
+import os, subprocess
+command = ["sh", "-c", "echo $$ > {pid}; sleep 300; true"]
+subprocess.Popen(command, preexec_fn=os.setpgrp).wait()
 """
 
 
