@@ -397,7 +397,7 @@ def test_compiled_follows_from_what_was_compared(tmp_path):
     assert json.loads(one.command[-1])["rival"] == "inner"
 
 
-def test_the_command_line(tmp_path, capsys):
+def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert command.main(["tests", "--out", str(tmp_path), "--dry-run", "--only", "/read/"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed and all("/read/" in key for key in printed if "/" in key)
@@ -408,6 +408,14 @@ def test_the_command_line(tmp_path, capsys):
         command.main(["dance", "--out", str(tmp_path)])
     with pytest.raises(SystemExit):
         command.main(["tests", "--out", str(tmp_path), "--seconds", "0"])
+    with pytest.raises(SystemExit):
+        command.main(["tests", "--out", str(tmp_path), "--at-once", "0"])
+    assert "--at-once must be at least 1, got 0" in capsys.readouterr().err
+    made, real = [], phases.Plan
+    monkeypatch.setattr(phases, "Plan", lambda *args: made.append(args) or real(*args))
+    for more, at_once in (["--at-once", "7"], 7), ([], visit.processes_at_once()):
+        assert command.main(["tests", "--out", str(tmp_path), "--dry-run", *more]) == 0
+        assert made[-1][3] == at_once
 
 
 def test_a_rehearsal_tells_what_is_not_as_it_should_be(tmp_path, monkeypatch, capsys):
