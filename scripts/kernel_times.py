@@ -438,6 +438,7 @@ def main() -> int:
         import kanerva_ext  # noqa: F401 - defines the operators
     except ModuleNotFoundError as error:
         raise SystemExit(f"kernel_times: {error}; pip install torch, and kanerva_ext") from None
+    ptx_counts.only_count()
     torch.ops.load_library(str(library))
     registers: dict[str, int] = {}
     found = {}
