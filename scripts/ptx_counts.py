@@ -10,7 +10,8 @@ kernel_times.py). With
 ``--memories N`` only N of the B memories are run, on a device with N / B of the processors, so that
 they are laid out as all of them would be, and counts that grow with B are multiplied by B / N.
 With ``--steps T`` three or more shapes that differ in T alone give the counts of so many steps: the
-line through the last two is followed, and what the others miss it by is said.
+line through the last two is followed, and what the others miss it by is said. A launch with a
+thread for each step has as many times the counts as blocks.
 Counts are of PTX: ptxas may merge or drop instructions.
 """
 
@@ -18,9 +19,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +60,13 @@ LIMITS = (
 CHAINS = LIMITS[2:]
 
 
+def only_count() -> None:
+    """Leaves out the interpreter's checks, whose memory of a long episode is gigabytes; the tests
+    have them, and the counts are the same."""
+    os.environ.setdefault("KANERVA_PTX_RACES", "0")
+    os.environ.setdefault("KANERVA_PTX_WEAK_MEMORY", "0")
+
+
 def parse_shape(text: str) -> tuple[int, int, int, int]:
     try:
         B, T, K, C = (int(n) for n in text.split("x"))
@@ -88,39 +98,65 @@ def count(shape: tuple[int, int, int, int]) -> list[dict]:
         return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def extrapolate(points: list[tuple[int, list[dict]]], steps: int) -> tuple[list[dict], float]:
-    """Launches at ``steps`` on the line through the last two of the points (T, launches), and the
-    largest part of any count by which the points before miss it."""
+def flat(launch: dict) -> dict[str, int]:
+    """The counts of a launch that grow with the number of steps, by name; of a kind, NAME/KIND."""
+    grows = {key: launch[key] for key in (*TOTALS, *CHAINS)}
+    for name in ("kinds", "issue"):
+        grows |= {f"{name}/{kind}": n for kind, n in launch[name].items()}
+    return grows
+
+
+def extrapolate(
+    points: list[tuple[int, list[dict]]], steps: int, checked: Sequence[str] = ()
+) -> tuple[list[dict], float]:
+    """Launches at ``steps`` from those at the points (T, launches): on the line through the last
+    two; or, where a launch has a thread for each step, as many times as many blocks. And the
+    largest part of any count, or of those that are named, by which the points before miss it."""
     (first, early), (last, late) = points[-2:]
     if {tuple(x["kernel"] for x in found) for _, found in points} != {
         tuple(x["kernel"] for x in late)
     }:
         raise SystemExit("ptx_counts: --steps: the kernels are not the same at all T")
-
-    def flat(launch: dict) -> dict[str, int]:
-        grows = {key: launch[key] for key in (*TOTALS, *CHAINS)}
-        return grows | {f"kinds/{kind}": n for kind, n in launch["kinds"].items()}
-
-    def at(index: int, key: str, T: int) -> float:
-        a, b = flat(early[index]).get(key, 0), flat(late[index])[key]
-        return b + (b - a) * (T - last) / (last - first)
-
-    missed = 0.0
-    for T, found in points[:-2]:
-        for index, launch in enumerate(found):
-            for key, n in flat(launch).items():
-                missed = max(missed, abs(at(index, key, T) - n) / max(n, 1))
-    result = []
+    result, missed = [], 0.0
     for index, launch in enumerate(late):
-        new = dict(launch, kinds={})
+        threads = math.prod(launch["block"])
+        all_alike = all(found[index]["grid"] == launch["grid"] for _, found in points)
+        grid = launch["grid"]
+        if not all_alike:
+            grid = [blocks_at(steps, threads, size, last) for size in grid]
+            for T, found in points:
+                blocks = [blocks_at(T, threads, size, last) for size in launch["grid"]]
+                if blocks != found[index]["grid"] or last % threads:
+                    raise SystemExit(
+                        f"ptx_counts: --steps: {launch['kernel']} has another grid at each T, and "
+                        f"not a thread of whole blocks for each step at the last"
+                    )
+
+        def at(key: str, T: int, index: int = index, is_line: bool = all_alike) -> float:
+            a, b = flat(early[index]).get(key, 0), flat(late[index])[key]
+            if is_line:
+                return b + (b - a) * (T - last) / (last - first)
+            return b if key in CHAINS else b * T / last
+
+        for T, found in points[:-1]:
+            for key, n in flat(found[index]).items():
+                if not checked or key in checked:
+                    missed = max(missed, abs(at(key, T) - n) / max(n, 1))
+        new = dict(launch, grid=grid, kinds={}, issue={})
         for key in flat(launch):
-            value = round(at(index, key, steps))
-            if key.startswith("kinds/"):
-                new["kinds"][key.removeprefix("kinds/")] = value
+            value = round(at(key, steps))
+            name, _, kind = key.partition("/")
+            if kind:
+                new[name][kind] = value
             else:
-                new[key] = value
+                new[name] = value
         result.append(new)
     return result, missed
+
+
+def blocks_at(T: int, threads: int, size: int, last: int) -> int:
+    """A size of the grid at T, which is ``size`` at ``last``: of so many threads for each step."""
+    return -(-T // threads) if size == -(-last // threads) else size
 
 
 def render(launches: list[dict], scale: int) -> str:
@@ -170,6 +206,7 @@ def main() -> int:
     except ModuleNotFoundError as error:
         raise SystemExit(f"ptx_counts: {error}; pip install torch, and kanerva_ext") from None
 
+    only_count()
     torch.ops.load_library(str(options.library.resolve()))
     points = []
     for B, T, K, C in sorted(shapes) if options.steps else shapes:

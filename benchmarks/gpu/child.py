@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import rows, tools, visit
-from .processes import RESULT_VARIABLE
+from .processes import RESULT_VARIABLE, kill_session
 
 LOCK_VARIABLE = "KANERVA_GPU_LOCK"
 PR_SET_PDEATHSIG = 1
@@ -85,10 +85,15 @@ def turn() -> Iterator[None]:
         yield
 
 
-def die_with_parent() -> None:
-    """So that no child goes on when gpu_check is killed (Linux)."""
+def die_with_parent(with_session: bool = False) -> None:
+    """So that no child goes on when gpu_check is killed (Linux), nor what it has started: a build
+    would be in the way of the next one. The session is this process's own (`processes.run`)."""
+    number, own = signal.SIGKILL, os.getpid()
+    if with_session and os.getsid(0) == own:
+        number = signal.SIGTERM
+        signal.signal(number, lambda *_: kill_session(own))
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def require_installed(backend: str, device: str = "cuda") -> None:
@@ -174,6 +179,10 @@ MODULES = {
 }  # fmt: skip
 
 
+#: Questions that are other programs' and their children's.
+TOOLS = ("build", "sanitize", "profile")
+
+
 def find(kind: str):
     for name, kinds in MODULES.items():
         if kind in kinds:
@@ -186,7 +195,7 @@ def main(arguments: list[str]) -> int:
     """``gpu_check.py child KIND QUESTION``: writes the result; 0 if all is well."""
     kind, question = arguments[0], json.loads(arguments[1])
     os.environ.setdefault(RESULT_VARIABLE, os.devnull)
-    die_with_parent()
+    die_with_parent(with_session=kind in TOOLS)
     try:
         result = find(kind)(**question) or {}
     except BaseException as error:

@@ -37,10 +37,18 @@ def parse(arguments: Sequence[str], description: str) -> argparse.Namespace:
     parser.add_argument(
         "--again", action="append", default=[], metavar="KEY", help="ask these anew: by beginning"
     )
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        metavar="N",
+        help="processes beside each other (default: as many as cores, and as the memory has room)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be asked")
     options = parser.parse_args(arguments)
     if options.seconds <= 0:
         parser.error(f"--seconds must be positive, got {options.seconds:g}")
+    if options.at_once is not None and options.at_once < 1:
+        parser.error(f"--at-once must be at least 1, got {options.at_once}")
     return options
 
 
@@ -85,14 +93,19 @@ def run_phase(phase: str, options: argparse.Namespace, rehearsal: bool = False) 
     file = rows.RowFile(phases.files_of(options.out, phase))
     with tempfile.TemporaryDirectory(prefix="gpu_check-turn-") as folder:
         plan = phases.Plan(
-            about["capability"], about["source"], Path(folder), visit.processes_at_once(), rehearsal
+            about["capability"],
+            about["source"],
+            Path(folder),
+            options.at_once or visit.processes_at_once(),
+            rehearsal,
         )
         stages = only(plan.stages(phase), options.only)
         if options.dry_run:
             print("\n".join(phases.keys(stages, file.read)))
             return 0
         file.append(about)
-        run = Schedule(file, about, options.seconds, options.again, say=say)
+        final = rows.REHEARSED if rehearsal else rows.FINAL
+        run = Schedule(file, about, options.seconds, options.again, say=say, final=final)
         say(f"{phase}: {headline(about)}, {plan.at_once} processes at once")
         try:
             with schedule.stop_on_signals(run):

@@ -174,10 +174,34 @@ def _wait(task, process, lines, printed, deadline, stop) -> str:
             return "output"
 
 
-def _kill(process: subprocess.Popen) -> bool:
-    """Kills the whole group, children that outlive their parent included; whether it is gone."""
+def kill_session(leader: int) -> None:
+    """Kills the processes that ``leader`` has started in its session, and last itself: those whose
+    parents are gone too, and those of other groups, as a build's compilers are (Linux)."""
+    for _ in range(10):  # some may have started others meanwhile
+        others = [pid for pid in _of_session(leader) if pid != leader]
+        for pid in others:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if not others:
+            break
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _of_session(leader: int) -> list[int]:
+    """Processes that run in a session."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _parent, _group, session = place.read_text().rsplit(")", 1)[1].split()[:4]
+            if int(session) == leader and state not in "ZX":
+                found.append(int(place.parent.name))
+    return found
+
+
+def _kill(process: subprocess.Popen) -> bool:
+    """Kills all that it has started, and it; whether it is gone."""
+    kill_session(process.pid)
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:

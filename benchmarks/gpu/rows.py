@@ -29,6 +29,8 @@ NO_TIME = "no time"  # cut off by the end of the phase
 
 #: What is not asked again when a phase is run again.
 FINAL = (OK, FAILED, HUNG, STUCK, KILLED, CUDA_ERROR, OUT_OF_MEMORY, SKIPPED)
+#: The same in a rehearsal, which asks for nothing else.
+REHEARSED = (OK, NO_GPU)
 
 
 def plain(value: object) -> object:

@@ -57,6 +57,7 @@ class Schedule:
 
     Attributes:
         again: beginnings of keys that are run though there is a row of them.
+        final: states of rows that are not asked for again.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Schedule:
         seconds: float,
         again: Sequence[str] = (),
         say: Callable[[str], None] = print,
+        final: Sequence[str] = rows.FINAL,
     ) -> None:
         self.file, self.visit, self.say = file, visit, say
         self.deadline = time.monotonic() + seconds
@@ -74,7 +76,7 @@ class Schedule:
         self._stuck = 0
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._began = {row["key"] for row in self._kept() if row["state"] in rows.FINAL}
+        self._began = {row["key"] for row in self._kept() if row["state"] in final}
 
     def _kept(self) -> list[dict]:
         """The last rows of what was asked of this device and source before."""

@@ -67,9 +67,10 @@ was imported from and that the backend is available. Each question is a process 
 answer is a line of `FOLDER/PHASE.jsonl` as soon as it is there, and a process that hangs,
 crashes, loses the CUDA context or fills the disk is a line too, and costs no other. The command
 again goes on with what is missing; `--again KEY` asks anew, `--only TEXT` a part, `--dry-run`
-says what would be asked, `--seconds` is the limit. `summary` names every failure, also as
-`FOLDER/tests.xml`. `python3 benchmarks/gpu_check.py take --out FOLDER` brings the rows here: into
-`benchmarks/results/`, this page and [performance.md](performance.md).
+says what would be asked, `--seconds` is the limit, `--at-once N` the processes beside each
+other. `summary` names every failure, also as `FOLDER/tests.xml`. `python3
+benchmarks/gpu_check.py take --out FOLDER` brings the rows here: into `benchmarks/results/`, this
+page and [performance.md](performance.md).
 
 `KANERVA_TEAM_WORK=0` gives every memory a team of blocks, as many as the processors have room
 for: the rows "teams" are so, since without it only large memories get one.

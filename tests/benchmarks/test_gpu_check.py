@@ -149,8 +149,8 @@ def test_a_child_that_hangs_is_killed_with_its_children(tmp_path):
 
 def test_children_that_outlive_their_parent_are_killed(tmp_path):
     code = f"""
-        import subprocess
-        child = subprocess.Popen(['sleep', '300'])
+        import os, subprocess
+        child = subprocess.Popen(['sleep', '300'], preexec_fn=os.setpgrp)
         open({str(tmp_path / "pid")!r}, 'w').write(str(child.pid))
     """
     assert run(code).state == rows.OK
@@ -173,7 +173,7 @@ def test_a_child_that_cannot_be_killed_is_left_behind(monkeypatch):
     """As one that waits in a driver: the kill is taken away here."""
     killed = []
     monkeypatch.setattr(processes, "GRACE", 0.5)
-    monkeypatch.setattr(processes.os, "killpg", lambda pid, number: killed.append(pid))
+    monkeypatch.setattr(processes, "kill_session", killed.append)
     outcome = run("import time; time.sleep(6)", limit=1)
     assert outcome.state == rows.STUCK and "did not go" in outcome.note
     os.kill(killed[0], signal.SIGKILL)
@@ -347,8 +347,7 @@ from benchmarks.gpu.processes import Task
 from benchmarks.gpu.schedule import Schedule, Stage, stop_on_signals
 quick = Task("quick", (sys.executable, "-c", "pass"), 20)
 code = "import sys; sys.path.insert(0, {root!r})\\n" \\
-    "from benchmarks.gpu.child import die_with_parent; die_with_parent()\\n" \\
-    "import os, time; open({pid!r}, 'w').write(str(os.getpid())); time.sleep(300)"
+    "from benchmarks.gpu.child import die_with_parent\\n" + {code!r}
 slow = Task("slow", (sys.executable, "-c", code), 60)
 file = rows.RowFile(Path({path!r}))
 about = {visit!r}
@@ -360,10 +359,28 @@ print("ended in good order")
 """
 
 
+SLEEPS = """
+die_with_parent()
+import os, time
+open({pid!r}, "w").write(str(os.getpid()))
+time.sleep(300)
+"""
+#: As a build does, whose compilers have groups of their own and know nothing of gpu_check.
+RUNS_OTHERS = """
+die_with_parent(with_session=True)
+import os, subprocess
+command = ["sh", "-c", "echo $$ > {pid}; sleep 300; true"]
+subprocess.Popen(command, preexec_fn=os.setpgrp).wait()
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda x: x.name)
-def test_a_parent_that_is_killed_keeps_its_rows_and_leaves_no_child(tmp_path, number):
+@pytest.mark.parametrize("child", [SLEEPS, RUNS_OTHERS], ids=["child", "its children"])
+def test_a_parent_that_is_killed_keeps_its_rows_and_leaves_no_child(tmp_path, number, child):
     path, pid = tmp_path / "phase.jsonl", tmp_path / "pid"
-    code = PARENT.format(root=str(ROOT), path=str(path), pid=str(pid), visit=VISIT)
+    code = PARENT.format(
+        root=str(ROOT), path=str(path), code=child.format(pid=str(pid)), visit=VISIT
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert wait_until(lambda: pid.exists() and pid.read_text())
     parent.send_signal(number)
@@ -377,3 +394,11 @@ def test_a_parent_that_is_killed_keeps_its_rows_and_leaves_no_child(tmp_path, nu
         assert "ended in good order" in printed
     again, _ = scheduled(tmp_path, [Stage("s", [task("quick", "1 / 0"), task("slow", "pass")])])
     assert again == {"quick": rows.OK, "slow": rows.OK}
+
+
+def test_a_machine_that_has_nothing_installed_yet(tmp_path):
+    """The first visit begins with the build: no kanerva_ext, which comes of it, is asked for."""
+    command = [sys.executable, "-S", "-E", str(CHECK), "contact", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("device\nbuild\ninstalled\nsmoke/")

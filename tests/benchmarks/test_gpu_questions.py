@@ -159,7 +159,6 @@ def test_recursions_of_many_steps_are_not_timed():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_compiled_composition():
     found = timing.compiled("read", "2x4x3x5", "forward", "products", device="cpu")["row"]
     assert found["rival"] == "compile(products)" and found["rival_error"] < 1e-5
@@ -398,7 +397,7 @@ def test_compiled_follows_from_what_was_compared(tmp_path):
     assert json.loads(one.command[-1])["rival"] == "inner"
 
 
-def test_the_command_line(tmp_path, capsys):
+def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert command.main(["tests", "--out", str(tmp_path), "--dry-run", "--only", "/read/"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed and all("/read/" in key for key in printed if "/" in key)
@@ -409,6 +408,14 @@ def test_the_command_line(tmp_path, capsys):
         command.main(["dance", "--out", str(tmp_path)])
     with pytest.raises(SystemExit):
         command.main(["tests", "--out", str(tmp_path), "--seconds", "0"])
+    with pytest.raises(SystemExit):
+        command.main(["tests", "--out", str(tmp_path), "--at-once", "0"])
+    assert "--at-once must be at least 1, got 0" in capsys.readouterr().err
+    made, real = [], phases.Plan
+    monkeypatch.setattr(phases, "Plan", lambda *args: made.append(args) or real(*args))
+    for more, at_once in (["--at-once", "7"], 7), ([], visit.processes_at_once()):
+        assert command.main(["tests", "--out", str(tmp_path), "--dry-run", *more]) == 0
+        assert made[-1][3] == at_once
 
 
 def test_a_rehearsal_tells_what_is_not_as_it_should_be(tmp_path, monkeypatch, capsys):
@@ -429,6 +436,21 @@ def test_a_rehearsal_tells_what_is_not_as_it_should_be(tmp_path, monkeypatch, ca
     monkeypatch.setattr(phases.Plan, "stages", lambda self, phase: stages(good))
     assert command.main(["rehearse", "--out", str(tmp_path / "c")]) == 1
     assert "contact: smoke/a: not asked" in capsys.readouterr().out
+
+
+def test_a_rehearsal_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+    """What ended in "no GPU" is done; what ended otherwise is asked anew."""
+    log, state = tmp_path / "log", tmp_path / "state"
+    code = (
+        f"import os; open({str(log)!r}, 'a').write('x'); state = open({str(state)!r}).read();"
+        "open(os.environ['KANERVA_RESULT'], 'w').write('{\"state\": \"%s\"}' % state)"
+    )
+    asked = [Stage("s", [Task("smoke/a", (sys.executable, "-c", code), 30)])]
+    monkeypatch.setattr(phases.Plan, "stages", lambda self, phase: asked)
+    for found, status, count in ((rows.FAILED, 1, 4), (rows.NO_GPU, 0, 8), (rows.OK, 0, 8)):
+        state.write_text(found)
+        assert command.main(["rehearse", "--out", str(tmp_path / "rows")]) == status
+        assert len(log.read_text()) == count
 
 
 def test_a_rehearsal_that_asks_nothing_in_a_phase_fails(tmp_path, monkeypatch, capsys):

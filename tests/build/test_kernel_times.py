@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
+import re
 
 import pytest
 from build_helpers import ROOT
@@ -102,6 +105,44 @@ def test_what_an_adaptive_write_needs():
     assert kernel_times.bound(H100, FIRST, False, adaptive=True) == pytest.approx(
         3e-6 + moved / 3.35e12
     )
+
+
+def sums_of(T: int) -> list[list[int]]:
+    """Depths of the parts of each block of the sums over a long episode: as in the kernel."""
+    text = (ROOT / "csrc/cuda/episode_sums.cuh").read_text()
+    side, depth, part = (
+        int(re.search(rf"constexpr int kSum{name} = (\d+);", text)[1])
+        for name in ("Side", "Depth", "Part")
+    )
+    _, _, K, C = kernel_times.LONG
+    rows, wide, depths = -(-K // side), -(-C // side), -(-T // depth)
+    total = (rows * (rows + 1) // 2 + rows * wide) * depths
+    blocks = min(2 * H100.processors, total // part)
+    ends = [total * i // blocks for i in range(blocks + 1)]
+    cuts = sorted({*ends, *range(0, total, depths)})
+    found: list[list[int]] = [[] for _ in range(blocks)]
+    for begin, end in itertools.pairwise(cuts):
+        found[bisect.bisect_right(ends, begin) - 1].append(end - begin)
+    assert sum(map(sum, found)) == total
+    return found
+
+
+def test_the_steps_at_which_the_long_write_is_counted():
+    """Blocks take their sums to the workspace as often, and the longest one's depths grow as, on
+    the line to all steps; and a thread for each step fills its blocks at the last."""
+    part = 16
+    totals, longest = {}, {}
+    for T in (*kernel_times.LONG_STEPS, kernel_times.LONG[1]):
+        blocks = sums_of(T)
+        assert len(blocks) == 264 and sum(map(len, blocks)) == 296
+        totals[T] = sum(-(-depths // part) for parts in blocks for depths in parts)
+        longest[T] = max((sum(parts), sum(-(-d // part) for d in parts)) for parts in blocks)
+    first, early, late, T = totals
+    for counts in (totals, *({t: x[i] for t, x in longest.items()} for i in range(2))):
+        slope = (counts[late] - counts[early]) / (late - early)
+        assert counts[late] + slope * (first - late) == counts[first]
+        assert counts[late] + slope * (T - late) == pytest.approx(counts[T], rel=2e-3)
+    assert late % 256 == T % 256 == 0
 
 
 def test_a_chunk_is_cheaper_than_the_information_form_in_short_episodes():

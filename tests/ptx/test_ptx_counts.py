@@ -353,22 +353,44 @@ def test_copies_are_waited_for_by_groups():
     assert counts(spread + wait.format(0), words())["access_clocks"] == 32
 
 
+ptx_counts = load_script("ptx_counts")
+
+
+def counted(T: int, bend: int = 0, grid: int = 3, **changes) -> dict:
+    """A launch of T steps, of a made-up kernel."""
+    grows = dict.fromkeys((*ptx_counts.TOTALS, *ptx_counts.CHAINS), 100 + 7 * T + bend)
+    kinds = {"barrier": 3 * T, "shuffle": 5}
+    shape = {"kernel": "k", "grid": [1, grid, 1], "block": [8, 1, 1], "most_bytes_in_flight": 128}
+    return shape | {"kinds": kinds, "issue": {"shuffle": 2 * T}} | grows | changes
+
+
 def test_counts_of_more_steps_lie_on_a_line():
-    ptx_counts = load_script("ptx_counts")
-
-    def launches(T: int, bend: int = 0) -> list[dict]:
-        grows = (*ptx_counts.TOTALS, *ptx_counts.CHAINS)
-        counted = dict.fromkeys(grows, 100 + 7 * T + bend)
-        kinds = {"barrier": 3 * T, "shuffle": 5}
-        return [{"kernel": "k", "most_bytes_in_flight": 128, "kinds": kinds} | counted]
-
-    points = [(T, launches(T)) for T in (8, 16, 32)]
+    points = [(T, [counted(T)]) for T in (8, 16, 32)]
     (found,), missed = ptx_counts.extrapolate(points, 1000)
     assert missed == 0 and found["instructions"] == found["longest_chain"] == 7100
     assert found["kinds"] == {"barrier": 3000, "shuffle": 5}
+    assert found["issue"] == {"shuffle": 2000} and found["grid"] == [1, 3, 1]
     assert found["most_bytes_in_flight"] == 128
-    (_,), missed = ptx_counts.extrapolate([(8, launches(8, bend=44)), *points[1:]], 1000)
+    (_,), missed = ptx_counts.extrapolate([(8, [counted(8, bend=44)]), *points[1:]], 1000)
     assert missed == pytest.approx(44 / 200)
-    other = [dict(launches(8)[0], kernel="another")]
+    bent = [(8, [counted(8) | {"waits": 0, "sectors": 1000}]), *points[1:]]
+    assert ptx_counts.extrapolate(bent, 1000, ["instructions"])[1] == 0
+    assert ptx_counts.extrapolate(bent, 1000, ["sectors"])[1] == pytest.approx(0.844)
+    other = [counted(8, kernel="another")]
     with pytest.raises(SystemExit, match="not the same"):
         ptx_counts.extrapolate([(8, other), *points[1:]], 1000)
+
+
+def test_a_thread_for_each_step_gives_as_many_blocks_alike():
+    """The last block of the first point is not full, so no line goes through these."""
+    points = [(T, [counted(T, grid=-(-T // 8), longest_chain=9)]) for T in (12, 20, 32)]
+    for T, (launch,) in points:
+        launch["instructions"] = 6 * T + launch["grid"][1] * 4  # of blocks, idle threads too
+    (found,), missed = ptx_counts.extrapolate(points, 1000, ["instructions", "longest_chain"])
+    assert found["grid"] == [1, 125, 1] and found["instructions"] == 6 * 1000 + 125 * 4
+    assert found["longest_chain"] == 9 and found["kinds"]["barrier"] == 3000
+    assert missed == pytest.approx(2 / 80)
+    for grid in (1, 5):
+        points[0][1][0]["grid"] = [1, grid, 1]
+        with pytest.raises(SystemExit, match="another grid at each T"):
+            ptx_counts.extrapolate(points, 1000)

@@ -12,14 +12,6 @@ constexpr unsigned kSectorBytes = 32;
 constexpr unsigned kBanks = 32;
 constexpr size_t kMostBarriers = 64;  // whose clocks are kept
 
-// Where a lane's bytes are remembered: shared memory is its block's, local memory its thread's.
-uint64_t memory_key(const Warp& warp, int lane, Space space, uint64_t address) {
-  if (space == Space::global) return address / 4;
-  const uint64_t owner =
-      space == Space::shared ? warp.block->id : uint64_t(warp.block->id) << 10 | warp.thread(lane);
-  return (space == Space::shared ? uint64_t(1) : uint64_t(2)) << 62 | owner << 24 | address / 4;
-}
-
 // Passes of a warp's access through the banks of shared memory, and those that conflicts add. Words
 // of 8 or 16 bytes go by halves or quarters of a warp.
 std::pair<uint64_t, uint64_t> pass_banks(const uint64_t* addresses, Mask lanes, unsigned bytes) {
@@ -29,18 +21,27 @@ std::pair<uint64_t, uint64_t> pass_banks(const uint64_t* addresses, Mask lanes, 
     const Mask part =
         lanes & ((together == kLanes ? kAllLanes : (Mask(1) << together) - 1) << first);
     if (part == 0) continue;
-    std::array<std::vector<uint64_t>, kBanks> in_bank;
+    // The different words of each bank: the last one, and for each the one before.
+    std::array<uint64_t, kLanes> all{};
+    std::array<int, kLanes> before{};
+    std::array<int, kBanks> last, in_bank{};
+    last.fill(-1);
+    int count = 0;
     each_lane(part, [&](int l) {
       for (unsigned k = 0; k < words; ++k) {
         const uint64_t word = addresses[l] / 4 + k;
-        auto& all = in_bank[word % kBanks];
-        if (std::find(all.begin(), all.end(), word) == all.end()) all.push_back(word);
+        const size_t bank = word % kBanks;
+        int i = last[bank];
+        while (i >= 0 && all[size_t(i)] != word) i = before[size_t(i)];
+        if (i >= 0) continue;
+        all[size_t(count)] = word, before[size_t(count)] = last[bank];
+        last[bank] = count++;
+        ++in_bank[bank];
       }
     });
-    size_t most = 0;
-    for (const auto& all : in_bank) most = std::max(most, all.size());
-    wavefronts += most;
-    conflicts += most - 1;
+    const int most = *std::max_element(in_bank.begin(), in_bank.end());
+    wavefronts += uint64_t(most);
+    conflicts += uint64_t(most - 1);
   }
   return {wavefronts, conflicts};
 }
@@ -255,6 +256,7 @@ void Counter::end_block(const Block& block) {
     end = latest(end, clock.now());
     warps_.erase(warp.get());
   }
+  blocks_.erase(&block);
   if (block.id == 0) first_block_ = end;
   longest_block_ = latest(longest_block_, end);
 }
@@ -283,6 +285,33 @@ void Counter::follow_arrivals(WarpState& state, const Instruction& i, Mask lanes
   }
 }
 
+// f(chain) of every word that an access touches; of a read, where nothing was written none.
+template <class Function>
+void Counter::each_word(const Warp& warp, Mask lanes, Space space, const uint64_t* addresses,
+                        unsigned bytes, bool is_write, Function f) {
+  const auto visit = [&](Chains& chains, uint64_t key) {
+    if (is_write) return f(chains[key]);
+    const auto found = chains.find(key);
+    if (found != chains.end()) f(found->second);
+  };
+  BlockState* block = space == Space::global ? nullptr : &blocks_[warp.block];
+  each_lane(lanes, [&](int l) {
+    for (unsigned k = 0; k < bytes; k += 4) {
+      const uint64_t word = (addresses[l] + k) / 4;
+      if (space == Space::global) {
+        visit(memory_, word);
+      } else if (space == Space::local) {
+        visit(block->local, uint64_t(warp.thread(l)) << 32 | word);
+      } else if (word < block->shared.size()) {
+        f(block->shared[size_t(word)]);
+      } else if (is_write) {
+        block->shared.resize(size_t(word) + 1);
+        f(block->shared[size_t(word)]);
+      }
+    }
+  });
+}
+
 void Counter::follow_chain(Warp& warp, const Instruction& i, Mask lanes, Space space, Kind kind,
                            const uint64_t* addresses, const Traffic& traffic) {
   const Frame& frame = *warp.current.frame;
@@ -301,21 +330,16 @@ void Counter::follow_chain(Warp& warp, const Instruction& i, Mask lanes, Space s
     return;
   }
   for (size_t k = 0; k < i.sources; ++k) needs(i.source[k]);
-  const bool in_memory = i.is_read || i.is_write;
   const bool is_parameter = space == Space::param || space == Space::kernel_param;
   const unsigned bytes = unsigned(i.bytes) * i.vector;
-  const auto each_word = [&](auto f) {
-    if (!in_memory) return;
+  const auto each_word_of = [&](bool is_write, auto f) {
     if (is_parameter) {
       if (space == Space::param) f(state.parameters[i.offset]);
-      return;
+    } else {
+      each_word(warp, lanes, space, addresses, bytes, is_write, f);
     }
-    each_lane(lanes, [&](int l) {
-      for (unsigned k = 0; k < bytes; k += 4)
-        f(memory_[memory_key(warp, l, space, addresses[l] + k)]);
-    });
   };
-  if (i.is_read) each_word([&](Chain& c) { chain.join(c); });
+  if (i.is_read) each_word_of(false, [&](Chain& c) { chain.join(c); });
   const bool is_load = i.is_read && (space == Space::global || space == Space::shared);
   chain.instructions += 1;
   chain.loads += is_load;
@@ -324,7 +348,7 @@ void Counter::follow_chain(Warp& warp, const Instruction& i, Mask lanes, Space s
   Chain stored = chain;
   // A warp reads memory after it has written there.
   if (!is_parameter) stored.ready = {};
-  if (i.is_write) each_word([&](Chain& c) { c.join(stored); });
+  if (i.is_write) each_word_of(true, [&](Chain& c) { c.join(stored); });
   for (size_t k = 0; k < i.targets; ++k) {
     Chain& target = state.chains[slot(i.target[k])];
     // Lanes that stay out keep what they had.

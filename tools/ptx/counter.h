@@ -61,6 +61,12 @@ class Counter {
     uint64_t bytes = 0;   // of global memory
     bool is_new = false;  // a sector of global memory that this launch has not touched before
   };
+  // Chains that end in what is in memory, by words of four bytes: of a block, and global.
+  using Chains = std::unordered_map<uint64_t, Chain>;
+  struct BlockState {
+    std::vector<Chain> shared;
+    Chains local;  // by thread and address
+  };
   FrameState& state_of(const Frame& frame);
   const std::vector<int32_t>& slots_of(const Code& code);
   Space count_access(Warp& warp, const Instruction& i, Mask lanes, uint64_t* addresses,
@@ -72,6 +78,9 @@ class Counter {
                     const uint64_t* addresses, const Traffic& traffic);
   void follow_arrivals(WarpState& state, const Instruction& i, Mask lanes, Space space, Kind kind,
                        const uint64_t* addresses, Chain& chain);
+  template <class Function>
+  void each_word(const Warp& warp, Mask lanes, Space space, const uint64_t* addresses,
+                 unsigned bytes, bool is_write, Function f);
   void follow_copies(WarpState& state, const Instruction& i, uint64_t bytes);
   Clocks tick(Warp& warp, const Instruction& i, Mask lanes, Space space, Kind kind,
               const Traffic& traffic, const Clocks& sources);
@@ -93,7 +102,8 @@ class Counter {
   std::unordered_map<const Frame*, FrameState> frames_;
   std::unordered_map<const Code*, std::vector<int32_t>> slots_;
   std::unordered_map<uint64_t, Clocks> arrivals_;  // the latest atomic operation at an address
-  std::unordered_map<uint64_t, Chain> memory_;     // by generic address / 4, thread or block
+  std::unordered_map<const Block*, BlockState> blocks_;
+  Chains memory_;  // by global address / 4
 };
 
 }  // namespace ptx
