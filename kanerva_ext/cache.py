@@ -22,7 +22,8 @@ class KanervaCache(NamedTuple):
         state: the memory of each head, mean (B, H, K, C) and cov (B, H, K, K), float32 or float64.
         history: (B, conv_size - 1, width), what the short convolution looks back on, or None.
         forgotten: (B, H), minus the sum of the logarithms of all decays so far, nats; dtype of the
-            state. 0 with ``dynamics="stationary"``, which needs no such count.
+            state. None with ``dynamics="stationary"``, which needs no such count: a layer refuses
+            the cache of another kind.
 
     >>> import torch, kanerva_ext
     >>> layer = kanerva_ext.KanervaLayer(8, num_heads=2)
@@ -34,12 +35,13 @@ class KanervaCache(NamedTuple):
 
     state: MemoryState
     history: Tensor | None
-    forgotten: Tensor
+    forgotten: Tensor | None
 
     def clone(self) -> KanervaCache:
         """A copy that shares no memory with this one."""
-        history = None if self.history is None else _clone(self.history)
-        return KanervaCache(self.state.clone(), history, _clone(self.forgotten))
+        return self._replace(
+            state=self.state.clone(), **{name: _clone(x) for name, x in self._optional()}
+        )
 
     def select(self, index: Tensor | Sequence[int]) -> KanervaCache:
         """The sequences of ``index``, in its order: a copy.
@@ -51,15 +53,17 @@ class KanervaCache(NamedTuple):
         Raises:
             TypeError, ValueError, IndexError: an index of the wrong kind, shape or range.
         """
-        index = as_index("KanervaCache.select", index, self.forgotten)
-        history = None if self.history is None else self.history.index_select(0, index)
-        forgotten = self.forgotten.index_select(0, index)
-        return KanervaCache(self.state.select(index), history, forgotten)
+        index = as_index("KanervaCache.select", index, self.state.mean)
+        return self._replace(
+            state=self.state.select(index),
+            **{name: x.index_select(0, index) for name, x in self._optional()},
+        )
 
     def detach(self) -> KanervaCache:
         """The same values without their gradients' history, as between pieces of a long text."""
-        history = None if self.history is None else self.history.detach()
-        return KanervaCache(self.state.detach(), history, self.forgotten.detach())
+        return self._replace(
+            state=self.state.detach(), **{name: x.detach() for name, x in self._optional()}
+        )
 
     def to(self, *args, **kwargs) -> KanervaCache:
         """Every field brought to a device, a dtype, or both, as ``torch.Tensor.to``.
@@ -67,9 +71,13 @@ class KanervaCache(NamedTuple):
         A memory is float32 or float64: a half-precision dtype is for ``history`` alone.
         """
         history = None if self.history is None else self.history.to(*args, **kwargs)
-        return KanervaCache(
-            self.state.to(*args, **kwargs), history, _wide_to(self.forgotten, *args, **kwargs)
-        )
+        forgotten = None if self.forgotten is None else _wide_to(self.forgotten, *args, **kwargs)
+        return KanervaCache(self.state.to(*args, **kwargs), history, forgotten)
+
+    def _optional(self) -> list[tuple[str, Tensor]]:
+        """The fields that may be None, of those that are not."""
+        named = (("history", self.history), ("forgotten", self.forgotten))
+        return [(name, x) for name, x in named if x is not None]
 
 
 def _clone(x: Tensor) -> Tensor:
@@ -86,6 +94,7 @@ def check_cache(
     cache: object,
     mean_shape: tuple[int, ...],
     history_shape: tuple[int, ...] | None,
+    dynamics: str,
     x: Tensor,
 ) -> None:
     """Raise unless every field has the shape, dtype and device that a layer leaves for ``x``.
@@ -95,6 +104,7 @@ def check_cache(
         cache: to look at.
         mean_shape: (B, H, K, C) of the memories.
         history_shape: (B, conv_size - 1, width); None: without a convolution.
+        dynamics: the layer's.
         x: the tokens; float64 ones go with a float64 cache, all others with a float32 one.
 
     Raises:
@@ -113,6 +123,13 @@ def check_cache(
             f"{op}: cache must hold a history {expected}, which a layer of this conv_size leaves, "
             f"got {found}"
         )
+    moves = dynamics == "stationary"
+    if (cache.forgotten is None) != moves:
+        found = "decay" if moves else "stationary"
+        raise ValueError(
+            f"{op}: cache must come from a layer with dynamics={dynamics!r} like this one, got one "
+            f"of dynamics={found!r}, whose memory forgets otherwise"
+        )
     state = cache.state
     if not isinstance(state, tuple) or len(state) != 2:
         raise TypeError(f"{op}: cache must hold a MemoryState, got {type(state).__name__}")
@@ -121,7 +138,7 @@ def check_cache(
         ("mean", state[0], "(B, H, K, C)", mean_shape, wide),
         ("cov", state[1], "(B, H, K, K)", (*mean_shape[:2], slots, slots), wide),
         ("history", cache.history, "(B, conv_size - 1, width)", history_shape, narrow),
-        ("forgotten", cache.forgotten, "(B, H)", mean_shape[:2], wide),
+        ("forgotten", cache.forgotten, "(B, H)", None if moves else mean_shape[:2], wide),
     ):
         if shape is None:
             continue

@@ -258,12 +258,11 @@ class KanervaLayer(SavedSettings):
             rate = self._rate(self.decay_proj, x, kept, dtype)
             decay, forgotten = limited_decay(rate, before, where)
             return decay, None, forgotten
+        if self.retention_proj is not None:
+            return None, retention_of(self._rate(self.retention_proj, x, kept, dtype)), None
         count = x.shape[0] if where is None else where.count.shape[0]
         none = x.new_zeros(count, self.num_heads, dtype=dtype)
-        forgotten = none if before is None else before.clone()
-        if self.retention_proj is None:
-            return None, None, forgotten
-        return None, retention_of(self._rate(self.retention_proj, x, kept, dtype)), forgotten
+        return None, None, none if before is None else before.clone()
 
     def _rate(self, gate: Gate, x: Tensor, kept: Tensor | None, dtype: torch.dtype) -> Tensor:
         """How much is forgotten before each token, nats, (B, H, T); 0 at padding."""
@@ -345,7 +344,9 @@ class KanervaLayer(SavedSettings):
             history_shape = None
             if self.conv is not None:
                 history_shape = (count, self.conv.size - 1, sum(self._widths))
-            check_cache("KanervaLayer", cache, mean_shape, history_shape, hidden_states)
+            check_cache(
+                "KanervaLayer", cache, mean_shape, history_shape, self.dynamics, hidden_states
+            )
         if inplace:
             self._check_inplace(hidden_states, cache)
         return mask, bounds

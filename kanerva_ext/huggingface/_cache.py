@@ -43,7 +43,7 @@ class KanervaModelCache:
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """The rows of ``beam_idx`` (B',), in its order; some repeated, as beams go on."""
-        self.layers = [cache.select(beam_idx.to(cache.forgotten.device)) for cache in self.layers]
+        self.layers = [cache.select(beam_idx.to(cache.state.mean.device)) for cache in self.layers]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows of ``indices`` (B',), in its order."""
@@ -52,7 +52,7 @@ class KanervaModelCache:
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every row ``repeats`` times, one after another."""
         for i, cache in enumerate(self.layers):
-            rows = torch.arange(cache.forgotten.shape[0], device=cache.forgotten.device)
+            rows = torch.arange(cache.state.mean.shape[0], device=cache.state.mean.device)
             self.layers[i] = cache.select(rows.repeat_interleave(repeats))
 
     def reset(self) -> None:

@@ -237,7 +237,7 @@ def test_a_cache_of_another_layer_is_refused():
         (cache._replace(history=history.double()), TypeError, "history of torch.float32 or"),
         (cache._replace(forgotten=forgotten[:, :1]), ValueError, "forgotten of shape"),
         (cache._replace(forgotten=forgotten.to("meta")), ValueError, "forgotten on cpu"),
-        (cache._replace(forgotten=None), TypeError, "forgotten that is a torch.Tensor"),
+        (cache._replace(forgotten=3), TypeError, "forgotten that is a torch.Tensor, got int"),
         (cache._replace(state=3), TypeError, "MemoryState, got int"),
         (cache._replace(state=state._replace(cov=state.cov[..., :5, :5])), ValueError, "cov of sh"),
     ):
@@ -247,6 +247,25 @@ def test_a_cache_of_another_layer_is_refused():
         make(torch.float32, conv_size=0)(x, cache=cache)
     with pytest.raises(TypeError, match=r"mean of torch.float64 for tokens of torch.float64"):
         make()(x.double(), cache=cache)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(("own", "other"), [("decay", "stationary"), ("stationary", "decay")])
+def test_a_cache_of_other_dynamics_is_refused(own, other, inplace):
+    layer, x = make(dynamics=own), tokens(1, 3)
+    cache = make(dynamics=other)(x, use_cache=True).cache.detach()
+    copies = (cache.clone(), cache.select([0]), cache.to(torch.float64), pickled(cache))
+    message = f"cache must come from a layer with dynamics='{own}' like this one, got one of "
+    for each in (cache, *copies):
+        with torch.no_grad(), pytest.raises(ValueError, match=f"{message}dynamics='{other}'"):
+            layer(x[:, :1], cache=each, inplace=inplace)
+
+
+def pickled(cache):
+    file = io.BytesIO()
+    torch.save(cache, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def test_a_step_in_place_that_cannot_be_made_changes_nothing():
