@@ -134,7 +134,7 @@ def put_sums(memory: EpisodicMemory, store: SQLiteStore, summed_anew: bool = Fal
     for m, sums in enumerate(memory._sums):
         if memory._counts[m] >= memory.slots and not memory._broken[m]:
             gram, cross = sums.sums()
-            named[m] = {"gram": gram, "cross": cross, "scales": sums.scales.table()}
+            named[m] = {"gram": gram, "cross": cross, **sums.scales.tables()}
     store.put_sums(named, settings)
 
 
@@ -280,13 +280,14 @@ def _load_sums(memory: EpisodicMemory, store: SQLiteStore, m: int) -> bool:
     """Sums as they were saved, and what has changed since; False: there are none."""
     gram = store.sums(m, "gram", memory.slots)
     cross = store.sums(m, "cross", memory.value_size)
-    scales = store.sums(m, "scales", 3)
+    scales = store.sums(m, "scales", 2)
+    columns = store.sums(m, "columns", memory.value_size)
     shapes = [None if x is None else x.shape[0] for x in (gram, cross)]
     if shapes == [None, None]:
         return store.count(m) == 0  # else from the facts, when they are asked for
-    if shapes != [memory.slots, memory.slots] or scales is None:
+    if shapes != [memory.slots, memory.slots] or scales is None or columns is None:
         raise ValueError(f"{store.path} is damaged: its sums have other sizes")
-    memory._sums[m].load(gram, cross, scales)
+    memory._sums[m].load(gram, cross, scales, columns)
     for facts, sign in store.since_sums(m):
         memory._sum(m, facts, sign)
     return not memory._sums[m].scales.lost()
