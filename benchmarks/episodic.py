@@ -1,10 +1,11 @@
 """The episodic memory on facts of the world: ``python -m benchmarks.episodic TABLE``.
 
-Tables: capacity, features, changes, known, times, index, drift; or all.
+Tables: capacity, features, sources, changes, known, close, times, index, drift; or all.
 Facts are questions about towns (`episodic_facts`; ``pip install '.[episodic]'``), each with the
 answer of another town: what is true could be guessed, because a question and its answer share the
-town's name and a linear map copies it ("true facts" shows by how much). ``times`` and ``drift`` are
-of random vectors and need nothing. ``--json FILE`` also writes the numbers.
+town's name and a linear map copies it ("true facts" shows by how much). ``sources`` is of elements
+and words too, and wants WordNet. ``close``, ``times`` and ``drift`` are of random vectors and need
+nothing. ``--json FILE`` also writes the numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from kanerva_ext.episodic import EpisodicMemory
 
 from . import machine
-from .episodic_facts import UNRELATED, embed, town_facts
+from .episodic_facts import UNRELATED, element_facts, embed, town_facts, word_facts
 
 #: Facts that there are, those that are asked about, and questions about towns of none of them.
 FACTS, ASKED, UNWRITTEN = 6144, 1024, 1024
@@ -36,19 +37,12 @@ Row = dict[str, Any]
 
 
 class World:
-    """The facts' embeddings, computed when they are first asked for."""
+    """The embeddings of towns, computed when they are first asked for."""
 
     def __init__(self) -> None:
         texts = town_facts(FACTS)
         self.questions, self.true = embed(texts.questions), embed(texts.answers)
-        # A permutation within each part, so that the first N facts have the first N answers.
-        generator = torch.Generator().manual_seed(0)
-        parts = [0, *SIZES]
-        order = [
-            start + torch.randperm(end - start, generator=generator)
-            for start, end in zip(parts, SIZES, strict=False)
-        ]
-        self.answers = self.true[torch.cat(order)]
+        self.answers = self.true[within_parts(SIZES)]
         kinds = zip(*texts.paraphrases[:ASKED], strict=True)
         self.paraphrases = [embed(list(kind)) for kind in kinds]
         others = town_facts(UNWRITTEN, 20_000).questions
@@ -64,10 +58,58 @@ class World:
         return memory
 
 
+class Mixed(World):
+    """Facts of three kinds, in one order: the first `ASKED` are of all kinds equally often."""
+
+    #: From half to sixteen times 384 and 2,048.
+    SIZES = (192, 384, 768, 1024, 1536, 2048, 4096, 6144, 8192, 20_000, 32_768)
+
+    def __init__(self) -> None:
+        towns, elements = town_facts(20_000), element_facts()
+        words = word_facts(self.SIZES[-1] - len(towns.questions) - len(elements.questions))
+        texts = {"towns": towns, "elements": elements, "words": words}
+        self.kinds = list(texts)
+        self.kind, row = self.mixed([len(t.questions) for t in texts.values()])
+        self.questions, self.true = (
+            torch.cat([embed(t[i]) for t in texts.values()])[row] for i in range(2)
+        )
+        self.answers = self.true[within_parts(self.SIZES)]
+        every = [p for t in texts.values() for p in t.paraphrases]
+        asked = [every[i] for i in row[:ASKED].tolist()]
+        self.paraphrases = [embed(list(some)) for some in zip(*asked, strict=True)]
+
+    @staticmethod
+    def mixed(counts: list[int]) -> tuple[Tensor, Tensor]:
+        """The kind of each fact and its row among all, one kind after the other."""
+        generator = torch.Generator().manual_seed(0)
+        kind = torch.cat([torch.full((n,), i) for i, n in enumerate(counts)])
+        order = torch.randperm(len(kind), generator=generator)
+        each = -(-ASKED // len(counts))
+        first = torch.stack([order[kind[order] == i][:each] for i in range(len(counts))], 1)
+        first = first.flatten()[:ASKED]
+        rest = order[~torch.isin(order, first)]
+        row = torch.cat([first, rest])
+        return kind[row], row
+
+
+def within_parts(sizes: Sequence[int]) -> Tensor:
+    """A permutation within each part, so that the first N facts have the first N answers."""
+    generator = torch.Generator().manual_seed(0)
+    parts = zip([0, *sizes], sizes, strict=False)
+    return torch.cat(
+        [start + torch.randperm(end - start, generator=generator) for start, end in parts]
+    )
+
+
 def top1(reads: Tensor, values: Tensor, right: Tensor) -> float:
     """How often the value nearest to a read-out, of all, is the right one."""
+    return top1_of(reads, values, right).mean().item()
+
+
+def top1_of(reads: Tensor, values: Tensor, right: Tensor) -> Tensor:
+    """Of each read-out, 1.0 where that is so."""
     found = (normalize(reads, dim=-1) @ normalize(values, dim=-1).mT).argmax(-1)
-    return (found == right).float().mean().item()
+    return (found == right).float()
 
 
 def recall_row(world: World, memory: EpisodicMemory, count: int) -> Row:
@@ -110,6 +152,31 @@ def features(world: World) -> Iterable[Row]:
         for noise_var in (1e-1, 1e-2, 1e-3, 1e-4, 1e-6):
             memory = world.memory(count, slots=slots, features="relu", noise_var=noise_var)
             yield {"slots": slots, "noise_var": noise_var} | recall_row(world, memory, count)
+
+
+def sources(_: None = None) -> Iterable[Row]:
+    """Recall of facts of three kinds at once, up to sixteen times as many as slots."""
+    mixed = Mixed()
+    for slots, features in ((384, "none"), (2048, "relu")):
+        for count in Mixed.SIZES:
+            if not slots <= 2 * count <= 32 * slots:
+                continue
+            memory = mixed.memory(count, slots=slots, features=features)
+            asked = torch.arange(min(count, ASKED))
+            values, kind = mixed.answers[:count], mixed.kind[asked]
+            right = [top1_of(memory.read(mixed.questions[asked]).values, values, asked)]
+            right += [
+                top1_of(memory.read(p[asked]).values, values, asked) for p in mixed.paraphrases
+            ]
+            index = [top1_of(p[asked], mixed.questions[:count], asked) for p in mixed.paraphrases]
+            row: Row = {"slots": slots, "features": features, "facts": count}
+            row["recall"] = right[0].mean().item()
+            row["paraphrases"] = torch.stack(right[1:]).mean().item()
+            row["index, paraphrases"] = torch.stack(index).mean().item()
+            for i, name in enumerate(mixed.kinds):
+                row[name] = right[0][kind == i].mean().item()
+                row[f"{name}, paraphrases"] = torch.stack(right[1:])[:, kind == i].mean().item()
+            yield row
 
 
 def changes(world: World) -> Iterable[Row]:
@@ -184,6 +251,49 @@ def known(world: World) -> Iterable[Row]:
         ):
             row[name] = memory.read(keys).is_known.float().mean().item()
         yield row
+
+
+#: Of facts around one direction each: how many, and how far apart (a width of 1 is an angle of 45
+#: degrees); the last group is of directions of their own.
+GROUPS = {
+    "one group": ((0.1, 1000),),
+    "a group, and as many scattered": ((0.1, 500), (None, 500)),
+    "groups of several widths": ((0.05, 250), (0.2, 250), (0.5, 250), (None, 250)),
+}
+
+
+def close(_: None = None) -> Iterable[Row]:
+    """What is called known among facts whose keys lie close together: false alarm rate 0.05."""
+    generator = torch.Generator().manual_seed(1)
+
+    def directions(count: int) -> Tensor:
+        return normalize(torch.randn(count, 384, generator=generator), dim=-1)
+
+    for noise_var in (1e-1, 1e-2, 1e-3):
+        for name, groups in GROUPS.items():
+            written, others = [], []
+            for width, count in groups:
+                centre = directions(1) if width else 0
+                for into, number in ((written, count), (others, 1000)):
+                    around = centre + (width or 1) * directions(number)
+                    into.append(normalize(around, dim=-1))
+            keys = torch.cat(written)
+            keys = keys[torch.randperm(len(keys), generator=generator)]
+            memory = EpisodicMemory(384, 1, 2048, noise_var=noise_var)
+            memory.write(keys, torch.ones(len(keys), 1))
+            for (width, _), mine, new in zip(groups, written, others, strict=True):
+                own, other = memory.read(mine), memory.read(new)
+                at_once = memory.threshold()
+                yield {
+                    "noise_var": noise_var,
+                    "facts": name,
+                    "width": "scattered" if width is None else str(width),
+                    "written": own.is_known.float().mean().item(),
+                    "neighbours": other.is_known.float().mean().item(),
+                    "ROC": roc_area(own.score, other.score),
+                    "one threshold: written": (own.score > at_once).float().mean().item(),
+                    "neighbours, so": (other.score > at_once).float().mean().item(),
+                }
 
 
 def measured(call: Callable[[], Any], times: int = 5) -> float:
@@ -306,8 +416,10 @@ def drift(_: None = None) -> Iterable[Row]:
             }
 
 
-TABLES = {f.__name__: f for f in (capacity, features, changes, known, times, index, drift)}
-WITHOUT_FACTS = ("times", "drift")
+TABLES = {
+    f.__name__: f for f in (capacity, features, sources, changes, known, close, times, index, drift)
+}
+WITHOUT_FACTS = ("close", "times", "drift", "sources")
 
 
 def show(rows: Iterable[Row]) -> list[Row]:
@@ -342,16 +454,14 @@ def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     names = list(TABLES) if arguments.table == "all" else [arguments.table]
-    world = None
-    if set(names) - set(WITHOUT_FACTS):
-        try:
-            world = World()
-        except ModuleNotFoundError as error:
-            sys.exit(f"{error}: pip install '.[episodic]'")
     results = {}
-    for name in names:
-        print(f"\n{name}: {TABLES[name].__doc__}\n")
-        results[name] = show(TABLES[name](world))
+    try:
+        world = World() if set(names) - set(WITHOUT_FACTS) else None
+        for name in names:
+            print(f"\n{name}: {TABLES[name].__doc__}\n")
+            results[name] = show(TABLES[name](world))
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error}: pip install '.[episodic]'")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(f"\npeak of the resident set: {peak:,.0f} MiB")
     if arguments.json:

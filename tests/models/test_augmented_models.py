@@ -1,9 +1,13 @@
 """MemoryAugmented on models of several kinds: their dtypes, caches, files."""
 
+import copy
+import io
+
 import pytest
 import torch
 from augmented_cases import C, D, K, Model, S, V, make, tokens, values
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from kanerva_ext import KanervaBlock
 from kanerva_ext.episodic import EpisodicMemory, MemoryAugmented
@@ -117,3 +121,115 @@ def test_transformers(kind):
             augmented.train()(**inputs).logits.sum().backward()
         assert augmented.key.weight.grad.abs().sum() > 0
     assert torch.equal(model(**inputs).logits, plain)
+
+
+def test_a_copy_of_the_model_is_without_the_memory():
+    model = Model()
+    augmented = make(model)
+    plain = model(tokens())
+    augmented.write(tokens(), values())
+    assert not torch.equal(model(tokens()), plain)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        assert torch.equal(twin(tokens()), plain)
+    for call in (copy.copy, copy.deepcopy, lambda x: torch.save(x, io.BytesIO())):
+        with pytest.raises(TypeError, match=r"a MemoryAugmented is neither .* save\(folder\)"):
+            call(augmented)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_memories_at_two_layers(first):
+    """Each reads and learns; the model stays frozen until the last of them leaves."""
+    model = Model().train()
+    plain = copy.deepcopy(model).eval()(tokens())
+    both = [make(model, f"blocks.{i}") for i in (0, 2)]
+    for augmented in both:
+        augmented.write(tokens(), values())
+    both_read = model(tokens())
+    for augmented in both:
+        assert [row[-1] for row in augmented.retrieved().ids] == [[i] for i in range(6)]
+        augmented.train()
+    with both[0].episode(tokens(), values()), both[1].episode(tokens(), values()):
+        model(tokens()).sum().backward()
+    assert all(a.key.weight.grad.abs().sum() > 0 for a in both)
+    both[first].remove()
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert not torch.equal(model(tokens()), plain)
+    both[first].attach()
+    both[1 - first].remove()
+    both[first].remove()
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert torch.equal(model.eval()(tokens()), plain) and not torch.equal(both_read, plain)
+
+
+class Encoder(nn.Module):
+    """PyTorch's own encoder, causal or with padding."""
+
+    def __init__(self, **options):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(D, 2, 2 * D, batch_first=True)
+        self.embed, self.head = nn.Embedding(V, D), nn.Linear(D, V)
+        self.encoder = nn.TransformerEncoder(layer, 3, **options)
+
+    def forward(self, text, padding=None):
+        mask = nn.Transformer.generate_square_subsequent_mask(text.shape[1])
+        mask = {"mask": mask} if padding is None else {"src_key_padding_mask": padding}
+        return self.head(self.encoder(self.embed(text), **mask))
+
+
+def test_an_encoder_of_torch():
+    augmented = make(Encoder(enable_nested_tensor=False), "encoder.layers.1")
+    augmented.write(tokens(), values())
+    answer = augmented(tokens())
+    assert [row[-1] for row in augmented.retrieved().ids] == [[i] for i in range(6)]
+    with torch.inference_mode():  # its fast path
+        torch.testing.assert_close(augmented(tokens()), answer, rtol=1e-4, atol=1e-4)
+    padding = torch.zeros(6, 5, dtype=torch.bool)
+    padding[:, 4] = True
+    with torch.no_grad():
+        assert torch.isfinite(augmented(tokens(), padding)[:, :4]).all()
+    nested = make(Encoder(), "encoder.layers.1")
+    with torch.no_grad(), pytest.raises(TypeError, match="enable_nested_tensor=False"):
+        nested(tokens(), padding)
+
+
+class Checkpointed(Model):
+    """Its blocks are computed again in the backward pass."""
+
+    def forward(self, text):
+        x = self.embed(text)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return self.head(x)
+
+
+def test_activation_checkpointing():
+    plain, again = make(Model()), make(Checkpointed())
+    again.model.load_state_dict(plain.model.state_dict())
+    for augmented in (plain, again):
+        with augmented.train().episode(tokens(), values()):
+            augmented(tokens()).square().sum().backward()
+    for a, b in zip(plain.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    for facts in (0, 6):  # the memory's own are not those that were read
+        if facts:
+            again.write(tokens(seed=3), values(seed=3))
+        with again.episode(tokens(), values()):
+            loss = again(tokens()).square().sum()
+        with pytest.raises(RuntimeError, match=r"call backward\(\) within episode"):
+            loss.backward()
+    again(tokens()).square().sum().backward()  # of the memory itself
+
+
+def test_autocast_changes_no_keys():
+    """What was written under it is what is asked for outside of it, and the other way round."""
+    augmented = make()
+    augmented.write(tokens(), values())
+    with torch.autocast("cpu", torch.bfloat16):
+        augmented(tokens())
+        assert augmented.retrieved().is_known[:, -1].all()
+        augmented.write(tokens(), values(), list(range(6)), replace=True)
+    augmented(tokens())
+    assert augmented.retrieved().is_known[:, -1].all()

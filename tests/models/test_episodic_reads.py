@@ -122,3 +122,69 @@ def test_inference_mode_leaves_no_trace():
     assert query.grad is not None
     torch.testing.assert_close(memory.read(keys).values, first)
     memory.write(*facts(2, seed=4))
+
+
+def around(centre, count, width, generator):
+    """Directions as far from a centre as `width` says."""
+    apart = nn.functional.normalize(torch.randn(count, 48, generator=generator), dim=-1)
+    return nn.functional.normalize(centre + width * apart, dim=-1)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_close_facts_and_scattered_ones_in_one_memory(rate):
+    """Known is what was written, of both; and not their neighbours that were not."""
+    generator = torch.Generator().manual_seed(1)
+    centre = torch.randn(1, 48, generator=generator)
+    centre = centre / centre.norm()
+    sizes = ((0.2, 600), (5.0, 300))
+    groups = [around(centre, n, width, generator) for width, n in sizes]
+    memory = EpisodicMemory(48, 3, 1024, false_alarm=rate, noise_var=1e-3)
+    keys = torch.cat(groups)[torch.randperm(900, generator=generator)]
+    memory.write(keys, torch.randn(900, 3, generator=generator))
+    alarms = []
+    for (width, _), written in zip(sizes, groups, strict=True):
+        assert memory.read(written).is_known.float().mean() > 0.75
+        others = around(centre, 2000, width, generator)
+        alarms.append(memory.read(others).is_known.float().mean().item())
+    # One threshold for all would be passed by 0.075 of the close ones alone, and by no scattered
+    # fact; so many of 600 and of 300 facts say no more than this.
+    assert max(alarms) < 1.6 * rate and min(alarms) > 0.3 * rate
+    out = memory.read(keys)
+    assert torch.equal(out.is_known, out.score > memory.threshold(keys))
+    assert memory.threshold(keys).unique().numel() > 20
+    assert isinstance(memory.threshold(), float)
+    assert memory.calibrate(torch.randn(40, 48)) == memory.threshold()
+    assert (memory.threshold(keys) == memory.threshold()).all()
+
+
+def test_thresholds_of_keys_whose_norms_count():
+    memory = EpisodicMemory(8, 2, 256, "relu", normalize=False, noise_var=1e-3)
+    close, wide = 1 + 0.01 * torch.randn(200, 8), 4 * torch.randn(200, 8)
+    memory.write(torch.cat([close, wide]), torch.randn(400, 2))
+    assert memory.read(wide).is_known.float().mean() > 0.5
+    for others in (1 + 0.01 * torch.randn(4000, 8), 4 * torch.randn(4000, 8)):
+        assert 0.01 < memory.read(others).is_known.float().mean() < 0.12
+
+
+def test_facts_that_are_nearly_the_same_hide_no_others():
+    """Two of ten: each is known by the other. The eight are known all the same."""
+    keys = torch.randn(10, 32)
+    keys[1] = keys[0] + 0.02 * torch.randn(32)
+    memory = EpisodicMemory(32, 3, 128)
+    memory.write(keys, torch.randn(10, 3))
+    assert memory.read(keys).is_known.all()
+    assert memory.read(torch.randn(500, 32)).is_known.float().mean() < 0.02
+
+
+def test_reads_under_autocast_are_those_outside_of_it():
+    memory = make(slots=64)
+    keys, values = facts(30)
+    memory.write(keys, values)
+    out = memory.read(keys)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = memory.read(keys)
+        other = make(slots=64)
+        other.write(keys, values)
+    for name in out._fields:
+        assert torch.equal(getattr(out, name), getattr(inside, name)), name
+    assert torch.equal(other.read(keys).values, out.values)
