@@ -14,9 +14,8 @@ import argparse
 import json
 import resource
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,12 @@ from kanerva_ext.episodic import EpisodicMemory
 
 from . import machine
 from .episodic_facts import UNRELATED, element_facts, embed, town_facts, word_facts
+from .episodic_times import Row, drift, measured, times
 
 #: Facts that there are, those that are asked about, and questions about towns of none of them.
 FACTS, ASKED, UNWRITTEN = 6144, 1024, 1024
 #: How many facts are written: from half to sixteen times 384.
 SIZES = (192, 384, 768, 1536, 3072, 6144)
-Row = dict[str, Any]
 
 
 class World:
@@ -296,50 +295,6 @@ def close(_: None = None) -> Iterable[Row]:
                 }
 
 
-def measured(call: Callable[[], Any], times: int = 5) -> float:
-    """The least of several times, in milliseconds."""
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return 1e3 * best
-
-
-def times(_: None = None) -> Iterable[Row]:
-    """Milliseconds of each operation: 10,000 random facts, keys and values of 384 numbers."""
-    for slots in (512, 2048):
-        for disk in (False, True):
-            with tempfile.TemporaryDirectory() as folder:
-                yield times_row(slots, Path(folder) / "facts.db" if disk else None)
-
-
-def times_row(slots: int, path: Path | None) -> Row:
-    generator = torch.Generator().manual_seed(0)
-    keys = torch.randn(10_100, 384, generator=generator)
-    values = torch.randn(10_100, 384, generator=generator)
-    queries = torch.randn(1000, 384, generator=generator)
-    memory = EpisodicMemory(384, 384, slots, store=path)
-    ids = memory.write(keys[10_000:], values[10_000:])  # the first call of each operator
-    memory.forget(ids)
-    row = {
-        "slots": slots,
-        "store": "SQLite" if path else "memory",
-        "write 10,000": measured(lambda: memory.write(keys[:10_000], values[:10_000]), 1),
-        "first read": measured(lambda: memory.read(queries), 1),
-        "read 1,000": measured(lambda: memory.read(queries)),
-        "read 1": measured(lambda: memory.read(queries[:1])),
-        "edit 1": measured(lambda: memory.edit(7 + len(ids), values[8])),
-        "write 1": measured(lambda: memory.write(keys[-1:], values[-1:])),
-        "forget 1": measured(lambda: memory.forget(next(iter(memory)))),
-        "open": None,
-    }
-    if path:
-        memory.close()
-        row["open"] = measured(lambda: EpisodicMemory.load(path).close(), 1)
-    return row
-
-
 def index(world: World) -> Iterable[Row]:
     """The same facts in indices: how often each finds the answer, its times and its size."""
     import faiss
@@ -390,30 +345,6 @@ def index(world: World) -> Iterable[Row]:
             lambda made, q: (normalize(made.read(q).values, dim=-1) @ answers.mT).argmax(-1),
             slots * (slots + 384),
         )
-
-
-def drift(_: None = None) -> Iterable[Row]:
-    """How far half the facts, forgotten and written again and again, move the sums."""
-    generator = torch.Generator().manual_seed(0)
-    keys, values = (torch.randn(2000, 64, generator=generator) for _ in range(2))
-    for noise_var in (1e-2, 1e-4, 1e-6):
-        memory = EpisodicMemory(64, 64, 256, noise_var=noise_var)
-        memory.write(keys, values, ids=range(2000))
-        for rounds in (1, 9, 90):
-            for _ in range(rounds):
-                half = torch.randperm(2000, generator=generator)[:1000].tolist()
-                memory.forget(half)
-                memory.write(keys[half], values[half], ids=half)
-            reads = memory.read(keys.double()).values
-            fresh = EpisodicMemory(64, 64, 256, noise_var=noise_var)
-            fresh.write(keys, values)
-            wanted = fresh.read(keys.double()).values
-            yield {
-                "noise_var": noise_var,
-                "facts changed": 1000 * rounds,
-                "of the reads": ((reads - wanted).norm() / wanted.norm()).item(),
-                "refresh()": memory.refresh(),
-            }
 
 
 TABLES = {

@@ -175,7 +175,7 @@ def _synsets(folder: Path, kind: str) -> Iterator[tuple[list[str], str]]:
 
 
 def word_facts(count: int) -> Texts:
-    """Glosses of nouns of one meaning, one of each gloss, those in WordNet's tagged texts first.
+    """Glosses of nouns of one meaning, one word of each gloss; mostly of WordNet's tagged texts.
 
     Raises:
         ModuleNotFoundError: there is no WordNet.
