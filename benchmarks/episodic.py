@@ -1,10 +1,11 @@
 """The episodic memory on facts of the world: ``python -m benchmarks.episodic TABLE``.
 
-Tables: capacity, features, changes, known, times, index, drift; or all.
+Tables: capacity, features, sources, changes, known, close, times, index, drift; or all.
 Facts are questions about towns (`episodic_facts`; ``pip install '.[episodic]'``), each with the
 answer of another town: what is true could be guessed, because a question and its answer share the
-town's name and a linear map copies it ("true facts" shows by how much). ``times`` and ``drift`` are
-of random vectors and need nothing. ``--json FILE`` also writes the numbers.
+town's name and a linear map copies it ("true facts" shows by how much). ``sources`` is of elements
+and words too, and wants WordNet. ``close``, ``times`` and ``drift`` are of random vectors and need
+nothing. ``--json FILE`` also writes the numbers.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import argparse
 import json
 import resource
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +26,22 @@ from torch.nn.functional import cosine_similarity, normalize
 from kanerva_ext.episodic import EpisodicMemory
 
 from . import machine
-from .episodic_facts import UNRELATED, embed, town_facts
+from .episodic_facts import UNRELATED, element_facts, embed, town_facts, word_facts
+from .episodic_times import Row, drift, measured, times
 
 #: Facts that there are, those that are asked about, and questions about towns of none of them.
 FACTS, ASKED, UNWRITTEN = 6144, 1024, 1024
 #: How many facts are written: from half to sixteen times 384.
 SIZES = (192, 384, 768, 1536, 3072, 6144)
-Row = dict[str, Any]
 
 
 class World:
-    """The facts' embeddings, computed when they are first asked for."""
+    """The embeddings of towns, computed when they are first asked for."""
 
     def __init__(self) -> None:
         texts = town_facts(FACTS)
         self.questions, self.true = embed(texts.questions), embed(texts.answers)
-        # A permutation within each part, so that the first N facts have the first N answers.
-        generator = torch.Generator().manual_seed(0)
-        parts = [0, *SIZES]
-        order = [
-            start + torch.randperm(end - start, generator=generator)
-            for start, end in zip(parts, SIZES, strict=False)
-        ]
-        self.answers = self.true[torch.cat(order)]
+        self.answers = self.true[within_parts(SIZES)]
         kinds = zip(*texts.paraphrases[:ASKED], strict=True)
         self.paraphrases = [embed(list(kind)) for kind in kinds]
         others = town_facts(UNWRITTEN, 20_000).questions
@@ -64,10 +57,58 @@ class World:
         return memory
 
 
+class Mixed(World):
+    """Facts of three kinds, in one order: the first `ASKED` are of all kinds equally often."""
+
+    #: From half to sixteen times 384 and 2,048.
+    SIZES = (192, 384, 768, 1024, 1536, 2048, 4096, 6144, 8192, 20_000, 32_768)
+
+    def __init__(self) -> None:
+        towns, elements = town_facts(20_000), element_facts()
+        words = word_facts(self.SIZES[-1] - len(towns.questions) - len(elements.questions))
+        texts = {"towns": towns, "elements": elements, "words": words}
+        self.kinds = list(texts)
+        self.kind, row = self.mixed([len(t.questions) for t in texts.values()])
+        self.questions, self.true = (
+            torch.cat([embed(t[i]) for t in texts.values()])[row] for i in range(2)
+        )
+        self.answers = self.true[within_parts(self.SIZES)]
+        every = [p for t in texts.values() for p in t.paraphrases]
+        asked = [every[i] for i in row[:ASKED].tolist()]
+        self.paraphrases = [embed(list(some)) for some in zip(*asked, strict=True)]
+
+    @staticmethod
+    def mixed(counts: list[int]) -> tuple[Tensor, Tensor]:
+        """The kind of each fact and its row among all, one kind after the other."""
+        generator = torch.Generator().manual_seed(0)
+        kind = torch.cat([torch.full((n,), i) for i, n in enumerate(counts)])
+        order = torch.randperm(len(kind), generator=generator)
+        each = -(-ASKED // len(counts))
+        first = torch.stack([order[kind[order] == i][:each] for i in range(len(counts))], 1)
+        first = first.flatten()[:ASKED]
+        rest = order[~torch.isin(order, first)]
+        row = torch.cat([first, rest])
+        return kind[row], row
+
+
+def within_parts(sizes: Sequence[int]) -> Tensor:
+    """A permutation within each part, so that the first N facts have the first N answers."""
+    generator = torch.Generator().manual_seed(0)
+    parts = zip([0, *sizes], sizes, strict=False)
+    return torch.cat(
+        [start + torch.randperm(end - start, generator=generator) for start, end in parts]
+    )
+
+
 def top1(reads: Tensor, values: Tensor, right: Tensor) -> float:
     """How often the value nearest to a read-out, of all, is the right one."""
+    return top1_of(reads, values, right).mean().item()
+
+
+def top1_of(reads: Tensor, values: Tensor, right: Tensor) -> Tensor:
+    """Of each read-out, 1.0 where that is so."""
     found = (normalize(reads, dim=-1) @ normalize(values, dim=-1).mT).argmax(-1)
-    return (found == right).float().mean().item()
+    return (found == right).float()
 
 
 def recall_row(world: World, memory: EpisodicMemory, count: int) -> Row:
@@ -110,6 +151,31 @@ def features(world: World) -> Iterable[Row]:
         for noise_var in (1e-1, 1e-2, 1e-3, 1e-4, 1e-6):
             memory = world.memory(count, slots=slots, features="relu", noise_var=noise_var)
             yield {"slots": slots, "noise_var": noise_var} | recall_row(world, memory, count)
+
+
+def sources(_: None = None) -> Iterable[Row]:
+    """Recall of facts of three kinds at once, up to sixteen times as many as slots."""
+    mixed = Mixed()
+    for slots, features in ((384, "none"), (2048, "relu")):
+        for count in Mixed.SIZES:
+            if not slots <= 2 * count <= 32 * slots:
+                continue
+            memory = mixed.memory(count, slots=slots, features=features)
+            asked = torch.arange(min(count, ASKED))
+            values, kind = mixed.answers[:count], mixed.kind[asked]
+            right = [top1_of(memory.read(mixed.questions[asked]).values, values, asked)]
+            right += [
+                top1_of(memory.read(p[asked]).values, values, asked) for p in mixed.paraphrases
+            ]
+            index = [top1_of(p[asked], mixed.questions[:count], asked) for p in mixed.paraphrases]
+            row: Row = {"slots": slots, "features": features, "facts": count}
+            row["recall"] = right[0].mean().item()
+            row["paraphrases"] = torch.stack(right[1:]).mean().item()
+            row["index, paraphrases"] = torch.stack(index).mean().item()
+            for i, name in enumerate(mixed.kinds):
+                row[name] = right[0][kind == i].mean().item()
+                row[f"{name}, paraphrases"] = torch.stack(right[1:])[:, kind == i].mean().item()
+            yield row
 
 
 def changes(world: World) -> Iterable[Row]:
@@ -186,48 +252,47 @@ def known(world: World) -> Iterable[Row]:
         yield row
 
 
-def measured(call: Callable[[], Any], times: int = 5) -> float:
-    """The least of several times, in milliseconds."""
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return 1e3 * best
+#: Of facts around one direction each: how many, and how far apart (a width of 1 is an angle of 45
+#: degrees); the last group is of directions of their own.
+GROUPS = {
+    "one group": ((0.1, 1000),),
+    "a group, and as many scattered": ((0.1, 500), (None, 500)),
+    "groups of several widths": ((0.05, 250), (0.2, 250), (0.5, 250), (None, 250)),
+}
 
 
-def times(_: None = None) -> Iterable[Row]:
-    """Milliseconds of each operation: 10,000 random facts, keys and values of 384 numbers."""
-    for slots in (512, 2048):
-        for disk in (False, True):
-            with tempfile.TemporaryDirectory() as folder:
-                yield times_row(slots, Path(folder) / "facts.db" if disk else None)
+def close(_: None = None) -> Iterable[Row]:
+    """What is called known among facts whose keys lie close together: false alarm rate 0.05."""
+    generator = torch.Generator().manual_seed(1)
 
+    def directions(count: int) -> Tensor:
+        return normalize(torch.randn(count, 384, generator=generator), dim=-1)
 
-def times_row(slots: int, path: Path | None) -> Row:
-    generator = torch.Generator().manual_seed(0)
-    keys = torch.randn(10_100, 384, generator=generator)
-    values = torch.randn(10_100, 384, generator=generator)
-    queries = torch.randn(1000, 384, generator=generator)
-    memory = EpisodicMemory(384, 384, slots, store=path)
-    ids = memory.write(keys[10_000:], values[10_000:])  # the first call of each operator
-    memory.forget(ids)
-    row = {
-        "slots": slots,
-        "store": "SQLite" if path else "memory",
-        "write 10,000": measured(lambda: memory.write(keys[:10_000], values[:10_000]), 1),
-        "first read": measured(lambda: memory.read(queries), 1),
-        "read 1,000": measured(lambda: memory.read(queries)),
-        "read 1": measured(lambda: memory.read(queries[:1])),
-        "edit 1": measured(lambda: memory.edit(7 + len(ids), values[8])),
-        "write 1": measured(lambda: memory.write(keys[-1:], values[-1:])),
-        "forget 1": measured(lambda: memory.forget(next(iter(memory)))),
-        "open": None,
-    }
-    if path:
-        memory.close()
-        row["open"] = measured(lambda: EpisodicMemory.load(path).close(), 1)
-    return row
+    for noise_var in (1e-1, 1e-2, 1e-3):
+        for name, groups in GROUPS.items():
+            written, others = [], []
+            for width, count in groups:
+                centre = directions(1) if width else 0
+                for into, number in ((written, count), (others, 1000)):
+                    around = centre + (width or 1) * directions(number)
+                    into.append(normalize(around, dim=-1))
+            keys = torch.cat(written)
+            keys = keys[torch.randperm(len(keys), generator=generator)]
+            memory = EpisodicMemory(384, 1, 2048, noise_var=noise_var)
+            memory.write(keys, torch.ones(len(keys), 1))
+            for (width, _), mine, new in zip(groups, written, others, strict=True):
+                own, other = memory.read(mine), memory.read(new)
+                at_once = memory.threshold()
+                yield {
+                    "noise_var": noise_var,
+                    "facts": name,
+                    "width": "scattered" if width is None else str(width),
+                    "written": own.is_known.float().mean().item(),
+                    "neighbours": other.is_known.float().mean().item(),
+                    "ROC": roc_area(own.score, other.score),
+                    "one threshold: written": (own.score > at_once).float().mean().item(),
+                    "neighbours, so": (other.score > at_once).float().mean().item(),
+                }
 
 
 def index(world: World) -> Iterable[Row]:
@@ -282,32 +347,10 @@ def index(world: World) -> Iterable[Row]:
         )
 
 
-def drift(_: None = None) -> Iterable[Row]:
-    """How far half the facts, forgotten and written again and again, move the sums."""
-    generator = torch.Generator().manual_seed(0)
-    keys, values = (torch.randn(2000, 64, generator=generator) for _ in range(2))
-    for noise_var in (1e-2, 1e-4, 1e-6):
-        memory = EpisodicMemory(64, 64, 256, noise_var=noise_var)
-        memory.write(keys, values, ids=range(2000))
-        for rounds in (1, 9, 90):
-            for _ in range(rounds):
-                half = torch.randperm(2000, generator=generator)[:1000].tolist()
-                memory.forget(half)
-                memory.write(keys[half], values[half], ids=half)
-            reads = memory.read(keys.double()).values
-            fresh = EpisodicMemory(64, 64, 256, noise_var=noise_var)
-            fresh.write(keys, values)
-            wanted = fresh.read(keys.double()).values
-            yield {
-                "noise_var": noise_var,
-                "facts changed": 1000 * rounds,
-                "of the reads": ((reads - wanted).norm() / wanted.norm()).item(),
-                "refresh()": memory.refresh(),
-            }
-
-
-TABLES = {f.__name__: f for f in (capacity, features, changes, known, times, index, drift)}
-WITHOUT_FACTS = ("times", "drift")
+TABLES = {
+    f.__name__: f for f in (capacity, features, sources, changes, known, close, times, index, drift)
+}
+WITHOUT_FACTS = ("close", "times", "drift", "sources")
 
 
 def show(rows: Iterable[Row]) -> list[Row]:
@@ -342,16 +385,14 @@ def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     names = list(TABLES) if arguments.table == "all" else [arguments.table]
-    world = None
-    if set(names) - set(WITHOUT_FACTS):
-        try:
-            world = World()
-        except ModuleNotFoundError as error:
-            sys.exit(f"{error}: pip install '.[episodic]'")
     results = {}
-    for name in names:
-        print(f"\n{name}: {TABLES[name].__doc__}\n")
-        results[name] = show(TABLES[name](world))
+    try:
+        world = World() if set(names) - set(WITHOUT_FACTS) else None
+        for name in names:
+            print(f"\n{name}: {TABLES[name].__doc__}\n")
+            results[name] = show(TABLES[name](world))
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error}: pip install '.[episodic]'")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(f"\npeak of the resident set: {peak:,.0f} MiB")
     if arguments.json:

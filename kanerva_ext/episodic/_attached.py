@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,51 @@ from . import _layers
 
 if TYPE_CHECKING:
     from .augmented import MemoryAugmented
+
+
+class _Frozen:
+    """What a model was before the first memory at one of its layers, and how many there are."""
+
+    of: ClassVar[weakref.WeakKeyDictionary[nn.Module, _Frozen]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, model: nn.Module):
+        self.training, self.count = model.training, 0
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+
+    @classmethod
+    def take(cls, model: nn.Module) -> None:
+        cls.of.setdefault(model, cls(model)).count += 1
+        model.eval().requires_grad_(False)
+
+    @classmethod
+    def give_back(cls, model: nn.Module) -> None:
+        frozen = cls.of[model]
+        frozen.count -= 1
+        if not frozen.count:
+            del cls.of[model]
+            model.train(frozen.training)
+            for parameter in frozen.parameters:
+                parameter.requires_grad_(True)
+
+
+class NoHook:
+    """What a copy of a model has in the place of a memory's hook."""
+
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
+        return None
+
+
+class _Hook:
+    """Lets a layer read. A copy of the model, deep or by pickle, is a model without a memory."""
+
+    def __init__(self, augmented: Attached):
+        self.augmented = augmented
+
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        return self.augmented._read_at_layer(module, args, output)
+
+    def __reduce__(self):
+        return NoHook, ()
 
 
 class Attached(nn.Module):
@@ -47,20 +93,23 @@ class Attached(nn.Module):
         if self._hook is not None:
             return
         model, module = self._frozen
-        self._before = model.training, [p for p in model.parameters() if p.requires_grad]
-        model.eval().requires_grad_(False)
-        self._hook = module.register_forward_hook(self._read_at_layer)
+        _Frozen.take(model)
+        self._hook = module.register_forward_hook(_Hook(self))
 
     def remove(self) -> None:
-        """Give the model back as it was, without the hook and with its gradients."""
+        """Give the model back as it was, without the hook and, once no other memory is at one of
+        its layers, with its gradients."""
         if self._hook is None:
             return
         self._hook.remove()
         self._hook = None
-        training, parameters = self._before
-        self.model.train(training)
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        _Frozen.give_back(self.model)
+
+    def __reduce_ex__(self, protocol: Any):
+        raise TypeError(
+            f"a {type(self).__name__} is neither pickled nor copied: save(folder) writes it, and "
+            "load(folder, model) puts it at another model; state_dict() is its projections"
+        )
 
     def __enter__(self: MemoryAugmented) -> MemoryAugmented:
         self.attach()

@@ -17,6 +17,7 @@ from .._checks import check_int
 from .._memory_checks import positive
 from . import _saving
 from ._arguments import as_device, check_finite, check_not_zero, is_id, named
+from ._calibration import Local
 from ._regression import Regression
 from .features import Features, make_features, unit_rows
 from .stores import DTYPES, Facts, InMemoryStore, Store
@@ -103,6 +104,7 @@ class Core:
         self._counts = [store.count(m) for m in range(count)]
         self._next = [store.first_free(m) for m in range(count)]
         self._thresholds: list[float | None] = [None] * count
+        self._local: list[Local | None] = [None] * count  # thresholds of single keys
         self._changes = [0] * count  # since the threshold was found
         self._unknown: dict[int, Tensor | None] = {}  # keys that it is found by, if not by facts
         self._broken = [n > 0 for n in self._counts]  # the sums are not those of the store

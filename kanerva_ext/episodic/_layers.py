@@ -52,6 +52,11 @@ def hidden_in(output: Any, layer: str) -> Tensor:
         TypeError: there are none.
     """
     first = output[0] if isinstance(output, (tuple, list)) and len(output) else output
+    if isinstance(first, Tensor) and first.is_nested:
+        raise TypeError(
+            f"layer {layer!r} must return hidden states of one length, got a nested tensor: make "
+            "the nn.TransformerEncoder with enable_nested_tensor=False"
+        )
     if isinstance(first, Tensor) and first.is_floating_point():
         return first
     found = type(output).__name__
@@ -89,3 +94,16 @@ def last_positions(inputs: Any, hidden: Tensor) -> Tensor:
         index = torch.arange(1, steps + 1, device=mask.device)
         return (index * mask.bool()).amax(-1).clamp(min=1) - 1
     return torch.full((rows,), steps - 1)
+
+
+def check_not_again(layer: str) -> None:
+    """For a layer that read an episode, and is called when there is none any more.
+
+    Raises:
+        RuntimeError: a backward pass calls it, to have what a checkpoint did not keep.
+    """
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"layer {layer!r} is computed again in the backward pass (activation checkpointing), "
+            "but its episode has ended: call backward() within episode(...)"
+        )

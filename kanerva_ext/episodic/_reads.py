@@ -94,10 +94,14 @@ class Reads(Core):
         which = self._which(memory, keys)
         shape, keys = keys.shape[:-1], keys.reshape(-1, self.key_size)
         check_finite("keys", keys.detach())
-        with self._lock:
+        # Half precision is no matter of the caller's: scores are differences of near numbers.
+        with self._lock, torch.autocast(self.device.type, enabled=False):
             address = self._address(keys, wide=False)
             groups = list(grouped(which))
-            parts = [self._read(m, take_rows(address, rows, groups)) for m, rows in groups]
+            parts = [
+                self._read(m, *(take_rows(x, rows, groups) for x in (keys, address)))
+                for m, rows in groups
+            ]
         if len(parts) == 1:
             values, leverage, known = parts[0]
         elif not parts:
@@ -112,44 +116,77 @@ class Reads(Core):
         results = values, score, score > known, self.noise_var * leverage
         return EpisodicRead(*(x.reshape((*shape, *x.shape[1:])) for x in results))
 
-    def _read(self, m: int, address: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _read(self, m: int, keys: Tensor, address: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values, leverages and the threshold of each."""
         with torch.inference_mode(False), torch.no_grad():
             self._mend(m)
             self._sums[m].prepare(address.dtype)
-            known = self.threshold(memory=None if self.num_memories is None else m)
+            known = self._threshold(m, keys)
         values, leverage = self._sums[m].read(address)
-        return values, leverage, torch.full_like(leverage.detach(), known)
+        return values, leverage, known.to(leverage)
 
     @plain
-    def threshold(self, *, memory: int | None = None) -> float:
+    def threshold(self, keys: Tensor | None = None, *, memory: int | None = None) -> Any:
         """The score above which a key is called known, by the keys of `calibrate` or by the facts.
 
         By the facts: up to 1,024 of them are each scored as if it alone had not been written, which
         the predictive variance gives exactly, and a part ``false_alarm`` of these scores lies
-        above. It holds for unknown keys that come from where the facts' keys do. Other wording is
-        something that the memory does not know either: for questions in other words than were
-        written, `calibrate` it with such questions. After a sixteenth of the facts has changed it
-        is found anew, in either case. Infinite in an empty memory that was not calibrated.
+        above. It holds for unknown keys that come from where the facts' keys do, also of those
+        between close facts and of those between scattered ones: from 128 facts on each key has the
+        threshold of the facts that lie as densely as it. Other wording is something that the memory
+        does not know either: for questions in other words than were written, `calibrate` it with
+        such questions. After a sixteenth of the facts has changed it is found anew, in either case.
+        Infinite in an empty memory that was not calibrated.
+
+        Args:
+            keys: (T, S): the threshold of each, a tensor (T,). None: a float, that of all together.
+            memory: with ``num_memories``, the memory.
+
+        Raises:
+            TypeError, ValueError: keys of the wrong kind or shape.
         """
         (m,) = self._which(memory)
+        if keys is None:
+            self._find(m)
+            return self._thresholds[m]
+        keys = as_rows("keys", keys, self.key_size, "key_size").reshape(-1, self.key_size)
+        check_finite("keys", keys)
+        self._mend(m)
+        return self._threshold(m, keys)
+
+    def _threshold(self, m: int, keys: Tensor) -> Tensor:
+        """Of each key (T, S)."""
+        self._find(m)
+        local = self._local[m]
+        if local is not None:
+            return local(keys.to(self.device))
+        return torch.full((len(keys),), self._thresholds[m], device=self.device)
+
+    def _find(self, m: int) -> None:
+        """Make the thresholds those of the facts as they are, or nearly so."""
         stale = self._changes[m] > STALE * self._counts[m]
         if self._thresholds[m] is None or stale:
             self._mend(m)
-            self._thresholds[m] = self._find_threshold(m, self._calibrated_by(m))
+            found = self._find_threshold(m, self._calibrated_by(m))
+            self._thresholds[m], self._local[m] = found
             self._changes[m] = 0
-        return self._thresholds[m]
 
-    def _find_threshold(self, m: int, unknown: Tensor | None) -> float:
+    def _find_threshold(
+        self, m: int, unknown: Tensor | None
+    ) -> tuple[float, _calibration.Local | None]:
         keys = self._store.sample(m, SAMPLE) if unknown is None else unknown
         address = self._address(keys, wide=True)
         leverage = self._sums[m].read(address)[1]
         written = _calibration.scores(leverage, address, self.ridge)
         if unknown is not None:
-            return _calibration.threshold(written, written, self.false_alarm)
+            return _calibration.threshold(written, written, self.false_alarm), None
         left_out = _calibration.without_itself(leverage)
         left_out = _calibration.scores(left_out, address, self.ridge)
-        return _calibration.threshold(written, left_out, self.false_alarm)
+        local = None
+        if len(keys) >= 2 * _calibration.Local.window(self.false_alarm):
+            of = keys.to(self.device), left_out, self.false_alarm, self.normalize
+            local = _calibration.Local(*of)
+        return _calibration.threshold(written, left_out, self.false_alarm), local
 
     @plain
     def calibrate(self, keys: Tensor | None, *, memory: int | None = None) -> float:
@@ -181,10 +218,11 @@ class Reads(Core):
                 )
             keys = keys[spread(len(keys), CHUNK)]
         self._mend(m)
-        found = self._find_threshold(m, keys)
+        found, local = self._find_threshold(m, keys)
         _saving.keep_rows(self._store, m, keys)
         self._store.change([])
-        self._thresholds[m], self._unknown[m], self._changes[m] = found, keys, 0
+        self._thresholds[m], self._local[m] = found, local
+        self._unknown[m], self._changes[m] = keys, 0
         return found
 
     @plain

@@ -65,6 +65,11 @@ class _Reader:
         self.mean.addmm_(gain.mT, difference)
         self._narrow.pop("mean", None)
 
+    def clear(self, columns: Tensor) -> None:
+        """Nothing is left in these columns of the values."""
+        self.mean[:, columns] = 0
+        self._narrow.pop("mean", None)
+
     def update(self, weights: Tensor, values: Tensor, sign: int) -> bool:
         """Write (sign 1) or forget (-1) T items; False, unchanged, where it would lose digits.
 
@@ -105,7 +110,7 @@ class Regression:
         self._gram = torch.zeros(slots, slots, **options)
         self._cross = torch.zeros(slots, value_size, **options)
         self.ridge = ridge
-        self.scales = Scales(ridge)
+        self.scales = Scales(ridge, value_size)
         self._pending: list[tuple[Tensor, Tensor, int]] = []
         self._reader: _Reader | None = None
 
@@ -123,11 +128,13 @@ class Regression:
         self._add(weights, values, sign)
         reader = self._reader
         if reader is None:
+            self._clear_emptied()
             return
         small = len(weights) <= max(1, BATCH * self.slots)
         room = reader.updates + len(weights) <= UPDATES * self.slots
         if not (small and room and reader.update(weights, values, sign)):
             self._reader = None
+        self._clear_emptied()
 
     def edit(self, weights: Tensor, old: Tensor, new: Tensor) -> None:
         """Values (T, C) at addresses (T, K), written before, become others."""
@@ -136,6 +143,17 @@ class Regression:
         self._add(weights, difference, 0)
         if self._reader is not None:
             self._reader.edit(weights, difference)
+        self._clear_emptied()
+
+    def _clear_emptied(self) -> None:
+        """Columns of the values that are zero in all items are zero in the sums, not almost."""
+        empty = self.scales.emptied()
+        if empty is None:
+            return
+        self._flush()
+        self._cross[:, empty] = 0
+        if self._reader is not None:
+            self._reader.clear(empty)
 
     def _add(self, weights: Tensor, values: Tensor, sign: int) -> None:
         if len(weights) >= PENDING:
@@ -165,10 +183,10 @@ class Regression:
         self._flush()
         return self._gram, self._cross
 
-    def load(self, gram: Tensor, cross: Tensor, scales: Tensor) -> None:
-        """Take sums, as `sums` and `scales.table` gave them."""
+    def load(self, gram: Tensor, cross: Tensor, scales: Tensor, columns: Tensor) -> None:
+        """Take sums, as `sums` and `scales.tables` gave them."""
         self._pending, self._reader = [], None
-        self.scales.load(scales)
+        self.scales.load(scales, columns)
         self._gram.copy_(gram)
         self._cross.copy_(cross)
 

@@ -9,6 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: The tables of a file.
+TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, content);
+CREATE TABLE facts (
+    position INTEGER PRIMARY KEY, memory INTEGER NOT NULL, id NOT NULL, version INTEGER NOT NULL,
+    key BLOB NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL, UNIQUE (memory, id));
+CREATE INDEX facts_version ON facts (version);
+-- Facts that the stored sums hold and that are no longer there.
+CREATE TABLE removed (
+    memory INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE sums (
+    memory INTEGER, name TEXT, start INTEGER, content BLOB NOT NULL, crc INTEGER NOT NULL,
+    PRIMARY KEY (memory, name, start));
+"""
+
 
 def blobs(tensor: Tensor) -> list[bytes]:
     """The bytes of each row."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .._files import replacing
 from .._version import __version__
 from ._arguments import as_device
+from ._fingerprint import apart, digest, features_differ, probe
 from .features import Features
 from .sqlite import SQLiteStore
 from .stores import InMemoryStore, Store
@@ -28,8 +29,6 @@ ARGUMENTS = (
     "slots", "noise_var", "prior_var", "false_alarm", "normalize", "seed", "bandwidth",
     "num_memories",
 )  # fmt: skip
-#: Numbers of an address that tell features apart, and how alike they have to be.
-PROBE, ALIKE = 64, 1e-4
 #: Bytes up to which a file is looked through when it is opened.
 CHECKED = 1 << 26
 #: Changes after which the sums are written again, at least; more slots: more, as they are larger.
@@ -41,23 +40,14 @@ def describe(memory: EpisodicMemory) -> dict[str, Any]:
     return {
         "kanerva_ext": __version__,
         "features": memory.features.kind if isinstance(memory.features, Features) else "own",
+        "digest": digest(memory.features),
         "probe": probe(memory),
         **{name: getattr(memory, name) for name in ARGUMENTS},
     }
 
 
-def probe(memory: EpisodicMemory) -> list[float]:
-    """Part of the address of a fixed key: what tells two features of the same sizes apart."""
-    with torch.no_grad():
-        key = torch.linspace(-1, 1, memory.key_size, dtype=torch.float64).cos()[None]
-        return memory._address(key, wide=True)[0, :PROBE].tolist()
-
-
-def _apart(a: list[float], b: list[float]) -> bool:
-    first, second = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
-    if first.shape != second.shape:
-        return True
-    return not bool((first - second).abs().max() <= ALIKE * first.abs().max().clamp(min=1e-9))
+def _other_features(settings: dict[str, Any], own: dict[str, Any]) -> bool:
+    return settings["digest"] != own["digest"] or apart(settings["probe"], own["probe"])
 
 
 def check_alike(memory: EpisodicMemory, other: EpisodicMemory) -> None:
@@ -66,7 +56,7 @@ def check_alike(memory: EpisodicMemory, other: EpisodicMemory) -> None:
         own, theirs = getattr(memory, name), getattr(other, name)
         if own != theirs:
             raise ValueError(f"other must have {name} = {own}, got {theirs}")
-    if _apart(probe(memory), probe(other)):
+    if features_differ(memory, other):
         raise ValueError("other must have the same features (and seed): its addresses differ")
 
 
@@ -114,7 +104,7 @@ def check_store(store: Store, memory: EpisodicMemory) -> None:
                 f"store must be of a memory with {name} = {own[name]!r}, but that in {store.path} "
                 f"has {settings.get(name)!r}; EpisodicMemory.load opens it as it is"
             )
-    if _apart(settings["probe"], own["probe"]):
+    if _other_features(settings, own):
         raise ValueError(
             f"store must be of a memory with the same features (and seed), but in {store.path} "
             "addresses differ; EpisodicMemory.load opens it as it is"
@@ -136,14 +126,23 @@ def kept_rows(store: Store, m: int, like: Tensor) -> Tensor | None:
     return torch.frombuffer(content, dtype=like.dtype).view(-1, like.shape[-1])
 
 
-def put_sums(memory: EpisodicMemory, store: SQLiteStore) -> None:
-    """Write the sums that take longer to compute again than to read."""
+def put_sums(memory: EpisodicMemory, store: SQLiteStore, summed_anew: bool = False) -> None:
+    """Write the sums that take longer to compute again than to read; and, where the features are
+    no longer those that the file's facts were summed with, what tells them from others."""
+    settings = {**store.settings, **describe(memory)} if summed_anew else None
     named = {}
     for m, sums in enumerate(memory._sums):
         if memory._counts[m] >= memory.slots and not memory._broken[m]:
             gram, cross = sums.sums()
-            named[m] = {"gram": gram, "cross": cross, "scales": sums.scales.table()}
-    store.put_sums(named)
+            named[m] = {"gram": gram, "cross": cross, **sums.scales.tables()}
+    store.put_sums(named, settings)
+
+
+def refreshed(memory: EpisodicMemory) -> None:
+    """To be told that all sums are those of the features as they are now."""
+    store = memory._store
+    if isinstance(store, SQLiteStore) and _other_features(store.settings, describe(memory)):
+        put_sums(memory, store, summed_anew=True)
 
 
 def written(memory: EpisodicMemory, count: int) -> None:
@@ -249,7 +248,7 @@ def _load(cls, store, features, in_memory, device) -> EpisodicMemory:
                 if saved is None or saved.numel() != buffer.numel():
                     raise ValueError(f"it has no {name} of the features")
                 buffer.copy_(saved.view(buffer.shape))
-        if _apart(settings["probe"], probe(memory)):
+        if _other_features(settings, describe(memory)):
             raise ValueError(
                 "features must be those that its facts were written with: their addresses differ"
             )
@@ -281,13 +280,14 @@ def _load_sums(memory: EpisodicMemory, store: SQLiteStore, m: int) -> bool:
     """Sums as they were saved, and what has changed since; False: there are none."""
     gram = store.sums(m, "gram", memory.slots)
     cross = store.sums(m, "cross", memory.value_size)
-    scales = store.sums(m, "scales", 3)
+    scales = store.sums(m, "scales", 2)
+    columns = store.sums(m, "columns", memory.value_size)
     shapes = [None if x is None else x.shape[0] for x in (gram, cross)]
     if shapes == [None, None]:
         return store.count(m) == 0  # else from the facts, when they are asked for
-    if shapes != [memory.slots, memory.slots] or scales is None:
+    if shapes != [memory.slots, memory.slots] or scales is None or columns is None:
         raise ValueError(f"{store.path} is damaged: its sums have other sizes")
-    memory._sums[m].load(gram, cross, scales)
+    memory._sums[m].load(gram, cross, scales, columns)
     for facts, sign in store.since_sums(m):
         memory._sum(m, facts, sign)
     return not memory._sums[m].scales.lost()

@@ -148,6 +148,8 @@ class MemoryAugmented(Attached):
         return self.model(*args, **kwargs)
 
     def _at_layer(self, output: Any, hidden: Tensor) -> Any:
+        if self._episode is None and self._last is not None and self._last[3] is not None:
+            _layers.check_not_again(self.layer)
         if self.training and torch.is_grad_enabled():
             self._check_training()
         if self._episode is None and not len(self.memory):
@@ -234,7 +236,8 @@ class MemoryAugmented(Attached):
         if queries.dim() < 2 or len(queries) != len(self._which):
             raise ValueError(
                 f"the batch must have a row for each memory selected, {len(self._which)}, got "
-                f"hidden states of shape {(*queries.shape[:-1], self.hidden_size)}"
+                f"hidden states of shape {(*queries.shape[:-1], self.hidden_size)}; for beams, "
+                "select each memory as many times as there are beams"
             )
         each = queries[0, ..., 0].numel()
         return [m for m in self._which for _ in range(each)]

@@ -319,9 +319,14 @@ class EpisodicMemory(Reads):
     def refresh(self) -> float:
         """Compute the sums anew from the facts, as after a change of ``features``.
 
+        A file then belongs to the features as they are now: keep their parameters with it.
+
         Returns:
             How far they had drifted by rounding, the largest difference of an entry of ``W'W``,
             relative to the ridge, which is what an entry has to be compared with.
+
+        Raises:
+            OSError: the store's file cannot be written.
         """
         drift = 0.0
         for m, sums in enumerate(self._sums):
@@ -331,6 +336,7 @@ class EpisodicMemory(Reads):
             if before is not None:
                 apart = (sums.sums()[0] - before).tril().abs().max().item()
                 drift = max(drift, apart / self.ridge)
+        _saving.refreshed(self)
         return drift
 
     @plain

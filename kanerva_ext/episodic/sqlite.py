@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ._lock import FileLock
-from ._rows import blobs, crc, tensors, with_crc, without_crc
+from ._rows import TABLES, blobs, crc, tensors, with_crc, without_crc
 from .stores import CHUNK, DTYPES, Facts, Store, spread
 
 __all__ = ["FORMAT", "SQLiteStore"]
@@ -38,20 +38,6 @@ FORMAT = "kanerva_ext.EpisodicMemory"
 APPLICATION = 0x4B4E4552  # in the file's header
 #: Rows of a matrix that are one blob: SQLite's blobs end at a gigabyte.
 ROWS = 256
-
-TABLES = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, content);
-CREATE TABLE facts (
-    position INTEGER PRIMARY KEY, memory INTEGER NOT NULL, id NOT NULL, version INTEGER NOT NULL,
-    key BLOB NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL, UNIQUE (memory, id));
-CREATE INDEX facts_version ON facts (version);
--- Facts that the stored sums hold and that are no longer there.
-CREATE TABLE removed (
-    memory INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL);
-CREATE TABLE sums (
-    memory INTEGER, name TEXT, start INTEGER, content BLOB NOT NULL, crc INTEGER NOT NULL,
-    PRIMARY KEY (memory, name, start));
-"""
 
 
 class SQLiteStore(Store):
@@ -243,7 +229,8 @@ class SQLiteStore(Store):
                 raise OSError(
                     errno.EBUSY, "another process, or memory, has it open", str(self.path)
                 ) from error
-            if "malformed" in text or "not a database" in text or "no such table" in text:
+            of_damage = ("malformed", "not a database", "no such table", "Could not decode")
+            if any(part in text for part in of_damage):
                 raise ValueError(f"{self.path} is damaged or no memory: {text}") from error
             raise OSError(errno.EIO, text, str(self.path)) from error
 
@@ -444,9 +431,13 @@ class SQLiteStore(Store):
                 self._held.release()
                 self._held = None
 
-    def put_sums(self, tensors: dict[int, dict[str, Tensor]]) -> None:
-        """The sums of each memory, by name, as they are now."""
+    def put_sums(
+        self, tensors: dict[int, dict[str, Tensor]], settings: dict[str, Any] | None = None
+    ) -> None:
+        """The sums of each memory, by name, as they are now; with them other settings, if any."""
         with self._transaction() as connection:
+            if settings is not None:
+                self._put_settings(settings)
             connection.execute("DELETE FROM sums WHERE memory >= 0")
             connection.execute("DELETE FROM removed")
             for memory, named in tensors.items():
@@ -455,7 +446,7 @@ class SQLiteStore(Store):
             connection.execute(
                 "UPDATE meta SET content = ? WHERE name = 'summed'", (self._version,)
             )
-        self._summed = self._version
+        self._summed, self.settings = self._version, settings or self.settings
 
     def _put(self, memory: int, name: str, tensor: Tensor) -> None:
         for start in range(0, len(tensor), ROWS):

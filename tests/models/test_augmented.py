@@ -4,59 +4,13 @@ import contextlib
 
 import pytest
 import torch
+from augmented_cases import C, D, K, Model, S, V, make, tokens, values
 from torch import nn
 
 import kanerva_ext.episodic
-from kanerva_ext import KanervaBlock
 from kanerva_ext.episodic import EpisodicMemory, MemoryAugmented
 from kanerva_ext.episodic._alignment import aligned
 from kanerva_ext.episodic._episode import Episode
-
-V, D, S, C, K = 30, 16, 8, 12, 64
-
-
-class Model(nn.Module):
-    """Tokens (B, T) to logits; its blocks return tensors, tuples or named tuples."""
-
-    def __init__(self, wrap=lambda x: x):
-        super().__init__()
-        self.embed, self.head = nn.Embedding(V, D), nn.Linear(D, V)
-        self.blocks = nn.ModuleList(Block(wrap) for _ in range(3))
-        self.drop = nn.Dropout(0.5)
-
-    def forward(self, tokens, attention_mask=None):
-        x = self.embed(tokens)
-        for block in self.blocks:
-            x = block(x)
-            x = x if isinstance(x, torch.Tensor) else x[0]
-        return self.head(self.drop(x))
-
-
-class Block(nn.Module):
-    def __init__(self, wrap):
-        super().__init__()
-        self.linear, self.wrap = nn.Linear(D, D), wrap
-
-    def forward(self, x):
-        return self.wrap(x + torch.tanh(self.linear(x.cumsum(-2))))
-
-
-def tokens(count=6, steps=5, seed=0):
-    return torch.randint(V, (count, steps), generator=torch.Generator().manual_seed(seed))
-
-
-def values(count=6, seed=1):
-    return torch.randn(count, C, generator=torch.Generator().manual_seed(seed))
-
-
-def make(model=None, layer="blocks.1", strength=0.3, **options):
-    torch.manual_seed(0)
-    model = Model() if model is None else model
-    memory = EpisodicMemory(S, C, K, **options)
-    augmented = MemoryAugmented(model, layer, memory, hidden_size=D)
-    assert not augmented.output.weight.any()
-    nn.init.normal_(augmented.output.weight, std=strength)
-    return augmented
 
 
 def test_it_starts_as_the_model_alone():
@@ -339,61 +293,6 @@ def test_a_memory_for_each_row():
         make().select(0)
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_save_and_load(tmp_path, in_memory):
-    augmented = make()
-    augmented.write(tokens(), values())
-    augmented.memory.forget([5])
-    threshold = augmented.calibrate(tokens(40, seed=8))
-    answer = augmented(tokens(5))
-    augmented.save(tmp_path / "new" / "folder")
-    augmented.remove()
-    again = MemoryAugmented.load(tmp_path / "new" / "folder", Model(), in_memory=in_memory)
-    again.model.load_state_dict(augmented.model.state_dict())
-    assert again.layer == "blocks.1" and again.hidden_size == D and not again.training
-    torch.testing.assert_close(again(tokens(5)), answer)
-    assert again.memory.threshold() == pytest.approx(threshold, rel=1e-6)
-    assert again.write(tokens(1), values(1)) == [6]
-    again.save(tmp_path / "new" / "folder")
-    again.memory.close()
-
-
-def test_folders_that_are_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match="projections"):
-        MemoryAugmented.load(tmp_path, Model())
-    make().save(tmp_path)
-    with pytest.raises(ValueError, match=r"got 'blocks\.1'; there are 0"):
-        MemoryAugmented.load(tmp_path, nn.Sequential(nn.Linear(2, 2)))
-    EpisodicMemory.load(tmp_path / "memory.db").close()  # not left open
-    path = tmp_path / "projections.safetensors"
-    good = path.read_bytes()
-    path.write_bytes(good[:50])
-    with pytest.raises(ValueError, match=r"projections.safetensors is damaged"):
-        MemoryAugmented.load(tmp_path, Model())
-    path.write_bytes(good)
-    (tmp_path / "memory.db").unlink()
-    EpisodicMemory(S + 1, C, K, store=tmp_path / "memory.db").close()
-    model = Model()
-    with pytest.raises(ValueError, match=r"does not fit memory.db"):
-        MemoryAugmented.load(tmp_path, model)
-    assert not model.blocks[1]._forward_hooks and all(p.requires_grad for p in model.parameters())
-    EpisodicMemory.load(tmp_path / "memory.db").close()
-
-
-def test_dtypes_and_moves():
-    augmented = make()
-    augmented.write(tokens(), values())
-    answer = augmented(tokens())
-    augmented.to(torch.float64)
-    assert augmented.model.head.weight.dtype == torch.float64
-    torch.testing.assert_close(augmented(tokens()).float(), answer, rtol=1e-3, atol=1e-3)
-    augmented.model.to(torch.bfloat16)
-    assert augmented(tokens()).dtype == torch.bfloat16
-    with torch.inference_mode():
-        augmented(tokens())
-    assert augmented.retrieved().score.shape == (6, 5)
-
-
 def test_bad_arguments():
     model, memory = Model(), EpisodicMemory(S, C, K)
     for bad, error, message in (
@@ -455,61 +354,6 @@ def test_bad_arguments():
     other.forward = other[0].forward
     with pytest.raises(RuntimeError, match="did not call its layer '1'"):
         MemoryAugmented(other, "1", memory, hidden_size=D).hidden(torch.randn(2, 3, D))
-
-
-def test_a_kanerva_block_with_its_cache():
-    torch.manual_seed(0)
-    block = KanervaBlock(D, 2)
-    augmented = MemoryAugmented(nn.Sequential(block), "0", EpisodicMemory(S, C, K), hidden_size=D)
-    nn.init.normal_(augmented.output.weight)
-    x = torch.randn(2, 6, D)
-    augmented.write(x, values(2))
-    whole = block(x)
-    first = block(x[:, :4], use_cache=True)
-    second = block(x[:, 4:], cache=first.cache, use_cache=True)
-    torch.testing.assert_close(
-        torch.cat([first.hidden_states, second.hidden_states], 1), whole, rtol=1e-4, atol=1e-4
-    )
-    assert augmented.retrieved().is_known[:, -1].all()
-
-
-@pytest.mark.parametrize("kind", ["kanerva", "gpt2"])
-def test_transformers(kind):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    if kind == "kanerva":
-        from kanerva_ext.huggingface import KanervaConfig, KanervaForCausalLM
-
-        config = KanervaConfig(
-            vocab_size=V, hidden_size=D, num_hidden_layers=2, num_attention_heads=2,
-            pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        )  # fmt: skip
-        model, layer = KanervaForCausalLM(config), "model.layers.1"
-    else:
-        config = transformers.GPT2Config(
-            vocab_size=V, n_embd=D, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2
-        )
-        model, layer = transformers.GPT2LMHeadModel(config), "transformer.h.1"
-    model.eval()
-    memory = EpisodicMemory(S, C, K)
-    text, mask = tokens(4).clamp(min=3), torch.ones(4, 5, dtype=torch.long)
-    text[0, :2], mask[0, :2] = 0, 0
-    inputs = {"input_ids": text, "attention_mask": mask}
-    plain = model(**inputs).logits
-    with MemoryAugmented(model, layer, memory) as augmented:
-        augmented.write(inputs, values(4))
-        assert torch.equal(augmented(**inputs).logits, plain)
-        nn.init.normal_(augmented.output.weight, std=5)
-        changed = augmented(**inputs).logits
-        assert not torch.allclose(changed[:, -1], plain[:, -1])
-        assert [row[-1] for row in augmented.retrieved().ids] == [[0], [1], [2], [3]]
-        told = model.generate(**inputs, max_new_tokens=1, do_sample=False)
-        # Without the padded row, whose positions GPT-2 counts in another way in generate.
-        assert torch.equal(told[1:, -1], changed[1:, -1].argmax(-1))
-        with augmented.episode(inputs, values(4)):
-            augmented.train()(**inputs).logits.sum().backward()
-        assert augmented.key.weight.grad.abs().sum() > 0
-    assert torch.equal(model(**inputs).logits, plain)
 
 
 def test_the_public_names():

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import torch
 from episodic_cases import cases
+from torch import nn
 
 from kanerva_ext.episodic import EpisodicMemory, InMemoryStore, SQLiteStore
 
@@ -150,3 +151,79 @@ def test_a_folder_that_cannot_be_written(read_only):
     for call in (lambda: make(folder / "new.db"), lambda: memory.save(folder / "new.db")):
         with pytest.raises(OSError, match=r"new\.db"):
             call()
+
+
+def linear(slots=200, seed=0):
+    torch.manual_seed(seed)
+    features = nn.Sequential(nn.Linear(S, slots), nn.BatchNorm1d(slots), nn.ReLU()).eval()
+    nn.init.constant_(features[0].bias[199:], -100.0)  # never active
+    return features
+
+
+def own(features, **options):
+    return EpisodicMemory(S, C, 200, features, **options)
+
+
+def test_features_that_differ_in_one_number_are_others(tmp_path):
+    """Also in one behind the first 64 slots, or one that no key shows."""
+    keys, values = facts(9)
+    first = own(linear())
+    with own(linear(), store=tmp_path / "a.db") as stored:
+        stored.write(keys, values)
+    for number, by in (((150, 3), 0.5), ((0, 0), 1e-6), ((199, 0), 1e-3)):
+        features = linear()
+        with torch.no_grad():
+            features[0].weight[number] += by
+        other = own(features)
+        other.write(keys, values)
+        with pytest.raises(ValueError, match="other must have the same features"):
+            first.merge(other)
+        with pytest.raises(ValueError, match="their addresses differ"):
+            EpisodicMemory.load(tmp_path / "a.db", features)
+    assert len(first) == 0
+    # A module that has only counted batches is the same, and so is one in another dtype.
+    same = linear().double()
+    same[1].num_batches_tracked += 3
+    other = own(same)
+    other.write(keys, values)
+    first.merge(other)
+    assert len(first) == 9
+
+
+def test_callables_are_told_apart_by_their_addresses():
+    def bumps(width):
+        return lambda keys: torch.cat([keys, (keys.abs() > width).to(keys)], -1)
+
+    keys, values = facts(9)
+    first = EpisodicMemory(S, C, 2 * S, bumps(0.5))
+    for width, message in ((0.5, None), (0.52, "same features")):
+        other = EpisodicMemory(S, C, 2 * S, bumps(width))
+        other.write(keys, values)
+        if message:
+            with pytest.raises(ValueError, match=message):
+                first.merge(other)
+        else:
+            first.merge(other)
+            first.clear()
+
+
+@pytest.mark.parametrize("facts_of", [30, 300])
+def test_a_file_goes_with_features_that_were_trained(tmp_path, facts_of):
+    """`refresh` after training: the file is then opened by the features as they are."""
+    keys, values = facts(facts_of)
+    features = linear()
+    memory = own(features, store=tmp_path / "a.db")
+    memory.write(keys, values)
+    memory.save(tmp_path / "a.db")
+    before = {name: x.clone() for name, x in features.state_dict().items()}
+    with torch.no_grad():
+        features[0].weight.add_(torch.randn_like(features[0].weight))
+    memory.refresh()
+    read = memory.read(keys).values
+    memory._store.close()  # as after a kill
+    with EpisodicMemory.load(tmp_path / "a.db", features) as again:
+        torch.testing.assert_close(again.read(keys).values, read, rtol=1e-4, atol=1e-4)
+    old = linear()
+    old.load_state_dict(before)
+    with pytest.raises(ValueError, match="their addresses differ"):
+        EpisodicMemory.load(tmp_path / "a.db", old)
