@@ -24,6 +24,9 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
+// Blocks of columns up to which more than two threads share chunks, not columns.
+constexpr int64_t kFewColumns = 4;
+
 template <class A, class F>
 class StationaryAdjoint {
  public:
@@ -41,7 +44,8 @@ class StationaryAdjoint {
         step_(preparation_.step),
         columns_(preparation_.columns),
         chunks_((e.steps + step_ - 1) / step_),
-        overlap_(executor.threads() > 1 && K_ <= kSlotsWithoutForks && columns_.count == 1),
+        overlap_(executor.threads() > 1 && K_ <= kSlotsWithoutForks &&
+                 (executor.threads() == 2 || columns_.count <= kFewColumns)),
         gU_(scope_, K_, K_),
         dSigma_(scope_, K_, K_),
         gR_(scope_, K_, columns_) {}
