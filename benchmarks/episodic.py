@@ -1,11 +1,11 @@
 """The episodic memory on facts of the world: ``python -m benchmarks.episodic TABLE``.
 
-Tables: capacity, features, sources, changes, known, close, times, index, drift; or all.
+Tables: capacity, features, sources, changes, known, close, times, index, drift, stream; or all.
 Facts are questions about towns (`episodic_facts`; ``pip install '.[episodic]'``), each with the
 answer of another town: what is true could be guessed, because a question and its answer share the
 town's name and a linear map copies it ("true facts" shows by how much). ``sources`` is of elements
-and words too, and wants WordNet. ``close``, ``times`` and ``drift`` are of random vectors and need
-nothing. ``--json FILE`` also writes the numbers.
+and words too, and wants WordNet. ``close``, ``times``, ``drift`` and ``stream`` are of random
+vectors and need nothing. ``--json FILE`` also writes the numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kanerva_ext.episodic import EpisodicMemory
 
 from . import machine
 from .episodic_facts import UNRELATED, element_facts, embed, town_facts, word_facts
-from .episodic_times import Row, drift, measured, times
+from .episodic_times import Row, drift, measured, stream, times
 
 #: Facts that there are, those that are asked about, and questions about towns of none of them.
 FACTS, ASKED, UNWRITTEN = 6144, 1024, 1024
@@ -348,9 +348,10 @@ def index(world: World) -> Iterable[Row]:
 
 
 TABLES = {
-    f.__name__: f for f in (capacity, features, sources, changes, known, close, times, index, drift)
+    f.__name__: f
+    for f in (capacity, features, sources, changes, known, close, times, index, drift, stream)
 }
-WITHOUT_FACTS = ("close", "times", "drift", "sources")
+WITHOUT_FACTS = ("close", "times", "drift", "stream", "sources")
 
 
 def show(rows: Iterable[Row]) -> list[Row]:

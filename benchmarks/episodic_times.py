@@ -116,18 +116,50 @@ def drift(_: None = None) -> Iterable[Row]:
     for noise_var in (1e-2, 1e-4, 1e-6):
         memory = EpisodicMemory(64, 64, 256, noise_var=noise_var)
         memory.write(keys, values, ids=range(2000))
-        for rounds in (1, 9, 90):
+        done = 0
+        for rounds in (1, 9, 90, 400):
+            done += rounds
             for _ in range(rounds):
                 half = torch.randperm(2000, generator=generator)[:1000].tolist()
                 memory.forget(half)
                 memory.write(keys[half], values[half], ids=half)
-            reads = memory.read(keys.double()).values
             fresh = EpisodicMemory(64, 64, 256, noise_var=noise_var)
             fresh.write(keys, values)
-            wanted = fresh.read(keys.double()).values
             yield {
                 "noise_var": noise_var,
-                "facts changed": 1000 * rounds,
-                "of the reads": ((reads - wanted).norm() / wanted.norm()).item(),
-                "refresh()": memory.refresh(),
+                "changes": 2000 * done,
+                "of the reads": apart(memory, fresh, keys),
+                # It makes them anew: at the end.
+                "refresh()": memory.refresh() if done == 500 else None,
             }
+
+
+def stream(_: None = None) -> Iterable[Row]:
+    """100,000 facts in one call, in chunks and one by one: how far apart the memories are."""
+    generator = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(100_000, 64, generator=generator) for _ in range(2))
+    order = torch.randperm(len(keys), generator=generator)
+    whole = EpisodicMemory(64, 64, 256)
+    whole.write(keys, values)
+    for what, size in (
+        ("chunks of 1,000", 1000),
+        ("chunks of 7, backwards", -7),
+        ("one by one", 1),
+    ):
+        memory = EpisodicMemory(64, 64, 256)
+        for rows in (order if size > 0 else order.flip(0)).split(abs(size)):
+            memory.write(keys[rows], values[rows], ids=rows)
+        row: Row = {"written": what, "of the reads": apart(memory, whole, keys)}
+        half = order[: len(order) // 2]
+        memory.forget(half)
+        rest = EpisodicMemory(64, 64, 256)
+        rest.write(keys[order[len(half) :]], values[order[len(half) :]])
+        row["half forgotten"] = apart(memory, rest, keys)
+        memory.write(keys[half], values[half], ids=half)
+        yield row | {"and written again": apart(memory, whole, keys)}
+
+
+def apart(memory: EpisodicMemory, other: EpisodicMemory, keys: Tensor) -> float:
+    """How far reads of both differ, in parts of their size."""
+    reads, wanted = (m.read(keys[:1000].double()).values for m in (memory, other))
+    return ((reads - wanted).norm() / wanted.norm()).item()

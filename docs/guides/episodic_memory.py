@@ -1,6 +1,7 @@
-"""Draws docs/images/episodic_memory.png from the numbers of ``benchmarks.episodic``.
+"""Draws docs/images/episodic_memory*.png from the numbers of ``benchmarks.episodic``.
 
 python -m benchmarks.episodic capacity --json docs/guides/episodic_memory.json
+python -m benchmarks.episodic features --json docs/guides/episodic_memory_noise.json
 python docs/guides/episodic_memory.py
 """
 
@@ -19,6 +20,35 @@ LARIMAR = ((1, 0.99), (2, 0.82), (4, 0.54))
 
 
 def main() -> None:
+    capacity()
+    noise()
+
+
+def noise() -> None:
+    """Recall against the noise variance, which is in units of the prior variance."""
+    rows = json.loads((HERE / "episodic_memory_noise.json").read_text())["features"]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    titles = {"recall": "asked as written", "paraphrases": "asked in other words"}
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        for slots, facts in dict.fromkeys((r["slots"], r["facts"]) for r in rows):
+            of = [r for r in rows if (r["slots"], r["facts"]) == (slots, facts)]
+            x, y = [r["noise_var"] for r in of], [r[name] for r in of]
+            axis.plot(x, y, marker="o", label=f"{slots:,} slots, {facts:,} facts")
+        axis.set(
+            xscale="log",
+            xlabel="noise variance / prior variance",
+            title=title,
+            ylim=(-0.03, 1.03),
+        )
+        axis.axvline(1e-2, color="0.8", zorder=0)
+    axes[0].set_ylabel("top-1 recall")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(PICTURE.with_name("episodic_memory_noise.png"), dpi=110)
+
+
+def capacity() -> None:
+    """Recall against facts per slot, for keys and for features."""
     rows = json.loads((HERE / "episodic_memory.json").read_text())["capacity"]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     for axis, name, title in zip(
