@@ -82,7 +82,7 @@ test-triton: $(VENV)/.installed
 # every kernel plain and without one of its barriers, the operators' tests on one architecture, and
 # with teams of blocks for every memory on another, a few shapes on all. Needs nvcc.
 PTX_LIBRARY := $(CURDIR)/build/ptx/library.so
-ON_PTX = OMP_WAIT_POLICY=passive KANERVA_TEST_LIBRARY=$(PTX_LIBRARY) KANERVA_PTX=$(CURDIR)/build/ptx
+ON_PTX = KANERVA_TEST_LIBRARY=$(PTX_LIBRARY) KANERVA_PTX=$(CURDIR)/build/ptx
 test-ptx: $(VENV)/.installed
 	KANERVA_TEST_PTX=1 $(PYTEST) tests/ptx
 	$(BIN)/python scripts/kernels_on_ptx.py --library $(PTX_LIBRARY)

@@ -11,6 +11,8 @@ from urllib.parse import unquote, urlparse
 sys.path.append(str(Path(__file__).parents[1]))
 # A graph compiled by torch.compile for an older schema of an operator must not be found again.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+# Threads of several test processes share the cores: one that waits must not keep one busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Deterministic matrix products of cuBLAS, for the references on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from helpers import assert_as_accurate, assert_as_accurate_on_average
 from operator_checks import DATA, RIDGE, STATE, OperatorChecks
-from selection import INTERPRETER, PTX, TEAMS, not_on
+from selection import INTERPRETER, PTX, TEAMS, engine, not_on
 
 from kanerva_ext import ops, reference
 
@@ -65,7 +65,8 @@ def test_float32(t, k, c):
     """Values and gradients, against the plain computation in float32 and float64."""
 
     def run(function, dtype):
-        args = [x.requires_grad_() for x in inputs(t, k, c, dtype, batch=32)]
+        batch = 4 if engine() == INTERPRETER else 32
+        args = [x.requires_grad_() for x in inputs(t, k, c, dtype, batch=batch)]
         results = function(*args)
         cotangents = [torch.randn(r.shape).to(dtype) for r in results]
         *grads, d_ridge = torch.autograd.grad(results, args, cotangents)

@@ -236,9 +236,14 @@ def test_gradients(moving, dtype):
             assert_same_direction(g, w, name=f"gradient of {name}")
 
 
-@pytest.mark.parametrize("moving", a_few([*EASY[::3], *COLLINEAR]))
 @pytest.mark.parametrize(
-    "chunk_size", [pytest.param(n, marks=() if n in (5, 31) else (OFTEN_ENOUGH,)) for n in CHUNKS]
+    ("moving", "chunk_size"),
+    grid(
+        [*EASY[::3], *COLLINEAR],
+        CHUNKS,
+        values=lambda m, n: (m.case.kind, m.case.noise, m.retention, m.stationary, n),
+        marks=lambda m, n: () if m in FEW and n in (5, 31) else (OFTEN_ENOUGH,),
+    ),
 )
 def test_gradients_of_every_chunk_length(moving, chunk_size):
     grads, want = truth_of_gradients(moving)
