@@ -52,7 +52,7 @@ class BlockSums {
 
  private:
   static constexpr int64_t kBlockSteps = 256;  // of a float32 product
-  static constexpr int64_t kSegments = 16;  // at most
+  static constexpr int64_t kSegments = 16;     // at most
 
   Matrix<double> part(const Matrix<double>& all, int64_t s) const {
     return block_of(all, s * H_.rows, 0, H_.rows, all.columns);
