@@ -107,13 +107,14 @@ def test_what_an_adaptive_write_needs():
     )
 
 
+def constant(name: str) -> int:
+    text = (ROOT / "csrc/cuda/episode_sums.cuh").read_text()
+    return int(re.search(rf"constexpr int kSum{name} = (\d+);", text)[1])
+
+
 def sums_of(T: int) -> list[list[int]]:
     """Depths of the parts of each block of the sums over a long episode: as in the kernel."""
-    text = (ROOT / "csrc/cuda/episode_sums.cuh").read_text()
-    side, depth, part = (
-        int(re.search(rf"constexpr int kSum{name} = (\d+);", text)[1])
-        for name in ("Side", "Depth", "Part")
-    )
+    side, depth, part = map(constant, ("Side", "Depth", "Part"))
     _, _, K, C = kernel_times.LONG
     rows, wide, depths = -(-K // side), -(-C // side), -(-T // depth)
     total = (rows * (rows + 1) // 2 + rows * wide) * depths
@@ -130,7 +131,7 @@ def sums_of(T: int) -> list[list[int]]:
 def test_the_steps_at_which_the_long_write_is_counted():
     """Blocks take their sums to the workspace as often, and the longest one's depths grow as, on
     the line to all steps; and a thread for each step fills its blocks at the last."""
-    part = 16
+    part = constant("Part")
     totals, longest = {}, {}
     for T in (*kernel_times.LONG_STEPS, kernel_times.LONG[1]):
         blocks = sums_of(T)
@@ -193,3 +194,8 @@ def test_the_page_has_the_counts_that_are_kept():
         for key in kernel_times.SHAPES:
             for what in kernel_times.WHAT:
                 assert when[kernel_times.key_of(key, what)]
+    long = counted["now"][kernel_times.key_of(kernel_times.LONG, "")]
+    assert [launch["grid"] for launch in long] == [[1, 256, 1], [1, 264, 1], [1, 1, 96]]
+    page = (ROOT / "docs/kernels.md").read_text()
+    rows = [row for row in page.splitlines() if row.startswith(f"| {kernel_times.LONG} |")]
+    assert set(rows) < set(kernel_times.section(counted).splitlines()) and len(rows) == 5
