@@ -1,5 +1,8 @@
+#include <optional>
+
 #include "stationary.h"
 #include "stationary_adjoint.h"
+#include "stationary_segments.h"
 #include "stationary_steps.h"
 
 namespace kanerva {
@@ -18,38 +21,77 @@ Outcome scan_adaptively(const CausalScanArgs& args, const Episode& e, bool only_
   const bool narrow_state = state == Dtype::float32;
   const Arithmetics may{state, narrow_state, narrow_state && !is_small(e.steps, args.n),
                         kHardStationary, only_sqrt};
+  std::optional<Segments<CausalScanArgs>> cut;
+  const Plan plan = plan_item(args.n, state, bool(args.queries), false, executor.threads());
+  if (!only_sqrt && plan.segments > 1) cut.emplace(args, e, plan.segments, false, executor);
   return try_in_turn(may, [&](auto columns, auto factors, bool use_sqrt, double limit) {
+    using Scan = StationaryScan<decltype(columns), decltype(factors)>;
     if (use_sqrt) return stationary_scan_by_steps(args, e);
-    return StationaryScan<decltype(columns), decltype(factors)>(args, e, limit, executor).run();
+    if (cut && cut->usable()) {
+      const Outcome outcome =
+          scan_in_segments(*cut, [&](const CausalScanArgs& item, const Episode& steps) {
+            return Scan(item, steps, limit, serial_executor()).run();
+          });
+      if (cut->usable()) return outcome;
+    }
+    return Scan(args, e, limit, executor).run();
   });
 }
 
 Outcome reverse_adaptively(const CausalScanBackwardArgs& args, const Episode& e, bool only_sqrt,
                            const Executor& executor) {
-  const bool may32 = args.mean.dtype == Dtype::float32 && !is_small(e.steps, args.n);
-  const Arithmetics may{args.mean.dtype, may32, may32, kHardStationaryGradient, only_sqrt};
+  const Dtype state = args.mean.dtype;
+  const bool may32 = state == Dtype::float32 && !is_small(e.steps, args.n);
+  const Arithmetics may{state, may32, may32, kHardStationaryGradient, only_sqrt};
+  std::optional<Segments<CausalScanBackwardArgs>> cut;
+  const Plan plan = plan_item(args.n, state, bool(args.queries), true, executor.threads());
+  if (!only_sqrt && plan.segments > 1) cut.emplace(args, e, plan.segments, true, executor);
   return try_in_turn(may, [&](auto columns, auto factors, bool use_sqrt, double limit) {
+    using A = decltype(columns);
+    using F = decltype(factors);
     if (use_sqrt) return StationaryStepAdjoint(args, e).run();
-    return StationaryAdjoint<decltype(columns), decltype(factors)>(args, e, limit, executor).run();
-  });
-}
-
-template <class Args, class Run, class Fail>
-void for_each_sequence(const Args& args, double operations, const Executor& executor, Run&& run,
-                       Fail&& fail) {
-  const int64_t T = args.n.T;
-  const bool rise = bounds_rise(args.packing, T);
-  for_each_item(args.n.B, operations, executor, [&](int64_t s, const Executor& inner) {
-    const Args item = item_of(args, sequence_of(args.packing, rise, T, s), s);
-    Workspace::Scope scope(Workspace::of_thread());
-    const Episode e = steps_of(scope, item);
-    const Outcome outcome = rise && e.valid ? run(item, e, inner) : Outcome::failed;
-    if (outcome != Outcome::done) fail(item);
+    if (cut && cut->usable()) {
+      const Executor& serial = serial_executor();
+      const Outcome outcome = reverse_in_segments(
+          *cut,
+          [&](const CausalScanArgs& item, const Episode& steps) {
+            return StationaryScan<A, F>(item, steps, limit, serial).run();
+          },
+          [&](const CausalScanBackwardArgs& item, const Episode& steps) {
+            return StationaryAdjoint<A, F>(item, steps, limit, serial).run();
+          });
+      if (cut->usable()) return outcome;
+    }
+    return StationaryAdjoint<A, F>(args, e, limit, executor).run();
   });
 }
 
 double operations_of(const Sizes& n) {
   return double(n.T + n.K) * double(n.K) * double(2 * n.K + n.C);
+}
+
+template <class Args, class Run, class Fail>
+void for_each_sequence(const Args& args, bool adjoint, const Executor& executor, Run&& run,
+                       Fail&& fail) {
+  const int64_t T = args.n.T, B = args.n.B, threads = executor.threads();
+  const bool rise = bounds_rise(args.packing, T);
+  const auto body = [&](int64_t s, const Executor& inner) {
+    const Args item = item_of(args, sequence_of(args.packing, rise, T, s), s);
+    Workspace::Scope scope(Workspace::of_thread());
+    const Episode e = steps_of(scope, item);
+    const Outcome outcome = rise && e.valid ? run(item, e, inner) : Outcome::failed;
+    if (outcome != Outcome::done) fail(item);
+  };
+  // A few items of one length: each on a thread of its own, or one after another on all.
+  const auto longest = [&](int64_t n) {
+    return plan_item(args.n, args.mean.dtype, bool(args.queries), adjoint, n).operations;
+  };
+  if (!args.packing.bounds && args.n.K <= kSlotsWithoutForks && B < threads &&
+      longest(1) <= double(B) * longest(threads)) {
+    executor.for_each(B, [&](int64_t s) { body(s, serial_executor()); });
+  } else {
+    for_each_item(B, (adjoint ? 3.0 : 1.0) * operations_of(args.n), executor, body);
+  }
 }
 
 }  // namespace
@@ -58,7 +100,7 @@ void stationary_scan(const CausalScanArgs& args, bool only_sqrt, const Executor&
   const auto run = [&](const CausalScanArgs& item, const Episode& e, const Executor& inner) {
     return scan_adaptively(item, e, only_sqrt, inner);
   };
-  for_each_sequence(args, operations_of(args.n), executor, run, [](const CausalScanArgs& item) {
+  for_each_sequence(args, false, executor, run, [](const CausalScanArgs& item) {
     const auto [one, steps, slots, code] = item.n;
     if (item.queries) {
       fill(item.reads_out, 0, steps, code, NAN);
@@ -87,7 +129,7 @@ void stationary_scan_backward(const CausalScanBackwardArgs& args, bool only_sqrt
     fill(item.d_retention, 0, steps, 1, NAN);
     if (item.d_stationary_cov) fill(item.d_stationary_cov, 0, slots, slots, NAN);
   };
-  for_each_sequence(args, 3.0 * operations_of(args.n), executor, run, fail);
+  for_each_sequence(args, true, executor, run, fail);
 }
 
 }  // namespace KANERVA_ISA

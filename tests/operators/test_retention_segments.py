@@ -1,0 +1,185 @@
+"""One long sequence cut into segments that go on at once, on a CPU's threads."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import DTYPES, Case, assert_as_accurate
+from retention_truth import Moving, moving_problem, moving_scan, moving_scan_grads
+from selection import INTERPRETER, PTX, not_on
+
+from kanerva_ext import ops, reference
+
+pytestmark = not_on(INTERPRETER, PTX, reason="of the CPU's threads")
+
+NAMES = ("reads", "read_var", "mean", "cov", "log_evidence")
+GRADS = (
+    *("mean", "cov", "weights", "values", "queries", "noise_var", "retention"),
+    "stationary_cov",
+)
+PROBLEMS = [
+    Moving(Case("iid", 1.0, 130, 17, 5, "some", batch=1), "gentle", "none"),
+    Moving(Case("iid", 0.1, 100, 9, 4, batch=2), "strong", "matrix"),
+    Moving(Case("softmax", 1e3, 90, 33, 16, "some", batch=1), "half", "rank1"),
+    Moving(Case("iid", 1e-2, 120, 12, 3, "some", batch=1), "mixed", "matrix"),
+    Moving(Case("repeated", 1.0, 97, 9, 40, batch=1), "gentle", "scalar"),
+]
+#: Too hard for elements in float64, and for all but square roots: the chain serves.
+HARD = [
+    Moving(Case("collinear", noise, 60, 12, 5, "some", batch=1), retention, "matrix")
+    for noise in (1e-6, 1e-3, 1e3)
+    for retention in ("strong", "gentle")
+]
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu():
+    """Whatever the default device is."""
+    with torch.device("cpu"):
+        yield
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Cuts every item into so many segments, with so many threads."""
+    before = torch.get_num_threads()
+
+    def set_both(segments, threads=1):
+        monkeypatch.setenv("KANERVA_SEGMENTS", str(segments))
+        torch.set_num_threads(threads)
+
+    yield set_both
+    torch.set_num_threads(before)
+
+
+def leaves_of(m):
+    inputs = [*m.p[:4], m.queries, m.p.noise_var, m.retention, m.matrix()]
+    return [x.detach().clone().requires_grad_() for x in inputs]
+
+
+def scan(m, x, **options):
+    return ops.causal_scan(*x[:6], mask=m.p.mask, retention=x[6], stationary_cov=x[7], **options)
+
+
+def results_and_gradients(m, grads, function):
+    leaves = leaves_of(m)
+    results = function(leaves)
+    seeds = [g.to(r.dtype) for r, g in zip(results, grads, strict=True)]
+    found = torch.autograd.grad(results, leaves, seeds)
+    found = [(g + g.mT) / 2 if i in (1, 7) else g for i, g in enumerate(found)]
+    return [r.detach() for r in results], found
+
+
+def assert_accurate(moving, dtype, **options):
+    """Of results and gradients, by extended precision, as test_retention.py asks of the chain."""
+    exact = moving_problem(moving)
+    truth = moving_scan(exact)
+    generator = torch.Generator().manual_seed(3)
+    grads = [torch.randn(x.shape, generator=generator).double() for x in truth]
+    want = moving_scan_grads(exact, grads)
+    m = moving_problem(moving, dtype)
+
+    def recursion(x):
+        return reference.causal_scan(*x[:6], m.p.mask, None, *x[6:])
+
+    got = results_and_gradients(m, grads, lambda x: scan(m, x, **options))
+    rivals = results_and_gradients(m, grads, recursion)
+    floors = (1e-10, 1e-9) if dtype == torch.float64 else (None, None)
+    for names, g, w, r, floor in zip(
+        (NAMES, [f"gradient of {x}" for x in GRADS]),
+        got,
+        (truth, want),
+        rivals,
+        floors,
+        strict=True,
+    ):
+        for name, a, b, c in zip(names, g, w, r, strict=True):
+            assert_as_accurate(a, b, c, floor=floor, name=name)
+    assert torch.equal(got[0][3], got[0][3].mT)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("segments", [2, 3, 5, 30])
+@pytest.mark.parametrize("moving", PROBLEMS + HARD, ids=str)
+def test_as_accurate_as_the_chain(cut, moving, segments, dtype):
+    cut(segments)
+    assert_accurate(moving, dtype)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 64])
+def test_every_chunk_length(cut, chunk_size):
+    cut(4)
+    for moving in PROBLEMS[:2]:
+        assert_accurate(moving, torch.float64, chunk_size=chunk_size)
+
+
+def some(steps, slots=12, code=7, batch=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    root = randn(batch, slots, slots)
+    return {
+        "mean": randn(batch, slots, code),
+        "cov": root @ root.mT / slots + 0.5 * torch.eye(slots, dtype=torch.float64),
+        "weights": randn(batch, steps, slots) / slots**0.5,
+        "values": randn(batch, steps, code),
+        "queries": randn(batch, steps, slots),
+        "noise_var": torch.rand(batch, steps, generator=generator, dtype=torch.float64) + 0.1,
+        "retention": 1 - 0.1 * torch.rand(batch, steps, generator=generator, dtype=torch.float64),
+    }
+
+
+def both(args, **options):
+    leaves = {n: x.clone().requires_grad_() for n, x in args.items()}
+    found = ops.causal_scan(**leaves, **options)
+    return [*found, *torch.autograd.grad([x.sum() for x in found], list(leaves.values()))]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_long_sequence(cut, threads):
+    args = some(3000, batch=2)
+    cut(1)
+    chain = both(args)
+    cut(5, threads)
+    for got, want in zip(both(args), chain, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_many_threads_cut_a_long_sequence_by_themselves(cut, monkeypatch):
+    args = some(12_000)
+    found = {}
+    for threads, segments in itertools.product((1, 8), ("1", "")):
+        cut(1, threads)
+        monkeypatch.setenv("KANERVA_SEGMENTS", segments)
+        found[threads, segments] = both(args)
+    chain, cut_up = found[8, "1"], found[8, ""]
+    assert all(torch.equal(a, b) for a, b in zip(found[1, ""], found[1, "1"], strict=True))
+    for i in (0, 1, 6, 7):  # reads, their variances, gradients of cov and weights
+        assert not torch.equal(chain[i], cut_up[i])
+    torch.testing.assert_close(cut_up, chain, rtol=1e-10, atol=1e-10)
+    assert all(torch.equal(a, b) for a, b in zip(both(args), cut_up, strict=True))
+
+
+def test_packed_sequences_and_writes(cut):
+    args = some(60)
+    bounds = torch.tensor([0, 0, 7, 60])
+    packed = dict(args)
+    for name in ("mean", "cov"):
+        packed[name] = args[name].expand(3, -1, -1)[None]
+    writes = {n: x for n, x in args.items() if n != "queries"}
+    cut(1)
+    want = both(packed, cu_seqlens=bounds), ops.bayes_write(**writes)
+    cut(6)
+    got = both(packed, cu_seqlens=bounds), ops.bayes_write(**writes)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_a_state_that_is_not_finite_stays_in_its_item(cut):
+    args = some(40, batch=2)
+    args["values"][1, 25, 0] = torch.nan
+    cut(4)
+    found = both(args)
+    assert all(x[0].isfinite().all() for x in found)
+    assert all(x[1].isnan().all() for x in found[2:5])
