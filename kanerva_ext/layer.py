@@ -74,7 +74,8 @@ class KanervaLayer(SavedSettings):
         use_gate: multiply the output of each head by ``silu`` of a projection of the token.
         noise_var: observation noise variance at the start of training, > noise_floor.
         noise_floor: the smallest that it can become, > 0.
-        norm_eps: of the RMS norm of each head's output.
+        norm_eps: of the RMS norm of each head's output; 1 leaves small reads their size, which
+            helps where answers are numbers (`docs/sequence_layer.md`).
         chunk_size: see `ops.causal_scan`.
         backend: see `ops.bayes_write`.
 

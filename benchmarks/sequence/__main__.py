@@ -24,10 +24,17 @@ from .tasks import SCORES, TASKS
 from .training import train
 
 
-def one(task: str, model: str, seed: int, steps: int | None, results: Path) -> None:
+def one(
+    task: str,
+    model: str,
+    seed: int,
+    steps: int | None,
+    results: Path,
+    norm_eps: float | None = None,
+) -> None:
     """Make a run, store it and say what came out."""
-    run = train(task, model, seed, steps)
-    store(results, key(task, model, seed), run)
+    run = train(task, model, seed, steps, norm_eps)
+    store(results, key(task, model, seed, norm_eps), run)
     score = run["held_out"][str(SCORES[task])]
     each = 1e3 * run["seconds"] / max(1, run["steps"])
     print(
@@ -43,13 +50,14 @@ def every(options) -> None:
     for seed in range(options.seeds):
         for task in options.tasks:
             for model in options.models:
-                done = read(options.results)["runs"].get(key(task, model, seed))
+                name = key(task, model, seed, options.norm_eps)
+                done = read(options.results)["runs"].get(name)
                 if done and done["steps"] == (options.steps or TASKS[task].steps):
                     continue
                 if time.monotonic() > end:
                     print(f"{options.minutes:g} minutes are over; to go on, run the same again")
                     return
-                one(task, model, seed, options.steps, options.results)
+                one(task, model, seed, options.steps, options.results, options.norm_eps)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", choices=list(MIXERS), help="of one run")
     parser.add_argument("--seed", type=int, default=0, help="of one run")
     parser.add_argument("--steps", type=int, help="of training (default: the task's)")
+    parser.add_argument("--norm-eps", type=float, help="of the norm of reads (default: 1e-5)")
     parser.add_argument("--seeds", type=int, default=3, help="of all (default: %(default)s)")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--models", nargs="+", choices=list(MIXERS), default=list(MIXERS))
@@ -73,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         value = getattr(options, name)
         if value is not None and value < least:
             parser.error(f"--{name} must be at least {least}, got {value}")
+    if options.norm_eps is not None and not options.norm_eps > 0:
+        parser.error(f"--norm-eps must be above 0, got {options.norm_eps}")
     torch.set_num_threads(options.threads)
     if options.what == "page":
         for path in write_page(read(options.results)):
@@ -82,7 +93,10 @@ def main(argv: list[str] | None = None) -> int:
     elif options.model is None:
         parser.error(f"a run needs --model, one of {', '.join(MIXERS)}")
     else:
-        one(options.what, options.model, options.seed, options.steps, options.results)
+        one(
+            *(options.what, options.model, options.seed, options.steps, options.results),
+            options.norm_eps,
+        )
     return 0
 
 

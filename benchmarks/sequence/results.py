@@ -13,8 +13,10 @@ from .text import read_text
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "sequence.json"
 
 
-def key(task: str, model: str, seed: int) -> str:
-    return f"{task}/{model}/{seed}"
+def key(task: str, model: str, seed: int, norm_eps: float | None = None) -> str:
+    """The name of a run; those with another norm have a model's name of their own."""
+    norm = "" if norm_eps is None else f", norm_eps={norm_eps:g}"
+    return f"{task}/{model}{norm}/{seed}"
 
 
 def read(path: Path) -> dict:

@@ -37,7 +37,9 @@ class Model(nn.Module):
         return self.outputs(self.norm(self.blocks(self.inputs(tokens))))
 
 
-def train(name: str, mixer: str, seed: int, steps: int | None = None) -> dict:
+def train(
+    name: str, mixer: str, seed: int, steps: int | None = None, norm_eps: float | None = None
+) -> dict:
     """Train and measure one model.
 
     Args:
@@ -45,6 +47,7 @@ def train(name: str, mixer: str, seed: int, steps: int | None = None) -> dict:
         mixer: its name.
         seed: of parameters and batches; held-out data have seeds of their own, the same for all.
         steps: None: the task's.
+        norm_eps: of the norm of every head's reads; None: the layer's own, 1e-5.
 
     Returns:
         What a result file holds of a run: steps, parameters, seconds, curve, held_out.
@@ -53,6 +56,9 @@ def train(name: str, mixer: str, seed: int, steps: int | None = None) -> dict:
     steps = task.steps if steps is None else steps
     torch.manual_seed(seed)
     model = Model(task, mixer)
+    if norm_eps is not None:
+        for block in model.blocks:
+            block.layer.norm.eps = norm_eps
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(
         model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True

@@ -17,10 +17,6 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-// The largest variance of a belief times the largest precision of an element (SegmentElement) up to
-// which segments serve a state of float32, and of float64.
-constexpr double kHardSegment32 = 1e9, kHardSegment64 = 1e5;
-
 // How an item goes through its steps, and what its longest thread multiplies and adds.
 struct Plan {
   int64_t segments;

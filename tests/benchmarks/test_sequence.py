@@ -234,11 +234,24 @@ def test_all_makes_what_is_missing(tmp_path, capsys):
     assert "minutes are over" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("model", mixers.MIXERS)
+def test_a_norm_that_keeps_sizes(model, tmp_path):
+    """Without it, reads of twice the size are the same to what follows."""
+    path, words = tmp_path / "sequence.json", ["regression", "--model", model, "--steps", "2"]
+    for more in ([], ["--norm-eps", "1"]):
+        assert command.main([*words, *more, "--results", str(path)]) == 0
+    runs = results.read(path)["runs"]
+    assert set(runs) == {f"regression/{model}/0", f"regression/{model}, norm_eps=1/0"}
+    a, b = (run["held_out"]["ratio"] for run in runs.values())
+    assert a != b
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["recall"], "needs --model"),
         (["recall", "--model", "delta", "--steps", "0"], "--steps must be at least 1, got 0"),
+        (["recall", "--model", "delta", "--norm-eps", "0"], "--norm-eps must be above 0, got 0"),
         (["nothing"], "invalid choice"),
     ],
 )
