@@ -27,7 +27,7 @@ OPERATORS = (
     "causal_step",
     "solve_addresses",
 )
-#: bayes_write and causal_scan with retention, whose kernels are others; not by Triton.
+#: bayes_write and causal_scan with retention, whose kernels are others.
 MOVING = ("moving_write", "moving_scan")
 WITHOUT_GRADIENT = ("causal_step",)
 #: B, T, K, C: partial tiles; the usual size; several tiles of everything.

@@ -140,9 +140,9 @@ def test_a_child_that_hangs_is_killed_with_its_children(tmp_path):
         child.wait()
     """
     started = time.monotonic()
-    outcome = run(code, limit=2)
-    assert outcome.state == rows.HUNG and outcome.note == "stopped after 2 s at most"
-    assert time.monotonic() - started < 15
+    outcome = run(code, limit=6)
+    assert outcome.state == rows.HUNG and outcome.note == "stopped after 6 s at most"
+    assert time.monotonic() - started < 30
     pid = int((tmp_path / "pid").read_text())
     assert wait_until(lambda: not is_alive(pid))
 
