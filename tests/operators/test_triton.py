@@ -82,9 +82,7 @@ class Configuration(NamedTuple):
 
     @property
     def label(self) -> str:
-        return (
-            f"{str(self.work)[6:]}-{self.config.steps}x{self.config.size}-{self.config.precision}"
-        )
+        return f"{str(self.work)[6:]}-{self.config.steps}x{self.config.size}"
 
 
 def configurations():
