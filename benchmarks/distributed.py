@@ -86,7 +86,8 @@ def _timed(call) -> tuple[float, float, object]:
 
 def _rank(options) -> None:
     """One process of `measure`; the first prints JSON."""
-    rank, count = _join(options)
+    _join(options)
+    rank, count = options.rank, options.ranks
     batch, steps, slots, code = options.shape
     if options.weak:
         steps *= count
@@ -134,7 +135,7 @@ def _rank(options) -> None:
 
 def _count(options) -> None:
     """One process of `count_bytes`; the first prints JSON."""
-    rank, _ = _join(options)
+    _join(options)
     weights, values = _inputs(COUNTED, 0)
 
     def received() -> int:
@@ -154,17 +155,16 @@ def _count(options) -> None:
             write()
         dist.barrier()
         seen.append(received() - before)
-    _leave(rank, [sent, seen])
+    _leave(options.rank, [sent, seen])
 
 
-def _join(options) -> tuple[int, int]:
+def _join(options) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(options.store, options.ranks)
     timeout = datetime.timedelta(seconds=600)
     dist.init_process_group(
         "gloo", store=store, rank=options.rank, world_size=options.ranks, timeout=timeout
     )
-    return options.rank, options.ranks
 
 
 def _leave(rank: int, found) -> NoReturn:

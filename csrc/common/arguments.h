@@ -30,6 +30,8 @@ inline bool find_method(std::string_view name, WriteMethod& method) {
   return false;
 }
 constexpr const char* kMethods = "method must be auto, chunk, information or sqrt, got ";
+constexpr const char* kOneForgets = "decay and retention exclude each other: give one";
+constexpr const char* kNeedsRetention = "stationary_cov needs a retention";
 
 // Sizes: B memories of K slots and C columns, T steps or queries.
 struct Sizes {
@@ -84,8 +86,8 @@ struct WriteInputs {
     f.maybe(decay, "decay", "RT");
     f.maybe(retention, "retention", "RT");
     f.maybe(stationary_cov, "stationary_cov", "BKK");
-    f.check(!f.has(decay) || !f.has(retention), "decay and retention exclude each other: give one");
-    f.check(!f.has(stationary_cov) || f.has(retention), "stationary_cov needs a retention");
+    f.check(!f.has(decay) || !f.has(retention), kOneForgets);
+    f.check(!f.has(stationary_cov) || f.has(retention), kNeedsRetention);
   }
 };
 
@@ -179,6 +181,14 @@ struct SolveAddressesBackwardArgs : SolveInputs {
   }
 };
 
+// What read and its gradient are given, whose structs have no base.
+template <class Args, class F>
+constexpr void read_inputs(Args& a, F& f) {
+  f.memory(a.mean, "mean");
+  f.state(a.cov, "cov", "BKK");
+  f.steps(a.weights, "weights", "BTK");
+}
+
 struct ReadArgs {
   Sizes n;
   View mean, cov, weights;
@@ -186,9 +196,7 @@ struct ReadArgs {
 
   template <class F>
   constexpr void fields(F& f) {
-    f.memory(mean, "mean");
-    f.state(cov, "cov", "BKK");
-    f.steps(weights, "weights", "BTK");
+    read_inputs(*this, f);
     f.result(values_out, "BTC"), f.result(var_out, "BT");
   }
 };
@@ -202,12 +210,19 @@ struct ReadBackwardArgs {
   constexpr void fields(F& f) {
     f.maybe(grad_values, "grad_values", "BTC");
     f.maybe(grad_var, "grad_var", "BT");
-    f.memory(mean, "mean");
-    f.state(cov, "cov", "BKK");
-    f.steps(weights, "weights", "BTK");
+    read_inputs(*this, f);
     f.result(d_mean, "BKC"), f.result(d_cov, "BKK"), f.result(d_weights, "BTK", weights);
   }
 };
+
+// What recall and its gradient are given; a base would move what kernels take.
+template <class Args, class F>
+constexpr void recall_inputs(Args& a, F& f) {
+  f.memory(a.mean, "mean");
+  f.state(a.cov, "cov", "BKK");
+  f.steps(a.queries, "queries", "BTC");
+  f.state(a.ridge, "ridge", "B");
+}
 
 // Of solving and of reading at the solution.
 struct RecallArgs : SolveAddressesArgs {
@@ -216,10 +231,7 @@ struct RecallArgs : SolveAddressesArgs {
 
   template <class F>
   constexpr void fields(F& f) {
-    f.memory(mean, "mean");
-    f.state(cov, "cov", "BKK");
-    f.steps(queries, "queries", "BTC");
-    f.state(ridge, "ridge", "B");
+    recall_inputs(*this, f);
     f.result(values_out, "BTC"), f.result(var_out, "BT"), f.result(weights_out, "BTK");
   }
 };
@@ -233,15 +245,21 @@ struct RecallBackwardArgs : SolveAddressesBackwardArgs {
     f.maybe(grad_values, "grad_values", "BTC");
     f.maybe(grad_var, "grad_var", "BT");
     f.maybe(grad_weights, "grad_weights", "BTK");
-    f.memory(mean, "mean");
-    f.state(cov, "cov", "BKK");
-    f.steps(queries, "queries", "BTC");
-    f.state(ridge, "ridge", "B");
+    recall_inputs(*this, f);
     f.state(weights, "weights", "BTK");
     f.result(d_mean, "BKC"), f.result(d_cov, "BKK"), f.result(d_queries, "BTC", queries),
         f.result(d_ridge, "B");
   }
 };
+
+// Of memory_kl and its gradient.
+template <class Args, class F>
+constexpr void beliefs(Args& a, F& f) {
+  f.memory(a.mean, "mean");
+  f.state(a.cov, "cov", "BKK");
+  f.state(a.prior_mean, "prior_mean", "BKC");
+  f.state(a.prior_cov, "prior_cov", "BKK");
+}
 
 struct MemoryKlArgs {
   Sizes n;
@@ -250,10 +268,7 @@ struct MemoryKlArgs {
 
   template <class F>
   constexpr void fields(F& f) {
-    f.memory(mean, "mean");
-    f.state(cov, "cov", "BKK");
-    f.state(prior_mean, "prior_mean", "BKC");
-    f.state(prior_cov, "prior_cov", "BKK");
+    beliefs(*this, f);
     f.result(kl_out, "B");
   }
 };
@@ -266,10 +281,7 @@ struct MemoryKlBackwardArgs {
   template <class F>
   constexpr void fields(F& f) {
     f.state(grad, "grad", "B");
-    f.memory(mean, "mean");
-    f.state(cov, "cov", "BKK");
-    f.state(prior_mean, "prior_mean", "BKC");
-    f.state(prior_cov, "prior_cov", "BKK");
+    beliefs(*this, f);
     f.result(d_mean, "BKC"), f.result(d_cov, "BKK"), f.result(d_prior_mean, "BKC"),
         f.result(d_prior_cov, "BKK");
   }
@@ -306,6 +318,18 @@ struct StatisticsBackwardArgs {
   }
 };
 
+// Of adaptive_write and its gradient.
+template <class Args, class F>
+constexpr void adaptive_inputs(Args& a, F& f) {
+  f.memory(a.mean, "mean");
+  f.state(a.cov, "cov", "BKK");
+  f.steps(a.values, "values", "BTC");
+  f.state(a.noise_var, "noise_var", "BT");
+  f.state(a.ridge, "ridge", "B");
+  f.mask(a.mask);
+  f.number(a.num_iters, "num_iters", 1);
+}
+
 // The Dynamic Kanerva write: each address is solved against the mean as it stands, `num_iters`
 // times, the last ones against the memory as it would stand after the step.
 struct AdaptiveWriteArgs {
@@ -316,13 +340,7 @@ struct AdaptiveWriteArgs {
 
   template <class F>
   constexpr void fields(F& f) {
-    f.memory(mean, "mean");
-    f.state(cov, "cov", "BKK");
-    f.steps(values, "values", "BTC");
-    f.state(noise_var, "noise_var", "BT");
-    f.state(ridge, "ridge", "B");
-    f.mask(mask);
-    f.number(num_iters, "num_iters", 1);
+    adaptive_inputs(*this, f);
     f.result(mean_out, "BKC"), f.result(cov_out, "BKK"), f.result(weights_out, "BTK"),
         f.result(step_kl, "BT"), f.result(log_evidence, "B");
   }
@@ -343,13 +361,7 @@ struct AdaptiveWriteBackwardArgs {
     f.maybe(grad_weights, "grad_weights", "BTK");
     f.maybe(grad_step_kl, "grad_step_kl", "BT");
     f.maybe(grad_log_evidence, "grad_log_evidence", "B");
-    f.memory(mean, "mean");
-    f.state(cov, "cov", "BKK");
-    f.steps(values, "values", "BTC");
-    f.state(noise_var, "noise_var", "BT");
-    f.state(ridge, "ridge", "B");
-    f.mask(mask);
-    f.number(num_iters, "num_iters", 1);
+    adaptive_inputs(*this, f);
     f.state(weights, "weights", "BTK");
     f.result(d_mean, "BKC"), f.result(d_cov, "BKK"), f.result(d_values, "BTC", values),
         f.result(d_noise_var, "BT"), f.result(d_ridge, "B");

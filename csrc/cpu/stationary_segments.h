@@ -50,6 +50,7 @@ inline Plan plan_item(const Sizes& n, Dtype state, bool reads, bool adjoint, int
     compose += wide * K * K * (3 * K + 2 * C);
   }
   Plan best{1, T * (threads > 1 ? two : one)};
+  if (n.T < 2) return best;
   if (const char* text = std::getenv("KANERVA_SEGMENTS"); text != nullptr && *text != '\0') {
     best.segments = std::max<int64_t>(1, std::min<int64_t>(std::atoll(text), n.T));
     return best;

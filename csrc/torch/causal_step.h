@@ -24,10 +24,8 @@ std::tuple<Tensor, Tensor, Tensor> causal_step(Tensor mean, Tensor cov, Tensor w
   check_dimensions(mean, "mean");
   STD_TORCH_CHECK(mean.is_contiguous() && cov.is_contiguous(),
                   "mean and cov must be contiguous: they are changed in place");
-  STD_TORCH_CHECK(!decay.has_value() || !retention.has_value(),
-                  "decay and retention exclude each other: give one");
-  STD_TORCH_CHECK(!stationary_cov.has_value() || retention.has_value(),
-                  "stationary_cov needs a retention");
+  STD_TORCH_CHECK(!decay.has_value() || !retention.has_value(), kOneForgets);
+  STD_TORCH_CHECK(!stationary_cov.has_value() || retention.has_value(), kNeedsRetention);
   const int64_t B = mean.size(0), K = mean.size(1), C = mean.size(2);
   const Dtype state = state_dtype(mean, "mean");
   CausalScanArgs args;
