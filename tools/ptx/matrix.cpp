@@ -47,6 +47,13 @@ float element(Element type, uint32_t bits) {
   }
 }
 
+// A number that has more than two bits below tf32's last one: it has not been split. Tensor cores
+// drop those below (CUTLASS's tfloat32_t::round_half_ulp_truncate counts on it).
+bool is_longer_than_tf32(uint32_t word) {
+  const uint32_t exponent = word & 0x7f800000u;
+  return (word & 0x7ff) != 0 && exponent != 0x7f800000u && exponent != 0;
+}
+
 // D (16 x 8) = A (16 x k) B (k x 8) + C. With g = lane / 4 and t = lane % 4, a register of A holds
 // two columns for 16-bit elements, one for tf32; registers go by rows g, g + 8, then by columns.
 void multiply(Warp& w, const Instruction& i, Mask m) {
@@ -60,7 +67,7 @@ void multiply(Warp& w, const Instruction& i, Mask m) {
     const int g = l / 4, t = l % 4;
     const auto place = [&](int source, int r, int p) {
       const uint32_t word = w.at<uint32_t>(i.source[size_t(source + r)])[l];
-      if (type == Element::tf32 && (word & 0x1fff) && (word & 0x7f800000u) != 0x7f800000u)
+      if (type == Element::tf32 && is_longer_than_tf32(word))
         report(w, i, l, "operand of mma that is not rounded to tf32", "its low bits are dropped");
       return element(type, packed == 1 ? word : word >> (16 * p) & 0xffff);
     };
