@@ -3,6 +3,7 @@
 // How tensor cores round is not published. Assumed here, after Fasi et al. 2021 ("Numerical
 // behavior of NVIDIA tensor cores"): products are exact; they and the sum so far are aligned to the
 // largest exponent among them and cut off, a few bits below a float's last; so is the result.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -17,21 +18,37 @@ namespace {
 constexpr int kExtraBits = 1;  // below the last of a float of the largest exponent
 constexpr int kTogether = 4;   // products that are added at once
 
-// The sum of n numbers, cut off.
+constexpr int kBias = 1023, kFraction = 52;  // of a double
+
+int exponent_of(double x) {  // of a normal number
+  uint64_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return int(bits >> kFraction & 0x7ff) - kBias;
+}
+
+double power_of_two(int exponent) {
+  const uint64_t bits = uint64_t(exponent + kBias) << kFraction;
+  double x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// The sum of n numbers, cut off: floats or products of two, which are normal as doubles.
 float sum_cut_off(const double* x, int n) {
-  int exponent = INT32_MIN;
-  double plain = 0.0;
+  double plain = 0.0, most = 0.0;
   for (int k = 0; k < n; ++k) {
     plain += x[k];
-    if (x[k] != 0.0 && std::isfinite(x[k])) exponent = std::max(exponent, std::ilogb(x[k]));
+    most = std::max(most, std::fabs(x[k]));
   }
-  if (!std::isfinite(plain) || exponent == INT32_MIN) return float(plain);
-  const double unit = std::ldexp(1.0, exponent - 23 - kExtraBits);
-  double sum = 0.0;
-  for (int k = 0; k < n; ++k) sum += std::trunc(x[k] / unit) * unit;
-  if (sum == 0.0) return 0.0f;
-  const double last = std::ldexp(1.0, std::max(std::ilogb(sum), -126) - 23);
-  return float(std::trunc(sum / last) * last);
+  if (!std::isfinite(plain) || most == 0.0) return float(plain);
+  const int shift = 23 + kExtraBits - exponent_of(most);
+  const double scale = power_of_two(shift);
+  int64_t units = 0;
+  for (int k = 0; k < n; ++k) units += int64_t(x[k] * scale);
+  if (units == 0) return 0.0f;
+  const double sum = double(units) * power_of_two(-shift);
+  const double last = power_of_two(std::max(exponent_of(sum), -126) - 23);
+  return float(std::trunc(sum * (1.0 / last)) * last);
 }
 
 enum class Element : uint8_t { tf32, bfloat, half };
