@@ -73,7 +73,7 @@ RATES = ("3e-3", "1e-3")
 _CIFAR = (("kanerva", 200), ("vae", 200), ("kanerva", 800), ("vae", 800), ("dynamic", 200))
 SHORT_STEPS = (1500, 800, 250, 200, 400)
 CIFAR_SHORT = tuple(
-    cifar(*each, "-short", (f"training.steps={steps}",))._replace(seeds=(0,))
+    cifar(*each, "-short", (f"training.steps={steps}",))
     for each, steps in zip(_CIFAR, SHORT_STEPS, strict=True)
 )
 CIFAR = (*CIFAR_SHORT, *(cifar(*each) for each in _CIFAR))
