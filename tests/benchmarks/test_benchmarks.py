@@ -411,7 +411,7 @@ def test_the_page_of_the_reproduction(tmp_path):
     assert "exact likelihood | 800 |" not in text and "| 800 | 4.90 | 3.82 |" in text
     assert "| 200 | 6.12 | 5.88 |" in text
     assert "and the noise that it knows of | 8.0% | 4.0% | 3.0% | 2.5% |" in text
-    assert "| Differentiable Neural Computer | 120.0, 130.0 |" in text
+    assert "| Differentiable Neural Computer | 125.0 (120.0, 130.0) |" in text
     assert "| a | 65 |" in text and "| a | 2.0% |" in text and "| a | 3.0% |" in text
     page.write_text("no markers")
     with pytest.raises(ValueError, match="no markers of origin"):
