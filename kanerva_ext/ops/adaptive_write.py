@@ -13,8 +13,7 @@ from ._autograd import Operator
 from ._declaration import Declaration, Result
 
 OPERATOR = Declaration(
-    "adaptive_write(Tensor mean, Tensor cov, Tensor values, Tensor noise_var, Tensor ridge, "
-    "Tensor? mask, int num_iters) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "adaptive_write",
     args=(
         Arg("mean", "KC", "state"),
         Arg("cov", "KK", "state"),
@@ -30,6 +29,7 @@ OPERATOR = Declaration(
         Result("step_kl", "T"),
         Result("log_evidence", ""),
     ),
+    options=("int num_iters",),
 )
 _call = Operator(OPERATOR)
 

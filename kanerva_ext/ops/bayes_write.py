@@ -14,9 +14,7 @@ from ._declaration import Declaration, Result
 from ._dynamics import check_dynamics, is_raw_dynamics
 
 OPERATOR = Declaration(
-    "bayes_write(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, "
-    "Tensor? mask, Tensor? decay, Tensor? retention, Tensor? stationary_cov, str method) "
-    "-> (Tensor, Tensor, Tensor)",
+    "bayes_write",
     args=(
         Arg("mean", "KC", "state"),
         Arg("cov", "KK", "state"),
@@ -33,6 +31,7 @@ OPERATOR = Declaration(
         Result("cov", "KK", saved_as="posterior_cov"),
         Result("log_evidence", ""),
     ),
+    options=("str method",),
 )
 _call = Operator(OPERATOR)
 

@@ -27,9 +27,7 @@ _STEPS = (
 _STATIONARY = Arg("stationary_cov", "KK", "covariance", optional=True)
 _PACKED = (*_STATES, *_STEPS, _STATIONARY._replace(dims="NKK"))
 OPERATOR = Declaration(
-    "causal_scan(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor queries, "
-    "Tensor noise_var, Tensor? mask, Tensor? decay, Tensor? retention, Tensor? stationary_cov, "
-    "Tensor? cu_seqlens, int chunk_size) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "causal_scan",
     args=(*_STATE, *_STEPS, _STATIONARY),
     results=(
         Result("reads", "TC"),
@@ -38,6 +36,7 @@ OPERATOR = Declaration(
         Result("cov", "KK"),
         Result("log_evidence", ""),
     ),
+    options=("Tensor? cu_seqlens", "int chunk_size"),
 )
 
 

@@ -11,7 +11,7 @@ from ._autograd import Operator
 from ._declaration import Declaration, Result
 
 OPERATOR = Declaration(
-    "memory_kl(Tensor mean, Tensor cov, Tensor prior_mean, Tensor prior_cov) -> Tensor",
+    "memory_kl",
     args=(
         Arg("mean", "KC", "state"),
         Arg("cov", "KK", "state"),
