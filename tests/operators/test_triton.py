@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from helpers import Case, problem, recursion, relative_error
+from samples import NAMES, sample
 from selection import grid
 
 import kanerva_ext
@@ -19,8 +20,6 @@ pytestmark = pytest.mark.skipif(
     reason="needs a GPU or TRITON_INTERPRET=1",
 )
 
-#: Those with a gradient; tests/operators/test_causal_step.py has the other.
-NAMES = [name for name, operator in ops.OPERATORS.items() if operator.differentiable]
 MOVING = ("moving bayes_write", "moving causal_scan")
 SHAPES = {"small": (2, 5, 3, 7), "partial tiles": (2, 37, 35, 70)}
 
@@ -33,26 +32,20 @@ def kernels():
 
 
 def arguments(name: str, shape, dtype):
+    """Those of the operator's own tests, without what is optional, as raw arguments; a memory that
+    moves does so by the last two."""
     b, t, k, c = shape
-    double = torch.float64
+    if name == "adaptive_write":
+        t = min(t, 6)  # the interpreter takes a second for a step
+    if name not in MOVING:
+        own = sample(name)
+        return own.raw_args(own.arguments((b,), t, k, c, dtype, optional=False))
     mean, cov, weights, values, noise = problem(Case("iid", 1.0, t, k, c, batch=b), dtype)[:5]
-    ridge = torch.linspace(0.5, 1.0, b, dtype=double).to(dtype)
-    few = slice(None), slice(6)  # the interpreter takes a second for a step
-    moves = None, None, torch.linspace(1.0, 0.3, t, dtype=double).to(dtype).repeat(b, 1)
-    moves = *moves, cov.flip(1, 2).contiguous()
-    return {
-        "bayes_write": (mean, cov, weights, values, noise, *[None] * 4, "auto"),
-        "causal_scan": (mean, cov, weights, values, 0.5 * weights, noise, *[None] * 5, 0),
-        "moving bayes_write": (mean, cov, weights, values, noise, *moves, "auto"),
-        "moving causal_scan": (mean, cov, weights, values, weights / 2, noise, *moves, None, 0),
-        "adaptive_write": (mean, cov, values[few], noise[few], ridge, None, 2),
-        "forget": (mean, cov, 0.05 * weights, values, noise, None),
-        "solve_addresses": (mean, values, ridge),
-        "read": (mean, cov, weights),
-        "recall": (mean, cov, values, ridge),
-        "memory_kl": (mean, cov, 0.9 * mean, 1.1 * cov),
-        "statistics": (mean, cov),
-    }[name]
+    retention = torch.linspace(1.0, 0.3, t, dtype=torch.float64).to(dtype).repeat(b, 1)
+    moves = None, None, retention, cov.flip(1, 2).contiguous()
+    if name == "moving bayes_write":
+        return mean, cov, weights, values, noise, *moves, "auto"
+    return mean, cov, weights, values, weights / 2, noise, *moves, None, 0
 
 
 def run(module, name, args):
