@@ -19,12 +19,14 @@ from .._checks import Arg
 
 
 class Result(NamedTuple):
-    """One result: its name, its dimensions after the batch as letters of K, C, T, and the name
-    under which the gradient takes it, if it does."""
+    """One result: its name, its dimensions after the batch as letters of K, C, T, the name under
+    which the gradient takes it, if it does, and whether it is a sum over the memory's columns, of
+    which a process that has some of them gives its part (`kanerva_ext.distributed`)."""
 
     name: str
     dims: str
     saved_as: str = ""
+    is_sum: bool = False
 
 
 class Declaration(NamedTuple):

@@ -27,7 +27,7 @@ OPERATOR = Declaration(
         Result("cov", "KK"),
         Result("weights", "TK", saved_as="weights"),
         Result("step_kl", "T"),
-        Result("log_evidence", ""),
+        Result("log_evidence", "", is_sum=True),
     ),
     options=("int num_iters",),
 )

@@ -29,7 +29,7 @@ OPERATOR = Declaration(
     results=(
         Result("mean", "KC", saved_as="posterior_mean"),
         Result("cov", "KK", saved_as="posterior_cov"),
-        Result("log_evidence", ""),
+        Result("log_evidence", "", is_sum=True),
     ),
     options=("str method",),
 )

@@ -34,7 +34,7 @@ OPERATOR = Declaration(
         Result("read_var", "T"),
         Result("mean", "KC"),
         Result("cov", "KK"),
-        Result("log_evidence", ""),
+        Result("log_evidence", "", is_sum=True),
     ),
     options=("Tensor? cu_seqlens", "int chunk_size"),
 )

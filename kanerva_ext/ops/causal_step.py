@@ -29,7 +29,7 @@ OPERATOR = Declaration(
     results=(
         Result("reads", "C"),
         Result("read_var", ""),
-        Result("log_evidence", ""),
+        Result("log_evidence", "", is_sum=True),
     ),
     in_place=2,
 )

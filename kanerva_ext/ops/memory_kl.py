@@ -18,7 +18,7 @@ OPERATOR = Declaration(
         Arg("prior_mean", "KC", "state"),
         Arg("prior_cov", "KK", "state"),
     ),
-    results=(Result("", ""),),
+    results=(Result("", "", is_sum=True),),
 )
 _call = Operator(OPERATOR)
 
