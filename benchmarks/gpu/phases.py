@@ -48,10 +48,14 @@ TESTS = (
     "statistics",
     "solve_addresses",
     "retention",
+    "retention_gradients",
+    "retention_steps",
+    "retention_arguments",
 )
 #: Parts of a test file that run beside each other; one of all others.
 PARTS = {"bayes_write": 6, "adaptive_write": 6, "causal_scan": 6, "causal_scan_packed": 2,
-         "forget": 2, "read": 2, "recall": 2, "retention": 4}  # fmt: skip
+         "forget": 2, "read": 2, "recall": 2, "retention": 4,
+         "retention_gradients": 4}  # fmt: skip
 #: Compiling graphs takes minutes and tells nothing of the kernels.
 CHOSEN = "not compile and not opcheck and not inductor"
 FIRST, MORE = "not slow and not exhaustive", "slow or exhaustive"
