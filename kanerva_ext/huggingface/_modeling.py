@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -75,6 +77,11 @@ class KanervaModel(KanervaPreTrainedModel):
                 "KanervaModel: cache must be a KanervaModelCache or None, got "
                 f"{type(cache).__name__}"
             )
+        if cache is not None and len(cache) not in (0, len(self.layers)):
+            raise ValueError(
+                f"KanervaModel: cache must hold one KanervaCache for each of {len(self.layers)} "
+                f"layers, or none yet, got {len(cache)}"
+            )
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
@@ -86,7 +93,10 @@ class KanervaModel(KanervaPreTrainedModel):
         for i, block in enumerate(self.layers):
             states.append(x)
             if cache is None and self.gradient_checkpointing and self.training:
-                x = self._gradient_checkpointing_func(block.__call__, x, attention_mask)
+                call = partial(
+                    block.__call__, cu_seqlens=cu_seqlens
+                )  # reentrant ones take no names
+                x = self._gradient_checkpointing_func(call, x, attention_mask)
                 continue
             before = cache.layers[i] if cache is not None and cache.layers else None
             out = block(
