@@ -67,11 +67,12 @@ class KanervaModel(KanervaPreTrainedModel):
         cu_seqlens: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_,
+        **others,
     ) -> tuple | BaseModelOutputWithPast:
         """See `KanervaForCausalLM.forward`; last_hidden_state is (B, T, hidden_size)."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("KanervaModel: give input_ids or inputs_embeds, and not both")
+        cache = _by_any_name(cache, others)
         if cache is not None and not isinstance(cache, KanervaModelCache):
             raise TypeError(
                 "KanervaModel: cache must be a KanervaModelCache or None, got "
@@ -172,7 +173,8 @@ class KanervaForCausalLM(KanervaPreTrainedModel, GenerationMixin):
             attention_mask: (B, T), 0 at padding, at any place (left of the text for ``generate``);
                 with a cache also (B, S) with S > T, for all tokens so far.
             inputs_embeds: (B, T, hidden_size), in place of input_ids.
-            cache: from the call with the tokens before these. It is changed.
+            cache: from the call with the tokens before these; past_key_values, as other models call
+                it, is the same. It is changed.
             labels: (B, T), tokens to predict, usually input_ids: the one at t from those before
                 it. -100 leaves a token out.
             use_cache: return a cache; None: as configured, and not in training.
@@ -193,7 +195,7 @@ class KanervaForCausalLM(KanervaPreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask,
             inputs_embeds,
-            cache,
+            _by_any_name(cache, kwargs),
             use_cache,
             cu_seqlens,
             output_hidden_states,
@@ -229,6 +231,18 @@ class KanervaForCausalLM(KanervaPreTrainedModel, GenerationMixin):
         if count is None:
             return functional.cross_entropy(scores, labels)
         return functional.cross_entropy(scores, labels, reduction="sum") / count
+
+
+def _by_any_name(cache, others: dict):
+    """The cache, which other models' callers give by other names."""
+    for name in ("past_key_values", "cache_params"):
+        given = others.get(name)
+        if given is None or given is cache:
+            continue
+        if cache is not None:
+            raise ValueError(f"KanervaModel: {name} must be None beside another cache")
+        cache = given
+    return cache
 
 
 def _can_overwrite(cache, x: Tensor) -> bool:

@@ -238,6 +238,21 @@ def test_packed_texts_do_not_meet_under_gradient_checkpointing(reentrant):
     torch.testing.assert_close(found[1], found[0])
 
 
+@pytest.mark.parametrize("part", ["model", "language model"])
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params"])
+@torch.no_grad()
+def test_a_cache_goes_by_the_names_of_other_models(name, part):
+    model, tokens = make(), text()
+    called = model.model if part == "model" else model
+    want, cache = called(tokens)[0][:, -1:], model(tokens[:, :-1], use_cache=True).cache
+    torch.testing.assert_close(called(tokens[:, -1:], **{name: cache})[0], want)
+    if name != "cache":
+        with pytest.raises(ValueError, match=f"{name} must be None beside another cache"):
+            called(tokens, cache=cache, **{name: KanervaModelCache()})
+        with pytest.raises(TypeError, match="cache must be a KanervaModelCache or None, got tuple"):
+            called(tokens, **{name: ((tokens, tokens),)})
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_the_cache_of_a_model_of_other_depth_is_refused(layers):
     cache, tokens = make()(text(), use_cache=True).cache, text(2, 1)
