@@ -32,7 +32,7 @@ SOURCES := setup.py pyproject.toml kanerva_command.py $(shell find build_backend
 PYTEST := $(BIN)/pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 # The tests of the operators, which other kernels than the CPU's are put to as well.
 OPERATOR_TESTS := $(patsubst kanerva_ext/ops/%,tests/operators/test_%,$(wildcard kanerva_ext/ops/[a-z]*.py)) \
-  tests/operators/test_causal_scan_packed.py tests/operators/test_retention.py
+  tests/operators/test_causal_scan_packed.py $(wildcard tests/operators/test_retention*.py)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
