@@ -77,14 +77,17 @@ class Variant:
 
     def source(self, target: GPUTarget) -> ASTSource:
         signature, constants = dict(self.signature), dict(self.constants)
-        if target.backend == "hip" and "PRECISION" in constants:
-            constants["PRECISION"] = _launch.HIP_PRECISION
+        if "PRECISION" in constants:
+            constants["PRECISION"] = self.config_of(target).precision
         attrs = {
             (i,): [["tt.divisibility", 16]]
             for i, kind in enumerate(signature.values())
             if kind.startswith("*")
         }
         return ASTSource(self.kernel, signature, constants, attrs)
+
+    def config_of(self, target: GPUTarget) -> _launch.Config:
+        return _launch.for_hip(self.config) if target.backend == "hip" else self.config
 
     @property
     def label(self) -> str:
@@ -94,6 +97,8 @@ class Variant:
             return "moves" if constants.get("MOVES") else ""
         rows = constants.get("M", constants.get("L"))
         words = [f"{constants['WORK']} {rows} x {constants['N']}"]
+        if self.config.precision != "ieee":
+            words.append(self.config.precision)
         words += [
             k.lower()
             for k in ("SAVE", "LAST", "MOVES", "FORM", "WIDE", "SOLVE", "ITERATE")
@@ -252,7 +257,7 @@ def compile_one(quick: bool, index: int, target: str, only: str | None = None) -
         compiled = triton.compile(
             one.source(TARGETS[target]),
             target=TARGETS[target],
-            options=_launch.options(one.config),
+            options=_launch.options(one.config_of(TARGETS[target])),
         )
     except Exception as error:
         return f"does not compile: {type(error).__name__}: {error}"
@@ -283,7 +288,7 @@ def digest(one: Variant, target: str) -> str:
     words = (
         one.source(TARGETS[target]).hash(),
         target,
-        sorted(_launch.options(one.config).items()),
+        sorted(_launch.options(one.config_of(TARGETS[target])).items()),
     )
     return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
 

@@ -44,28 +44,32 @@ class Config(NamedTuple):
 
 
 #: By arithmetic: largest number of slots -> configuration, in tiles no larger than what they hold.
-#: float64 stops at 32 x 32: of 64 x 64, two operands and a transposed one pass the 99 KiB of
-#: shared memory of consumer GPUs. Products of 64 x 64 in float32 are worth the tensor cores.
+#: 32 x 32 at most: of 64 x 64 in float64, two operands and a transposed one pass the 99 KiB of
+#: shared memory of consumer GPUs; in float32 they leave the registers, by two kilobytes a thread.
+#: With eight warps most kernels keep all that they hold in registers, with four they spill.
+#: Products of many tiles in float32 are worth the tensor cores.
 TABLE: dict[torch.dtype, tuple[tuple[float, Config], ...]] = {
     torch.float32: (
-        (16, Config(16, 16, 1)),
-        (32, Config(32, 32, 4)),
-        (float("inf"), Config(32, 64, 4, "tf32x3")),
+        (16, Config(16, 16, 2)),
+        (32, Config(32, 32, 8)),
+        (float("inf"), Config(32, 32, 8, "tf32x3")),
     ),
     torch.float64: (
-        (16, Config(32, 16, 4)),
-        (float("inf"), Config(32, 32, 4)),
+        (16, Config(32, 16, 8)),
+        (float("inf"), Config(32, 32, 8)),
     ),
 }
-
-#: AMD's matrix cores have no TF32 to split into.
-HIP_PRECISION = "ieee"
 
 
 def choose(slots: int, work: torch.dtype) -> Config:
     """The configuration for so many slots, or unknowns of a system."""
     config = next(config for largest, config in TABLE[work] if slots <= largest)
-    return config if torch.version.hip is None else config._replace(precision=HIP_PRECISION)
+    return config if torch.version.hip is None else for_hip(config)
+
+
+def for_hip(config: Config) -> Config:
+    """AMD's matrix cores have no TF32 to split into, and a warp there has twice the threads."""
+    return config._replace(precision="ieee", warps=config.warps // 2)
 
 
 def launch(kernel, programs: int, config: Config, *args, **named) -> None:

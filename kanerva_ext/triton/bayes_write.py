@@ -429,11 +429,6 @@ def passes(
     return [Pass(torch.float32, steps, HARD_FOR_FLOAT32_FACTORS, last=False), robust]
 
 
-def for_moving(config: Config) -> Config:
-    """More tiles are held at once: with twice the warps half as much spills."""
-    return config._replace(warps=min(8, 2 * config.warps))
-
-
 def blocks_of_columns(mean: Tensor, most: int = 2**31) -> tuple[int, int]:
     """How many programs, ``most`` at most, share the columns of a memory, and columns of each."""
     batch, slots, code = mean.shape
@@ -468,8 +463,6 @@ def write(
     before = None
     for plan in plans:
         work, config = plan.work, choose(slots, plan.work)
-        if moves:
-            config = for_moving(config)
         direct = work == mean.dtype and blocks == 1
         status = empty(mean, batch, blocks, dtype=torch.int32)
         chunk = batch, blocks, config.steps, slots

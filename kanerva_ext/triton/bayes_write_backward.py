@@ -423,8 +423,6 @@ def reverse(
     for plan in plans:
         work, config = plan.work, choose(slots, plan.work)
         L, constants = config.steps, config.constants(work, "L")
-        # The adjoint of reads holds more tiles: twice the warps spill less than half as much.
-        adjoint = config if queries is None else config._replace(warps=8)
 
         def room(*shape, work=work):
             return empty(mean, *shape, dtype=work)
@@ -455,13 +453,13 @@ def reverse(
             **plan.arguments(cov), **constants,
         )  # fmt: skip
         launch(
-            columns_kernel, batch * blocks, adjoint, grad_mean_in=grad_mean,
+            columns_kernel, batch * blocks, config, grad_mean_in=grad_mean,
             grad_evidence=grad_evidence, grad_reads=grad_reads, queries=queries, **every_step,
             mean=means, grad_mean=states[0], errors=errors, d_values=out[3], d_mean=copies[0],
             width=width, **kept, **between, **sizes, **constants,
         )  # fmt: skip
         launch(
-            covariance_kernel, batch, adjoint, grad_cov_in=grad_cov, grad_evidence=grad_evidence,
+            covariance_kernel, batch, config, grad_cov_in=grad_cov, grad_evidence=grad_evidence,
             grad_var=grad_var, queries=queries, **every_step, cov=covs, grad_cov=states[1],
             slopes=room(batch, L, slots), room=room(batch, L, slots), rest=of_reads[0],
             moved=of_reads[1], mixed=of_reads[2], d_weights=out[2], d_queries=d_queries,

@@ -35,7 +35,7 @@ from ._sequences import locate
 from ._stationary import chunks_before, last_of, last_row, products_between
 from ._stationary_adjoint import ROOMS, reverse_moving_covariance
 from ._tiles import copy_matrix, copy_symmetric, load_rows, load_tile, multiply, store_tile
-from .bayes_write import Pass, chunk_length, for_moving, load_steps, symmetric, write_kernel
+from .bayes_write import Pass, chunk_length, load_steps, symmetric, write_kernel
 
 
 @triton.jit
@@ -267,7 +267,7 @@ def reverse_moving(
     d_queries = None if queries is None else torch.empty_like(queries)
     moved = [torch.empty_like(retention), None if sigma is None else torch.empty_like(sigma)]
     partials = no_partials(mean, blocks)
-    work, config = plan.work, for_moving(choose(slots, plan.work))
+    work, config = plan.work, choose(slots, plan.work)
     L, constants = config.steps, config.constants(plan.work, "L")
 
     def room(*shape):
@@ -304,15 +304,14 @@ def reverse_moving(
         mean_states=mean_states, cov_states=cov_states, width=width, SAVE=True, MOVES=True, **kept,
         **plan.arguments(cov), **constants,
     )  # fmt: skip
-    adjoint = config._replace(warps=8)
     launch(
-        moving_columns_kernel, batch * blocks, adjoint, grad_mean_in=grad_mean,
+        moving_columns_kernel, batch * blocks, config, grad_mean_in=grad_mean,
         grad_evidence=grad_evidence, grad_reads=grad_reads, queries=queries, states=mean_states,
         grad_mean=states[0], errors=errors, d_values=out[3], d_mean=copies[0], width=width, **kept,
         **between, **constants,
     )  # fmt: skip
     launch(
-        moving_covariance_kernel, batch, adjoint, grad_cov_in=grad_cov,
+        moving_covariance_kernel, batch, config, grad_cov_in=grad_cov,
         grad_evidence=grad_evidence, grad_var=grad_var, queries=queries, sigma=sigma,
         states=cov_states, grad_cov=states[1], d_sigma=d_sigma, room=room(batch, ROOMS, L, slots),
         d_weights=out[2], d_queries=d_queries, d_noise=out[4], d_retention=moved[0],

@@ -82,7 +82,9 @@ class Configuration(NamedTuple):
 
     @property
     def label(self) -> str:
-        return f"{str(self.work)[6:]}-{self.config.steps}x{self.config.size}"
+        return (
+            f"{str(self.work)[6:]}-{self.config.steps}x{self.config.size}-{self.config.precision}"
+        )
 
 
 def configurations():
