@@ -8,6 +8,7 @@ pipelining, which must not move loads over the barriers between a program's own 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -73,15 +74,27 @@ def for_hip(config: Config) -> Config:
 
 
 def launch(kernel, programs: int, config: Config, *args, **named) -> None:
-    """Launch on the device of the first tensor. What has many arguments gets them by name."""
+    """Launch on the device of the first tensor. What has many arguments gets them by name, or in
+    named tuples (`_arguments`), which Triton binds in less time: `bayes_write.write_kernel` takes
+    22 parameters, of which five are tuples of 25 pointers, in four fifths of the time of 42 (13.4
+    against 16.9 microseconds by Triton 3.6, 14.1 against 17.2 by 3.9, without a device)."""
     if programs == 0:
         return
-    device = next(a for a in (*args, *named.values()) if isinstance(a, Tensor)).device
+    device = next(tensors((*args, *named.values()))).device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             run(kernel, programs, config, args, named)
     else:
         run(kernel, programs, config, args, named)
+
+
+def tensors(args: Iterable) -> Iterator[Tensor]:
+    """Those among the arguments, and in tuples among these."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, tuple):
+            yield from tensors(arg)
 
 
 def options(config: Config) -> dict:
