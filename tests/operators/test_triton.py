@@ -75,7 +75,9 @@ class Configuration(NamedTuple):
 
     @property
     def label(self) -> str:
-        return f"{str(self.work)[6:]}-{self.config.steps}x{self.config.size}"
+        return (
+            f"{str(self.work)[6:]}-{self.config.steps}x{self.config.size}-{self.config.precision}"
+        )
 
 
 def configurations():
@@ -182,6 +184,38 @@ def test_items_of_one_batch_take_different_arithmetic():
         for item in range(4):
             assert torch.equal(grad[item], alone[item][i][0]), "items do not touch each other"
         assert grad[4].isnan().all()
+
+
+def test_gradient_of_a_scan_takes_the_arithmetic_of_each_item(monkeypatch):
+    """Float32, float64 in chunks, from a square root, and failure; with decay never float32."""
+    module = importlib.import_module("kanerva_ext.triton.bayes_write_backward")
+    launch, served = module.launch, []
+
+    def record(kernel, programs, config, *args, **constants):
+        launch(kernel, programs, config, *args, **constants)
+        if kernel is module.write_kernel:
+            served.append((str(constants["WORK"]), args[4].status.amin(1).sign().tolist()))
+
+    monkeypatch.setattr(module, "launch", record)
+    easy = problem(Case("iid", 1.0, 40, 20, 30, batch=4), torch.float32)
+    mean, cov, weights, values, noise = (x.clone() for x in easy[:5])
+    noise[1] = 0.05  # a hardness between that of this gradient and the write's
+    noise[2] = 4e-12  # too hard for Cholesky factors
+    noise[3, 7] = -1.0
+    hard = ((weights @ cov) * weights).sum(-1).amax(1) / noise[:, 0]
+    assert hard[0] < 8 < hard[1] and hard[2] > 1e11
+    args = (mean, cov, weights, values, weights.flip(1), noise, *[None] * 5, 0)
+    wide = [x.double() if isinstance(x, torch.Tensor) else x for x in args]
+    got, want = (run(m, "causal_scan", a) for m, a in ((kernels(), args), (reference, wide)))
+    (narrow, first), (double, second) = served
+    assert (narrow, first) == ("fp32", [1, 0, 0, -1])  # done, twice left to do, failed
+    assert (double, second[1:3]) == ("fp64", [1, 1])
+    for i, (x, y) in enumerate(zip(got, want, strict=True)):
+        assert relative_error(x[:2], y[:2].cpu().numpy()) < 2e-6, i
+        assert x[2].isfinite().all() and x[3].isnan().all(), i
+    served.clear()
+    run(kernels(), "causal_scan", (*args[:7], torch.ones_like(noise), *args[8:]))
+    assert [work for work, _ in served] == ["fp64"]
 
 
 def test_items_of_one_batch_move_by_different_arithmetic():
