@@ -48,9 +48,9 @@ SHAPES: dict[Shape, int] = {
 WHAT = ("", "gradient", "adaptive_write")  # of bayes_write, but for the last
 #: Counted at a few T and followed by a line.
 LONG: Shape = (1, 65536, 512, 768)
-#: Of 32, 48 and 64 depths of 16 steps for the longest block (episode_sums.cuh), which takes its
+#: Of 32, 64 and 128 depths of 16 steps for the longest block (episode_sums.cuh), which takes its
 #: sums to the workspace after every 16: so does each block as often as at LONG, depth for depth.
-LONG_STEPS = (3968, 5952, 7936)
+LONG_STEPS = (1984, 3968, 7936)
 MOST_MISSED = 0.01  # of any count below
 MEASURED = (
     "instructions",

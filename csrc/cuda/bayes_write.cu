@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(256)
   if (t < args.n.T) store_scale(args, b, t, EpisodeSums(workspace, plan, args.n.T, b).scales);
 }
 
-__global__ void __launch_bounds__(kSumThreads, 2)
+__global__ void __launch_bounds__(kSumThreads, 1)
     episode_sums_kernel(const __grid_constant__ BayesWriteArgs args,
                         const __grid_constant__ SumsPlan plan, char* workspace) {
   const int64_t b = blockIdx.x;
@@ -62,8 +62,8 @@ void start_sums(const BayesWriteArgs& args, const WritePlan& plan, const Launch&
   const Sizes& n = args.n;
   char* const workspace = static_cast<char*>(to.workspace) + workspace_before_sums(n, plan);
   launch(scales_kernel, {n.B, (n.T + 255) / 256}, 256, 0, to.stream, args, plan.sums, workspace);
-  launch(episode_sums_kernel, {n.B, plan.sums.blocks}, kSumThreads, kSumRing * sizeof(SumStage),
-         to.stream, args, plan.sums, workspace);
+  launch(episode_sums_kernel, {n.B, plan.sums.blocks}, kSumThreads, sizeof(SumMemory), to.stream,
+         args, plan.sums, workspace);
 }
 
 // teams: a TeamMemory for each memory, if teams work on them. partials: the evidence of every block

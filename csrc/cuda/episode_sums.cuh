@@ -11,12 +11,13 @@
 //   |---- block 0 ---|---- block 1 ----|---- block 2 ---|---- block 3 ...
 //   |part 0          |part 1|part 2    |part 3|part 4   |part 5 ...      part = tile + block
 //
-// A block copies 16 steps of both factors into a ring of three in shared memory. Each thread scales
-// what it copied by n^-1/2 once it has landed, so that G comes out as in information.cuh, and has 8
-// x 8 numbers of the tile in registers. After 256 steps they go to the part, so that no sum in
-// float32 is long.
+// A block copies 16 steps of both factors to shared memory while it multiplies by those before.
+// Each thread scales what it copied by n^-1/2 once it has landed, so that G comes out as in
+// information.cuh, and splits it into numbers of tensor cores (3xTF32, fragments.cuh): once for all
+// warps, which read what they multiply as it is. A warp has 32 x 32 numbers of the tile. After 256
+// steps they go to the part, so that no sum in float32 is long.
 //
-// Floor at (1, 65536, 512, 768): 34 tiles, 36.5 G multiply-adds, 1.2 ms in float32.
+// Floor at (1, 65536, 512, 768): 34 tiles, 36.5 G multiply-adds, 0.46 ms in tensor cores.
 #pragma once
 
 #include "small_factor.cuh"
@@ -26,14 +27,18 @@ namespace kanerva::cuda {
 
 constexpr int kSumSide = 128;
 constexpr int kSumDepth = 16;  // steps at a time
-constexpr int kSumRing = 3;    // of them in shared memory
 constexpr int kSumPart = 16;   // of them until a tile's sums go to the workspace
-constexpr int kSumThreads = 256;
+constexpr int kSumThreads = 512;
 
-// Some steps in a block's shared memory, which has kSumRing of these: of both factors of a tile,
-// and the scales, for the warps that copy each of them.
-struct SumStage {
+// A block's shared memory: some steps of both factors of a tile as they are copied, with the scales
+// for the warps that copy each of them; and split, two columns in four numbers: high and low of
+// one, then of the next. Columns 4 u and 4 u + 1 of step t lie at (t, 0, u ^ 2 (t % 4)), the two
+// after them at (t, 1, u ^ 2 (t % 4)): so a quarter of a warp meets no bank twice, whether it
+// stores pairs of a step or loads two of each of 4 steps.
+struct SumMemory {
   float x[2][kSumDepth][kSumSide], scales[2][kSumDepth];
+  float4 split[2][2][kSumDepth][2][kSumSide / 4];  // of this depth and of the next
+  double squares[kSumThreads];                     // of each thread's scaled values
 };
 
 struct SumsPlan {
@@ -51,15 +56,15 @@ struct SumsPlan {
   }
 };
 
-// By the processors that the memories leave each, two blocks on one, each with 256 steps or more.
+// By the processors that the memories leave each, a block on one, each with 256 steps or more.
 inline SumsPlan plan_sums(const Sizes& n, const Device& device) {
   const auto tiles = [](int64_t size) { return int((size + kSumSide - 1) / kSumSide); };
   SumsPlan plan;
-  if (device.shared_per_block < kSumRing * sizeof(SumStage)) return plan;
+  if (device.shared_per_block < sizeof(SumMemory)) return plan;
   plan.rows = tiles(n.K);
   plan.wide = tiles(n.C);
   plan.depths = (n.T + kSumDepth - 1) / kSumDepth;
-  const int64_t room = 2 * int64_t(device.processors) / n.B, pieces = plan.total() / kSumPart;
+  const int64_t room = int64_t(device.processors) / n.B, pieces = plan.total() / kSumPart;
   const int64_t blocks = room < pieces ? room : pieces;
   plan.blocks = int(blocks < 1 ? 1 : blocks);
   return plan;
@@ -127,90 +132,97 @@ class BlockSums {
   }
 
  private:
-  static constexpr int kFactor = kSumDepth * kSumSide;        // numbers of a factor in a stage
-  static constexpr int kStage = 2 * kFactor + 2 * kSumDepth;  // and of a stage, as below
   static constexpr int kHalf = kSumThreads / 2;
-  static_assert(kStage * sizeof(float) == sizeof(SumStage));
+  static constexpr int kPair = kSumSide / 4;  // of split, from a pair of columns to the next one
+  static constexpr int kStep = 2 * kPair;     // from a step to the next
+  static constexpr int kSteps = kHalf / 32;   // that a half copies at a time
+  static constexpr int kCopies = kSumDepth / kSteps;  // of a thread
 
   // What a thread copies: half of the threads of W for the rows of a tile, half of W or Z for its
-  // columns; of each depth four numbers of every fourth step, and some lanes of each warp the
+  // columns; of each depth four numbers of every eighth step, and some lanes of each warp the
   // scales of its steps. So a warp waits for nothing but its own. What is not there is not read,
   // wherever these point.
   struct Source {
-    const float *numbers, *scale;  // of the first step
-    int64_t row;
-    int columns;  // of the four
-    int left;     // steps, of this one and all that follow
-    bool is_aligned;
+    const float* numbers;  // of the first step
+    unsigned bits;         // below, and how many of the four columns there are: of few registers
   };
 
-  __device__ static float* ring() { return reinterpret_cast<float*>(block_memory()); }
+  enum : unsigned { kColumns = 7, kAligned = 8, kValues = 16, kIsThere = 32, kSquares = 64 };
+
+  __device__ static SumMemory& memory() { return *reinterpret_cast<SumMemory*>(block_memory()); }
   __device__ static int own_factor() { return block_thread() / kHalf; }
   __device__ static int own_step() { return block_thread() % kHalf >> 5; }
-  __device__ static int own_column() { return 4 * lane(); }
-  // Of its numbers and scales in a stage.
-  __device__ static int own_numbers() {
-    return own_factor() * kFactor + own_step() * kSumSide + own_column();
+  __device__ static float* own_numbers() {
+    return &memory().x[own_factor()][own_step()][4 * lane()];
   }
-  __device__ static int own_scales() { return 2 * kFactor + own_factor() * kSumDepth + own_step(); }
+  __device__ static float* own_scales() { return &memory().scales[own_factor()][own_step()]; }
 
   // From `depth` of a tile on.
-  __device__ Source source(const View& v, int64_t columns, int tile, int depth) const {
-    const Rows rows = rows_of(v, b_, 0, 0);
+  __device__ Source source(const SumTile& at, bool is_diagonal, int depth) const {
+    const bool of_values = own_factor() == 1 && at.is_of_values;
+    const Rows rows = rows_of(of_values ? args_.values : args_.weights, b_, 0, 0);
     const int64_t t = int64_t(depth) * kSumDepth + own_step();
-    const int64_t first = int64_t(tile) * kSumSide + own_column();
-    const int64_t left = args_.n.T - t, right = columns - first;
-    constexpr int64_t most = 1 << 30;
-    return {rows.data + t * rows.row + first,
-            sums_.scales + t + 4 * (lane() % 4),
-            rows.row,
-            int(right < 0 ? 0 : right < 4 ? right : 4),
-            int(left < most ? left : most),
-            is_aligned(rows)};
+    const int64_t first = int64_t(own_factor() == 0 ? at.row : at.column) * kSumSide + 4 * lane();
+    const int64_t right = (of_values ? args_.n.C : args_.n.K) - first;
+    unsigned bits = unsigned(right < 0 ? 0 : right < 4 ? right : 4);
+    if (is_aligned(rows)) bits |= kAligned;
+    if (of_values) bits |= at.row == 0 ? kValues | kSquares : kValues;
+    if (own_factor() == 0 || !is_diagonal) bits |= kIsThere;
+    return {rows.data + t * rows.row + first, bits};
   }
 
-  // Starts the copy of a depth to the stage there and goes on to the next.
-  __device__ static void start(Source& x, int stage) {
-    float* const place = ring() + (stage + own_numbers());
-    if (x.is_aligned) {
+  // Starts the copy of `depth` and goes on to the next.
+  __device__ void start(Source& x, int depth) const {
+    float* const place = own_numbers();
+    const int64_t row = ((x.bits & kValues) != 0 ? args_.values : args_.weights).stride[1];
+    const int64_t t = int64_t(depth) * kSumDepth + own_step();
+    const int left =
+        int(args_.n.T - t < kSumDepth ? args_.n.T - t : kSumDepth);  // from this step on
+    const int columns = int(x.bits & kColumns);
+    if ((x.bits & kAligned) != 0) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        copy_async<16>(place + 4 * kSumSide * i, x.numbers + 4 * i * x.row,
-                       4 * i < x.left ? 4 * x.columns : 0);
+      for (int i = 0; i < kCopies; ++i)
+        copy_async<16>(place + kSteps * kSumSide * i, x.numbers + kSteps * i * row,
+                       kSteps * i < left ? 4 * columns : 0);
     } else {
 #pragma unroll 1
-      for (int i = 0; i < 4; ++i)
+      for (int i = 0; i < kCopies; ++i)
 #pragma unroll 1
         for (int e = 0; e < 4; ++e)
-          copy_async<4>(place + 4 * kSumSide * i + e, x.numbers + 4 * i * x.row + e,
-                        4 * i < x.left && e < x.columns ? 4 : 0);
+          copy_async<4>(place + kSteps * kSumSide * i + e, x.numbers + kSteps * i * row + e,
+                        kSteps * i < left && e < columns ? 4 : 0);
     }
-    if (lane() < 4)
-      copy_async<4>(ring() + (stage + own_scales() + 4 * lane()), x.scale,
-                    4 * lane() < x.left ? 4 : 0);
-    x.numbers += kSumDepth * x.row;
-    x.scale += kSumDepth;
-    x.left -= kSumDepth;
+    if (lane() < kCopies)
+      copy_async<4>(own_scales() + kSteps * lane(), sums_.scales + t + kSteps * lane(),
+                    kSteps * lane() < left ? 4 : 0);
+    x.numbers += kSumDepth * row;
   }
 
-  // Scales what the thread copied; what the mask leaves out becomes zero, whatever it was. Gives
-  // the sum of squares.
-  __device__ static float rescale(int stage) {
-    float* const place = ring() + (stage + own_numbers());
-    const float* const scales = ring() + (stage + own_scales());
+  __device__ static float4 split_pair(float x, float y) {
+    float4 both;
+    split(x, both.x, both.y);
+    split(y, both.z, both.w);
+    return both;
+  }
+
+  // Scales and splits what the thread copied; what the mask leaves out becomes zero, whatever it
+  // was. Gives the sum of squares.
+  __device__ static float prepare(int buffer) {
+    float4* const to =
+        &memory().split[buffer][own_factor()][own_step()][0][lane() ^ 2 * (own_step() % 4)];
     float squares = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float scale = scales[4 * i];
-      const bool kept = scale >= 0.0f;
-      float4& four = *reinterpret_cast<float4*>(place + 4 * kSumSide * i);
-      float4 y = four;
-      y.x = kept ? y.x * scale : 0.0f;
-      y.y = kept ? y.y * scale : 0.0f;
-      y.z = kept ? y.z * scale : 0.0f;
-      y.w = kept ? y.w * scale : 0.0f;
-      four = y;
+    for (int i = 0; i < kCopies; ++i) {
+      const float scale = own_scales()[kSteps * i];
+      float4 y = *reinterpret_cast<const float4*>(own_numbers() + kSteps * kSumSide * i);
+      if (scale >= 0.0f) {  // the same in all lanes
+        y = {y.x * scale, y.y * scale, y.z * scale, y.w * scale};
+      } else {
+        y = {0.0f, 0.0f, 0.0f, 0.0f};
+      }
       squares = fmaf(y.x, y.x, fmaf(y.y, y.y, fmaf(y.z, y.z, fmaf(y.w, y.w, squares))));
+      to[kSteps * kStep * i] = split_pair(y.x, y.y);
+      to[kSteps * kStep * i + kPair] = split_pair(y.z, y.w);
     }
     return squares;
   }
@@ -219,85 +231,109 @@ class BlockSums {
   __device__ void add_up(int tile, int part, int first, int last) {
     const SumTile at = sum_tile(plan_, tile);
     const bool is_diagonal = !at.is_of_values && at.row == at.column;
-    const bool copies = own_factor() == 0 || !is_diagonal;
-    const bool of_values = own_factor() == 1 && at.is_of_values;
-    Source x =
-        of_values ? source(args_.values, args_.n.C, at.column, first)
-                  : source(args_.weights, args_.n.K, own_factor() == 0 ? at.row : at.column, first);
-    double squares = 0.0;
-    float sum[8][8] = {};
-#pragma unroll
-    for (int stage = 0; stage < 2; ++stage) {
-      if (copies && first + stage < last) start(x, stage * kStage);
-      end_copies();
-    }
-    int stage = 0, before = 2 * kStage;  // of this depth, and of the one before
+    Source x = source(at, is_diagonal, first);
+    const auto is = [&](unsigned bit) { return (x.bits & bit) != 0; };
+    double& squares = memory().squares[block_thread()];  // registers are short
+    squares = 0.0;
+    Sum sum = {};
+    if (is(kIsThere)) start(x, first);
+    end_copies();
     for (int depth = first; depth < last; ++depth) {
-      wait_for_copies<1>();
+      const int buffer = depth & 1;
+      wait_for_copies<0>();
       __syncwarp();
-      if (copies) {
-        const float more = rescale(stage);
-        if (of_values) squares += double(more);
+      if (is(kIsThere)) {
+        const float more = prepare(buffer);
+        if (is(kSquares)) squares += double(more);
       }
-      __syncthreads();
-      // Every thread is done with the depth before. The last two groups are empty.
-      if (copies && depth + 2 < last) start(x, before);
+      __syncthreads();  // and every thread is done with the depth before
+      if (is(kIsThere) && depth + 1 < last) start(x, depth + 1);
       end_copies();
-      multiply(stage + row(), stage + (is_diagonal ? 0 : kFactor) + column(), sum);
+      multiply(memory().split[buffer][0][0][0], memory().split[buffer][is_diagonal ? 0 : 1][0][0],
+               sum);
       const int passed = depth - first + 1;
       if (passed % kSumPart == 0 || depth + 1 == last)
         flush(sums_.parts + int64_t(part) * (kSumSide * kSumSide), passed <= kSumPart, sum);
-      before = stage;
-      stage = stage == 2 * kStage ? 0 : stage + kStage;
     }
     if (at.is_of_values && at.row == 0) {
-      squares = block_sum(squares);
-      if (block_thread() == 0) sums_.squares[part] = squares;
+      const double total = block_sum(squares);
+      if (block_thread() == 0) sums_.squares[part] = total;
     }
     __syncthreads();
   }
 
-  // Of a tile a thread has rows row() to row() + 3 and 64 further, and columns likewise: a warp
-  // reads 32 and 16 numbers, of which none share a bank.
-  __device__ static int row() { return 4 * ((block_thread() >> 6) * 4 + (lane() >> 3)); }
-  __device__ static int column() { return 4 * ((block_thread() >> 5 & 1) * 8 + (lane() & 7)); }
-
-  // Adds the products of a depth of the factors that start there in the ring.
-  __device__ static void multiply(int a, int b, float (&sum)[8][8]) {
-    const float* const rows = ring() + a;
-    const float* const columns = ring() + b;
-#pragma unroll 2  // by 4 or 8 some GPUs' registers do not suffice
-    for (int t = 0; t < kSumDepth; ++t) {
-      float x[8], y[8];
-      load_eight(rows + t * kSumSide, x);
-      load_eight(columns + t * kSumSide, y);
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-#pragma unroll
-        for (int j = 0; j < 8; ++j) sum[i][j] = fmaf(x[i], y[j], sum[i][j]);
-    }
+  // Of a tile a warp has rows 4 u to 4 u + 3 for 8 u from first_row() on, and columns 4 v to 4 v +
+  // 3 likewise. A lane loads for one of them, number lane / 4, what products of 16 x 8 need whose
+  // rows g and g + 8 are rows 4 u + 2 p and 4 u + 2 p + 1, for p = 0 and 1, and whose column g is
+  // one of the four of v.
+  __device__ static int first_row() { return (block_thread() >> 5) % 4 * 8; }
+  __device__ static int first_column() { return (block_thread() >> 5) / 4 * 8; }
+  // A thread's number, of which the compiler keeps nothing in registers from one depth to the next.
+  __device__ static int thread_again() {
+    int thread = block_thread();
+    asm volatile("" : "+r"(thread));
+    return thread;
   }
 
-  __device__ static void load_eight(const float* from, float (&x)[8]) {
+  // Of p of the rows, and of p and the column in its pair.
+  using Sum = float[2][4][4];
+
+  // Adds the products of a depth of two factors.
+  __device__ static void multiply(const float4* rows, const float4* columns, Sum& sum) {
+    const int g = lane() >> 2, t = lane() & 3, own = t * kStep + (g ^ 2 * t);
+    rows += own + first_row();
+    columns += own + first_column();
+    float part[2][2][2][4] = {};  // of p of the columns, p of the rows, and the column in its pair
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const auto four = *reinterpret_cast<const float4*>(from + kSumSide / 2 * h);
-      x[4 * h] = four.x, x[4 * h + 1] = four.y, x[4 * h + 2] = four.z, x[4 * h + 3] = four.w;
+    for (int q = 0; q < 2; ++q) {
+      float a_high[2][4], a_low[2][4];
+#pragma unroll
+      for (int p = 0; p < 2; ++p)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float4 x = rows[(8 * q + 4 * r) * kStep + p * kPair];
+          a_high[p][2 * r] = x.x, a_low[p][2 * r] = x.y;
+          a_high[p][2 * r + 1] = x.z, a_low[p][2 * r + 1] = x.w;
+        }
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+        const float4 x = columns[8 * q * kStep + p * kPair];
+        const float4 y = columns[(8 * q + 4) * kStep + p * kPair];
+        const float high[2][2] = {{x.x, y.x}, {x.z, y.z}}, low[2][2] = {{x.y, y.y}, {x.w, y.w}};
+        // Four sums in turn, for each waits for its last product.
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          multiply_add_tf32(part[p][i / 2][i % 2], a_low[i / 2], high[i % 2]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          multiply_add_tf32(part[p][i / 2][i % 2], a_high[i / 2], low[i % 2]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          multiply_add_tf32(part[p][i / 2][i % 2], a_high[i / 2], high[i % 2]);
+      }
     }
+#pragma unroll
+    for (int p = 0; p < 2; ++p)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum[i / 2][2 * p + i % 2][e] += part[p][i / 2][i % 2][e];
   }
 
   // Adds the sums to the part, or begins it, and starts them anew.
-  __device__ static void flush(float* part, bool begins, float (&sum)[8][8]) {
+  __device__ static void flush(float* part, bool begins, Sum& sum) {
+    const int thread = thread_again(), warp = thread >> 5, g = thread >> 2 & 7, t = thread & 3;
+    part += 4 * (warp % 4 * 8 + g) * kSumSide + 4 * (warp / 4 * 8 + 2 * t);
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
+    for (int i = 0; i < 4; ++i)
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float* const s = sum[i] + 4 * h;
-        float4& place = *reinterpret_cast<float4*>(part + (row() + i % 4 + i / 4 * 64) * kSumSide +
-                                                   column() + kSumSide / 2 * h);
-        const float4 before = begins ? float4{0.0f, 0.0f, 0.0f, 0.0f} : place;
-        place = {before.x + s[0], before.y + s[1], before.z + s[2], before.w + s[3]};
-        s[0] = s[1] = s[2] = s[3] = 0.0f;
+      for (int e = 0; e < 2; ++e) {
+        const auto s = [&](int j) -> float& { return sum[i / 2][j][2 * (i % 2) + e]; };
+        float4& place = *reinterpret_cast<float4*>(part + i * kSumSide + 4 * e);
+        float4 before = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (!begins) before = place;
+        place = {before.x + s(0), before.y + s(1), before.z + s(2), before.w + s(3)};
+        s(0) = s(1) = s(2) = s(3) = 0.0f;
       }
   }
 

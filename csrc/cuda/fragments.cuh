@@ -33,12 +33,12 @@ struct Factor {
   }
 };
 
-// high + low = x up to 2^-23: the numbers of tiles.cuh by other means, since cvt.rna takes four
-// instructions for a number. What overflows becomes NaN.
+// high + low = x up to 2^-22, of three operations in float32 (Dekker 1971) where cvt.rna takes four
+// instructions for a number: 8193 x rounded, less 8192 x, is x with 11 bits, which high has, and
+// low has 13 at most, of which tensor cores drop the last two. Above 4e34 it becomes NaN.
 __device__ inline void split(float x, float& high, float& low) {
-  constexpr unsigned kept = 0xffffe000u;  // of a significand, 11 bits
-  high = __uint_as_float((__float_as_uint(x) + 0x1000u) & kept);
-  low = __uint_as_float(__float_as_uint(x - high) & kept);
+  high = fmaf(-8192.0f, x, __fmul_rn(8193.0f, x));
+  low = x - high;
 }
 
 using Along = Factor<false>;
@@ -47,6 +47,7 @@ using Across = Factor<true>;
 // 16 M rows and 8 N columns of a product, over the lanes of a warp.
 template <int M, int N>
 struct Tiles {
+  static constexpr bool kIsAlone = M * N == 1;
   float sum[M][N][4] = {};
 
   // Adds rows i0 on of a times rows j0 on of b, over k numbers, a multiple of 8. Of b only the
@@ -54,41 +55,60 @@ struct Tiles {
   template <bool kTransposedA, bool kTransposedB>
   __device__ void add(Factor<kTransposedA> a, int i0, Factor<kTransposedB> b, int j0, int k,
                       int columns = N) {
+    // Of the lane: its element of each factor's first tile, from which others lie as far as the
+    // compiler knows or a few pointers say.
     const int g = lane() >> 2, t = lane() & 3;
+    a.data += kTransposedA ? t * a.ld + i0 + g : (i0 + g) * a.ld + t;
+    b.data += kTransposedB ? t * b.ld + j0 + g : (j0 + g) * b.ld + t;
 #pragma unroll 1
-    for (int first = 0; first < k; first += kShortSum) {
-      float part[M][N][4] = {};
-#pragma unroll
-      for (int q = 0; q < kShortSum; q += 8) {
-        const int p = first + q;
-        if (p >= k) continue;  // the same in all lanes, as is the next
-        float high[M][4], low[M][4];
-#pragma unroll
-        for (int m = 0; m < M; ++m)
-#pragma unroll
-          for (int r = 0; r < 4; ++r)
-            split(a(i0 + 16 * m + g + r % 2 * 8, p + t + r / 2 * 4), high[m][r], low[m][r]);
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-          if (n >= columns) continue;
-          float b_high[2], b_low[2];
-#pragma unroll
-          for (int r = 0; r < 2; ++r) split(b(j0 + 8 * n + g, p + t + r * 4), b_high[r], b_low[r]);
-#pragma unroll
-          for (int m = 0; m < M; ++m) {
-            multiply_add_tf32(part[m][n], low[m], b_high);
-            multiply_add_tf32(part[m][n], high[m], b_low);
-            multiply_add_tf32(part[m][n], high[m], b_high);
-          }
-        }
+    for (; k >= kShortSum; k -= kShortSum) {
+      if (N == 1 || columns >= N) {  // the same in all lanes
+        add_short<kShortSum, true>(a, b, N);
+      } else {
+        add_short<kShortSum, false>(a, b, columns);
       }
+      a.data += kShortSum * (kTransposedA ? a.ld : 1);
+      b.data += kShortSum * (kTransposedB ? b.ld : 1);
+    }
+    if (k > 0) add_short<8, false>(a, b, columns);
+  }
+
+  // Over kDepth numbers, from where the lane's are; all tiles of b if they are whole.
+  template <int kDepth, bool kWhole, bool kTransposedA, bool kTransposedB>
+  __device__ void add_short(const Factor<kTransposedA>& a, const Factor<kTransposedB>& b,
+                            int columns) {
+    float part[M][N][4] = {}, rest[M][N][4] = {};
+#pragma unroll
+    for (int q = 0; q < kDepth; q += 8) {
+      float high[M][4], low[M][4];
 #pragma unroll
       for (int m = 0; m < M; ++m)
 #pragma unroll
-        for (int n = 0; n < N; ++n)
+        for (int r = 0; r < 4; ++r)
+          split(a(16 * m + r % 2 * 8, q + r / 2 * 4), high[m][r], low[m][r]);
 #pragma unroll
-          for (int r = 0; r < 4; ++r) sum[m][n][r] += part[m][n][r];
+      for (int n = 0; n < N; ++n) {
+        if (!kWhole && n >= columns) continue;
+        float b_high[2], b_low[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) split(b(8 * n, q + r * 4), b_high[r], b_low[r]);
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+          // A product waits for the one before with the same sum: of one tile there are two.
+          float (&small)[4] = kIsAlone ? rest[m][n] : part[m][n];
+          multiply_add_tf32(small, low[m], b_high);
+          multiply_add_tf32(small, high[m], b_low);
+          multiply_add_tf32(part[m][n], high[m], b_high);
+        }
+      }
     }
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+          sum[m][n][r] += kIsAlone ? part[m][n][r] + rest[m][n][r] : part[m][n][r];
   }
 
   // f(i, j, x, y) for the elements (i, j) and (i, j + 1), by the lane that has them.
@@ -153,13 +173,14 @@ __device__ inline void start_copy_by(const Rows& x, int m, int n, float* to, int
   // A row by 8, 16 or 32 lanes: by shifts, since divisions took longer than the copies.
   const int shift = all_n > 16 * kStep ? 5 : all_n > 8 * kStep ? 4 : 3;
   const int column = (block_thread() & ((1 << shift) - 1)) * kStep;
-  for (int i = block_thread() >> shift; i < all_m; i += block_threads() >> shift) {
-    const float* const row = x.data + i * x.row;
-    const int count = i < m && kept(i) ? n : 0;
-    for (int j = column; j < all_n; j += kStep << shift) {
-      const int left = count - j, given = left < 0 ? 0 : left < kStep ? left : kStep;
-      copy_async<4 * kStep>(to + i * ld + j, given > 0 ? row + j : x.data, 4 * given);
-    }
+  const int first = block_thread() >> shift, rows = block_threads() >> shift;
+  const int64_t next = rows * x.row;
+  for (int j = column; j < all_n; j += kStep << shift) {
+    const float* from = x.data + first * x.row + j;
+    float* place = to + first * ld + j;
+    const int given = 4 * max(0, min(kStep, n - j));
+    for (int i = first; i < all_m; i += rows, from += next, place += rows * ld)
+      copy_async<4 * kStep>(place, from, i < m && kept(i) ? given : 0);
   }
 }
 
@@ -171,6 +192,34 @@ __device__ inline void start_copy(const Rows& x, int m, int n, float* to, int ld
     start_copy_by<4>(x, m, n, to, ld, all_m, all_n, kept);
   } else {
     start_copy_by<1>(x, m, n, to, ld, all_m, all_n, kept);
+  }
+}
+
+// m x n numbers of shared memory, ld apart, to global memory, by all threads of a block; by 16
+// bytes where these are aligned there, as `from` and ld are. Calls f with each number.
+template <class F>
+__device__ inline void store_rows(float* to, int64_t row, int m, int n, const float* from, int ld,
+                                  F f) {
+  if (n % 4 != 0 || !is_aligned({to, row})) {
+    for (int i = block_thread() >> 5; i < m; i += block_threads() >> 5)
+      for (int j = lane(); j < n; j += 32) {
+        const float x = from[i * ld + j];
+        f(x);
+        to[i * row + j] = x;
+      }
+    return;
+  }
+  const int shift = n > 64 ? 5 : n > 32 ? 4 : 3;  // as start_copy_by
+  const int column = (block_thread() & ((1 << shift) - 1)) * 4;
+  const int first = block_thread() >> shift, rows = block_threads() >> shift;
+  for (int j = column; j < n; j += 4 << shift) {
+    float* place = to + first * row + j;
+    const float* own = from + first * ld + j;
+    for (int i = first; i < m; i += rows, place += rows * row, own += rows * ld) {
+      const auto x = *reinterpret_cast<const float4*>(own);
+      f(x.x), f(x.y), f(x.z), f(x.w);
+      *reinterpret_cast<float4*>(place) = x;
+    }
   }
 }
 

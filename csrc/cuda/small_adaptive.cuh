@@ -229,14 +229,11 @@ class SmallAdaptive {
   // Whether what this thread stores is finite.
   __device__ bool store_state() const {
     Finite finite;
-    const auto store = [&](float* to, float x) {
-      finite.check(x);
-      *to = x;
-    };
-    float* const mean = static_cast<float*>(args_.mean_out.data) + b_ * K_ * C_;
-    each(K_, C_, [&](int i, int j) { store(mean + i * C_ + j, m_.R[i * m_.ld + j]); });
-    float* const cov = static_cast<float*>(args_.cov_out.data) + b_ * K_ * K_;
-    each(K_, K_, [&](int i, int j) { store(cov + i * K_ + j, m_.U[i * kAlong + j]); });
+    const auto check = [&](float x) { finite.check(x); };
+    store_rows(static_cast<float*>(args_.mean_out.data) + b_ * K_ * C_, C_, K_, C_, m_.R, m_.ld,
+               check);
+    store_rows(static_cast<float*>(args_.cov_out.data) + b_ * K_ * K_, K_, K_, K_, m_.U, kAlong,
+               check);
     return finite.all();
   }
 

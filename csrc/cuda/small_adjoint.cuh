@@ -139,21 +139,24 @@ class SmallAdjoint {
   // f(i, j, x) for the elements x of rows of a times rows of b, kSize of both.
   template <class A, class B, class F>
   __device__ void square(A a, B b, F f, int depth = kSize) const {
-    multiply<kPart, kPart>(a, b, kSize, kSize / 8, depth, both(f));
-  }
-
-  // The same for a (kSize x kSize) times b (kSize x n).
-  template <class A, class F>
-  __device__ void wide(A a, const float* b, int n, F f) const {
-    multiply<2, 2>(a, Across{b, m_.ld}, kSize, (n + 7) / 8, kSize, both(f));
-  }
-
-  template <class F>
-  __device__ static auto both(F f) {
-    return [=](int i, int j, float x, float y) {
+    multiply<kPart, kPart>(a, b, kSize, kSize / 8, depth, [=](int i, int j, float x, float y) {
       f(i, j, x);
       f(i, j + 1, y);
-    };
+    });
+  }
+
+  // f(i, j, x, y) for two elements x and y, side by side, of a (kSize x kSize) times b (kSize x n).
+  template <class A, class F>
+  __device__ void wide(A a, const float* b, int n, F f) const {
+    multiply<2, 2>(a, Across{b, m_.ld}, kSize, (n + 7) / 8, kSize, f);
+  }
+
+  // Two elements of a gradient that is n wide, from column j on; ones that are not finite count.
+  __device__ void store_gradient(float* row, int j, int n, float x, float y) {
+    finite_.check(x);
+    finite_.check(y);
+    if (j < n) row[j] = x;
+    if (j + 1 < n) row[j + 1] = y;
   }
 
   // Whether a step of this thread's leaves too little of its variance, w'U0 w / n in X and w'U w /
@@ -186,25 +189,27 @@ class SmallAdjoint {
     };
     wait_for_copies<0>();
     __syncthreads();
-    wide(Along{m_.W, kLd}, m_.R, n,
-         [&](int t, int j, float x) { m_.A[t * ld + j] = m_.inverse[t] * (m_.A[t * ld + j] - x); });
+    wide(Along{m_.W, kLd}, m_.R, n, [&](int t, int j, float x, float y) {
+      float* const a = m_.A + t * ld + j;
+      store_pair(a, m_.inverse[t] * (a[0] - x), m_.inverse[t] * (a[1] - y));
+    });
     __syncthreads();
     float* const d_values = static_cast<float*>(args_.d_values.data) + b_ * T_ * C_ + first;
-    wide(Along{m_.G, kLd}, m_.gR, n, [&](int t, int j, float x) {
-      const float d = x - gl_ * m_.A[t * ld + j];
-      m_.dZ[t * ld + j] = d;
-      finite_.check(d);
-      if (t < T_ && j < n) d_values[int64_t(t) * C_ + j] = d;
+    wide(Along{m_.G, kLd}, m_.gR, n, [&](int t, int j, float x, float y) {
+      const float* const a = m_.A + t * ld + j;
+      x -= gl_ * a[0];
+      y -= gl_ * a[1];
+      store_pair(m_.dZ + t * ld + j, x, y);
+      store_gradient(d_values + t * C_, j, t < T_ ? n : 0, x, y);
     });
     square(Along{m_.A, ld}, Along{m_.gR, ld}, into(m_.X), depth);
     if (gl_ != 0.0f) square(Along{m_.A, ld}, Along{m_.A, ld}, into(m_.AA), depth);
     __syncthreads();
     square(Along{m_.dZ, ld}, Along{m_.R, ld}, into(m_.dZR), depth);
     float* const d_mean = static_cast<float*>(args_.d_mean.data) + b_ * K_ * C_ + first;
-    wide(Across{m_.W, kLd}, m_.dZ, n, [&](int k, int j, float x) {
-      const float d = m_.gR[k * ld + j] - x;
-      finite_.check(d);
-      if (k < K_ && j < n) d_mean[int64_t(k) * C_ + j] = d;
+    wide(Across{m_.W, kLd}, m_.dZ, n, [&](int k, int j, float x, float y) {
+      const float* const g = m_.gR + k * ld + j;
+      store_gradient(d_mean + k * C_, j, k < K_ ? n : 0, g[0] - x, g[1] - y);
     });
     __syncthreads();
   }

@@ -41,22 +41,24 @@ template <class F>
 __device__ inline void solve_column(float* column, int ld, const float* factor, int factor_ld,
                                     int size, const float* reciprocal, F f) {
   float x[kSmallChunk];
+  const float* from = column;
 #pragma unroll
-  for (int t = 0; t < kSmallChunk; ++t) x[t] = column[t * ld];
+  for (int t = 0; t < kSmallChunk; ++t, from += ld) x[t] = *from;
 #pragma unroll
-  for (int t = 0; t < kSmallChunk; ++t) {
+  for (int t = 0; t < kSmallChunk; ++t, column += ld) {
     if (t >= size) continue;
     x[t] *= reciprocal[t];
     f(t, x[t]);
+    const float minus = -x[t];
 #pragma unroll
     for (int q = (t + 1) / 4; q < kSmallChunk / 4; ++q) {
       const auto row = *reinterpret_cast<const float4*>(factor + t * factor_ld + 4 * q);
       const float four[4] = {row.x, row.y, row.z, row.w};
 #pragma unroll
       for (int r = 0; r < 4; ++r)
-        if (4 * q + r > t) x[4 * q + r] = fmaf(-four[r], x[t], x[4 * q + r]);
+        if (4 * q + r > t) x[4 * q + r] = fmaf(four[r], minus, x[4 * q + r]);
     }
-    column[t * ld] = x[t];
+    *column = x[t];
   }
 }
 

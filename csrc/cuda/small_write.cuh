@@ -246,10 +246,10 @@ class SmallWrite {
       const int j = (is_value ? c - kHalves : c) * 32 + lane();
       if (is_value && j >= columns_.count) continue;
       float* const column = (is_value ? m_.D : m_.X) + j;
+      float own = 0.0f;
       solve_column(column, is_value ? m_.ld : kAcross, m_.F, kFactor, steps_, m_.reciprocal,
-                   [&](int t, float x) {
-                     if (is_value) squares = fmaf(m_.decay[t] * x, x, squares);
-                   });
+                   [&](int t, float x) { own = fmaf(m_.decay[t] * x, x, own); });
+      if (is_value) squares += own;
     }
     return squares;
   }
@@ -320,12 +320,12 @@ class SmallWrite {
 
   __device__ void store_state() const {
     const int64_t C = args_.n.C;
+    const auto nothing = [](float) {};
     float* const mean = static_cast<float*>(args_.mean_out.data) + item_.state * K_ * C;
-    each(K_, columns_.count,
-         [&](int i, int j) { mean[i * C + columns_.first + j] = m_.R[i * m_.ld + j]; });
+    store_rows(mean + columns_.first, C, K_, columns_.count, m_.R, m_.ld, nothing);
     if (columns_.index != 0) return;
     float* const cov = static_cast<float*>(args_.cov_out.data) + item_.state * K_ * K_;
-    each(K_, K_, [&](int i, int j) { cov[i * K_ + j] = m_.U[i * kAlong + j]; });
+    store_rows(cov, K_, K_, K_, m_.U, kAlong, nothing);
   }
 
   const Args& args_;

@@ -3,6 +3,7 @@
 // How tensor cores round is not published. Assumed here, after Fasi et al. 2021 ("Numerical
 // behavior of NVIDIA tensor cores"): products are exact; they and the sum so far are aligned to the
 // largest exponent among them and cut off, a few bits below a float's last; so is the result.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -17,21 +18,37 @@ namespace {
 constexpr int kExtraBits = 1;  // below the last of a float of the largest exponent
 constexpr int kTogether = 4;   // products that are added at once
 
-// The sum of n numbers, cut off.
+constexpr int kBias = 1023, kFraction = 52;  // of a double
+
+int exponent_of(double x) {  // of a normal number
+  uint64_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return int(bits >> kFraction & 0x7ff) - kBias;
+}
+
+double power_of_two(int exponent) {
+  const uint64_t bits = uint64_t(exponent + kBias) << kFraction;
+  double x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// The sum of n numbers, cut off: floats or products of two, which are normal as doubles.
 float sum_cut_off(const double* x, int n) {
-  int exponent = INT32_MIN;
-  double plain = 0.0;
+  double plain = 0.0, most = 0.0;
   for (int k = 0; k < n; ++k) {
     plain += x[k];
-    if (x[k] != 0.0 && std::isfinite(x[k])) exponent = std::max(exponent, std::ilogb(x[k]));
+    most = std::max(most, std::fabs(x[k]));
   }
-  if (!std::isfinite(plain) || exponent == INT32_MIN) return float(plain);
-  const double unit = std::ldexp(1.0, exponent - 23 - kExtraBits);
-  double sum = 0.0;
-  for (int k = 0; k < n; ++k) sum += std::trunc(x[k] / unit) * unit;
-  if (sum == 0.0) return 0.0f;
-  const double last = std::ldexp(1.0, std::max(std::ilogb(sum), -126) - 23);
-  return float(std::trunc(sum / last) * last);
+  if (!std::isfinite(plain) || most == 0.0) return float(plain);
+  const int shift = 23 + kExtraBits - exponent_of(most);
+  const double scale = power_of_two(shift);
+  int64_t units = 0;
+  for (int k = 0; k < n; ++k) units += int64_t(x[k] * scale);
+  if (units == 0) return 0.0f;
+  const double sum = double(units) * power_of_two(-shift);
+  const double last = power_of_two(std::max(exponent_of(sum), -126) - 23);
+  return float(std::trunc(sum * (1.0 / last)) * last);
 }
 
 enum class Element : uint8_t { tf32, bfloat, half };
@@ -47,6 +64,13 @@ float element(Element type, uint32_t bits) {
   }
 }
 
+// A number that has more than two bits below tf32's last one: it has not been split. Tensor cores
+// drop those below (CUTLASS's tfloat32_t::round_half_ulp_truncate counts on it).
+bool is_longer_than_tf32(uint32_t word) {
+  const uint32_t exponent = word & 0x7f800000u;
+  return (word & 0x7ff) != 0 && exponent != 0x7f800000u && exponent != 0;
+}
+
 // D (16 x 8) = A (16 x k) B (k x 8) + C. With g = lane / 4 and t = lane % 4, a register of A holds
 // two columns for 16-bit elements, one for tf32; registers go by rows g, g + 8, then by columns.
 void multiply(Warp& w, const Instruction& i, Mask m) {
@@ -60,7 +84,7 @@ void multiply(Warp& w, const Instruction& i, Mask m) {
     const int g = l / 4, t = l % 4;
     const auto place = [&](int source, int r, int p) {
       const uint32_t word = w.at<uint32_t>(i.source[size_t(source + r)])[l];
-      if (type == Element::tf32 && (word & 0x1fff) && (word & 0x7f800000u) != 0x7f800000u)
+      if (type == Element::tf32 && is_longer_than_tf32(word))
         report(w, i, l, "operand of mma that is not rounded to tf32", "its low bits are dropped");
       return element(type, packed == 1 ? word : word >> (16 * p) & 0xffff);
     };
