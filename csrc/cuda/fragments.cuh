@@ -44,10 +44,18 @@ __device__ inline void split(float x, float& high, float& low) {
 using Along = Factor<false>;
 using Across = Factor<true>;
 
+// Whether what a warp multiplies or copies next is got ready as far as registers go: for other
+// architectures ptxas goes further, and spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr bool kLoadsAhead = true;
+#else
+constexpr bool kLoadsAhead = false;
+#endif
+
 // 16 M rows and 8 N columns of a product, over the lanes of a warp.
 template <int M, int N>
 struct Tiles {
-  static constexpr bool kIsAlone = M * N == 1;
+  static constexpr bool kIsAlone = kLoadsAhead && M * N == 1;
   float sum[M][N][4] = {};
 
   // Adds rows i0 on of a times rows j0 on of b, over k numbers, a multiple of 8. Of b only the
@@ -60,26 +68,38 @@ struct Tiles {
     const int g = lane() >> 2, t = lane() & 3;
     a.data += kTransposedA ? t * a.ld + i0 + g : (i0 + g) * a.ld + t;
     b.data += kTransposedB ? t * b.ld + j0 + g : (j0 + g) * b.ld + t;
+    if constexpr (kLoadsAhead) {
 #pragma unroll 1
-    for (; k >= kShortSum; k -= kShortSum) {
-      if (N == 1 || columns >= N) {  // the same in all lanes
-        add_short<kShortSum, true>(a, b, N);
-      } else {
-        add_short<kShortSum, false>(a, b, columns);
+      for (; k >= kShortSum; k -= kShortSum) {
+        if (N == 1 || columns >= N) {  // the same in all lanes
+          add_short<kShortSum, true>(a, b, N);
+        } else {
+          add_short<kShortSum, false>(a, b, columns);
+        }
+        a.data += kShortSum * (kTransposedA ? a.ld : 1);
+        b.data += kShortSum * (kTransposedB ? b.ld : 1);
       }
-      a.data += kShortSum * (kTransposedA ? a.ld : 1);
-      b.data += kShortSum * (kTransposedB ? b.ld : 1);
+      if (k > 0) add_short<8, false>(a, b, columns);
+    } else {
+      asm volatile("" : "+r"(k));  // so that it does not know how many: it would load them all
+#pragma unroll 1
+      for (; k > 0; k -= kShortSum) {
+        add_short<kShortSum, false>(a, b, columns, k);
+        a.data += kShortSum * (kTransposedA ? a.ld : 1);
+        b.data += kShortSum * (kTransposedB ? b.ld : 1);
+      }
     }
-    if (k > 0) add_short<8, false>(a, b, columns);
   }
 
-  // Over kDepth numbers, from where the lane's are; all tiles of b if they are whole.
+  // Over kDepth numbers or the k that are left, from where the lane's are; all tiles of b if they
+  // are whole.
   template <int kDepth, bool kWhole, bool kTransposedA, bool kTransposedB>
   __device__ void add_short(const Factor<kTransposedA>& a, const Factor<kTransposedB>& b,
-                            int columns) {
+                            int columns, int k = kDepth) {
     float part[M][N][4] = {}, rest[M][N][4] = {};
 #pragma unroll
     for (int q = 0; q < kDepth; q += 8) {
+      if (q >= k) continue;  // the same in all lanes, as is the next
       float high[M][4], low[M][4];
 #pragma unroll
       for (int m = 0; m < M; ++m)
@@ -174,13 +194,22 @@ __device__ inline void start_copy_by(const Rows& x, int m, int n, float* to, int
   const int shift = all_n > 16 * kStep ? 5 : all_n > 8 * kStep ? 4 : 3;
   const int column = (block_thread() & ((1 << shift) - 1)) * kStep;
   const int first = block_thread() >> shift, rows = block_threads() >> shift;
-  const int64_t next = rows * x.row;
-  for (int j = column; j < all_n; j += kStep << shift) {
-    const float* from = x.data + first * x.row + j;
-    float* place = to + first * ld + j;
-    const int given = 4 * max(0, min(kStep, n - j));
-    for (int i = first; i < all_m; i += rows, from += next, place += rows * ld)
-      copy_async<4 * kStep>(place, from, i < m && kept(i) ? given : 0);
+  if constexpr (kLoadsAhead) {
+    const int64_t next = rows * x.row;
+    for (int j = column; j < all_n; j += kStep << shift) {
+      const float* from = x.data + first * x.row + j;
+      float* place = to + first * ld + j;
+      const int given = 4 * max(0, min(kStep, n - j));
+      for (int i = first; i < all_m; i += rows, from += next, place += rows * ld)
+        copy_async<4 * kStep>(place, from, i < m && kept(i) ? given : 0);
+    }
+  } else {
+    for (int i = first; i < all_m; i += rows) {
+      const int count = i < m && kept(i) ? n : 0;
+      for (int j = column; j < all_n; j += kStep << shift)
+        copy_async<4 * kStep>(to + i * ld + j, x.data + i * x.row + j,
+                              4 * max(0, min(kStep, count - j)));
+    }
   }
 }
 

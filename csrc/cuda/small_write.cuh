@@ -246,10 +246,13 @@ class SmallWrite {
       const int j = (is_value ? c - kHalves : c) * 32 + lane();
       if (is_value && j >= columns_.count) continue;
       float* const column = (is_value ? m_.D : m_.X) + j;
-      float own = 0.0f;
+      float own = 0.0f;  // the same of an address, which does not count
+      float& sum = kLoadsAhead ? own : squares;
       solve_column(column, is_value ? m_.ld : kAcross, m_.F, kFactor, steps_, m_.reciprocal,
-                   [&](int t, float x) { own = fmaf(m_.decay[t] * x, x, own); });
-      if (is_value) squares += own;
+                   [&](int t, float x) {
+                     if (kLoadsAhead || is_value) sum = fmaf(m_.decay[t] * x, x, sum);
+                   });
+      if (kLoadsAhead && is_value) squares += own;
     }
     return squares;
   }
