@@ -44,7 +44,7 @@ from . import (
     reproduce_reading,
 )
 from .machine import describe
-from .reproduce_experiments import CIFAR, DATA, EXPERIMENTS, ROOT, RUNS, Experiment, shown
+from .reproduce_experiments import CIFAR, COMPARED, DATA, EXPERIMENTS, ROOT, RUNS, Experiment, shown
 from .reproduction_page import write_page
 
 RESULTS = ROOT / "benchmarks" / "results" / "reproduction.json"
@@ -154,7 +154,7 @@ def figures(only: list[str]) -> None:
             commands[name] += ["--reads", "0", "2", "4", "6", "8", "--out", out]
         for each in colour:
             commands[f"reconstruct {each}"] = ["reconstruct", first[each]]
-    stored = [*omniglot, *filter(None, (best_rate(k, by_name) for k in ("short-kanerva", "dnc")))]
+    stored = [*omniglot, *filter(None, (best_rate(k, by_name) for k in COMPARED))]
     stored = {"capacity": [(folder, name) for name in stored for folder in by_name[name]]}
     if "mixed-kanerva" in by_name:  # beside those that it started from and that have no memory
         shipped = [(f"pretrained:omniglot-{m}", f"omniglot-{m}") for m in ("kanerva", "vae")]

@@ -9,8 +9,13 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 RUNS = Path(os.environ.get("KANERVA_RUNS", ROOT / "runs" / "reproduction"))
 DATA = os.environ.get("KANERVA_DATA", "data")  # folder of cifar10_jpeg_25k.zip
-DNC = "benchmarks/baselines/cpu-omniglot-dnc.toml"
+COMPARED = {
+    "dnc": "benchmarks/baselines/cpu-omniglot-dnc.toml",
+    "lru": "benchmarks/baselines/cpu-omniglot-lru.toml",
+    "short-kanerva": "cpu-omniglot-kanerva",
+}
 SEEDS = (0, 1, 2)
+FOUR = (0, 1, 2, 3)
 
 
 class Experiment(NamedTuple):
@@ -69,11 +74,11 @@ MIXED = ("training.start=pretrained:omniglot-kanerva", "training.steps=8_000")
 MIXED += ("data.episode_length=192", "data.shortest_episode=8", "data.batch_size=1")
 MIXED += ("model.memory_size=192", "model.key_size=160")
 FULL = ("model.sample_weights=true", "model.weight_cov=full")
-RATES = ("3e-3", "1e-3")
+RATES = ("1e-2", "3e-3", "1e-3")
 _CIFAR = (("kanerva", 200), ("vae", 200), ("kanerva", 800), ("vae", 800), ("dynamic", 200))
 SHORT_STEPS = (1500, 800, 250, 200, 400)
 CIFAR_SHORT = tuple(
-    cifar(*each, "-short", (f"training.steps={steps}",))._replace(seeds=(0,))
+    cifar(*each, "-short", (f"training.steps={steps}",))
     for each, steps in zip(_CIFAR, SHORT_STEPS, strict=True)
 )
 CIFAR = (*CIFAR_SHORT, *(cifar(*each) for each in _CIFAR))
@@ -91,9 +96,9 @@ EXPERIMENTS = (
     ),
     Experiment("dynamic-full", "cpu-omniglot-dynamic", (STEPS, *FULL)),
     *(
-        Experiment(f"{name}-lr{rate}", config, (SHORTEST, f"training.learning_rate={rate}"), (0, 1))
+        Experiment(f"{name}-lr{rate}", config, (SHORTEST, f"training.learning_rate={rate}"), FOUR)
         for rate in RATES
-        for name, config in (("dnc", DNC), ("short-kanerva", "cpu-omniglot-kanerva"))
+        for name, config in COMPARED.items()
     ),
 )
 

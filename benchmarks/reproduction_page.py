@@ -154,17 +154,22 @@ def _reading(results: dict) -> str:
 
 def _rates(results: dict) -> str:
     rows = []
-    pattern = re.compile(r"(dnc|short-kanerva)-lr(.+)")
-    titles = {"dnc": "Differentiable Neural Computer", "short-kanerva": "Kanerva Machine"}
+    titles = {
+        "dnc": "Differentiable Neural Computer",
+        "lru": "least recently used",
+        "short-kanerva": "Kanerva Machine",
+    }
+    pattern = re.compile(rf"({'|'.join(titles)})-lr(.+)")
     cells: dict[str, dict[str, str]] = {}
     for name, experiment in results["experiments"].items():
         if match := pattern.fullmatch(name):
-            bounds = [run["test"]["bound"] for run in experiment["runs"].values()]
-            cells.setdefault(match[1], {})[match[2]] = ", ".join(f"{b:.1f}" for b in bounds)
+            bounds = sorted(run["test"]["bound"] for run in experiment["runs"].values())
+            text = f"{statistics.median(bounds):.1f} ({', '.join(f'{b:.1f}' for b in bounds)})"
+            cells.setdefault(match[1], {})[match[2]] = text
     rates = list(dict.fromkeys(rate for row in cells.values() for rate in row))
     for kind, row in cells.items():
         rows.append([titles[kind], *(row.get(rate, "-") for rate in rates)])
-    return markdown([["bound of each seed, at a learning rate of", *rates], *rows])
+    return markdown([["median bound (each seed), at a learning rate of", *rates], *rows])
 
 
 def _capacity(results: dict) -> str:

@@ -131,7 +131,7 @@ def _register(namespace: str, name: str, factor: int) -> None:
 for _namespace in _library.LIBRARIES:
     for _name in FORWARD:
         _register(_namespace, _name, 1)
-        if _name != "causal_step":
+        if _library.OPERATORS[_name].differentiable:
             _register(_namespace, _name, _BACKWARD_FACTOR)
 
 

@@ -7,7 +7,8 @@ a consumer GPU has. --quick leaves out the variants by dtype, and on all but one
 the configurations for small memories. --only prints what the kernels of one operator take.
 
 What was compiled once is in docs/triton_kernels.json, by a digest of all that goes into it, and is
-not compiled again by the same Triton; but for some, which must come out as they are there.
+not compiled again by the same Triton; but for some, which must come out as they are there. The
+record is written as it grows: after an interruption, the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
 
@@ -44,6 +46,7 @@ except ModuleNotFoundError as error:
 PAGE = Path(__file__).resolve().parents[1] / "docs/triton_kernels.md"
 RECORD = PAGE.with_suffix(".json")
 AGAIN = 40  # one in so many of those that are known is compiled again
+SAVE = 16  # so many are compiled before the record is written again
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -64,6 +67,18 @@ POINTERS = {
 }
 
 
+def forget_lines() -> None:
+    """Triton's digest of a function has the line where it begins; what moves is not new."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(kernels.__name__):
+            for function in vars(module).values():
+                if isinstance(function, triton.JITFunction):
+                    function.starting_line_number, function.hash = 1, None
+
+
+forget_lines()
+
+
 @dataclass(frozen=True)
 class Variant:
     """A kernel with the types and constants of a launch."""
@@ -77,14 +92,17 @@ class Variant:
 
     def source(self, target: GPUTarget) -> ASTSource:
         signature, constants = dict(self.signature), dict(self.constants)
-        if target.backend == "hip" and "PRECISION" in constants:
-            constants["PRECISION"] = _launch.HIP_PRECISION
+        if "PRECISION" in constants:
+            constants["PRECISION"] = self.config_of(target).precision
         attrs = {
-            (i,): [["tt.divisibility", 16]]
-            for i, kind in enumerate(signature.values())
+            path: [["tt.divisibility", 16]]
+            for path, kind in leaves(signature.values())
             if kind.startswith("*")
         }
         return ASTSource(self.kernel, signature, constants, attrs)
+
+    def config_of(self, target: GPUTarget) -> _launch.Config:
+        return _launch.for_hip(self.config) if target.backend == "hip" else self.config
 
     @property
     def label(self) -> str:
@@ -94,13 +112,15 @@ class Variant:
             return "moves" if constants.get("MOVES") else ""
         rows = constants.get("M", constants.get("L"))
         words = [f"{constants['WORK']} {rows} x {constants['N']}"]
+        if self.config.precision != "ieee":
+            words.append(self.config.precision)
         words += [
             k.lower()
             for k in ("SAVE", "LAST", "MOVES", "FORM", "WIDE", "SOLVE", "ITERATE")
             if constants.get(k)
         ]
-        kinds = dict(self.signature)
-        if "bounds" in kinds and kinds["queries"] != "constexpr":
+        episode = dict(self.signature).get("episode")
+        if episode is not None and episode.queries != "constexpr":
             words.append("reads")  # a write that reads as well
         return ", ".join(words)
 
@@ -133,17 +153,36 @@ def launches(function: Callable, *args) -> list[tuple]:
     return found
 
 
+def leaves(values: Iterable, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """Where in nested tuples, and what is there."""
+    for i, value in enumerate(values):
+        if isinstance(value, tuple):
+            yield from leaves(value, (*path, i))
+        else:
+            yield (*path, i), value
+
+
+def kind_of(value: Any) -> Any:
+    """The type of an argument, as Triton writes it."""
+    if value is None:
+        return "constexpr"
+    if isinstance(value, tuple):
+        return type(value)(*map(kind_of, value))
+    if isinstance(value, torch.Tensor):
+        return POINTERS[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32"
+
+
 def variant(kernel, config: _launch.Config, args: tuple, named: dict) -> Variant:
     signature, fixed = {}, {}
     values = dict(zip(kernel.arg_names, args, strict=False)) | named
-    for parameter in kernel.params:
+    for i, parameter in enumerate(kernel.params):
         name, value = parameter.name, values[parameter.name]
-        if parameter.is_constexpr or value is None:
+        if parameter.is_constexpr:
             signature[name], fixed[name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
         else:
-            signature[name] = "fp32" if isinstance(value, float) else "i32"
+            signature[name] = kind_of(value)
+            fixed |= {(i, *path[1:]): None for path, x in leaves([value]) if x is None}
     function = kernel.fn
     return Variant(
         function.__name__,
@@ -252,7 +291,7 @@ def compile_one(quick: bool, index: int, target: str, only: str | None = None) -
         compiled = triton.compile(
             one.source(TARGETS[target]),
             target=TARGETS[target],
-            options=_launch.options(one.config),
+            options=_launch.options(one.config_of(TARGETS[target])),
         )
     except Exception as error:
         return f"does not compile: {type(error).__name__}: {error}"
@@ -283,7 +322,7 @@ def digest(one: Variant, target: str) -> str:
     words = (
         one.source(TARGETS[target]).hash(),
         target,
-        sorted(_launch.options(one.config).items()),
+        sorted(_launch.options(one.config_of(TARGETS[target])).items()),
     )
     return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
 
@@ -301,7 +340,7 @@ def known() -> dict[str, Usage]:
         raise SystemExit(f"triton_report: {RECORD} is damaged ({error}); remove it") from None
 
 
-def remember(table: list[tuple[Variant, dict[str, Usage | str]]], forget: bool) -> None:
+def remember(table: Iterable[tuple[Variant, dict[str, Usage | str]]], forget: bool) -> None:
     """Adds what was compiled to the record; with ``forget``, in place of it."""
     compiled = {} if forget else known()
     for one, row in table:
@@ -311,12 +350,16 @@ def remember(table: list[tuple[Variant, dict[str, Usage | str]]], forget: bool) 
         f'  "{k}": [{u.registers}, {u.stack}, {u.shared}]' for k, u in sorted(compiled.items())
     )
     head = f'{{\n "triton": "{triton.__version__}",\n "compiled": {{\n'
-    RECORD.write_text(head + ",\n".join(lines) + "\n }\n}\n", encoding="utf-8")
+    unfinished = RECORD.with_suffix(".new")
+    unfinished.write_text(head + ",\n".join(lines) + "\n }\n}\n", encoding="utf-8")
+    unfinished.replace(RECORD)
 
 
 def collect(
-    quick: bool, targets: list[str], only: str | None = None
+    quick: bool, targets: list[str], only: str | None = None, keep: bool = False
 ) -> list[tuple[Variant, dict[str, Usage | str]]]:
+    """Every variant with what it takes on every target; with ``keep``, what is new goes into the
+    record as soon as it is known."""
     found = _variants(quick, only)
     everywhere = {one.config for one in _largest()}
     jobs = [
@@ -329,10 +372,16 @@ def collect(
     old = {job: before.get(digest(found[job[0]], job[1])) for job in jobs}
     again = [job for job, usage in old.items() if usage is not None][AGAIN // 2 :: AGAIN]
     new = [job for job in jobs if old[job] is None or job in again]
+    usages = []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        usages = list(
-            pool.map(compile_one, *zip(*((quick, *job, only) for job in new), strict=True))
-        )
+        arguments = zip(*((quick, *job, only) for job in new), strict=True)
+        for usage in pool.map(compile_one, *arguments):
+            usages.append(usage)
+            if keep and len(usages) % SAVE == 0:
+                last = zip(new[len(usages) - SAVE :], usages[-SAVE:], strict=False)
+                fresh = [(job, usage) for job, usage in last if job not in again]
+                remember([(found[i], {t: usage}) for (i, t), usage in fresh], forget=False)
+                print(f"{len(usages)} of {len(new)}", flush=True)
     print(f"{len(jobs) - len(new)} of {len(jobs)} kernels are known, {len(new)} were compiled")
     rows: list[dict[str, Usage | str]] = [{} for _ in found]
     for (i, target), usage in {**old, **dict(zip(new, usages, strict=True))}.items():
@@ -390,14 +439,15 @@ def main(arguments: list[str] | None = None) -> int:
     if options.only and not _variants(options.quick, options.only):
         raise SystemExit(f"triton_report: --only must be an operator, got {options.only!r}")
     whole = not (options.check or options.quick or options.target or options.only)
-    table = collect(options.quick, options.target or list(TARGETS), options.only)
+    keep = not (options.check or options.only)
+    table = collect(options.quick, options.target or list(TARGETS), options.only, keep)
     if options.only:
         for one, row in table:
             usages = (f"{t}: {u if isinstance(u, str) else u.text()}" for t, u in row.items())
             print(f"{one.file} {one.name} ({one.label}):", "; ".join(usages))
     with contextlib.suppress(BrokenPipeError):
         print(f"{len(table)} variants of kernels on {', '.join(options.target or TARGETS)}")
-    if not (options.check or options.only):
+    if keep:
         remember(table, forget=whole)
     if whole:
         PAGE.write_text(render(table), encoding="utf-8")

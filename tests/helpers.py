@@ -131,6 +131,9 @@ def _problem(case: Case, seed: int) -> Problem:
         weights = randn(b, t, k) * torch.logspace(-3, 2, k, dtype=torch.float64)
     elif case.kind == "softmax":
         weights = torch.softmax(4 * randn(b, t, k), -1)
+    elif case.kind == "zeros":
+        weights = randn(b, t, k) / math.sqrt(k)
+        weights = weights * (torch.rand(b, t, 1, generator=generator) < 0.5)
     else:
         distinct = randn(b, 3, k) / math.sqrt(k)
         weights = distinct[:, torch.arange(t) % 3]
@@ -142,11 +145,14 @@ def _problem(case: Case, seed: int) -> Problem:
         mask = torch.zeros(b, t, dtype=torch.bool)
     decay = 1 - 0.1 * torch.rand(b, t, generator=generator, dtype=torch.float64)
     noise = case.noise * (0.5 + torch.rand(b, t, generator=generator, dtype=torch.float64))
+    mean, values = randn(b, k, c), randn(b, t, c)
+    if case.kind == "zeros":  # of some tokens everything is 0
+        values = values * (weights != 0).any(-1, keepdim=True)
     return Problem(
-        randn(b, k, c),
+        mean,
         root @ root.mT / 2 + 0.5 * torch.eye(k, dtype=torch.float64),
         weights,
-        randn(b, t, c),
+        values,
         noise,
         mask,
         decay if case.decay else None,

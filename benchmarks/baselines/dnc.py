@@ -6,9 +6,9 @@ Derivatives of derivatives are not supported: they raise RuntimeError.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import reduce
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import reduce, wraps
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,17 @@ class _SharedLinear:
         return torch.addmm(next(self.constants), inputs, self.weight)
 
 
+def _in_its_own_dtype(method: Callable) -> Callable:
+    """Of the parameters, also under autocast: what is written is read back many steps later."""
+
+    @wraps(method)
+    def run(self: DNC, inputs: Tensor, *args: Any, **options: Any) -> Any:
+        with torch.autocast(inputs.device.type, enabled=False):
+            return method(self, inputs.to(self.output.weight.dtype), *args, **options)
+
+    return run
+
+
 class DNC(nn.Module):
     """An LSTM with an external memory that it writes by one head and reads by R heads.
 
@@ -146,15 +157,19 @@ class DNC(nn.Module):
         self.num_read_heads = num_read_heads
         self.controller_size = controller_size
         self.eps = eps
-        words, heads = word_size, num_read_heads
-        self.controller = nn.LSTMCell(input_size + heads * words, controller_size)
-        #: Keys and strengths (the write head's first), write vector, gates (erase vector, free
-        #: gates, allocation gate, write gate), read modes.
-        self._pieces = ((1 + heads) * words, 1 + heads, words, words + heads + 2, 3 * heads)
+        read_size = num_read_heads * word_size
+        self.controller = nn.LSTMCell(input_size + read_size, controller_size)
+        self._pieces = self._interface_sizes(num_read_heads, word_size)
         self.interface = nn.Linear(controller_size, sum(self._pieces))
-        self.output = nn.Linear(controller_size + heads * words, output_size)
+        self.output = nn.Linear(controller_size + read_size, output_size)
         outside_diagonal = 1 - torch.eye(memory_size)
         self.register_buffer("_outside_diagonal", outside_diagonal, persistent=False)
+
+    @staticmethod
+    def _interface_sizes(heads: int, words: int) -> tuple[int, ...]:
+        """Of keys and strengths (the write head's first), the write vector, gates (erase vector,
+        free gates, allocation gate, write gate), and read modes."""
+        return ((1 + heads) * words, 1 + heads, words, words + heads + 2, 3 * heads)
 
     def initial_state(self, batch_size: int) -> DNCState:
         """Zeros, of the parameters' dtype and device."""
@@ -163,11 +178,12 @@ class DNC(nn.Module):
         zeros = self.output.weight.new_zeros
         return DNCState(*(zeros(batch_size, *shape) for shape in shapes))
 
+    @_in_its_own_dtype
     def forward(self, inputs: Tensor, state: DNCState | None = None) -> tuple[Tensor, DNCState]:
         """T steps, each of which writes: inputs (B, T, I) to outputs (B, T, O) and the last state.
 
         Args:
-            inputs: (B, T, I), floating point, of the parameters' dtype.
+            inputs: (B, T, I), floating point; cast to the parameters' dtype.
             state: before the first step; the initial one if None.
         """
         state = self.initial_state(len(inputs)) if state is None else state
@@ -175,22 +191,25 @@ class DNC(nn.Module):
         results = torch.stack([self._result(each) for each in states], dim=1)
         return self.output(results[:, 1:]), states[-1]
 
+    @_in_its_own_dtype
     def step(self, inputs: Tensor, state: DNCState, write: bool = True) -> tuple[Tensor, DNCState]:
         """One step: inputs (B, I) to outputs (B, O) and the next state.
 
         Args:
-            inputs: (B, I), floating point, of the parameters' dtype.
+            inputs: (B, I), floating point; cast to the parameters' dtype.
             state: before the step.
             write: False: read alone, see the class.
         """
         (state,) = self._unroll(inputs.unsqueeze(1), state, write)
         return self.output(self._result(state)), state
 
+    @_in_its_own_dtype
     def write(self, inputs: Tensor, state: DNCState | None = None) -> DNCState:
         """`forward` without its outputs: the last state."""
         state = self.initial_state(len(inputs)) if state is None else state
         return [state, *self._unroll(inputs, state)][-1]
 
+    @_in_its_own_dtype
     def read(self, inputs: Tensor, state: DNCState) -> Tensor:
         """Outputs (B, Q, O) of Q steps without writing, each from the same state, for (B, Q, I).
 
@@ -202,7 +221,7 @@ class DNC(nn.Module):
         gates = gates + F.linear(self._result(state), from_state).unsqueeze(1)
         hidden, _ = self._control(gates, state.cell.unsqueeze(1))
         xi = self._parse(self.interface(hidden))
-        _, vectors = self._read(xi.read_keys.flatten(1, 2), xi.read_modes.flatten(1, 2), state)
+        _, vectors = self._read(xi, state)
         vectors = vectors.reshape(batch, queries, self.num_read_heads * self.word_size)
         return self.output(torch.cat([vectors, hidden], dim=-1))
 
@@ -217,7 +236,7 @@ class DNC(nn.Module):
             xi = self._parse(interface(hidden))
             if write:
                 state = self._write(xi, state)
-            weights, vectors = self._read(xi.read_keys, xi.read_modes, state)
+            weights, vectors = self._read(xi, state)
             state = state._replace(
                 read_weights=weights, read_vectors=vectors, hidden=hidden, cell=cell
             )
@@ -246,13 +265,17 @@ class DNC(nn.Module):
     def _parse(self, interface: Tensor) -> _Interface:
         heads, words = self.num_read_heads, self.word_size
         keys, strengths, vector, gates, modes = interface.split(self._pieces, dim=-1)
-        keys = keys.unflatten(-1, (1 + heads, words))
-        strengths = 1 + F.softplus(strengths)  # oneplus
-        scale = strengths * (keys.square().sum(-1) + self.eps).rsqrt()
-        write_key, read_keys = (keys * scale.unsqueeze(-1)).split((1, heads), dim=-2)
+        write_key, read_keys = self._scaled(keys, strengths).split((1, heads), dim=-2)
         erase, free, allocation, write = gates.sigmoid().split((words, heads, 1, 1), dim=-1)
         modes = modes.unflatten(-1, (heads, 3)).softmax(-1)
         return _Interface(write_key, read_keys, vector, erase, free, allocation, write, modes)
+
+    def _scaled(self, keys: Tensor, strengths: Tensor) -> Tensor:
+        """(..., J, W): keys (..., J W) by their strengths (..., J), squashed, over their norms."""
+        keys = keys.unflatten(-1, (-1, self.word_size))
+        strengths = 1 + F.softplus(strengths)  # oneplus
+        scale = strengths * (keys.square().sum(-1) + self.eps).rsqrt()
+        return keys * scale.unsqueeze(-1)
 
     def _lookup(self, keys: Tensor, memory: Tensor) -> Tensor:
         """C(M, k, beta) for scaled keys: (B, J, W) to (B, J, N)."""
@@ -289,8 +312,9 @@ class DNC(nn.Module):
             memory=memory, usage=usage, precedence=precedence, link=link, write_weights=weights
         )
 
-    def _read(self, keys: Tensor, modes: Tensor, state: DNCState) -> tuple[Tensor, Tensor]:
-        """Weights (B, J, N) and vectors (B, J, W) of J = R, or several times R, heads."""
+    def _read(self, xi: _Interface, state: DNCState) -> tuple[Tensor, Tensor]:
+        """Weights (B, J, N) and vectors (B, J, W) of J = R heads, or of Q steps' Q R."""
+        keys, modes = xi.read_keys.flatten(1, -2), xi.read_modes.flatten(1, -2)
         content = self._lookup(keys, state.memory)
         before, after = state.read_weights @ state.link, state.read_weights @ state.link.mT
         if (repeats := keys.shape[1] // self.num_read_heads) != 1:

@@ -15,8 +15,12 @@ from kanerva_ext.models import KanervaMachine
 from kanerva_ext.models._common import sample_normal, standard_normal
 
 from .dnc import DNC, DNCState
+from .lru import LRUMemory, LRUState
 
 __all__ = ["DNCMachine", "DNCWriteOutput"]
+
+
+VARIANTS = {"dnc": DNC, "lru": LRUMemory}
 
 
 class DNCWriteOutput(NamedTuple):
@@ -25,7 +29,7 @@ class DNCWriteOutput(NamedTuple):
     A DNC has no posterior and no distribution over addresses: all fields but ``state`` are None.
     """
 
-    state: DNCState
+    state: DNCState | LRUState
     weights: None = None
     kl_weights: None = None
     kl_memory: None = None
@@ -54,11 +58,12 @@ class DNCMachine(KanervaMachine):
         word_size: W, size of a slot; None: ``code_size``.
         num_read_heads: R.
         controller_size: H, hidden units of the LSTM.
+        variant: "dnc", or "lru", an `LRUMemory` in its place.
         options: further keyword arguments of `KanervaMachine`, except ``noise_std`` and
             ``backend``, which are its memory's.
 
     Raises:
-        ValueError: sizes or standard deviations that are not positive.
+        ValueError: sizes or standard deviations that are not positive, or another variant.
         TypeError: options that there are not.
     """
 
@@ -70,8 +75,11 @@ class DNCMachine(KanervaMachine):
         word_size: int | None = None,
         num_read_heads: int = 4,
         controller_size: int = 200,
+        variant: str = "dnc",
         **options: Any,
     ) -> None:
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
         if unknown := {"noise_std", "backend"} & options.keys():
             raise TypeError(f"a DNC has no {' and no '.join(sorted(unknown))}")
         super().__init__(memory_size, code_size, **options)
@@ -82,15 +90,15 @@ class DNCMachine(KanervaMachine):
             "num_read_heads": num_read_heads,
             "controller_size": controller_size,
         }
-        self.config |= sizes
+        self.config |= sizes | {"variant": variant}
         input_size = code_size + self.config["key_size"] + 1
-        self.memory = DNC(input_size, code_size, **sizes)
+        self.memory = VARIANTS[variant](input_size, code_size, **sizes)
 
     def _write(
         self,
         features: Tensor,
         latent: tuple[Tensor, Tensor],
-        state: DNCState | None,
+        state: DNCState | LRUState | None,
         generator: torch.Generator | None,
     ) -> DNCWriteOutput:
         sample = self.config["sample_write_address"]
@@ -99,18 +107,18 @@ class DNCMachine(KanervaMachine):
         inputs = F.pad(torch.cat([codes, self.key(y)], dim=-1), (0, 1), value=1.0)
         return DNCWriteOutput(self.memory.write(inputs, state))
 
-    def _read(self, y: Tensor, state: DNCState) -> Tensor:
+    def _read(self, y: Tensor, state: DNCState | LRUState) -> Tensor:
         """What the DNC puts out for the keys of y: (B, Q, latent_size) to (B, Q, C)."""
         return self.memory.read(F.pad(self.key(y), (self.config["code_size"], 1)), state)
 
     def _prior_codes(
-        self, state: DNCState, num_samples: int, generator: torch.Generator | None
+        self, state: DNCState | LRUState, num_samples: int, generator: torch.Generator | None
     ) -> Tensor:
         shape = (len(state.memory), num_samples, self.config["latent_size"])
         return self._read(standard_normal(state.memory.new_empty(shape), generator), state)
 
-    def _addresses(self, query: Tensor, state: DNCState) -> Tensor:
+    def _addresses(self, query: Tensor, state: DNCState | LRUState) -> Tensor:
         raise NotImplementedError("a DNC has no address by which a code could be read")
 
-    def _codes_at(self, weights: Tensor, state: DNCState) -> Tensor:
+    def _codes_at(self, weights: Tensor, state: DNCState | LRUState) -> Tensor:
         raise NotImplementedError("a DNC has no address by which a code could be read")

@@ -14,19 +14,19 @@ from .child import LOCK_VARIABLE, child_command
 from .processes import Task
 from .schedule import Stage, Suite
 
+FOLDERS = visit.ROOT / "kanerva_ext/ops", visit.ROOT / "benchmarks/rivals"
+
+
+def names_in(folder: Path) -> list[str]:
+    """Operators with a file of their name there: those that most depends on, then the others."""
+    found = {path.stem for path in FOLDERS[0].glob("[a-z]*.py")}
+    found &= {path.stem for path in folder.glob("[a-z]*.py")}
+    first = ("bayes_write", "causal_scan", "recall", "adaptive_write")
+    return [*(name for name in first if name in found), *sorted(found.difference(first))]
+
+
 #: Public functions, one for each of ``ops.OPERATORS``, which cannot be asked before the build.
-OPERATORS = (
-    "bayes_write",
-    "causal_scan",
-    "recall",
-    "adaptive_write",
-    "forget",
-    "read",
-    "memory_kl",
-    "to_statistics",
-    "causal_step",
-    "solve_addresses",
-)
+OPERATORS = tuple({"statistics": "to_statistics"}.get(x, x) for x in names_in(FOLDERS[0]))
 #: bayes_write and causal_scan with retention, whose kernels are others.
 MOVING = ("moving_write", "moving_scan")
 WITHOUT_GRADIENT = ("causal_step",)
@@ -35,42 +35,22 @@ SMOKE = {"small": (3, 20, 17, 33), "middle": (16, 32, 32, 100), "large": (2, 700
 #: For launches of one kernel at once: two that ask for more shared memory than the 48 KiB that a
 #: kernel has unasked, the second for the most; and a small one.
 SIZES = ((2, 40, 64, 200), (2, 40, 96, 130), (2, 9, 8, 5))
-TESTS = (
-    "bayes_write",
-    "adaptive_write",
-    "causal_scan",
-    "causal_scan_packed",
-    "forget",
-    "causal_step",
-    "recall",
-    "read",
-    "memory_kl",
-    "statistics",
-    "solve_addresses",
-    "retention",
-)
+#: Of tests/operators, without test_.
+RETENTION = ("retention", "retention_gradients", "retention_steps", "retention_arguments")
+TESTS = (*names_in(FOLDERS[0]), "causal_scan_packed", *RETENTION)
 #: Parts of a test file that run beside each other; one of all others.
 PARTS = {"bayes_write": 6, "adaptive_write": 6, "causal_scan": 6, "causal_scan_packed": 2,
-         "forget": 2, "read": 2, "recall": 2, "retention": 4}  # fmt: skip
+         "forget": 2, "read": 2, "recall": 2, "retention": 4,
+         "retention_gradients": 4}  # fmt: skip
 #: Compiling graphs takes minutes and tells nothing of the kernels.
 CHOSEN = "not compile and not opcheck and not inductor"
 FIRST, MORE = "not slow and not exhaustive", "slow or exhaustive"
 CHOSEN_TRITON = f"{CHOSEN} and not gradcheck and not torch_func and not vmap_over_one"
 MODES = {"plain": {}, "teams": {"KANERVA_TEAM_WORK": "0"}}
 
-#: Operators and shapes that are timed, B x T x K x C: those of docs/performance.md and some of
-#: which a GPU gets full.
-TIMED = (
-    "bayes_write",
-    "causal_scan",
-    "recall",
-    "solve_addresses",
-    "adaptive_write",
-    "forget",
-    "read",
-    "memory_kl",
-    "statistics",
-)
+#: Operators that have rivals, and shapes that are timed, B x T x K x C: those of
+#: docs/performance.md and some of which a GPU gets full.
+TIMED = tuple(names_in(FOLDERS[1]))
 TIMED_SHAPES = ("16x32x32x100", "32x64x64x200", "4096x32x32x100", "4x256x256x512")
 TIMED_SCANS = ("16x32x32x100", "8x2048x64x64", "128x4096x128x128", "1x8192x64x64")
 TIMED_MORE = {"bayes_write": ("1x65536x512x768",), "causal_scan": ("1x65536x64x64",)}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks import rivals
 from kanerva_ext import ops
 
 #: B, T, K, C
@@ -73,9 +74,20 @@ def moving_scan(*inputs: Tensor, **options):
 
 
 def problem(operator: str, shape: Shape, seed: int = 0) -> Problem:
-    """In float64 on the CPU, with numbers that float32 holds exactly."""
-    b, t, k, c = shape
+    """In float64 on the CPU, with numbers that float32 holds exactly; those that the operator is
+    given beside its rivals, or, of what has none, those of `_without_rivals`."""
     generator = torch.Generator().manual_seed(seed)
+    spec = rivals.OPERATORS.get(operator.removeprefix("to_"))
+    if spec is None:
+        found = _without_rivals(operator, shape, generator)
+    else:
+        inputs = spec.inputs(rivals.Shape(*shape), generator)
+        found = Problem(operator, getattr(ops, operator), inputs, spec.symmetric)
+    return found.to("cpu", torch.float32).to("cpu", torch.float64)
+
+
+def _without_rivals(operator: str, shape: Shape, generator: torch.Generator) -> Problem:
+    b, t, k, c = shape
 
     def randn(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, device="cpu")
@@ -85,28 +97,15 @@ def problem(operator: str, shape: Shape, seed: int = 0) -> Problem:
     mean, weights, queries = randn(b, k, c), randn(b, t, k) / k**0.5, randn(b, t, k) / k**0.5
     values = randn(b, t, c)
     noise = 0.5 + torch.rand(b, t, generator=generator, device="cpu")
-    ridge = torch.full((b,), 0.5, device="cpu")
     dynamics = (1 - 0.5 * torch.rand(b, t, generator=generator, device="cpu"), 0.8 * cov)
     first = (weights[:, 0], values[:, 0], queries[:, 0], noise[:, 0])
+    scan = (mean, cov, weights, values, queries, noise)
     every: dict[str, tuple] = {
-        "bayes_write": (ops.bayes_write, (mean, cov, weights, values, noise)),
-        "solve_addresses": (ops.solve_addresses, (mean, values, ridge), ()),
-        "read": (ops.read, (mean, cov, weights)),
-        "recall": (ops.recall, (mean, cov, values, ridge)),
-        "memory_kl": (ops.memory_kl, (mean, cov, 0.9 * mean, 1.1 * cov), (1, 3)),
-        "to_statistics": (ops.to_statistics, (mean, cov)),
-        "adaptive_write": (ops.adaptive_write, (mean, cov, values, noise, ridge)),
-        "forget": (ops.forget, (mean, cov, 0.1 * weights / t**0.5, values, noise)),
-        "causal_scan": (ops.causal_scan, (mean, cov, weights, values, queries, noise)),
         "moving_write": (moving_write, (mean, cov, weights, values, noise, *dynamics), (1, 6)),
-        "moving_scan": (
-            moving_scan,
-            (mean, cov, weights, values, queries, noise, *dynamics),
-            (1, 7),
-        ),
+        "moving_scan": (moving_scan, (*scan, *dynamics), (1, 7)),
         "causal_step": (step_of_copies, (mean, cov, *first)),
     }
-    return Problem(operator, *every[operator]).to("cpu", torch.float32).to("cpu", torch.float64)
+    return Problem(operator, *every[operator])
 
 
 def relative_error(results: Sequence[Tensor], truth: Sequence[Tensor]) -> float:

@@ -7,10 +7,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from . import phases, report, rows, visit
+from . import phases, report, rows, status_page
+from .visit import PREFIX, RESULTS
 
-RESULTS = visit.ROOT / "benchmarks/results"
-PREFIX = "gpu_"  # of the benchmark's name: gpu_contact, gpu_tests, ...
 OUTPUT = 600  # characters of a failure's output that are kept
 SOFTWARE = ("torch", "triton", "driver", "python", "commit", "date", "source")
 
@@ -116,8 +115,6 @@ def take(folder: Path) -> int:
     for path in written:
         print(path)
     from benchmarks import report as performance
-
-    from . import status_page
 
     status_page.main()
     return performance.main()

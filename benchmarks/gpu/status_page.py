@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from . import phases, rows, tools, visit
-from .results import PREFIX, RESULTS
+from .visit import PREFIX, RESULTS
 
 PAGE = visit.ROOT / "docs/gpu_status.md"
 #: What the page calls an operator, where that is not its name.

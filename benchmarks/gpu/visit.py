@@ -14,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECK = ROOT / "benchmarks/gpu_check.py"
+RESULTS = ROOT / "benchmarks/results"
+PREFIX = "gpu_"  # of the benchmark's name there: gpu_contact, gpu_tests, ...
 STAMP = ROOT / "build/gpu_check.json"  # what was built from which source, for this interpreter
 #: What the package is made of: a row counts as long as none of it changes.
 SOURCES = ("build_backend", "csrc", "kanerva_ext", "pyproject.toml", "setup.py")

@@ -61,6 +61,8 @@ struct Sizes {
 //   result(view, shape, like)   of the dtype of an argument
 //   result_of(given, view, shape)  the same as the first, empty where an optional argument is
 //   absent
+// kText, where there is one, is what the function for NumPy says of itself: without, as gradients
+// are, an operator has none.
 struct WriteInputs {
   Sizes n;
   View mean, cov, weights, values, noise_var, mask, decay;
@@ -114,6 +116,7 @@ struct WriteBackward : WriteInputs {
 };
 
 struct BayesWriteArgs : WriteInputs {
+  static constexpr const char* kText = "Exact posterior of an episode: (mean, cov, log_evidence).";
   WriteMethod method = WriteMethod::automatic;
   View mean_out, cov_out, log_evidence;
 
@@ -159,6 +162,7 @@ struct SolveInputs {
 };
 
 struct SolveAddressesArgs : SolveInputs {
+  static constexpr const char* kText = "Least-squares addresses (B, T, K).";
   View weights_out;
 
   template <class F>
@@ -190,6 +194,7 @@ constexpr void read_inputs(Args& a, F& f) {
 }
 
 struct ReadArgs {
+  static constexpr const char* kText = "Read-out: (values, var).";
   Sizes n;
   View mean, cov, weights;
   View values_out, var_out;
@@ -226,6 +231,7 @@ constexpr void recall_inputs(Args& a, F& f) {
 
 // Of solving and of reading at the solution.
 struct RecallArgs : SolveAddressesArgs {
+  static constexpr const char* kText = "Solve and read: (values, var, weights).";
   View cov;
   View values_out, var_out;
 
@@ -262,6 +268,7 @@ constexpr void beliefs(Args& a, F& f) {
 }
 
 struct MemoryKlArgs {
+  static constexpr const char* kText = "KL between beliefs in nats (B,).";
   Sizes n;
   View mean, cov, prior_mean, prior_cov;
   View kl_out;
@@ -289,6 +296,7 @@ struct MemoryKlBackwardArgs {
 
 // (mean, cov) -> (shift, precision) = (cov^-1 mean, cov^-1); the map is its own inverse.
 struct StatisticsArgs {
+  static constexpr const char* kText = "(cov^-1 mean, cov^-1), its own inverse.";
   Sizes n;
   View mean, cov;
   View shift_out, precision_out;
@@ -333,6 +341,8 @@ constexpr void adaptive_inputs(Args& a, F& f) {
 // The Dynamic Kanerva write: each address is solved against the mean as it stands, `num_iters`
 // times, the last ones against the memory as it would stand after the step.
 struct AdaptiveWriteArgs {
+  static constexpr const char* kText =
+      "The Dynamic Kanerva write: (mean, cov, weights, step_kl, log_evidence).";
   Sizes n;
   View mean, cov, values, noise_var, ridge, mask;
   int64_t num_iters = 1;
@@ -370,6 +380,7 @@ struct AdaptiveWriteBackwardArgs {
 
 // Without decay and the gradients of it and of a log evidence.
 struct ForgetArgs : WriteInputs {
+  static constexpr const char* kText = "Exact removal of written items: (mean, cov).";
   View mean_out, cov_out;
 
   template <class F>
@@ -400,6 +411,8 @@ struct Packing {
 
 // Each of the n.B states belongs to a sequence, state b N + i to the i-th of the N of row b.
 struct CausalScanArgs : WriteInputs {
+  static constexpr const char* kText =
+      "A write with a read after every step: (reads, read_var, mean, cov, log_evidence).";
   Packing packing;
   int64_t chunk_size = 0;  // steps conditioned on at once, at most; 0: chosen
   View queries;

@@ -29,10 +29,14 @@ constexpr double kHardForSubtracting = 16.0;
 // lost by, where that of a memory that keeps still is a bound.
 constexpr double kHardStationary = 1e4;
 constexpr double kHardStationaryGradient = 256.0;
-// The largest variance of a belief times the largest precision of a segment of its steps
-// (cpu/stationary_element.h) up to which segments serve a state of float32, and of float64.
-constexpr double kHardSegment32 = 1e9;
-constexpr double kHardSegment64 = 1e5;
+// Steps after which float32 factors of a memory that moves have gathered too much, if the mean of
+// 1 - a is below one in so many.
+constexpr int64_t kLongInFloat32 = 4096;
+// The largest precision that a segment of steps adds to a slot, times the slot's variance after it
+// (cpu/stationary_element.h), up to which segments serve a state of float32, and of float64: about
+// what the chain's own errors are.
+constexpr double kHardSegment32 = 1e8;
+constexpr double kHardSegment64 = 64.0;
 
 // The write in information form. Largest diagonal of N for a float32 and a float64 state: measured
 // errors under 1e-6 and 1e-10. In float32 only where the condition of N, from its pivots, is low,

@@ -15,12 +15,21 @@ Episode steps_of(Workspace::Scope& scope, const WriteInputs& item) {
   return gather_all_steps(scope, item.n.T, 0, item.noise_var, item.mask, item.retention);
 }
 
+// Whether an item is longer than float32 factors can carry: they gather errors for as long as the
+// memory keeps them.
+bool keeps_too_long(const Episode& e) {
+  if (e.steps <= kLongInFloat32) return false;
+  double forgotten = 0.0;
+  for (int64_t t = 0; t < e.steps; ++t) forgotten += 1.0 - e.decay[t];
+  return forgotten * double(kLongInFloat32) < double(e.steps);
+}
+
 Outcome scan_adaptively(const CausalScanArgs& args, const Episode& e, bool only_sqrt,
                         const Executor& executor) {
   const Dtype state = args.mean.dtype;
   const bool narrow_state = state == Dtype::float32;
-  const Arithmetics may{state, narrow_state, narrow_state && !is_small(e.steps, args.n),
-                        kHardStationary, only_sqrt};
+  const Arithmetics may{state, narrow_state && !keeps_too_long(e),
+                        narrow_state && !is_small(e.steps, args.n), kHardStationary, only_sqrt};
   std::optional<Segments<CausalScanArgs>> cut;
   const Plan plan = plan_item(args.n, state, bool(args.queries), false, executor.threads());
   if (!only_sqrt && plan.segments > 1) cut.emplace(args, e, plan.segments, false, executor);
@@ -42,7 +51,8 @@ Outcome reverse_adaptively(const CausalScanBackwardArgs& args, const Episode& e,
                            const Executor& executor) {
   const Dtype state = args.mean.dtype;
   const bool may32 = state == Dtype::float32 && !is_small(e.steps, args.n);
-  const Arithmetics may{state, may32, may32, kHardStationaryGradient, only_sqrt};
+  const Arithmetics may{state, may32 && !keeps_too_long(e), may32, kHardStationaryGradient,
+                        only_sqrt};
   std::optional<Segments<CausalScanBackwardArgs>> cut;
   const Plan plan = plan_item(args.n, state, bool(args.queries), true, executor.threads());
   if (!only_sqrt && plan.segments > 1) cut.emplace(args, e, plan.segments, true, executor);

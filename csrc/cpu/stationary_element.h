@@ -77,17 +77,12 @@ class SegmentElement {
   }
 
   // The belief after the segment from the one before it, which gets its adjoint where it has room.
-  // False where the precision is more than `limit` times that of the belief: J is a sum, and what
-  // it says of directions that the segment hardly wrote at has the rounding of the largest.
+  // False where a slot has more than `limit` times the precision with all others known than it has
+  // without (V V' is the covariance at the segment's start once its values are seen): J is a sum,
+  // with errors of J_ij of the size of the root of J_ii J_jj.
   bool apply(const Boundary& from, const Boundary& to, double limit) const {
     Workspace::Scope scope(Workspace::of_thread());
     const int64_t K = A_.rows, C = b_.columns;
-    double prior = 0.0, precision = 0.0;
-    for (int64_t k = 0; k < K; ++k) {
-      prior = std::max(prior, from.U[k][k]);
-      precision = std::max(precision, J_[k][k]);
-    }
-    if (!(prior * precision <= limit)) return false;
     const Matrix<double> root(scope, K, K), lower(scope, K, K), JL(scope, K, K), M(scope, K, K),
         inverse(scope, K, K), V(scope, K, K), AV(scope, K, K), turned(scope, K, K);
     double* inverse_diagonal = scope.take<double>(K);
@@ -101,6 +96,8 @@ class SegmentElement {
     for (int64_t k = 0; k < K; ++k) M[k][k] += 1.0;
     if (!invert_factor(M, inverse).ok) return false;
     product(lower.of_structure(Structure::lower), inverse, V);
+    for (int64_t k = 0; k < K; ++k)
+      if (!(double(row_dot(K, V[k], V[k])) * J_[k][k] <= limit)) return false;
 
     const Matrix<double> x(scope, K, C), s(scope, K, C), seen(scope, K, C);
     copy(eta_, x);

@@ -342,6 +342,7 @@ class StationaryStepAdjoint {
       axpy(0, K_, 0.5 * w_[k] / s, r_, gU_[k]);
       axpy(0, K_, 0.5 * r_[k] / s + dS * w_[k], w_, gU_[k]);
     }
+    symmetrise(gU_);
     return dS;
   }
 

@@ -10,6 +10,7 @@
 #include <array>
 #include <initializer_list>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -247,6 +248,18 @@ void define(py::module_& m, const char* name, void (*kernel)(const Args&, const 
          std::make_index_sequence<signature.count - signature.required>());
 }
 
+template <class Args, class = void>
+struct HasText : std::false_type {};
+template <class Args>
+struct HasText<Args, std::void_t<decltype(Args::kText)>> : std::true_type {};
+
+// The same of an operator that says what it gives; of another, such as a gradient, nothing.
+template <class Args>
+void define_if_told(py::module_& m, const char* name,
+                    void (*kernel)(const Args&, const Executor&)) {
+  if constexpr (HasText<Args>::value) define(m, name, kernel, Args::kText);
+}
+
 }  // namespace
 }  // namespace kanerva
 
@@ -261,17 +274,7 @@ PYBIND11_MODULE(_core, m) {
       "simd_level", [] { return std::string(simd_level()); },
       "Instruction set in use: 'avx512', 'avx2' or 'baseline'.");
   const kanerva::Kernels& with = kanerva::kernels();
-  using kanerva::define;
-  define(m, "bayes_write", with.bayes_write,
-         "Exact posterior of an episode: (mean, cov, log_evidence).");
-  define(m, "solve_addresses", with.solve_addresses, "Least-squares addresses (B, T, K).");
-  define(m, "read", with.read, "Read-out: (values, var).");
-  define(m, "recall", with.recall, "Solve and read: (values, var, weights).");
-  define(m, "memory_kl", with.memory_kl, "KL between beliefs in nats (B,).");
-  define(m, "adaptive_write", with.adaptive_write,
-         "The Dynamic Kanerva write: (mean, cov, weights, step_kl, log_evidence).");
-  define(m, "forget", with.forget, "Exact removal of written items: (mean, cov).");
-  define(m, "causal_scan", with.causal_scan,
-         "A write with a read after every step: (reads, read_var, mean, cov, log_evidence).");
-  define(m, "statistics", with.statistics, "(cov^-1 mean, cov^-1), its own inverse.");
+#define KANERVA_DEFINE(op, Args) kanerva::define_if_told<kanerva::Args>(m, #op, with.op);
+  KANERVA_OPERATORS(KANERVA_DEFINE)
+#undef KANERVA_DEFINE
 }

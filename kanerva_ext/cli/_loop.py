@@ -93,8 +93,9 @@ class Run:
         self.test = self.batches.test.images
         torch.manual_seed(training.seed)
         self.model = config.make_model().to(process.device)
-        if hasattr(self.model, "memory"):
-            check_backend(process.device, self.model.memory.backend)
+        memory = getattr(self.model, "memory", None)
+        if (backend := getattr(memory, "backend", None)) is not None:
+            check_backend(process.device, backend)
         expected = getattr(self.model, "image_shape", None)
         shape = tuple(self.batches.sampler.images.shape[1:])
         if expected and (1, *shape)[-3:] != tuple(expected):

@@ -26,11 +26,6 @@ def _columns(dims: str) -> Shard | Replicate:
     return Shard(len(dims)) if dims.endswith("C") else Replicate()
 
 
-def _of_result(dims: str):
-    # An evidence, a KL: each rank has that of its columns.
-    return Partial() if dims == "" else _columns(dims)
-
-
 def _transposed(placement):
     """Of the gradient of what is placed so."""
     if isinstance(placement, Shard):
@@ -44,7 +39,7 @@ def _register(op: torch._ops.OpOverload, name: str) -> None:
     arguments = [argument.name for argument in op._schema.arguments]
     tensors = ["Tensor" in str(argument.type) for argument in op._schema.arguments]
     mutable = op._schema.is_mutable
-    results = [_of_result(r.dims) for r in declaration.results]
+    results = [Partial() if r.is_sum else _columns(r.dims) for r in declaration.results]
     inputs = [_columns(arg.dims) for arg in declaration.args]
     splits = declaration.name not in (*ACROSS_COLUMNS, _STEP)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -65,15 +67,21 @@ class KanervaModel(KanervaPreTrainedModel):
         cu_seqlens: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_,
+        **others,
     ) -> tuple | BaseModelOutputWithPast:
         """See `KanervaForCausalLM.forward`; last_hidden_state is (B, T, hidden_size)."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("KanervaModel: give input_ids or inputs_embeds, and not both")
+        cache = _by_any_name(cache, others)
         if cache is not None and not isinstance(cache, KanervaModelCache):
             raise TypeError(
                 "KanervaModel: cache must be a KanervaModelCache or None, got "
                 f"{type(cache).__name__}"
+            )
+        if cache is not None and len(cache) not in (0, len(self.layers)):
+            raise ValueError(
+                f"KanervaModel: cache must hold one KanervaCache for each of {len(self.layers)} "
+                f"layers, or none yet, got {len(cache)}"
             )
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
@@ -86,7 +94,10 @@ class KanervaModel(KanervaPreTrainedModel):
         for i, block in enumerate(self.layers):
             states.append(x)
             if cache is None and self.gradient_checkpointing and self.training:
-                x = self._gradient_checkpointing_func(block.__call__, x, attention_mask)
+                call = partial(
+                    block.__call__, cu_seqlens=cu_seqlens
+                )  # reentrant ones take no names
+                x = self._gradient_checkpointing_func(call, x, attention_mask)
                 continue
             before = cache.layers[i] if cache is not None and cache.layers else None
             out = block(
@@ -162,7 +173,8 @@ class KanervaForCausalLM(KanervaPreTrainedModel, GenerationMixin):
             attention_mask: (B, T), 0 at padding, at any place (left of the text for ``generate``);
                 with a cache also (B, S) with S > T, for all tokens so far.
             inputs_embeds: (B, T, hidden_size), in place of input_ids.
-            cache: from the call with the tokens before these. It is changed.
+            cache: from the call with the tokens before these; past_key_values, as other models call
+                it, is the same. It is changed.
             labels: (B, T), tokens to predict, usually input_ids: the one at t from those before
                 it. -100 leaves a token out.
             use_cache: return a cache; None: as configured, and not in training.
@@ -183,7 +195,7 @@ class KanervaForCausalLM(KanervaPreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask,
             inputs_embeds,
-            cache,
+            _by_any_name(cache, kwargs),
             use_cache,
             cu_seqlens,
             output_hidden_states,
@@ -219,6 +231,18 @@ class KanervaForCausalLM(KanervaPreTrainedModel, GenerationMixin):
         if count is None:
             return functional.cross_entropy(scores, labels)
         return functional.cross_entropy(scores, labels, reduction="sum") / count
+
+
+def _by_any_name(cache, others: dict):
+    """The cache, which other models' callers give by other names."""
+    for name in ("past_key_values", "cache_params"):
+        given = others.get(name)
+        if given is None or given is cache:
+            continue
+        if cache is not None:
+            raise ValueError(f"KanervaModel: {name} must be None beside another cache")
+        cache = given
+    return cache
 
 
 def _can_overwrite(cache, x: Tensor) -> bool:

@@ -1,9 +1,10 @@
-"""What an operator is, said once: schema, arguments, results, and what its gradient needs.
+"""What an operator is, said once: arguments, results, and what its gradient needs.
 
-Each ``ops/x.py`` holds an ``OPERATOR``. The schema of its gradient and the shapes of both follow by
-one rule. ``x_backward`` takes the gradients of the results, of which any may be None where there
-are several, then the arguments of ``x``, then the results that were saved for it. It gives the
-gradient of every argument but a mask, in order, and one without elements for an absent argument.
+Each ``ops/x.py`` holds an ``OPERATOR``. Its schema, that of its gradient and the shapes of both
+follow by one rule. ``x_backward`` takes the gradients of the results, of which any may be None
+where there are several, then the arguments of ``x``, then the results that were saved for it. It
+gives the gradient of every argument but a mask, in order, and one without elements for an absent
+argument.
 """
 
 from __future__ import annotations
@@ -18,34 +19,49 @@ from .._checks import Arg
 
 
 class Result(NamedTuple):
-    """One result: its name, its dimensions after the batch as letters of K, C, T, and the name
-    under which the gradient takes it, if it does."""
+    """One result: its name, its dimensions after the batch as letters of K, C, T, the name under
+    which the gradient takes it, if it does, and whether it is a sum over the memory's columns, of
+    which a process that has some of them gives its part (`kanerva_ext.distributed`)."""
 
     name: str
     dims: str
     saved_as: str = ""
+    is_sum: bool = False
 
 
 class Declaration(NamedTuple):
     """An operator.
 
-    ``schema`` is that of the raw operator, as PyTorch writes it. ``args`` are its first arguments,
-    in the same order and by the same names; what follows them (a method, a number of iterations)
-    has no gradient. A result without a name has the gradient ``grad``.
+    ``args`` are the first arguments of the raw operator; what follows them is in ``options`` as
+    PyTorch writes it in a schema (``"str method"``) and has no gradient. The first ``in_place`` of
+    the arguments are overwritten. A result without a name has the gradient ``grad``.
     """
 
-    schema: str
+    name: str
     args: tuple[Arg, ...]
     results: tuple[Result, ...]
+    options: tuple[str, ...] = ()
+    in_place: int = 0
 
     @property
-    def name(self) -> str:
-        return self.schema.partition("(")[0]
+    def schema(self) -> str:
+        """That of the raw operator, as PyTorch writes it."""
+        given = ", ".join(["Tensor"] * len(self.results))
+        return f"{self.name}({self._taken}) -> " + (
+            f"({given})" if len(self.results) > 1 else given
+        )
+
+    @property
+    def _taken(self) -> str:
+        kinds = [f"Tensor({letter}!)" for letter in "abcd"[: self.in_place]]
+        kinds += ["Tensor?" if arg.optional else "Tensor" for arg in self.args[self.in_place :]]
+        tensors = [f"{kind} {arg.name}" for kind, arg in zip(kinds, self.args, strict=True)]
+        return ", ".join([*tensors, *self.options])
 
     @property
     def differentiable(self) -> tuple[int, ...]:
         """Indices of the arguments that have a gradient: none where the state is overwritten."""
-        if "!" in self.schema:
+        if self.in_place:
             return ()
         return tuple(i for i, arg in enumerate(self.args) if arg.kind != "mask")
 
@@ -58,9 +74,8 @@ class Declaration(NamedTuple):
     def backward_schema(self) -> str:
         kind = "Tensor" if len(self.results) == 1 else "Tensor?"
         grads = [f"{kind} grad_{r.name}" if r.name else f"{kind} grad" for r in self.results]
-        arguments = self.schema.partition("(")[2].rpartition(") ->")[0]
         saved = [f"Tensor {r.saved_as}" for r in self.results if r.saved_as]
-        taken = ", ".join([*grads, arguments, *saved])
+        taken = ", ".join([*grads, self._taken, *saved])
         given = ", ".join(["Tensor"] * len(self.differentiable))
         return f"{self.name}_backward({taken}) -> ({given})"
 

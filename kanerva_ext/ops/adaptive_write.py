@@ -13,8 +13,7 @@ from ._autograd import Operator
 from ._declaration import Declaration, Result
 
 OPERATOR = Declaration(
-    "adaptive_write(Tensor mean, Tensor cov, Tensor values, Tensor noise_var, Tensor ridge, "
-    "Tensor? mask, int num_iters) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "adaptive_write",
     args=(
         Arg("mean", "KC", "state"),
         Arg("cov", "KK", "state"),
@@ -28,8 +27,9 @@ OPERATOR = Declaration(
         Result("cov", "KK"),
         Result("weights", "TK", saved_as="weights"),
         Result("step_kl", "T"),
-        Result("log_evidence", ""),
+        Result("log_evidence", "", is_sum=True),
     ),
+    options=("int num_iters",),
 )
 _call = Operator(OPERATOR)
 

@@ -14,9 +14,7 @@ from ._declaration import Declaration, Result
 from ._dynamics import check_dynamics, is_raw_dynamics
 
 OPERATOR = Declaration(
-    "bayes_write(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, "
-    "Tensor? mask, Tensor? decay, Tensor? retention, Tensor? stationary_cov, str method) "
-    "-> (Tensor, Tensor, Tensor)",
+    "bayes_write",
     args=(
         Arg("mean", "KC", "state"),
         Arg("cov", "KK", "state"),
@@ -31,8 +29,9 @@ OPERATOR = Declaration(
     results=(
         Result("mean", "KC", saved_as="posterior_mean"),
         Result("cov", "KK", saved_as="posterior_cov"),
-        Result("log_evidence", ""),
+        Result("log_evidence", "", is_sum=True),
     ),
+    options=("str method",),
 )
 _call = Operator(OPERATOR)
 

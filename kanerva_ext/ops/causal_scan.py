@@ -27,17 +27,16 @@ _STEPS = (
 _STATIONARY = Arg("stationary_cov", "KK", "covariance", optional=True)
 _PACKED = (*_STATES, *_STEPS, _STATIONARY._replace(dims="NKK"))
 OPERATOR = Declaration(
-    "causal_scan(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor queries, "
-    "Tensor noise_var, Tensor? mask, Tensor? decay, Tensor? retention, Tensor? stationary_cov, "
-    "Tensor? cu_seqlens, int chunk_size) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "causal_scan",
     args=(*_STATE, *_STEPS, _STATIONARY),
     results=(
         Result("reads", "TC"),
         Result("read_var", "T"),
         Result("mean", "KC"),
         Result("cov", "KK"),
-        Result("log_evidence", ""),
+        Result("log_evidence", "", is_sum=True),
     ),
+    options=("Tensor? cu_seqlens", "int chunk_size"),
 )
 
 

@@ -13,9 +13,7 @@ from ._declaration import Declaration, Result
 from ._dynamics import check_dynamics, is_raw_dynamics
 
 OPERATOR = Declaration(
-    "causal_step(Tensor(a!) mean, Tensor(b!) cov, Tensor weights, Tensor values, "
-    "Tensor queries, Tensor noise_var, Tensor? mask, Tensor? decay, Tensor? retention, "
-    "Tensor? stationary_cov) -> (Tensor, Tensor, Tensor)",
+    "causal_step",
     args=(
         Arg("mean", "KC", "state"),
         Arg("cov", "KK", "state"),
@@ -31,8 +29,9 @@ OPERATOR = Declaration(
     results=(
         Result("reads", "C"),
         Result("read_var", ""),
-        Result("log_evidence", ""),
+        Result("log_evidence", "", is_sum=True),
     ),
+    in_place=2,
 )
 _library.declare(OPERATOR)
 _native = _library.raw(_library.NATIVE, "causal_step")

@@ -12,8 +12,7 @@ from ._declaration import Declaration, Result
 from .bayes_write import is_raw
 
 OPERATOR = Declaration(
-    "forget(Tensor mean, Tensor cov, Tensor weights, Tensor values, Tensor noise_var, "
-    "Tensor? mask) -> (Tensor, Tensor)",
+    "forget",
     args=(
         Arg("mean", "KC", "state"),
         Arg("cov", "KK", "state"),

@@ -11,14 +11,14 @@ from ._autograd import Operator
 from ._declaration import Declaration, Result
 
 OPERATOR = Declaration(
-    "memory_kl(Tensor mean, Tensor cov, Tensor prior_mean, Tensor prior_cov) -> Tensor",
+    "memory_kl",
     args=(
         Arg("mean", "KC", "state"),
         Arg("cov", "KK", "state"),
         Arg("prior_mean", "KC", "state"),
         Arg("prior_cov", "KK", "state"),
     ),
-    results=(Result("", ""),),
+    results=(Result("", "", is_sum=True),),
 )
 _call = Operator(OPERATOR)
 

@@ -11,7 +11,7 @@ from ._autograd import Operator
 from ._declaration import Declaration, Result
 
 OPERATOR = Declaration(
-    "read(Tensor mean, Tensor cov, Tensor weights) -> (Tensor, Tensor)",
+    "read",
     args=(
         Arg("mean", "KC", "state"),
         Arg("cov", "KK", "state"),

@@ -12,7 +12,7 @@ from ._declaration import Declaration, Result
 from .solve_addresses import is_raw
 
 OPERATOR = Declaration(
-    "recall(Tensor mean, Tensor cov, Tensor queries, Tensor ridge) -> (Tensor, Tensor, Tensor)",
+    "recall",
     args=(
         Arg("mean", "KC", "state"),
         Arg("cov", "KK", "state"),

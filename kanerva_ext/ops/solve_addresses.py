@@ -11,7 +11,7 @@ from ._autograd import Operator
 from ._declaration import Declaration, Result
 
 OPERATOR = Declaration(
-    "solve_addresses(Tensor mean, Tensor queries, Tensor ridge) -> Tensor",
+    "solve_addresses",
     args=(Arg("mean", "KC", "state"), Arg("queries", "TC", "data"), Arg("ridge", "", "ridge")),
     results=(Result("weights", "TK", saved_as="weights"),),
 )

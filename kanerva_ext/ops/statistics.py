@@ -12,7 +12,7 @@ from ._autograd import Operator
 from ._declaration import Declaration, Result
 
 OPERATOR = Declaration(
-    "statistics(Tensor mean, Tensor cov) -> (Tensor, Tensor)",
+    "statistics",
     args=(Arg("mean", "KC", "state"), Arg("cov", "KK", "state")),
     results=(
         Result("shift", "KC", saved_as="shift"),

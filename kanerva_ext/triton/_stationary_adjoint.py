@@ -67,14 +67,17 @@ def outer_rows(
 
 @triton.jit
 def reverse_moving_covariance(
-    cov, sigma, grad_cov, d_sigma, weights, gains, inverses, cross, shares, squares, room,
-    d_weights, kept, a, b, scale, dots, blocks, stride, count, K, C, queries, grad_var, asked,
-    responses, d_queries,
+    state, weights, factors, adjoints, d_weights, kept, a, b, scale, dots, blocks, stride, count,
+    K, C, queries, grad_var, d_queries,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of a chunk for the covariance before it: gU becomes that before the chunk, dW
-    and dQ are stored; returns the gradients of the noise and of the retentions. ``cov`` is that
-    before the chunk, ``dots`` <gR, R>, ``room`` ROOMS arrays of steps by slots."""
+    and dQ are stored; returns the gradients of the noise and of the retentions. In ``state`` is
+    the covariance before the chunk and a room of ROOMS arrays of steps by slots; ``adjoints`` is
+    `Between`, ``dots`` <gR, R>."""
+    cov, grad_cov, sigma, d_sigma, room = state
+    gains, inverses = factors.gains, factors.inverses
+    cross, shares, squares, asked, responses, _dots = adjoints
     at = tl.arange(0, L)
     later = at[:, None] >= at[None, :]
     lines = L * K

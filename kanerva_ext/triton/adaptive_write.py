@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._arguments import Adapted, Adaptive, History, Inverse, Memory
 from ._finish import finish, no_partials
 from ._launch import VARYING, Config, as_bytes, choose, empty, launch, plain
 from ._spd import factorise, solve_lower
@@ -259,15 +260,19 @@ def finish_matrix(source, target, rows, cols, N: tl.constexpr, WORK: tl.constexp
 
 @triton.jit(do_not_specialize=VARYING_HERE)
 def adaptive_write_kernel(
-    mean, cov, values, noise_var, ridge, mask, weights, step_kl, mean_work, cov_work, mean_out,
-    cov_out, system, root, diagonal, room, iterates, products, errors, totals, partials, T, K, C, S,
-    iterations, WIDE: tl.constexpr, SOLVE: tl.constexpr, SAVE: tl.constexpr,
+    given, out, work, inverse, history, room, partials, T, K, C, S, iterations,
+    WIDE: tl.constexpr, SOLVE: tl.constexpr, SAVE: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The partial is the log evidence. With SAVE, w, c, d and (``totals``) w'Uw, |d|^2 and |c|^2 of
     every iteration are kept for the gradient, and the final state in ``mean_work`` and
     ``cov_work``; the last address of each step is then that in ``weights``, or is solved for, and
     not rounded, if there are none. SOLVE: there are addresses to be found."""
+    mean, cov, values, noise_var, ridge, mask = given
+    mean_out, cov_out, weights, step_kl = out
+    mean_work, cov_work = work.mean, work.cov
+    system, root, diagonal = inverse
+    iterates, products, errors, totals = history
     item = tl.program_id(0).to(tl.int64)
     values += item * T * C
     if weights is not None:
@@ -424,10 +429,9 @@ class Plan(NamedTuple):
     def constants(self) -> dict:
         return {"WIDE": self.wide, **self.config.constants(torch.float64)}
 
-    def inverse(self, mean: Tensor) -> dict[str, Tensor]:
-        """Room for it, for F^-1 and for the tiles on the diagonal of that."""
-        widths = {"system": self.n, "root": self.n, "diagonal": self.config.size}
-        return {name: empty(mean, len(mean), self.n, width) for name, width in widths.items()}
+    def inverse(self, mean: Tensor) -> Inverse:
+        widths = (self.n, self.n, self.config.size)
+        return Inverse(*(empty(mean, len(mean), self.n, width) for width in widths))
 
 
 def plan(mean: Tensor) -> Plan:
@@ -453,15 +457,14 @@ def adaptive_write(
     weights, step_kl = mean.new_empty(batch, episode, slots), mean.new_empty(batch, episode)
     evidence, partials = mean.new_empty(batch), no_partials(mean, 1)
     direct = mean.dtype == torch.float64
+    work = Memory(mean_out, cov_out)
+    if not direct:
+        work = Memory(empty(mean, *mean.shape), empty(mean, *cov.shape))
     launch(
-        adaptive_write_kernel, batch, chosen.config, *inputs, mask=as_bytes(mask),
-        weights=weights, step_kl=step_kl,
-        mean_work=mean_out if direct else empty(mean, *mean.shape),
-        cov_work=cov_out if direct else empty(mean, *cov.shape),
-        mean_out=None if direct else mean_out, cov_out=None if direct else cov_out,
-        **chosen.inverse(mean), room=empty(mean, batch, ROWS.value, chosen.length),
-        iterates=None, products=None, errors=None, totals=None, partials=partials, T=episode,
-        K=slots, C=code, S=chosen.length, iterations=num_iters, SOLVE=True, SAVE=False,
+        adaptive_write_kernel, batch, chosen.config, Adaptive(*inputs, as_bytes(mask)),
+        Adapted(*((None, None) if direct else (mean_out, cov_out)), weights, step_kl), work,
+        chosen.inverse(mean), History(), empty(mean, batch, ROWS.value, chosen.length), partials,
+        T=episode, K=slots, C=code, S=chosen.length, iterations=num_iters, SOLVE=True, SAVE=False,
         **chosen.constants(),
     )  # fmt: skip
     finish(partials, mean_out, cov_out, weights, step_kl, total=evidence)

@@ -18,6 +18,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._arguments import (
+    Adapted,
+    AdaptedGradients,
+    Adaptive,
+    AdaptiveGradients,
+    History,
+    Inverse,
+    Memory,
+)
 from ._finish import finish, no_partials
 from ._launch import as_bytes, empty, launch, plain
 from ._square_root import load_vector
@@ -139,14 +148,18 @@ def solve_adjoint(
 
 @triton.jit(do_not_specialize=VARYING_HERE)
 def reverse_kernel(
-    grad_mean, grad_cov, grad_weights, grad_step_kl, grad_evidence, noise_var, ridge, mask, mean,
-    cov, evidence, iterates, products, errors, totals, system, root, diagonal, room, shares,
-    mean_slope, cov_slope, d_mean, d_cov, d_values, d_noise, partials, T, K, C, S, iterations,
-    WIDE: tl.constexpr, ITERATE: tl.constexpr,
+    grads, noise_var, ridge, mask, memory, evidence, history, inverse, room, shares, slopes, out,
+    partials, T, K, C, S, iterations, WIDE: tl.constexpr, ITERATE: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """From the final state in ``mean`` and ``cov``, which become the first. The partial is the
-    gradient of the ridge."""
+    """From the final state in ``memory``, which becomes the first; ``slopes`` is the gradient of
+    it. The partial is the gradient of the ridge."""
+    grad_mean, grad_cov, grad_weights, grad_step_kl, grad_evidence = grads
+    mean, cov = memory.mean, memory.cov
+    iterates, products, errors, totals = history
+    system, root, diagonal = inverse
+    mean_slope, cov_slope = slopes.mean, slopes.cov
+    d_mean, d_cov, d_values, d_noise = out
     item = tl.program_id(0).to(tl.int64)
     mean += item * K * C
     cov += item * K * K
@@ -291,30 +304,27 @@ def adaptive_write_backward(
     # What rounding an address to float32 does to d, the gradient of a small ridge magnifies.
     given = mean.dtype == torch.float64
     solve = iterate or not given
-    means, covs, inverse = empty(mean, *mean.shape), empty(mean, *cov.shape), chosen.inverse(mean)
-    widths = {"iterates": slots, "products": slots, "errors": code, "totals": 3}
-    kept = {n: empty(mean, batch, episode, num_iters, width) for n, width in widths.items()}
+    memory = Memory(empty(mean, *mean.shape), empty(mean, *cov.shape))
+    inverse, widths = chosen.inverse(mean), (slots, slots, code, 3)
+    history = History(*(empty(mean, batch, episode, num_iters, width) for width in widths))
     length = chosen.length
     sizes = {"T": episode, "K": slots, "C": code, "S": length, "iterations": num_iters}
     evidence, partials = no_partials(mean, 1), no_partials(mean, 1)
     launch(
-        adaptive_write_kernel, batch, chosen.config, *inputs, mask=mask,
-        weights=weights if given else None, step_kl=None, mean_work=means, cov_work=covs,
-        mean_out=None, cov_out=None, **(inverse if solve else dict.fromkeys(inverse)),
-        room=empty(mean, batch, ROWS.value, chosen.length), partials=evidence, SOLVE=solve,
-        SAVE=True, **kept, **sizes, **chosen.constants(),
+        adaptive_write_kernel, batch, chosen.config, Adaptive(*inputs, mask),
+        Adapted(None, None, weights if given else None, None), memory,
+        inverse if solve else Inverse(), history, empty(mean, batch, ROWS.value, length), evidence,
+        SOLVE=solve, SAVE=True, **sizes, **chosen.constants(),
     )  # fmt: skip
     out = [torch.empty_like(x) for x in inputs]
     direct = mean.dtype == torch.float64
+    slopes = Memory(out[0] if direct else empty(mean, *mean.shape), empty(mean, *cov.shape))
     launch(
-        reverse_kernel, batch, chosen.config, *grads, *inputs[3:], mask=mask, mean=means,
-        cov=covs, evidence=evidence, **inverse,
-        room=empty(mean, batch, REVERSE_ROWS.value, chosen.length),
-        shares=empty(mean, batch, num_iters, code),
-        mean_slope=out[0] if direct else empty(mean, *mean.shape),
-        cov_slope=empty(mean, *cov.shape), d_mean=None if direct else out[0], d_cov=out[1],
-        d_values=out[2], d_noise=out[3], partials=partials, ITERATE=iterate, **kept, **sizes,
-        **chosen.constants(),
+        reverse_kernel, batch, chosen.config, AdaptedGradients(*grads), *inputs[3:], mask, memory,
+        evidence, history, inverse, empty(mean, batch, REVERSE_ROWS.value, length),
+        empty(mean, batch, num_iters, code), slopes,
+        AdaptiveGradients(None if direct else out[0], *out[1:4]), partials, ITERATE=iterate,
+        **sizes, **chosen.constants(),
     )  # fmt: skip
     finish(partials, *out[:4], total=out[4])
     return tuple(out)

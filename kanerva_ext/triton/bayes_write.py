@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._arguments import Episode, Factors, Memory, Room, Written
 from ._finish import finish, no_partials
 from ._launch import VARYING, Config, as_bytes, choose, empty, launch, plain, processors
 from ._reads import read_weights, store_variances
@@ -213,9 +214,7 @@ def chunk_length(before, status, item, blocks):
 
 @triton.jit(do_not_specialize=VARYING)
 def write_kernel(
-    mean, cov, weights, values, noise_var, mask, decay, queries, bounds, mean_work, cov_work,
-    mean_out, cov_out, reads, variances, root, gains, inverses, errors, before, status, evidence,
-    stationary_cov, seen, mean_states, cov_states,
+    memory, episode, factors, room, out, before,
     T, K, C, blocks, width, steps, sequences, limit, epsilon,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
     SAVE: tl.constexpr, LAST: tl.constexpr, MOVES: tl.constexpr,
@@ -231,6 +230,11 @@ def write_kernel(
     MOVES: ``decay`` holds retentions (`_stationary`); what is too hard goes step by step, and with
     SAVE the states before every chunk are kept.
     """
+    mean, cov, stationary_cov = memory
+    weights, noise_var, mask, decay, bounds, values, queries = episode
+    gains, inverses, errors = factors
+    mean_work, cov_work, root, seen, mean_states, cov_states = room
+    evidence, status, mean_out, cov_out, reads, variances = out
     program = tl.program_id(0).to(tl.int64)
     item, block = program // blocks, program % blocks
     if is_wanted(before, item, blocks):
@@ -246,9 +250,9 @@ def write_kernel(
         weights += base * K
         values += base * C
         if SAVE:
-            room = (row * blocks + block) * T + begins
-            gains += room * K
-            inverses += room * L
+            line = (row * blocks + block) * T + begins
+            gains += line * K
+            inverses += line * L
             errors += base * C
         else:
             gains += program * L * K
@@ -429,11 +433,6 @@ def passes(
     return [Pass(torch.float32, steps, HARD_FOR_FLOAT32_FACTORS, last=False), robust]
 
 
-def for_moving(config: Config) -> Config:
-    """More tiles are held at once: with twice the warps half as much spills."""
-    return config._replace(warps=min(8, 2 * config.warps))
-
-
 def blocks_of_columns(mean: Tensor, most: int = 2**31) -> tuple[int, int]:
     """How many programs, ``most`` at most, share the columns of a memory, and columns of each."""
     batch, slots, code = mean.shape
@@ -462,31 +461,29 @@ def write(
     queries, values_out, variances = reads
     retention, sigma = dynamics[0], symmetric(dynamics[1])
     moves = retention is not None
-    (batch, slots, code), episode = mean.shape, weights.shape[1]
+    (batch, slots, code), steps = mean.shape, weights.shape[1]
     blocks, width = blocks_of_columns(mean)
     partials = no_partials(mean, blocks)
+    memory, changes = Memory(mean, cov, sigma), plain(retention if moves else decay)
+    episode = Episode(weights, noise_var, as_bytes(mask), changes, bounds, values, queries)
     before = None
     for plan in plans:
         work, config = plan.work, choose(slots, plan.work)
-        if moves:
-            config = for_moving(config)
         direct = work == mean.dtype and blocks == 1
         status = empty(mean, batch, blocks, dtype=torch.int32)
         chunk = batch, blocks, config.steps, slots
+        work_room = Room(
+            mean_out if direct else empty(mean, *mean.shape, dtype=work),
+            cov_out if direct else empty(mean, batch, blocks, slots, slots, dtype=work),
+            room_for_root(mean, blocks, config) if plan.last and not moves else None,
+            None if sigma is None else empty(mean, *chunk, dtype=work),
+        )
+        copies = (None, None) if direct else (mean_out, cov_out)
         launch(
-            write_kernel, batch * blocks, config,
-            mean=mean, cov=cov, weights=weights, values=values, noise_var=noise_var,
-            mask=as_bytes(mask), decay=plain(retention if moves else decay), queries=queries,
-            bounds=bounds, mean_work=mean_out if direct else empty(mean, *mean.shape, dtype=work),
-            cov_work=cov_out if direct else empty(mean, batch, blocks, slots, slots, dtype=work),
-            mean_out=None if direct else mean_out, cov_out=None if direct else cov_out,
-            reads=values_out, variances=variances,
-            root=room_for_root(mean, blocks, config) if plan.last and not moves else None,
-            gains=empty(mean, *chunk, dtype=work), inverses=None, errors=None, before=before,
-            status=status, evidence=partials, stationary_cov=sigma,
-            seen=None if sigma is None else empty(mean, *chunk, dtype=work), mean_states=None,
-            cov_states=None, T=episode, K=slots, C=code, blocks=blocks, width=width,
-            sequences=sequences, SAVE=False, MOVES=moves,
+            write_kernel, batch * blocks, config, memory, episode,
+            Factors(empty(mean, *chunk, dtype=work)), work_room,
+            Written(partials, status, *copies, values_out, variances), before, T=steps, K=slots,
+            C=code, blocks=blocks, width=width, sequences=sequences, SAVE=False, MOVES=moves,
             **plan.arguments(cov), **config.constants(work, "L"),
         )  # fmt: skip
         before = status

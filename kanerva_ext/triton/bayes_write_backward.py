@@ -15,6 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._arguments import (
+    Between,
+    Episode,
+    Factors,
+    Gradients,
+    Memory,
+    ReverseRoom,
+    Room,
+    Slopes,
+    Written,
+)
 from ._finish import finish, no_partials
 from ._launch import VARYING, as_bytes, choose, empty, launch, plain
 from ._reads import outer, read_weights, reverse_reads
@@ -47,13 +58,14 @@ WORKSPACE = 2**28
 
 @triton.jit
 def reverse_columns(
-    mean, grad_mean, weights, gains, inverse, errors, d_values, cross, shares, kept, product, scale,
-    first_column, last_column, count, K, C, queries, grad_reads, asked,
+    mean, grad_mean, weights, gains, inverse, errors, d_values, between, kept, product, scale,
+    first_column, last_column, count, K, C, queries, grad_reads,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of a chunk for a block of columns: R and gR become those before the chunk, dZ is
     stored, ``cross = E gR'``, ``shares = dZ R'`` and, with the gradient gO of reads, ``asked =
     gO R'``; returns ``E E'`` and ``gO E'``. ``scale`` is gl."""
+    cross, shares, asked = between.cross, between.shares, between.asked
     squares = tl.zeros((L, L), WORK)
     response = tl.zeros((L, L), WORK)
     if grad_reads is not None:
@@ -106,11 +118,15 @@ def reverse_columns(
 
 @triton.jit(do_not_specialize=VARYING)
 def columns_kernel(
-    grad_mean_in, grad_evidence, grad_reads, weights, queries, noise_var, mask, decay, bounds, mean,
-    grad_mean, gains, inverses, errors, cross, shares, squares, asked, responses, d_values, d_mean,
-    before, status, T, K, C, blocks, width, sequences,
+    grads, episode, factors, between, mean, grad_mean, d_values, d_mean, before, status,
+    T, K, C, blocks, width, sequences,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """``grad_mean`` is worked out from that of ``grads``; ``d_mean`` is for a copy of it."""
+    grad_mean_in, grad_evidence, grad_reads = grads.mean, grads.evidence, grads.reads
+    weights, noise_var, mask, decay, bounds, _values, queries = episode
+    gains, inverses, errors = factors
+    cross, shares, squares, asked, responses, _dots = between
     program = tl.program_id(0).to(tl.int64)
     item, block = program // blocks, program % blocks
     steps = chunk_length(before, status, item, blocks)
@@ -156,9 +172,9 @@ def columns_kernel(
             inverse = load_tile(inverses + start * L, L, 1, 0, 0, count, L, L, L, WORK)
             x, response = reverse_columns(
                 mean, grad_mean, weights + start * K, gains + start * K, inverse,
-                errors + start * C, d_values + start * C, cross + start * K, shares + start * K,
-                kept, product, scale, first_column, last_column, count, K, C, q, o, a,
-                L, N, WORK, PRECISION,
+                errors + start * C, d_values + start * C,
+                Between(cross + start * K, shares + start * K, None, a), kept, product, scale,
+                first_column, last_column, count, K, C, q, o, L, N, WORK, PRECISION,
             )  # fmt: skip
             store_tile(squares + start * L, L, 1, x, 0, 0, count, L, L, L)
             if grad_reads is not None:
@@ -197,14 +213,15 @@ def undecay(cov, grad_cov, scale, K, N: tl.constexpr, WORK: tl.constexpr):
 
 @triton.jit
 def reverse_covariance(
-    cov, grad_cov, weights, gains, inverse, cross, shares, squares, slopes, room, d_weights, kept,
-    product, scale, blocks, stride, count, K, C, queries, grad_var, asked, responses, rest,
-    moved, mixed, d_queries,
+    cov, grad_cov, weights, gains, inverse, between, room, d_weights, kept, product, scale, blocks,
+    stride, count, K, C, queries, grad_var, d_queries,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of a chunk for the covariance before it: gU becomes that before the chunk, dW is
     stored; returns the gradient of the noise n, the diagonal of ``E E'`` and, with ``queries``,
     the gradient of the logarithms of b that divide the variances of the reads."""
+    cross, shares, squares, asked, responses, _dots = between
+    slopes, left_room, rest, moved, mixed = room
     at = tl.arange(0, L)
     diagonal = at[:, None] == at[None, :]
     later = at[:, None] >= at[None, :]
@@ -264,7 +281,7 @@ def reverse_covariance(
         n = load_sum(cross, stride, blocks, K, i, count, K, L, N, WORK)
         slope = load_tile(slopes, K, 1, 0, i, count, K, L, N, WORK)
         x = multiply(tl.trans(inverse), n - 2 * slope, WORK, PRECISION)
-        store_tile(room, K, 1, x, 0, i, count, K, L, N)
+        store_tile(left_room, K, 1, x, 0, i, count, K, L, N)
         n += multiply(evidence - tl.trans(gained), white, WORK, PRECISION)
         store_tile(cross, K, 1, n, 0, i, count, K, L, N)
     tl.debug_barrier()
@@ -291,7 +308,7 @@ def reverse_covariance(
         if queries is not None:
             d += load_tile(moved, K, 1, 0, i, count, K, L, N, WORK)
         for q in range(0, K, N):
-            x = load_tile(room, K, 1, 0, q, count, K, L, N, WORK)
+            x = load_tile(left_room, K, 1, 0, q, count, K, L, N, WORK)
             d += multiply(x, load_tile(cov, K, 1, q, i, K, K, N, N, WORK), WORK, PRECISION)
         d = tl.where(kept[:, None], d, 0.0)
         store_tile(d_weights, K, 1, d, 0, i, count, K, L, N)
@@ -301,12 +318,17 @@ def reverse_covariance(
 
 @triton.jit(do_not_specialize=VARYING)
 def covariance_kernel(
-    grad_cov_in, grad_evidence, grad_var, weights, queries, noise_var, mask, decay, bounds, cov,
-    grad_cov, gains, inverses, cross, shares, squares, asked, responses, slopes, room, rest, moved,
-    mixed, d_weights, d_queries, d_noise, d_decay, d_cov, before, status, T, K, C, blocks,
-    sequences,
+    grads, episode, factors, between, cov, grad_cov, room, out, before, status,
+    T, K, C, blocks, sequences,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """``grad_cov`` is worked out from that of ``grads``."""
+    grad_cov_in, grad_evidence, grad_var = grads.cov, grads.evidence, grads.var
+    weights, noise_var, mask, decay, bounds, _values, queries = episode
+    gains, inverses = factors.gains, factors.inverses
+    cross, shares, squares, asked, responses, _dots = between
+    slopes, left, rest, moved, mixed = room
+    d_weights, d_noise, d_decay, d_queries, d_cov, _d_stationary = out
     item = tl.program_id(0).to(tl.int64)
     first_block = item * blocks
     steps = chunk_length(before, status, item, blocks)
@@ -332,7 +354,7 @@ def covariance_kernel(
             moved += item * L * K
             mixed += item * L * K
         slopes += item * L * K
-        room += item * L * K
+        left += item * L * K
         if grad_cov_in is not None:
             copy_symmetric(grad_cov_in + item * K * K, grad_cov, K, N, WORK)
         else:
@@ -364,10 +386,10 @@ def covariance_kernel(
                 a = asked + (start_0 + start) * K
                 s = responses + (start_0 + start) * L
             d_n, energy, d_logs = reverse_covariance(
-                cov, grad_cov, weights + start * K, p, inverse, cross + start * K,
-                shares + start * K, squares + start * L, slopes, room, d_weights + start * K, kept,
-                product, scale, blocks, stride, count, K, C, q, h, a, s, rest, moved, mixed, d,
-                L, N, WORK, PRECISION,
+                cov, grad_cov, weights + start * K, p, inverse,
+                Between(cross + start * K, shares + start * K, squares + start * L, a, s),
+                ReverseRoom(slopes, left, rest, moved, mixed), d_weights + start * K, kept,
+                product, scale, blocks, stride, count, K, C, q, h, d, L, N, WORK, PRECISION,
             )  # fmt: skip
             inside = at < count
             tl.store(d_noise + base + at, tl.where(kept, product * d_n, 0.0), mask=inside)
@@ -417,14 +439,11 @@ def reverse(
     partials = no_partials(mean, blocks)
     before = None
     sizes = {"T": episode, "K": slots, "C": code, "blocks": blocks, "sequences": sequences}
-    every_step = {
-        "weights": weights, "noise_var": noise_var, "mask": mask, "decay": decay, "bounds": bounds
-    }  # fmt: skip
+    every_step = Episode(weights, noise_var, mask, decay, bounds)
+    asking = every_step._replace(queries=queries)
     for plan in plans:
         work, config = plan.work, choose(slots, plan.work)
         L, constants = config.steps, config.constants(work, "L")
-        # The adjoint of reads holds more tiles: twice the warps spill less than half as much.
-        adjoint = config if queries is None else config._replace(warps=8)
 
         def room(*shape, work=work):
             return empty(mean, *shape, dtype=work)
@@ -441,31 +460,26 @@ def reverse(
         direct = work == mean.dtype
         states = out[:2] if direct else [room(*x.shape) for x in out[:2]]
         copies = (None, None) if direct else out[:2]
-        kept = {"gains": gains, "inverses": inverses, "before": before, "status": status}
-        between = {
-            "cross": cross, "shares": shares, "squares": squares, "asked": asked,
-            "responses": responses,
-        }  # fmt: skip
+        between = Between(cross, shares, squares, asked, responses)
         launch(
-            write_kernel, batch * blocks, config, mean=mean, cov=cov, values=values, **every_step,
-            queries=None, mean_work=means, cov_work=covs, mean_out=None, cov_out=None, reads=None,
-            variances=None, root=room_for_root(mean, blocks, config) if plan.last else None,
-            errors=errors, evidence=partials, stationary_cov=None, seen=None, mean_states=None,
-            cov_states=None, width=width, SAVE=True, MOVES=False, **kept, **sizes,
+            write_kernel, batch * blocks, config, Memory(mean, cov),
+            every_step._replace(values=values), Factors(gains, inverses, errors),
+            Room(means, covs, room_for_root(mean, blocks, config) if plan.last else None),
+            Written(partials, status), before, width=width, SAVE=True, MOVES=False, **sizes,
             **plan.arguments(cov), **constants,
         )  # fmt: skip
         launch(
-            columns_kernel, batch * blocks, adjoint, grad_mean_in=grad_mean,
-            grad_evidence=grad_evidence, grad_reads=grad_reads, queries=queries, **every_step,
-            mean=means, grad_mean=states[0], errors=errors, d_values=out[3], d_mean=copies[0],
-            width=width, **kept, **between, **sizes, **constants,
+            columns_kernel, batch * blocks, config,
+            Gradients(grad_mean, evidence=grad_evidence, reads=grad_reads), asking,
+            Factors(gains, inverses, errors), between, means, states[0], out[3], copies[0], before,
+            status, width=width, **sizes, **constants,
         )  # fmt: skip
         launch(
-            covariance_kernel, batch, adjoint, grad_cov_in=grad_cov, grad_evidence=grad_evidence,
-            grad_var=grad_var, queries=queries, **every_step, cov=covs, grad_cov=states[1],
-            slopes=room(batch, L, slots), room=room(batch, L, slots), rest=of_reads[0],
-            moved=of_reads[1], mixed=of_reads[2], d_weights=out[2], d_queries=d_queries,
-            d_noise=out[4], d_decay=d_decay, d_cov=copies[1], **kept, **between, **sizes,
+            covariance_kernel, batch, config,
+            Gradients(cov=grad_cov, evidence=grad_evidence, var=grad_var), asking,
+            Factors(gains, inverses), between, covs, states[1],
+            ReverseRoom(room(batch, L, slots), room(batch, L, slots), *of_reads),
+            Slopes(out[2], out[4], d_decay, d_queries, copies[1]), before, status, **sizes,
             **constants,
         )  # fmt: skip
         before = status

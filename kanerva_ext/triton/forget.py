@@ -8,6 +8,8 @@ products.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -90,12 +92,12 @@ def forget_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def steps_kernel(
-    grad_mean, grad_cov, mean, cov, weights, values, noise_var, mask, address, residual, gains,
-    value_slopes, half, inner, d_weights, d_values, d_noise, partials, splits, T, K, C,
+    grad_mean, grad_cov, mean, cov, weights, values, noise_var, mask, room, inner, d_weights,
+    d_values, d_noise, partials, splits, T, K, C,
     M: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Of M steps: ``address`` (W, zero where masked), ``residual`` (A), ``gains`` (G),
-    ``value_slopes`` (dZ), ``half`` (G gU) and the gradients of the arguments by step."""
+    """Of M steps: what is in `StepsRoom` and the gradients of the arguments by step."""
+    address, residual, gains, value_slopes, half = room
     program = tl.program_id(0).to(tl.int64)
     item, tile = program // splits, program % splits
     first = (tile * M).to(tl.int32)
@@ -255,6 +257,16 @@ def covariance_kernel(
         store_symmetric(d_cov + item * K * K, K, 0.5 * x, i, j, N)
 
 
+class StepsRoom(NamedTuple):
+    """W (zero where masked), A, G, dZ and G gU."""
+
+    address: Tensor
+    residual: Tensor
+    gains: Tensor
+    value_slopes: Tensor
+    half: Tensor
+
+
 def forget(
     mean: Tensor,
     cov: Tensor,
@@ -308,8 +320,8 @@ def forget_backward(
     splits, tiles = max(1, triton.cdiv(episode, config.steps)), triton.cdiv(slots, config.size)
     partials = no_partials(mean, splits)
     launch(
-        steps_kernel, batch * splits, config, *grads, *inputs, as_bytes(mask), address=address,
-        residual=residual, gains=gains, value_slopes=value_slopes, half=half, inner=inner,
+        steps_kernel, batch * splits, config, *grads, *inputs, as_bytes(mask),
+        room=StepsRoom(address, residual, gains, value_slopes, half), inner=inner,
         d_weights=out[2], d_values=out[3], d_noise=out[4], partials=partials, splits=splits,
         T=episode, K=slots, C=code, **constants,
     )  # fmt: skip

@@ -125,11 +125,14 @@ def solve_panel(
 
 @triton.jit(do_not_specialize=VARYING)
 def address_kernel(
-    mean, rs, cs, cov, queries, ridge, system, inverse, failed, panels, work, weights, values, var,
-    partials, splits, T, K, C, n, m, WIDE: tl.constexpr, REFINE: tl.constexpr,
+    given, rs, cs, factored, work, out, partials, splits, T, K, C, n, m,
+    WIDE: tl.constexpr, REFINE: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The addresses of a tile of queries; ``work`` are they in float64. With ``cov``, reads."""
+    mean, cov, queries, ridge = given
+    system, inverse, failed, panels = factored
+    weights, values, var = out
     program = tl.program_id(0).to(tl.int64)
     item, tile = program // splits, program % splits
     first = (tile * M).to(tl.int32)
@@ -180,14 +183,16 @@ def address_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def address_adjoint_kernel(
-    grad_weights, grad_values, grad_var, mean, rs, cs, cov, queries, ridge, weights, system,
-    inverse, failed, panels, slopes, errors, d_work, d_queries, partials, splits, T, K, C, n, m,
-    WIDE: tl.constexpr, REFINE: tl.constexpr,
+    grad_weights, grad_values, grad_var, given, rs, cs, weights, factored, room, d_queries,
+    partials, splits, T, K, C, n, m, WIDE: tl.constexpr, REFINE: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """For a tile of queries with ``gW``: dZ (also in float64, as ``d_work``), the factors of dR
     beside it, ``slopes`` (Y, or gW - dZ R') and ``errors`` (E, or X), and, as the partial, the
     ridge's gradient, -Y.W or -dZ.X."""
+    mean, cov, queries, ridge = given
+    system, inverse, failed, panels = factored
+    slopes, errors, d_work = room
     program = tl.program_id(0).to(tl.int64)
     item, tile = program // splits, program % splits
     first = (tile * M).to(tl.int32)
@@ -316,6 +321,36 @@ def state_adjoint_kernel(
         )  # fmt: skip
 
 
+class Given(NamedTuple):
+    mean: Tensor
+    cov: Tensor | None  # for reads
+    queries: Tensor
+    ridge: Tensor
+
+
+class Factored(NamedTuple):
+    """The results of `factor_system`, and room to solve with them."""
+
+    system: Tensor
+    inverse: Tensor
+    failed: Tensor
+    panels: Tensor
+
+
+class Addressed(NamedTuple):
+    weights: Tensor
+    values: Tensor | None
+    var: Tensor | None
+
+
+class AdjointRoom(NamedTuple):
+    """Y, E and dZ, which `state_adjoint_kernel` takes."""
+
+    slopes: Tensor
+    errors: Tensor
+    d_work: Tensor
+
+
 class System(NamedTuple):
     """``R R' + ridge I`` (wide) or ``R'R + ridge I``: X X' + ridge I for X (n x m)."""
 
@@ -383,10 +418,10 @@ def address(
     if cov is not None:
         values, var = mean.new_empty(batch, count, code), mean.new_empty(batch, count)
     launch(
-        address_kernel, batch * splits, chosen.config, mean=mean, cov=cov, queries=queries,
-        ridge=ridge, system=system, inverse=inverse, failed=failed,
-        panels=chosen.panels(mean, splits), work=work, weights=weights, values=values, var=var,
-        partials=partials, splits=splits, T=count, K=slots, C=code,
+        address_kernel, batch * splits, chosen.config, given=Given(mean, cov, queries, ridge),
+        factored=Factored(system, inverse, failed, chosen.panels(mean, splits)), work=work,
+        out=Addressed(weights, values, var), partials=partials, splits=splits, T=count, K=slots,
+        C=code,
         REFINE=mean.dtype == torch.float64, **chosen.arguments,
     )  # fmt: skip
     finish(partials, weights, values, var)
@@ -418,10 +453,10 @@ def address_backward(
     d_work = empty(mean, batch, count, code)
     launch(
         address_adjoint_kernel, batch * splits, chosen.config, grad_weights=grads[2],
-        grad_values=grads[0], grad_var=grads[1], mean=mean, cov=cov, queries=queries, ridge=ridge,
-        weights=weights, system=system, inverse=inverse, failed=failed,
-        panels=chosen.panels(mean, splits), slopes=slopes, errors=errors, d_work=d_work,
-        d_queries=out[1], partials=partials, splits=splits, T=count, K=slots, C=code,
+        grad_values=grads[0], grad_var=grads[1], given=Given(mean, cov, queries, ridge),
+        weights=weights, factored=Factored(system, inverse, failed, chosen.panels(mean, splits)),
+        room=AdjointRoom(slopes, errors, d_work), d_queries=out[1], partials=partials,
+        splits=splits, T=count, K=slots, C=code,
         REFINE=mean.dtype == torch.float64, **chosen.arguments,
     )  # fmt: skip
     config = choose(slots, torch.float64)

@@ -28,6 +28,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._arguments import (
+    Between,
+    Episode,
+    Factors,
+    Gradients,
+    Memory,
+    MovingState,
+    Room,
+    Slopes,
+    Written,
+)
 from ._finish import no_partials
 from ._launch import VARYING, choose, empty, launch
 from ._reads import read_weights
@@ -35,28 +46,29 @@ from ._sequences import locate
 from ._stationary import chunks_before, last_of, last_row, products_between
 from ._stationary_adjoint import ROOMS, reverse_moving_covariance
 from ._tiles import copy_matrix, copy_symmetric, load_rows, load_tile, multiply, store_tile
-from .bayes_write import Pass, chunk_length, for_moving, load_steps, symmetric, write_kernel
+from .bayes_write import Pass, chunk_length, load_steps, symmetric, write_kernel
 
 
 @triton.jit
 def reverse_moving_columns(
-    mean, grad_mean, weights, gains, inverse, errors, d_values, cross, shares, kept, a, b, scale,
-    first_column, last_column, count, K, C, queries, grad_reads, asked,
+    mean, grad_mean, weights, gains, inverse, errors, d_values, between, kept, a, b, scale,
+    first_column, last_column, count, K, C, queries, grad_reads,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of a chunk for a block of columns, with the ``mean`` before it: gR becomes that
     before the chunk, dZ = D^ is stored, ``cross`` = E gR', ``shares`` = D^ R' and, with the
     gradient gO of reads, ``asked`` = gO R'; returns E E', gO E' and <gR, R>."""
+    cross, shares, asked = between.cross, between.shares, between.asked
     squares = tl.zeros((L, L), WORK)
     response = tl.zeros((L, L), WORK)
     dot = tl.zeros((), tl.float64)
-    between = products_between(a, L)
-    rest = last_row(between, count, L).to(WORK)[:, None]
+    moves = products_between(a, L)
+    rest = last_row(moves, count, L).to(WORK)[:, None]
     last = last_of(b, count, L).to(WORK)
     factor = b.to(WORK)
     if grad_reads is not None:
         inside = read_weights(queries, gains, count, K, L, N, WORK, PRECISION)
-        inside *= between.to(WORK)
+        inside *= moves.to(WORK)
     for c in range(first_column, last_column, N):
         e = load_tile(errors, C, 1, 0, c, count, last_column, L, N, WORK)
         squares += multiply(e, tl.trans(e), WORK, PRECISION)
@@ -101,12 +113,15 @@ def reverse_moving_columns(
 
 @triton.jit(do_not_specialize=VARYING)
 def moving_columns_kernel(
-    grad_mean_in, grad_evidence, grad_reads, weights, queries, noise_var, mask, retention, bounds,
-    states, grad_mean, gains, inverses, errors, cross, shares, squares, asked, responses, dots,
-    d_values, d_mean, status, T, K, C, blocks, width, steps, sequences,
+    grads, episode, factors, between, states, grad_mean, d_values, d_mean, status,
+    T, K, C, blocks, width, steps, sequences,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``dots`` (rows, blocks, chunks): <gR, R> before every chunk."""
+    """``states`` are the means before every chunk, ``dots`` (chunks, blocks) <gR, R> there."""
+    grad_mean_in, grad_evidence, grad_reads = grads.mean, grads.evidence, grads.reads
+    weights, noise_var, mask, retention, bounds, _values, queries = episode
+    gains, inverses, errors = factors
+    cross, shares, squares, asked, responses, dots = between
     program = tl.program_id(0).to(tl.int64)
     item, block = program // blocks, program % blocks
     if chunk_length(None, status, item, blocks) > 0:
@@ -155,8 +170,8 @@ def moving_columns_kernel(
             x, response, dot = reverse_moving_columns(
                 states + index.to(tl.int64) * K * C, grad_mean, weights + start * K,
                 gains + start * K, inverse, errors + start * C, d_values + start * C,
-                cross + start * K, shares + start * K, kept, a, b, scale, first_column,
-                last_column, count, K, C, q, o, s, L, N, WORK, PRECISION,
+                Between(cross + start * K, shares + start * K, None, s), kept, a, b, scale,
+                first_column, last_column, count, K, C, q, o, L, N, WORK, PRECISION,
             )  # fmt: skip
             store_tile(squares + start * L, L, 1, x, 0, 0, count, L, L, L)
             tl.store(dots + index.to(tl.int64) * blocks, dot)
@@ -169,13 +184,18 @@ def moving_columns_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def moving_covariance_kernel(
-    grad_cov_in, grad_evidence, grad_var, weights, queries, noise_var, mask, retention, sigma,
-    bounds, states, grad_cov, d_sigma, gains, inverses, cross, shares, squares, asked, responses,
-    dots, room, d_weights, d_queries, d_noise, d_retention, d_cov, d_stationary_cov, status, T, K,
-    C, blocks, steps, sequences,
+    grads, episode, factors, between, state, out, status, T, K, C, blocks, steps, sequences,
     L: tl.constexpr, N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
     ROOMS: tl.constexpr,
 ):  # fmt: skip
+    """``state.cov`` are the covariances before every chunk; ``state.grad_cov`` is worked out from
+    that of ``grads``."""
+    grad_cov_in, grad_evidence, grad_var = grads.cov, grads.evidence, grads.var
+    weights, noise_var, mask, retention, bounds, _values, queries = episode
+    gains, inverses = factors.gains, factors.inverses
+    cross, shares, squares, asked, responses, dots = between
+    states, grad_cov, sigma, d_sigma, room = state
+    d_weights, d_noise, d_retention, d_queries, d_cov, d_stationary_cov = out
     item = tl.program_id(0).to(tl.int64)
     if chunk_length(None, status, item, blocks) > 0:
         scale = tl.zeros((), tl.float64)
@@ -227,10 +247,11 @@ def moving_covariance_kernel(
                 o = asked + (start_0 + start) * K
                 s = responses + (start_0 + start) * L
             d_n, d_a = reverse_moving_covariance(
-                states + index * K * K, sigma, grad_cov, d_sigma, weights + start * K,
-                gains + start * K, inverses + start * L, cross + start * K, shares + start * K,
-                squares + start * L, room, d_weights + start * K, kept, a, b, scale, dot, blocks,
-                stride, count, K, C, q, h, o, s, d, L, N, WORK, PRECISION,
+                MovingState(states + index * K * K, grad_cov, sigma, d_sigma, room),
+                weights + start * K, Factors(gains + start * K, inverses + start * L),
+                Between(cross + start * K, shares + start * K, squares + start * L, o, s),
+                d_weights + start * K, kept, a, b, scale, dot, blocks, stride, count, K, C, q, h,
+                d, L, N, WORK, PRECISION,
             )  # fmt: skip
             within = at < count
             tl.store(d_noise + base + at, tl.where(kept, d_n, 0.0), mask=within)
@@ -267,7 +288,7 @@ def reverse_moving(
     d_queries = None if queries is None else torch.empty_like(queries)
     moved = [torch.empty_like(retention), None if sigma is None else torch.empty_like(sigma)]
     partials = no_partials(mean, blocks)
-    work, config = plan.work, for_moving(choose(slots, plan.work))
+    work, config = plan.work, choose(slots, plan.work)
     L, constants = config.steps, config.constants(plan.work, "L")
 
     def room(*shape):
@@ -284,38 +305,34 @@ def reverse_moving(
     states = out[:2] if direct else [room(*x.shape) for x in out[:2]]
     copies = (None, None) if direct else out[:2]
     d_sigma = moved[1] if direct or sigma is None else room(*sigma.shape)
-    kept = {
-        "gains": room(*cross.shape), "inverses": room(*squares.shape), "bounds": bounds,
-        "status": empty(mean, batch, blocks, dtype=torch.int32), "weights": weights,
-        "noise_var": noise_var, "mask": mask, "T": episode, "K": slots, "C": code,
-        "blocks": blocks, "sequences": sequences,
-    }  # fmt: skip
-    between = {
-        "cross": cross, "shares": shares, "squares": squares, "asked": asked,
-        "responses": responses, "dots": room(chunks, blocks), "retention": retention,
+    sizes = {
+        "T": episode, "K": slots, "C": code, "blocks": blocks, "sequences": sequences,
         "steps": plan.steps,
     }  # fmt: skip
+    status = empty(mean, batch, blocks, dtype=torch.int32)
+    every_step = Episode(weights, noise_var, mask, retention, bounds)
+    asking = every_step._replace(queries=queries)
+    factors = Factors(room(*cross.shape), room(*squares.shape), errors)
+    between = Between(cross, shares, squares, asked, responses, room(chunks, blocks))
+    seen = None if sigma is None else room(batch, blocks, L, slots)
+    memory = room(batch, slots, code), room(batch, blocks, slots, slots)
     launch(
-        write_kernel, batch * blocks, config, mean=mean, cov=cov, values=values, decay=retention,
-        queries=None, mean_work=room(batch, slots, code),
-        cov_work=room(batch, blocks, slots, slots), mean_out=None, cov_out=None, reads=None,
-        variances=None, root=None, errors=errors, before=None, evidence=partials,
-        stationary_cov=sigma, seen=None if sigma is None else room(batch, blocks, L, slots),
-        mean_states=mean_states, cov_states=cov_states, width=width, SAVE=True, MOVES=True, **kept,
-        **plan.arguments(cov), **constants,
-    )  # fmt: skip
-    adjoint = config._replace(warps=8)
-    launch(
-        moving_columns_kernel, batch * blocks, adjoint, grad_mean_in=grad_mean,
-        grad_evidence=grad_evidence, grad_reads=grad_reads, queries=queries, states=mean_states,
-        grad_mean=states[0], errors=errors, d_values=out[3], d_mean=copies[0], width=width, **kept,
-        **between, **constants,
+        write_kernel, batch * blocks, config, Memory(mean, cov, sigma),
+        every_step._replace(values=values), factors,
+        Room(*memory, None, seen, mean_states, cov_states), Written(partials, status), None,
+        width=width, SAVE=True, MOVES=True, **(sizes | plan.arguments(cov)), **constants,
     )  # fmt: skip
     launch(
-        moving_covariance_kernel, batch, adjoint, grad_cov_in=grad_cov,
-        grad_evidence=grad_evidence, grad_var=grad_var, queries=queries, sigma=sigma,
-        states=cov_states, grad_cov=states[1], d_sigma=d_sigma, room=room(batch, ROOMS, L, slots),
-        d_weights=out[2], d_queries=d_queries, d_noise=out[4], d_retention=moved[0],
-        d_cov=copies[1], d_stationary_cov=moved[1], ROOMS=ROOMS, **kept, **between, **constants,
+        moving_columns_kernel, batch * blocks, config,
+        Gradients(grad_mean, evidence=grad_evidence, reads=grad_reads), asking, factors, between,
+        mean_states, states[0], out[3], copies[0], status, width=width, **sizes, **constants,
+    )  # fmt: skip
+    launch(
+        moving_covariance_kernel, batch, config,
+        Gradients(cov=grad_cov, evidence=grad_evidence, var=grad_var), asking,
+        factors._replace(errors=None), between,
+        MovingState(cov_states, states[1], sigma, d_sigma, room(batch, ROOMS, L, slots)),
+        Slopes(out[2], out[4], moved[0], d_queries, copies[1], moved[1]), status, ROOMS=ROOMS,
+        **sizes, **constants,
     )  # fmt: skip
     return out, moved, d_queries, partials

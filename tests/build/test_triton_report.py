@@ -22,6 +22,8 @@ if os.environ.get("TRITON_INTERPRET"):
 sys.path.insert(0, str(ROOT / "scripts"))
 import triton_report as report
 
+from kanerva_ext.triton._arguments import Memory
+
 
 def test_every_kernel_is_recorded():
     found = {(v.file, v.name) for v in report.variants(quick=True)}
@@ -102,6 +104,53 @@ def test_what_was_compiled_before_is_not_compiled_again(tmp_path, monkeypatch, c
     assert len(wrong) == again and "not as in record.json: Usage(registers=7" in wrong[0]
     report.RECORD.write_text(text.replace(report.triton.__version__, "0.1"))
     assert collected()[2] == count and report.known() == {}
+
+
+def test_an_interrupted_report_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(report, "SAVE", 2)
+    monkeypatch.setattr(report, "ProcessPoolExecutor", ThreadPoolExecutor)
+    kernels = report.variants(True)[:7]
+    monkeypatch.setattr(report, "_variants", lambda *_: kernels)
+
+    def interrupted(quick, index, target, only=None):
+        if index == 5:
+            raise KeyboardInterrupt
+        return compile_nothing(quick, index, target)
+
+    monkeypatch.setattr(report, "compile_one", interrupted)
+    for keep in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            report.collect(False, ["sm_80"], keep=keep)
+        assert len(report.known()) == 4 * keep
+    monkeypatch.setattr(report, "compile_one", compile_nothing)
+    table = report.collect(False, ["sm_80"], keep=True)
+    assert [row["sm_80"].registers for _, row in table] == list(range(100, 107))
+    assert len(report.known()) == 6 and not list(tmp_path.glob("*.new"))
+
+
+def test_a_kernel_that_moved_in_its_file_is_known():
+    one = next(v for v in report.variants(True) if v.name == "write_kernel")
+    before = report.digest(one, "sm_80")
+    one.kernel.starting_line_number, one.kernel.hash = 77, None
+    assert report.digest(one, "sm_80") != before
+    report.forget_lines()
+    assert report.digest(one, "sm_80") == before
+
+
+def test_tuples_of_arguments():
+    """Members have types of their own; None is a constant, and what Triton may assume of pointers
+    holds inside too."""
+    cov = torch.empty(3, 3, device="meta", dtype=torch.float64)
+    kinds = report.kind_of(Memory(cov, None, cov))
+    assert kinds == ("*fp64", "constexpr", "*fp64") and kinds.cov == "constexpr"
+    one = next(v for v in report.variants(True) if v.name == "write_kernel")
+    place = list(dict(one.signature)).index("memory")
+    paths = one.source(report.TARGETS["sm_80"]).attrs
+    assert (place, 0) in paths and (place,) not in paths
+    kinds = dict(one.signature)["memory"]
+    for i, kind in enumerate(kinds):
+        assert ((place, i) in dict(one.constants)) == (kind == "constexpr")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"triton": 1}', '{"triton": "V", "compiled": []}'])

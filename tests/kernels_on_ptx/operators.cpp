@@ -6,131 +6,15 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "../../csrc/cuda/launchers.h"
+#include "problem.h"
 
 using namespace kanerva;
 
 namespace {
-
-uint64_t state = 88172645463325252ull;
-
-double uniform() {  // in (-1, 1)
-  state ^= state << 13;
-  state ^= state >> 7;
-  state ^= state << 17;
-  return double(int64_t(state)) / 9223372036854775808.0;
-}
-
-const bool short_results = std::getenv("KANERVA_SHORT_RESULTS") != nullptr;
-
-// Buffers of exactly their size, so that an overrun shows; results start as NaN.
-struct Problem {
-  Dtype dtype;
-  Sizes n;
-  std::vector<std::unique_ptr<char[]>> buffers;
-  std::vector<std::pair<char*, size_t>> results;
-  std::vector<std::pair<char*, std::vector<char>>> states = {};  // results in place of an input
-
-  View make(int64_t rows, int64_t columns, bool is_result, double shift = 0.0, double scale = 1.0) {
-    const bool wide = dtype == Dtype::float64;
-    const int64_t count = n.B * rows * columns - (is_result && short_results);
-    const int64_t bytes = count * (wide ? 8 : 4);
-    buffers.emplace_back(new char[size_t(bytes)]);
-    char* data = buffers.back().get();
-    for (int64_t i = 0; i < count; ++i) {
-      const double x = is_result ? NAN : shift + scale * uniform();
-      const float narrow = float(x);
-      if (wide) {
-        std::memcpy(data + 8 * i, &x, 8);
-      } else {
-        std::memcpy(data + 4 * i, &narrow, 4);
-      }
-    }
-    if (is_result) results.emplace_back(data, size_t(bytes));
-    View v;
-    v.data = data;
-    v.dtype = dtype;
-    v.stride[0] = rows * columns;
-    v.stride[1] = columns;
-    v.stride[2] = 1;
-    return v;
-  }
-  View input(int64_t rows, int64_t columns, double shift = 0.0, double scale = 1.0) {
-    return make(rows, columns, false, shift, scale);
-  }
-  View result(int64_t rows, int64_t columns) { return make(rows, columns, true); }
-
-  // Makes an input a result as well, which starts as it is now.
-  void in_place(const View& v, int64_t rows, int64_t columns) {
-    char* data = static_cast<char*>(v.data);
-    const size_t bytes = size_t(n.B * rows * columns) * (dtype == Dtype::float64 ? 8 : 4);
-    states.emplace_back(data, std::vector<char>(data, data + bytes));
-    results.emplace_back(data, bytes);
-  }
-
-  // Puts all results to where they start: NaN, or the input that they replace.
-  void restart() {
-    for (auto& [data, bytes] : results) std::memset(data, 0xff, bytes);
-    for (auto& [data, bytes] : states) std::copy(bytes.begin(), bytes.end(), data);
-  }
-
-  std::vector<std::vector<char>> copies() const {
-    std::vector<std::vector<char>> all;
-    for (const auto& [data, bytes] : results) all.emplace_back(data, data + bytes);
-    return all;
-  }
-
-  // I + scale * something symmetric, positive definite.
-  View covariance() {
-    View v = input(n.K, n.K, 0.0, 0.3 / double(n.K));
-    for (int64_t b = 0; b < n.B; ++b)
-      for (int64_t i = 0; i < n.K; ++i)
-        for (int64_t j = 0; j <= i; ++j) {
-          const int64_t at = b * n.K * n.K;
-          if (dtype == Dtype::float64) {
-            double* x = static_cast<double*>(v.data) + at;
-            x[i * n.K + j] = i == j ? 1.0 : x[j * n.K + i];
-          } else {
-            float* x = static_cast<float*>(v.data) + at;
-            x[i * n.K + j] = i == j ? 1.0f : x[j * n.K + i];
-          }
-        }
-    return v;
-  }
-
-  // Of which a third is false.
-  View mask() {
-    buffers.emplace_back(new char[size_t(n.B * n.T + 1)]);
-    bool* data = reinterpret_cast<bool*>(buffers.back().get());
-    for (int64_t i = 0; i < n.B * n.T; ++i) data[i] = uniform() > -0.3;
-    View v;
-    v.data = data;
-    v.stride[0] = n.T;
-    v.stride[1] = 1;
-    return v;
-  }
-
-  double number(const char* data) const {
-    double x;
-    float narrow;
-    std::memcpy(dtype == Dtype::float64 ? static_cast<void*>(&x) : &narrow, data,
-                dtype == Dtype::float64 ? 8 : 4);
-    return dtype == Dtype::float64 ? x : double(narrow);
-  }
-  double number(const std::vector<char>& data) const { return number(data.data()); }
-
-  bool finite() const {
-    for (const auto& [data, bytes] : results)
-      for (size_t i = 0; i < bytes; i += dtype == Dtype::float64 ? 8 : 4)
-        if (!std::isfinite(number(data + i))) return false;
-    return true;
-  }
-};
 
 std::string only;         // an operator, or all
 bool every_team = false;  // whether the device has processors for teams of three blocks each
@@ -184,6 +68,17 @@ void expect(Problem& p, Dynamics dynamics, WriteBackward& d) {
 }
 
 #define RUN(op, args) run(p, #op, cuda::op##_workspace, cuda::op, args)
+
+// Every operator there is, by its fields.
+void every(Dtype dtype, Sizes n) {
+#define KANERVA_RUN(op, Args)    \
+  {                              \
+    Problem p{dtype, n, {}, {}}; \
+    RUN(op, filled<Args>(p));    \
+  }
+  KANERVA_OPERATORS(KANERVA_RUN)
+#undef KANERVA_RUN
+}
 
 void write(Dtype dtype, Sizes n, double noise, Dynamics dynamics, bool masks, WriteMethod method) {
   Problem p{dtype, n, {}, {}};
@@ -549,6 +444,8 @@ int main(int count, char** arguments) {
   setenv("KANERVA_PTX_SHARED_BYTES", "232448", 1);
   setenv("KANERVA_TEAM_WORK", "", 1);
   every_team = false;
+  every(Dtype::float32, {2, 9, 7, 5});
+  every(Dtype::float64, {1, 6, 5, 9});
   // Kernels of small memories: blocks of columns, several panels of an adjoint, in place.
   write(Dtype::float32, {1, 64, 32, 300}, 1.0, D::still, false, M::automatic);
   write(Dtype::float32, {1, 40, 50, 200}, 1.0, D::still, true, M::automatic);

@@ -225,6 +225,44 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_packed_texts_do_not_meet_under_gradient_checkpointing(reentrant):
+    packed, found = torch.cat([text(1, 7), text(1, 4, seed=2)], 1), []
+    for on in (False, True):
+        model = make().train()
+        if on:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        loss = model(packed, cu_seqlens=torch.tensor([0, 7, 11]), labels=packed).loss
+        loss.backward()
+        found.append([loss, *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("part", ["model", "language model"])
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params"])
+@torch.no_grad()
+def test_a_cache_goes_by_the_names_of_other_models(name, part):
+    model, tokens = make(), text()
+    called = model.model if part == "model" else model
+    want, cache = called(tokens)[0][:, -1:], model(tokens[:, :-1], use_cache=True).cache
+    torch.testing.assert_close(called(tokens[:, -1:], **{name: cache})[0], want)
+    if name != "cache":
+        with pytest.raises(ValueError, match=f"{name} must be None beside another cache"):
+            called(tokens, cache=cache, **{name: KanervaModelCache()})
+        with pytest.raises(TypeError, match="cache must be a KanervaModelCache or None, got tuple"):
+            called(tokens, **{name: ((tokens, tokens),)})
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_cache_of_a_model_of_other_depth_is_refused(layers):
+    cache, tokens = make()(text(), use_cache=True).cache, text(2, 1)
+    before = copy.deepcopy(cache.layers[0].state.mean.detach())
+    match = f"cache must hold one KanervaCache for each of {layers} layers, or none yet, got 2"
+    with torch.no_grad(), pytest.raises(ValueError, match=match):
+        make(num_hidden_layers=layers)(tokens, cache=cache)
+    assert torch.equal(cache.layers[0].state.mean, before) and cache.seen_tokens == 7
+
+
 def test_it_learns_a_text():
     model, tokens = make().train(), text(4, 12)
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)

@@ -103,7 +103,7 @@ from kanerva_ext.ops import _library
 from kanerva_ext.ops._declaration import Declaration, Result
 reference.twice = lambda mean: 2 * mean
 _library.declare(Declaration(
-    "twice(Tensor(a!) mean) -> Tensor", (Arg("mean", "KC", "state"),), (Result("", "KC"),)
+    "twice", (Arg("mean", "KC", "state"),), (Result("", "KC"),), in_place=1
 ))
 mean = torch.ones(1, 1, 1)
 """

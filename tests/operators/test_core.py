@@ -100,6 +100,33 @@ def worst_errors(dtype=np.float64):
     return errors
 
 
+def errors_of_samples(dtype):
+    """The same against the reference, of every operator, on the arguments of its own tests."""
+    import torch
+    from samples import NAMES, sample
+
+    from kanerva_ext import reference
+
+    torch.manual_seed(0)
+    errors = {}
+    for name in NAMES:
+        own = sample(name)
+        args = own.raw_args(own.arguments((3,), 41, 21, 19, getattr(torch, dtype), optional=False))
+        wide = [a.double() if isinstance(a, torch.Tensor) else a for a in args]
+        names = [argument.name for argument in own.raw_operator()._schema.arguments]
+        given = {
+            n: a.numpy() if isinstance(a, torch.Tensor) else a
+            for n, a in zip(names, args, strict=True)
+            if a is not None
+        }
+        got, want = getattr(core, name)(**given), getattr(reference, name)(*wide)
+        pairs = zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]
+        errors[name] = max(
+            float(np.abs(x - y.numpy()).max() / np.abs(y.numpy()).max()) for x, y in pairs
+        )
+    return errors
+
+
 def scan(problem, decays, masks):
     """A read at the addresses, last first, after every step that counts: reads, variances, state
     and evidence."""
@@ -165,10 +192,12 @@ def test_every_instruction_set(level, dtype):
     best = core.simd_level()
     if LEVELS.index(level) > LEVELS.index(best):
         pytest.skip(f"this build or processor has no {level}")
+    folder = os.path.dirname(__file__)
     code = (
-        f"import sys, json; sys.path.insert(0, {os.path.dirname(__file__)!r}); import numpy as np\n"
-        f"import test_core as t; print(t.core.simd_level())\n"
-        f"print(json.dumps(t.worst_errors(np.{dtype})))"
+        f"import sys, json; sys.path[:0] = {[folder, os.path.dirname(folder)]!r}\n"
+        f"import numpy as np, test_core as t; print(t.core.simd_level())\n"
+        f"print(json.dumps(t.worst_errors(np.{dtype})))\n"
+        f"print(json.dumps(t.errors_of_samples({dtype!r})))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -178,10 +207,11 @@ def test_every_instruction_set(level, dtype):
         text=True,
         check=True,
     )
-    used, errors = run.stdout.splitlines()
+    used, *errors = run.stdout.splitlines()
     assert used == level
     limit = 1e-12 if dtype == "float64" else 1e-5
-    assert {k: e for k, e in json.loads(errors).items() if not e <= limit} == {}
+    for found in map(json.loads, errors):
+        assert {k: e for k, e in found.items() if not e <= limit} == {}
 
 
 def test_strided_arrays_and_masks():

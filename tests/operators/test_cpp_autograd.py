@@ -19,47 +19,49 @@ pytestmark = pytest.mark.skipif(
     bool(_cpp_autograd.why_not), reason=f"gradients go through Python: {_cpp_autograd.why_not}"
 )
 
-# Gradients of every operator that has one, bit by bit, as JSON.
+# Gradients of every operator that has one, bit by bit, as JSON: of the arguments of its own tests,
+# and where there is more to an operator, of what is optional.
 EVERY_GRADIENT = """
 import json, torch
+from samples import NAMES, sample
 from kanerva_ext import ops
 torch.manual_seed(0)
 B, T, K, C = 2, 5, 3, 4
 def leaf(*shape):
     return torch.randn(*shape).requires_grad_()
-def noise(*shape):
-    return torch.rand(*shape).add(0.1).requires_grad_()
 root = torch.randn(B, K, K)
 cov = (root @ root.mT + torch.eye(K)).requires_grad_()
 mean, weights, values, queries = leaf(B, K, C), leaf(B, T, K), leaf(B, T, C), leaf(B, T, K)
-mask = torch.rand(B, T) > 0.3
+leaves = [mean, cov, weights, values, queries]
 calls = {
-    "read": lambda: ops.read(mean, cov, weights),
-    "bayes_write": lambda: ops.bayes_write(mean, cov, weights, values, noise(B, T), mask=mask),
     "bayes_write, decay": lambda: ops.bayes_write(
         mean, cov, weights, values, 0.3, decay=torch.full((B, T), 0.9).requires_grad_()),
     "bayes_write, retention": lambda: ops.bayes_write(
         mean, cov, weights, values, 0.3, retention=torch.full((B, T), 0.9).requires_grad_()),
     "causal_scan, retention": lambda: ops.causal_scan(
         mean, cov, weights, values, queries, 0.3, retention=0.8, stationary_cov=cov),
-    "causal_scan": lambda: ops.causal_scan(mean, cov, weights, values, queries, 0.3, mask=mask),
     "causal_scan, packed": lambda: ops.causal_scan(
         None, None, weights, values, queries, 0.3, cu_seqlens=torch.tensor([0, 2, T])),
-    "recall": lambda: ops.recall(mean, cov, values, 0.5),
-    "solve_addresses": lambda: ops.solve_addresses(mean, values, 0.5),
-    "adaptive_write": lambda: ops.adaptive_write(mean, cov, values, 0.3, 0.5),
-    "memory_kl": lambda: ops.memory_kl(mean, cov, mean.detach() * 2, cov.detach() * 2),
-    "to_statistics": lambda: ops.to_statistics(mean, cov),
+    "recall, one ridge": lambda: ops.recall(mean, cov, values, 0.5),
+    "adaptive_write, once": lambda: ops.adaptive_write(mean, cov, values, 0.3, 0.5),
+    "memory_kl, prior fixed": lambda: ops.memory_kl(
+        mean, cov, mean.detach() * 2, cov.detach() * 2),
     "forget": lambda: ops.forget(
         *ops.bayes_write(mean, cov, weights, values, 0.3)[:2], weights, values, 0.3),
 }
+calls = {name: (call, leaves) for name, call in calls.items()}
+for name in NAMES:
+    own = sample(name)
+    for optional in (False, True):
+        args = own.arguments((B,), T, K, C, torch.float32, grad=True, optional=optional)
+        taken = [x for x in args.values() if x.requires_grad]
+        calls[f"{name}, {optional}"] = lambda own=own, args=args: own.call(args), taken
 found = {}
-for name, call in calls.items():
+for name, (call, taken) in calls.items():
     results = call()
     results = results if isinstance(results, tuple) else (results,)
     loss = sum(r.sin().sum() for r in results)
-    leaves = [mean, cov, weights, values, queries]
-    grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+    grads = torch.autograd.grad(loss, taken, allow_unused=True)
     found[name] = [None if g is None else g.double().flatten().tolist() for g in grads]
 print(json.dumps(found))
 """

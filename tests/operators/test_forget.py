@@ -23,10 +23,11 @@ class TestForget(OperatorChecks):
     factors_covariance = False
 
     def arguments(self, *args, **options):
-        """Small addresses, which every memory can forget."""
+        """Small addresses, which every memory can forget: ``W U W'`` is far below the noise."""
         result = super().arguments(*args, **options)
-        grad = result["weights"].requires_grad
-        result["weights"] = (0.05 * result["weights"].detach()).requires_grad_(grad)
+        weights = result["weights"]
+        scale = min(0.05, 0.2 / sum(n**0.5 for n in weights.shape[-2:]))  # over the norm of W
+        result["weights"] = (scale * weights.detach()).requires_grad_(weights.requires_grad)
         return result
 
 

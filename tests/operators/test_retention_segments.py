@@ -5,18 +5,21 @@ import itertools
 import pytest
 import torch
 from helpers import DTYPES, Case, assert_as_accurate
-from retention_truth import Moving, moving_problem, moving_scan, moving_scan_grads
+from retention_cases import recursion_of, scan_of
+from retention_truth import (
+    GRADS,
+    NAMES,
+    Moving,
+    moving_problem,
+    moving_scan_with_grads,
+    random_grads,
+)
 from selection import INTERPRETER, PTX, not_on
 
-from kanerva_ext import ops, reference
+from kanerva_ext import ops
 
 pytestmark = not_on(INTERPRETER, PTX, reason="of the CPU's threads")
 
-NAMES = ("reads", "read_var", "mean", "cov", "log_evidence")
-GRADS = (
-    *("mean", "cov", "weights", "values", "queries", "noise_var", "retention"),
-    "stationary_cov",
-)
 PROBLEMS = [
     Moving(Case("iid", 1.0, 130, 17, 5, "some", batch=1), "gentle", "none"),
     Moving(Case("iid", 0.1, 100, 9, 4, batch=2), "strong", "matrix"),
@@ -52,17 +55,8 @@ def cut(monkeypatch):
     torch.set_num_threads(before)
 
 
-def leaves_of(m):
-    inputs = [*m.p[:4], m.queries, m.p.noise_var, m.retention, m.matrix()]
-    return [x.detach().clone().requires_grad_() for x in inputs]
-
-
-def scan(m, x, **options):
-    return ops.causal_scan(*x[:6], mask=m.p.mask, retention=x[6], stationary_cov=x[7], **options)
-
-
 def results_and_gradients(m, grads, function):
-    leaves = leaves_of(m)
+    leaves = [x.detach().clone().requires_grad_() for x in m.inputs()]
     results = function(leaves)
     seeds = [g.to(r.dtype) for r, g in zip(results, grads, strict=True)]
     found = torch.autograd.grad(results, leaves, seeds)
@@ -73,17 +67,11 @@ def results_and_gradients(m, grads, function):
 def assert_accurate(moving, dtype, **options):
     """Of results and gradients, by extended precision, as test_retention.py asks of the chain."""
     exact = moving_problem(moving)
-    truth = moving_scan(exact)
-    generator = torch.Generator().manual_seed(3)
-    grads = [torch.randn(x.shape, generator=generator).double() for x in truth]
-    want = moving_scan_grads(exact, grads)
+    grads = random_grads(exact)
+    truth, want = moving_scan_with_grads(exact, grads)
     m = moving_problem(moving, dtype)
-
-    def recursion(x):
-        return reference.causal_scan(*x[:6], m.p.mask, None, *x[6:])
-
-    got = results_and_gradients(m, grads, lambda x: scan(m, x, **options))
-    rivals = results_and_gradients(m, grads, recursion)
+    got = results_and_gradients(m, grads, scan_of(m, **options))
+    rivals = results_and_gradients(m, grads, recursion_of(m))
     floors = (1e-10, 1e-9) if dtype == torch.float64 else (None, None)
     for names, g, w, r, floor in zip(
         (NAMES, [f"gradient of {x}" for x in GRADS]),

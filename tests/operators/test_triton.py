@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from helpers import Case, problem, recursion, relative_error
+from samples import NAMES, sample
 from selection import grid
 
 import kanerva_ext
@@ -19,8 +20,6 @@ pytestmark = pytest.mark.skipif(
     reason="needs a GPU or TRITON_INTERPRET=1",
 )
 
-#: Those with a gradient; tests/operators/test_causal_step.py has the other.
-NAMES = [name for name, operator in ops.OPERATORS.items() if operator.differentiable]
 MOVING = ("moving bayes_write", "moving causal_scan")
 SHAPES = {"small": (2, 5, 3, 7), "partial tiles": (2, 37, 35, 70)}
 
@@ -33,26 +32,20 @@ def kernels():
 
 
 def arguments(name: str, shape, dtype):
+    """Those of the operator's own tests, without what is optional, as raw arguments; a memory that
+    moves does so by the last two."""
     b, t, k, c = shape
-    double = torch.float64
+    if name == "adaptive_write":
+        t = min(t, 6)  # the interpreter takes a second for a step
+    if name not in MOVING:
+        own = sample(name)
+        return own.raw_args(own.arguments((b,), t, k, c, dtype, optional=False))
     mean, cov, weights, values, noise = problem(Case("iid", 1.0, t, k, c, batch=b), dtype)[:5]
-    ridge = torch.linspace(0.5, 1.0, b, dtype=double).to(dtype)
-    few = slice(None), slice(6)  # the interpreter takes a second for a step
-    moves = None, None, torch.linspace(1.0, 0.3, t, dtype=double).to(dtype).repeat(b, 1)
-    moves = *moves, cov.flip(1, 2).contiguous()
-    return {
-        "bayes_write": (mean, cov, weights, values, noise, *[None] * 4, "auto"),
-        "causal_scan": (mean, cov, weights, values, 0.5 * weights, noise, *[None] * 5, 0),
-        "moving bayes_write": (mean, cov, weights, values, noise, *moves, "auto"),
-        "moving causal_scan": (mean, cov, weights, values, weights / 2, noise, *moves, None, 0),
-        "adaptive_write": (mean, cov, values[few], noise[few], ridge, None, 2),
-        "forget": (mean, cov, 0.05 * weights, values, noise, None),
-        "solve_addresses": (mean, values, ridge),
-        "read": (mean, cov, weights),
-        "recall": (mean, cov, values, ridge),
-        "memory_kl": (mean, cov, 0.9 * mean, 1.1 * cov),
-        "statistics": (mean, cov),
-    }[name]
+    retention = torch.linspace(1.0, 0.3, t, dtype=torch.float64).to(dtype).repeat(b, 1)
+    moves = None, None, retention, cov.flip(1, 2).contiguous()
+    if name == "moving bayes_write":
+        return mean, cov, weights, values, noise, *moves, "auto"
+    return mean, cov, weights, values, weights / 2, noise, *moves, None, 0
 
 
 def run(module, name, args):
@@ -82,7 +75,9 @@ class Configuration(NamedTuple):
 
     @property
     def label(self) -> str:
-        return f"{str(self.work)[6:]}-{self.config.steps}x{self.config.size}"
+        return (
+            f"{str(self.work)[6:]}-{self.config.steps}x{self.config.size}-{self.config.precision}"
+        )
 
 
 def configurations():
@@ -189,6 +184,38 @@ def test_items_of_one_batch_take_different_arithmetic():
         for item in range(4):
             assert torch.equal(grad[item], alone[item][i][0]), "items do not touch each other"
         assert grad[4].isnan().all()
+
+
+def test_gradient_of_a_scan_takes_the_arithmetic_of_each_item(monkeypatch):
+    """Float32, float64 in chunks, from a square root, and failure; with decay never float32."""
+    module = importlib.import_module("kanerva_ext.triton.bayes_write_backward")
+    launch, served = module.launch, []
+
+    def record(kernel, programs, config, *args, **constants):
+        launch(kernel, programs, config, *args, **constants)
+        if kernel is module.write_kernel:
+            served.append((str(constants["WORK"]), args[4].status.amin(1).sign().tolist()))
+
+    monkeypatch.setattr(module, "launch", record)
+    easy = problem(Case("iid", 1.0, 40, 20, 30, batch=4), torch.float32)
+    mean, cov, weights, values, noise = (x.clone() for x in easy[:5])
+    noise[1] = 0.05  # a hardness between that of this gradient and the write's
+    noise[2] = 4e-12  # too hard for Cholesky factors
+    noise[3, 7] = -1.0
+    hard = ((weights @ cov) * weights).sum(-1).amax(1) / noise[:, 0]
+    assert hard[0] < 8 < hard[1] and hard[2] > 1e11
+    args = (mean, cov, weights, values, weights.flip(1), noise, *[None] * 5, 0)
+    wide = [x.double() if isinstance(x, torch.Tensor) else x for x in args]
+    got, want = (run(m, "causal_scan", a) for m, a in ((kernels(), args), (reference, wide)))
+    (narrow, first), (double, second) = served
+    assert (narrow, first) == ("fp32", [1, 0, 0, -1])  # done, twice left to do, failed
+    assert (double, second[1:3]) == ("fp64", [1, 1])
+    for i, (x, y) in enumerate(zip(got, want, strict=True)):
+        assert relative_error(x[:2], y[:2].cpu().numpy()) < 2e-6, i
+        assert x[2].isfinite().all() and x[3].isnan().all(), i
+    served.clear()
+    run(kernels(), "causal_scan", (*args[:7], torch.ones_like(noise), *args[8:]))
+    assert [work for work, _ in served] == ["fp64"]
 
 
 def test_items_of_one_batch_move_by_different_arithmetic():

@@ -72,7 +72,7 @@ def test_the_reference_calls_what_is_deterministic_on_a_gpu(operator, with_decay
             again = sum((g * g).sum() for g in grads if g.requires_grad)
             torch.autograd.grad(again, every, allow_unused=True)
     if operator not in WITHOUT_GRADIENT:
-        assert {"mm", "bmm"} & called.names  # the calls were seen
+        assert "isnan" in called.names  # what the operator calls was seen: it alone looks for NaN
     assert not called.names & NOT_DETERMINISTIC
 
 

@@ -42,9 +42,10 @@ def alone(folder: Path) -> Iterator[None]:
 def compile_all(
     sources: list[Path], folder: Path, flags: tuple[str, ...] = (), headers: Path = HERE
 ) -> list[Path]:
-    """Object files of ``sources`` in ``folder``; only what changed, or a header of the folder
-    ``headers``, is compiled."""
-    newest = max(header.stat().st_mtime for header in headers.rglob("*.h"))
+    """Object files of ``sources`` in ``folder``; only what changed, or a header beside it or in
+    the folder ``headers``, is compiled."""
+    beside = [header for source in sources for header in source.parent.glob("*.h")]
+    newest = max(header.stat().st_mtime for header in [*headers.rglob("*.h"), *beside])
 
     def compile_one(source: Path) -> Path:
         output = folder / (source.name + ".o")
