@@ -132,6 +132,8 @@ class DNC(nn.Module):
         ValueError: sizes that are not positive ints.
     """
 
+    _state: type = DNCState
+
     def __init__(
         self,
         input_size: int,
@@ -174,9 +176,17 @@ class DNC(nn.Module):
     def initial_state(self, batch_size: int) -> DNCState:
         """Zeros, of the parameters' dtype and device."""
         n, r, w, h = self.memory_size, self.num_read_heads, self.word_size, self.controller_size
-        shapes = ((n, w), (n,), (n,), (n, n), (n,), (r, n), (r, w), (h,), (h,))
+        shapes = {
+            "memory": (n, w),
+            "link": (n, n),
+            "read_weights": (r, n),
+            "read_vectors": (r, w),
+            "hidden": (h,),
+            "cell": (h,),
+        }
         zeros = self.output.weight.new_zeros
-        return DNCState(*(zeros(batch_size, *shape) for shape in shapes))
+        fields = self._state._fields  # one number a slot, if nothing is said
+        return self._state(*(zeros(batch_size, *shapes.get(name, (n,))) for name in fields))
 
     @_in_its_own_dtype
     def forward(self, inputs: Tensor, state: DNCState | None = None) -> tuple[Tensor, DNCState]:

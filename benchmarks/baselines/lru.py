@@ -66,6 +66,8 @@ class LRUMemory(DNC):
         ValueError: sizes that are not positive ints, or a decay outside [0, 1).
     """
 
+    _state = LRUState
+
     def __init__(
         self, input_size: int, output_size: int, *, usage_decay: float = 0.95, **options: Any
     ) -> None:
@@ -78,13 +80,6 @@ class LRUMemory(DNC):
     def _interface_sizes(heads: int, words: int) -> tuple[int, ...]:
         """Of read keys, their strengths, the write vector, the gate."""
         return (heads * words, heads, words, 1)
-
-    def initial_state(self, batch_size: int) -> LRUState:
-        """Zeros, of the parameters' dtype and device."""
-        n, r, w, h = self.memory_size, self.num_read_heads, self.word_size, self.controller_size
-        shapes = ((n, w), (n,), (n,), (r, n), (r, w), (h,), (h,))
-        zeros = self.output.weight.new_zeros
-        return LRUState(*(zeros(batch_size, *shape) for shape in shapes))
 
     def _parse(self, interface: Tensor) -> _Interface:
         keys, strengths, vector, gate = interface.split(self._pieces, dim=-1)

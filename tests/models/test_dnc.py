@@ -11,12 +11,22 @@ import pytest
 import torch
 from baselines.dnc import DNC, DNCState
 from baselines.dnc_machine import DNCMachine
+from dnc_checks import (
+    SIZES,
+    check_reads_at_once,
+    content_weighting,
+    sigmoid,
+    softmax,
+    states_of_textbook_steps,
+    strong,
+    textbook_interface,
+    textbook_output,
+)
 from torch.nn import functional as F
 
 from kanerva_ext.data import load_omniglot, split_episodes
 from kanerva_ext.models import evaluate, train
 
-SIZES = {"memory_size": 6, "word_size": 5, "num_read_heads": 3, "controller_size": 7}
 WRITTEN = ("memory", "usage", "precedence", "link", "write_weights")  # by writing steps alone
 SMALL = {"memory_size": 8, "code_size": 12, "hidden_size": 16, "num_filters": 4, "key_size": 6}
 SMALL |= {"latent_size": 5, "num_read_heads": 2, "controller_size": 16}
@@ -33,13 +43,7 @@ def episodes():
 
 
 def dnc(scale=4.0, **options):
-    """In float64, with weights so large that gates and weightings take all their values."""
-    torch.manual_seed(0)
-    model = DNC(4, 3, **(SIZES | {"eps": 1e-14} | options)).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= scale
-    return model
+    return strong(DNC, scale, **options)
 
 
 def machine(**options):
@@ -47,33 +51,10 @@ def machine(**options):
     return DNCMachine(**(SMALL | options))
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def softmax(x):
-    return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
-
-
-def content_weighting(memory, key, strength):
-    norms = np.linalg.norm(memory, axis=1) * np.linalg.norm(key)
-    cosines = np.array([m @ key / n if n > 0 else 0.0 for m, n in zip(memory, norms, strict=True)])
-    return softmax(cosines * strength)
-
-
 def textbook_step(model, x, s, write):
     """One example, one step: the equations of the paper's Methods, one by one. Returns y."""
-    p = {name: value.detach().numpy() for name, value in model.named_parameters()}
-    n, w, r, h = (model.memory_size, model.word_size, model.num_read_heads, model.controller_size)
-    gates = p["controller.weight_ih"] @ np.concatenate([x, s["read_vectors"].ravel()])
-    gates = gates + p["controller.bias_ih"] + p["controller.bias_hh"]
-    gates = gates + p["controller.weight_hh"] @ s["hidden"]
-    s["cell"] = sigmoid(gates[h : 2 * h]) * s["cell"] + sigmoid(gates[:h]) * np.tanh(
-        gates[2 * h : 3 * h]
-    )
-    s["hidden"] = sigmoid(gates[3 * h :]) * np.tanh(s["cell"])
-
-    xi = p["interface.weight"] @ s["hidden"] + p["interface.bias"]
+    n, w, r = model.memory_size, model.word_size, model.num_read_heads
+    xi = textbook_interface(model, x, s)
     sizes = [w, r * w, 1, r, w, w, r, 1, 1, 3 * r]
     assert sum(sizes) == len(xi) == w * r + 3 * w + 5 * r + 3  # the paper's count
     k_w, k_r, beta_w, beta_r, v, e, f, g_a, g_w, pi = np.split(xi, np.cumsum(sizes)[:-1])
@@ -115,12 +96,7 @@ def textbook_step(model, x, s, write):
         read_weights[head] = modes[0] * backward + modes[1] * c + modes[2] * forward
     s["read_weights"] = read_weights
     s["read_vectors"] = read_weights @ memory
-    weight = p["output.weight"]
-    return (
-        weight[:, r * w :] @ s["hidden"]
-        + weight[:, : r * w] @ s["read_vectors"].ravel()
-        + p["output.bias"]
-    )
+    return textbook_output(model, s)
 
 
 def test_step_equals_the_equations_of_the_paper():
@@ -128,18 +104,9 @@ def test_step_equals_the_equations_of_the_paper():
     inputs = torch.randn(12, 2, 4, dtype=torch.float64)
     # From zeros the second step finds all slots but one equally used, and may take any of them.
     state = model.initial_state(2)._replace(usage=0.5 * torch.rand(2, 6, dtype=torch.float64))
-    textbook = [{k: v[b].numpy() for k, v in state._asdict().items()} for b in range(2)]
-    for t, x in enumerate(inputs):
-        write = t not in (4, 5, 9)
-        output, state = model.step(x, state, write=write)
-        expected = [textbook_step(model, x[b].numpy(), textbook[b], write) for b in range(2)]
-        np.testing.assert_allclose(output.detach(), expected, rtol=1e-9, atol=1e-9)
-        for name, value in state._asdict().items():
-            expected = [textbook[b][name] for b in range(2)]
-            np.testing.assert_allclose(
-                value.detach(), expected, rtol=1e-9, atol=1e-9, err_msg=f"{name} at {t}"
-            )
-        assert t == 0 or state.link.abs().max() > 0.01
+    steps = states_of_textbook_steps(model, textbook_step, inputs, state, skipped=(4, 5, 9))
+    for t, after in enumerate(steps):
+        assert t == 0 or after.link.abs().max() > 0.01
 
 
 def test_sequences_equal_steps():
@@ -162,12 +129,7 @@ def test_sequences_equal_steps():
 
 @pytest.mark.parametrize("heads", [1, 3])
 def test_reads_at_once_equal_steps_without_writing(heads):
-    model = dnc(num_read_heads=heads)
-    state = model.write(torch.randn(2, 9, 4, dtype=torch.float64))
-    queries = torch.randn(2, 5, 4, dtype=torch.float64)
-    expected = [model.step(x, state, write=False)[0] for x in queries.unbind(1)]
-    torch.testing.assert_close(model.read(queries, state), torch.stack(expected, dim=1))
-    assert model.read(queries[:, :0], state).shape == (2, 0, 3)
+    check_reads_at_once(dnc(num_read_heads=heads))
 
 
 def test_a_step_without_writing_leaves_the_memory_as_it_is():

@@ -7,42 +7,31 @@ import pytest
 import torch
 from baselines.dnc_machine import DNCMachine
 from baselines.lru import LRUMemory
+from dnc_checks import (
+    check_reads_at_once,
+    content_weighting,
+    sigmoid,
+    states_of_textbook_steps,
+    strong,
+    textbook_interface,
+    textbook_output,
+)
 
 from kanerva_ext.cli import main
 
 BASELINES = Path(__file__).parents[2] / "benchmarks/baselines"
 
-SIZES = {"memory_size": 6, "word_size": 5, "num_read_heads": 3, "controller_size": 7}
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def lru(**options):
-    """In float64, with weights so large that gates and weightings take all their values."""
-    torch.manual_seed(0)
-    model = LRUMemory(4, 3, **(SIZES | {"eps": 1e-14} | options)).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 4.0
-    return model
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+    return strong(LRUMemory, **options)
 
 
 def textbook_step(model, x, s, write):
     """One example, one step: the equations of the paper's section 3.2. Returns the output."""
-    p = {name: value.detach().numpy() for name, value in model.named_parameters()}
-    n, w, r, h = (model.memory_size, model.word_size, model.num_read_heads, model.controller_size)
-    gates = p["controller.weight_ih"] @ np.concatenate([x, s["read_vectors"].ravel()])
-    gates = gates + p["controller.bias_ih"] + p["controller.bias_hh"]
-    gates = gates + p["controller.weight_hh"] @ s["hidden"]
-    kept = sigmoid(gates[h : 2 * h]) * s["cell"]
-    s["cell"] = kept + sigmoid(gates[:h]) * np.tanh(gates[2 * h : 3 * h])
-    s["hidden"] = sigmoid(gates[3 * h :]) * np.tanh(s["cell"])
-
-    xi = p["interface.weight"] @ s["hidden"] + p["interface.bias"]
+    n, w, r = model.memory_size, model.word_size, model.num_read_heads
+    xi = textbook_interface(model, x, s)
     keys, strengths, vector, alpha = np.split(xi, np.cumsum([r * w, r, w]))
     if write:
         usage = np.array(
@@ -62,35 +51,22 @@ def textbook_step(model, x, s, write):
             memory[i] += weights[i] * vector
         s["memory"], s["usage"], s["write_weights"] = memory, usage, weights
 
-    read_weights = np.zeros((r, n))
-    for head, key in enumerate(keys.reshape(r, w)):
-        for i in range(n):
-            norms = np.linalg.norm(s["memory"][i]) * np.linalg.norm(key)
-            cosine = s["memory"][i] @ key / norms if norms > 0 else 0.0
-            read_weights[head, i] = np.exp((1 + np.log1p(np.exp(strengths[head]))) * cosine)
-        read_weights[head] /= read_weights[head].sum()
-    s["read_weights"], s["read_vectors"] = read_weights, read_weights @ s["memory"]
-    return p["output.bias"] + p["output.weight"] @ np.concatenate(
-        [s["read_vectors"].ravel(), s["hidden"]]
+    strengths = 1 + np.log1p(np.exp(strengths))
+    s["read_weights"] = np.array(
+        [
+            content_weighting(s["memory"], k, b)
+            for k, b in zip(keys.reshape(r, w), strengths, strict=True)
+        ]
     )
+    s["read_vectors"] = s["read_weights"] @ s["memory"]
+    return textbook_output(model, s)
 
 
 def test_step_equals_the_equations_of_the_paper():
     model = lru()
     inputs = torch.randn(15, 2, 4, dtype=torch.float64)
-    state = model.initial_state(2)
-    textbook = [{k: v[b].numpy() for k, v in state._asdict().items()} for b in range(2)]
-    targets = set()
-    for t, x in enumerate(inputs):
-        write = t not in (4, 5, 9)
-        output, state = model.step(x, state, write=write)
-        expected = [textbook_step(model, x[b].numpy(), textbook[b], write) for b in range(2)]
-        np.testing.assert_allclose(output.detach(), expected, rtol=1e-9, atol=1e-9)
-        for name, value in state._asdict().items():
-            expected = [textbook[b][name] for b in range(2)]
-            np.testing.assert_allclose(
-                value.detach(), expected, rtol=1e-9, atol=1e-9, err_msg=f"{name} at {t}"
-            )
+    targets, start = set(), model.initial_state(2)
+    for state in states_of_textbook_steps(model, textbook_step, inputs, start, skipped=(4, 5, 9)):
         targets |= set(state.write_weights.argmax(-1).tolist())
     assert targets == set(range(6))  # every slot had its turn
 
@@ -115,12 +91,7 @@ def test_what_is_written_goes_to_slots_not_used_yet():
 
 @pytest.mark.parametrize("heads", [1, 3])
 def test_reads_at_once_equal_steps_without_writing(heads):
-    model = lru(num_read_heads=heads)
-    state = model.write(torch.randn(2, 9, 4, dtype=torch.float64))
-    queries = torch.randn(2, 5, 4, dtype=torch.float64)
-    expected = [model.step(x, state, write=False)[0] for x in queries.unbind(1)]
-    torch.testing.assert_close(model.read(queries, state), torch.stack(expected, dim=1))
-    assert model.read(queries[:, :0], state).shape == (2, 0, 3)
+    check_reads_at_once(lru(num_read_heads=heads))
 
 
 def test_gradients_equal_finite_differences():
