@@ -10,15 +10,18 @@ rounds in which all take turns, forward in inference mode, and with the gradient
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
-import time
 
 import torch
 from torch import Tensor
 
 from kanerva_ext import ops, reference
 
+from .compare import parse_shapes
+from .measure import interleaved
 from .rivals.spec import Shape, random_state, random_steps
+from .timers import quick_time
 
 LENGTHS = (16, 32, 64, 128)
 TOLERANCE = 1e-4  # relative to the largest true value, float32
@@ -134,24 +137,13 @@ def error(found, truth) -> float:
     )
 
 
-def times(calls: dict, rounds: int) -> dict[str, float]:
-    """Median seconds of each, in turns."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(x) for name, x in found.items()}
-
-
 def rivals(direction: str, steps: int) -> dict:
     every = {f"chunks of {n}": chunked(n) for n in LENGTHS if steps % n == 0}
     return every if direction == "gradient" else {**every, "steps in place": steps_inplace}
 
 
 def measure(shape: Shape, direction: str, rounds: int) -> None:
-    """Verify, find the fastest rival by one call each, and print the times of a row."""
+    """Verify, find the fastest rival by a few calls each, and print the times of a row."""
     run = forward if direction == "forward" else with_gradient
     inputs = arguments(shape, torch.float32)
     truth = run(recursion, [x[:1].double() for x in inputs])
@@ -162,10 +154,11 @@ def measure(shape: Shape, direction: str, rounds: int) -> None:
         if not off < TOLERANCE:
             raise SystemExit(f"{name}, {direction}: off by {off:.1e}")
     calls = {n: lambda f=f: run(f, inputs) for n, f in everyone.items() if n != "retention"}
-    quick = times(calls, 2)
+    quick = {name: quick_time(call) for name, call in calls.items()}
     best = min(quick, key=quick.__getitem__)
     ours = {n: lambda f=f: run(f, inputs) for n, f in (("r", moving), ("d", decaying))}
-    took = times({**ours, "best": calls[best]}, rounds)
+    found = interleaved({**ours, "best": calls[best]}, rounds, seconds=math.inf)
+    took = {name: statistics.median(x) for name, x in found.items()}
     print(
         f"| {shape} | {direction} | {1e3 * took['r']:.1f} | {1e3 * took['d']:.1f} | "
         f"{took['r'] / took['d']:.2f} | {1e3 * took['best']:.1f}, {best} | "
@@ -176,7 +169,7 @@ def measure(shape: Shape, direction: str, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.moving", description=__doc__)
-    parser.add_argument("--shapes", default="8x2048x64x64", help="B x T x K x C, comma-separated")
+    parser.add_argument("--shapes", type=parse_shapes, default="8x2048x64x64", help="BxTxKxC,...")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
@@ -185,9 +178,9 @@ def main() -> None:
     print(f"float32, {torch.get_num_threads()} threads, PyTorch {torch.__version__}; milliseconds")
     print("| shape | direction | retention | decay | ratio | fastest in PyTorch | times |")
     print("|---|---|---|---|---|---|---|")
-    for name in options.shapes.split(","):
+    for shape in options.shapes:
         for direction in ("forward", "gradient"):
-            measure(Shape(*map(int, name.split("x"))), direction, options.rounds)
+            measure(shape, direction, options.rounds)
 
 
 if __name__ == "__main__":

@@ -28,3 +28,10 @@ def test_a_row_is_printed_where_all_are_right(capsys, monkeypatch):
     monkeypatch.setattr(moving, "steps_inplace", lambda *x: moving.decaying(*x))
     with pytest.raises(SystemExit, match="steps in place, forward: off by"):
         moving.measure(SHAPE, "forward", 1)
+
+
+def test_shapes_that_are_none_are_refused_by_name(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["moving", "--shapes", "8x2048"])
+    with pytest.raises(SystemExit):
+        moving.main()
+    assert "--shapes: BxTxKxC,... of sizes from 1 on, got '8x2048'" in capsys.readouterr().err
