@@ -95,6 +95,7 @@ class DerivativeChecks(OperatorBase):
         want = torch.autograd.functional.hessian(lambda x: loss(x, *tensors[1:]), tensors[0])
         torch.testing.assert_close(hessian, want)
 
+    @MANY_CALLS
     def test_vmap(self):
         stacked = [self.arguments() for _ in range(3)]
         names = list(stacked[0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import DTYPES
 from operator_base import DATA, MASK, NOISE, STATE, OperatorBase
-from selection import INTERPRETER, grid, not_on
+from selection import AROUND_A_KERNEL, INTERPRETER, grid, not_on
 
 
 class InputChecks(OperatorBase):
@@ -51,6 +51,7 @@ class InputChecks(OperatorBase):
             assert got.shape == (*lead, *want.shape[1:])
             torch.testing.assert_close(got.reshape(want.shape), want)
 
+    @AROUND_A_KERNEL
     def test_broadcasting(self):
         whole = self.arguments(b=(2, 3))
         for name in whole:
@@ -61,6 +62,7 @@ class InputChecks(OperatorBase):
             for got, want in zip(self.call(args), self.call(full), strict=True):
                 torch.testing.assert_close(got, want)
 
+    @AROUND_A_KERNEL
     def test_gradient_of_a_broadcast_argument_is_summed(self):
         args = self.arguments(b=(3,), optional=False)
         name = next(iter(args))
@@ -114,6 +116,7 @@ class InputChecks(OperatorBase):
         ):
             assert g.dtype == a.dtype
 
+    @AROUND_A_KERNEL
     def test_other_float_dtype_is_cast_to_the_state(self):
         names = [n for n, kind in self.kinds.items() if kind != STATE]
         for state, other in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
@@ -126,6 +129,7 @@ class InputChecks(OperatorBase):
                     (grad,) = torch.autograd.grad([r.sum() for r in results], [cast[n]])
                     assert grad.dtype == other and not grad.isnan().any()
 
+    @AROUND_A_KERNEL
     def test_autocast(self):
         device = torch.get_default_device().type
         args = self.arguments(dtype=torch.float32, grad=True, optional=False)

@@ -5,7 +5,8 @@ grid of which a covering part runs: every value of every parameter with every va
 one). ``make test-all`` runs both.
 
 The operators' tests also run on engines that are slower than the CPU's kernels. A test that one of
-them cannot afford is marked ``not_on(engine, reason=...)``, and conftest leaves it out there.
+them cannot afford is marked ``not_on(engine, reason=...)``, and conftest leaves it out there. The
+slowest run a grid's every value at least once and not every pair: the mark ``pair`` is on the rest.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ PTX = "ptx"  # the instructions that nvcc makes of the CUDA kernels, one after a
 TEAMS = "teams"  # the same, with a team of blocks for every memory
 SANITIZED = "sanitized"  # the CPU's kernels, with every access and operation checked
 ENGINES = (INTERPRETER, PTX, TEAMS, SANITIZED)
+#: Where every value of a parameter runs, and not every two together: PTX runs the pairs as well.
+SLOWEST = (INTERPRETER, TEAMS)
 
 
 def engine() -> str | None:
@@ -36,7 +39,7 @@ def engine() -> str | None:
 
 
 def is_left_out(item: pytest.Item) -> bool:
-    """Whether the engine cannot afford this test. There a grid is its covering part.
+    """Whether the engine cannot afford this test. There a grid is a covering part.
 
     ``pytest --whole`` leaves nothing out, for hours.
     """
@@ -46,7 +49,8 @@ def is_left_out(item: pytest.Item) -> bool:
     names = {now, PTX} if now in (TEAMS, SANITIZED) else {now}
     if any(names & set(mark.args) for mark in item.iter_markers("not_on")):
         return True
-    return item.get_closest_marker("exhaustive") is not None
+    rest = ("exhaustive", "pair") if now in SLOWEST else ("exhaustive",)
+    return any(item.get_closest_marker(mark) is not None for mark in rest)
 
 
 def not_on(*engines: str, reason: str) -> pytest.MarkDecorator:
@@ -64,25 +68,29 @@ MANY_CALLS = not_on(
     INTERPRETER, PTX, reason="hundreds of calls, or compilation, around few kernels"
 )
 
+#: For tests of what is done before a kernel is called, and after.
+AROUND_A_KERNEL = not_on(INTERPRETER, reason="the same around all kernels, and many calls")
 
-def covering(rows: Sequence[tuple]) -> list[int]:
+
+def covering(rows: Sequence[tuple], strength: int = 2) -> list[int]:
     """Indices of rows in which every two values that share a row somewhere share one.
 
     Each row has one value for each parameter. Greedy, so nearly as few as can be. Rows without
-    a pair of values are all alike: the first stands for them.
+    a pair of values are all alike: the first stands for them. With a ``strength`` of 1 every value
+    is in a row.
     """
 
-    def pairs(row: tuple) -> set:
-        return set(itertools.combinations(enumerate(row), 2))
+    def sets(row: tuple) -> set:
+        return set(itertools.combinations(enumerate(row), strength))
 
-    left = [(index, pairs(row)) for index, row in enumerate(rows)]
-    open_pairs = set().union(*(found for _, found in left)) if left else set()
-    chosen = [] if open_pairs else [index for index, _ in left[:1]]
-    while open_pairs:
-        index, found = max(left, key=lambda each: len(each[1] & open_pairs))
+    left = [(index, sets(row)) for index, row in enumerate(rows)]
+    missing = set().union(*(found for _, found in left)) if left else set()
+    chosen = [] if missing else [index for index, _ in left[:1]]
+    while missing:
+        index, found = max(left, key=lambda each: len(each[1] & missing))
         chosen.append(index)
-        open_pairs -= found
-        left = [each for each in left if each[1] & open_pairs]
+        missing -= found
+        left = [each for each in left if each[1] & missing]
     return sorted(chosen)
 
 
@@ -93,7 +101,8 @@ def grid(
     name: Callable[..., str] = lambda *row: "-".join(map(str, row)),
     marks: Callable[..., Iterable[pytest.MarkDecorator]] = lambda *row: (),
 ) -> list:
-    """The product of the axes for ``parametrize``; what its covering part leaves is ``exhaustive``.
+    """The product of the axes for ``parametrize``; what its covering part leaves is ``exhaustive``,
+    and of that part what every value can do without is ``pair``.
 
     Args:
         axes: the values of each parameter.
@@ -103,12 +112,16 @@ def grid(
         marks: more marks of a row.
     """
     rows = [row for row in itertools.product(*axes) if allowed(*row)]
-    chosen = set(covering([values(*row) for row in rows]))
+    counted = [values(*row) for row in rows]
+    pairs = covering(counted)
+    singles = {pairs[i] for i in covering([counted[i] for i in pairs], strength=1)}
+
+    def rank(index: int) -> list[pytest.MarkDecorator]:
+        if index in singles:
+            return []
+        return [pytest.mark.pair if index in pairs else pytest.mark.exhaustive]
+
     return [
-        pytest.param(
-            *row,
-            id=name(*row),
-            marks=[*marks(*row), *([] if index in chosen else [pytest.mark.exhaustive])],
-        )
+        pytest.param(*row, id=name(*row), marks=[*marks(*row), *rank(index)])
         for index, row in enumerate(rows)
     ]
