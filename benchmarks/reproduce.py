@@ -48,6 +48,7 @@ from .reproduce_experiments import CIFAR, COMPARED, DATA, EXPERIMENTS, ROOT, RUN
 from .reproduction_page import write_page
 
 RESULTS = ROOT / "benchmarks" / "results" / "reproduction.json"
+LENGTH = 32  # of the episodes whose bounds are compared
 PICTURES = ROOT / "docs" / "images" / "reproduction"
 
 
@@ -86,14 +87,17 @@ def measure(folder: Path) -> dict:
     checkpoint = _checkpoint.load(folder / _checkpoint.FILE)
     data, planned = checkpoint.config.data, checkpoint.config.training.steps
     run = {"steps": checkpoint.step, "planned_steps": planned, "seconds": checkpoint.seconds}
+    # Where episodes are cut, their parts are as many images.
     run["images"] = checkpoint.step * data.batch_size * data.episode_length
     metrics, path = folder / "metrics.json", folder / "evaluate.json"
-    if metrics.is_file():
+    mixed = data.shortest_episode is not None  # trained at many lengths, compared at one
+    if metrics.is_file() and not mixed:
         run["test"] = json.loads(metrics.read_text())["test"]
     else:
-        run_cli(["evaluate", str(folder), "--json", str(path)])
+        length = ["--episode-length", str(LENGTH)] if mixed else []
+        run_cli(["evaluate", str(folder), "--json", str(path), *length])
         (terms,) = json.loads(path.read_text())["runs"]
-        run["test"] = {k: v for k, v in terms.items() if k not in ("run", "step")}
+        run["test"] = {k: v for k, v in terms.items() if k not in ("run", "step", "episode_length")}
     # A covariance beyond float32 has no KL; JSON has no word for that.
     run["test"] = {name: value for name, value in run["test"].items() if math.isfinite(value)}
     if (folder / "train.csv").is_file():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
@@ -26,12 +28,14 @@ class Experiment(NamedTuple):
         config: a preset or a file.
         settings: ``section.key=value`` in its place.
         seeds: one run each.
+        own: settings of one seed alone.
     """
 
     name: str
     config: str
     settings: tuple[str, ...] = ()
     seeds: tuple[int, ...] = SEEDS
+    own: Mapping[int, tuple[str, ...]] = MappingProxyType({})
 
     def folders(self) -> list[Path]:
         return [RUNS / f"{self.name}-s{seed}" for seed in self.seeds]
@@ -40,9 +44,12 @@ class Experiment(NamedTuple):
         """Words after ``python -m kanerva_ext.cli``, one command a seed."""
         return [
             ["train", self.config, "--out", str(folder), "--resume", "--quiet"]
-            + [word for s in (*self.settings, f"training.seed={seed}") for word in ("--set", s)]
+            + [word for s in self.settings_of(seed) for word in ("--set", s)]
             for seed, folder in zip(self.seeds, self.folders(), strict=True)
         ]
+
+    def settings_of(self, seed: int) -> tuple[str, ...]:
+        return (*self.own.get(seed, ()), *self.settings, f"training.seed={seed}")
 
     def queue(self) -> list[tuple[Path, list[str]]]:
         """Folder and command of every run."""
@@ -69,8 +76,11 @@ def with_convolutions(model: str) -> Experiment:
 
 
 LONG, STEPS, SHORT, SHORTEST = (f"training.steps={n}" for n in (40_000, 20_000, 6000, 4000))
-# Episodes of 8 to 192 images, into three times the slots, along three times the directions.
-MIXED = ("training.start=pretrained:omniglot-kanerva", "training.steps=8_000")
+# Episodes of 8 to 192 images, into three times the slots, along three times the directions. Each
+# seed goes on from the same one of the longer runs; that of seed 0 ships.
+STARTS = ("pretrained:omniglot-kanerva", *(f"{RUNS}/omniglot-kanerva-s{seed}" for seed in (1, 2)))
+STARTS = {seed: (f"training.start={start}",) for seed, start in enumerate(STARTS)}
+MIXED = ("training.steps=8_000",)
 MIXED += ("data.episode_length=192", "data.shortest_episode=8", "data.batch_size=1")
 MIXED += ("model.memory_size=192", "model.key_size=160")
 FULL = ("model.sample_weights=true", "model.weight_cov=full")
@@ -87,7 +97,7 @@ EXPERIMENTS = (
     *CIFAR,
     Experiment("omniglot-kanerva", "cpu-omniglot-kanerva", (LONG,)),
     Experiment("omniglot-vae", "cpu-omniglot-vae", (LONG,)),
-    Experiment("mixed-kanerva", "cpu-omniglot-kanerva", MIXED, (0,)),
+    Experiment("mixed-kanerva", "cpu-omniglot-kanerva", MIXED, own=STARTS),
     Experiment("kanerva", "cpu-omniglot-kanerva", (STEPS,)),
     Experiment("vae", "cpu-omniglot-vae", (STEPS,)),
     Experiment("dynamic", "cpu-omniglot-dynamic", (SHORT,)),

@@ -19,6 +19,7 @@ NAMES = {
     "dynamic-full": "Dynamic Kanerva Machine, reads at a sample of the exact posterior",
     "omniglot-kanerva": "Kanerva Machine, longer",
     "omniglot-vae": "VAE, same coders, longer",
+    "mixed-kanerva": "Kanerva Machine, longer, then 192 slots and episodes of 8 to 192 images",
 }
 COLOUR_NAMES = {
     "kanerva": "Kanerva Machine",
@@ -57,14 +58,15 @@ def _terms(results: dict, names: list[str]) -> list[list[str]]:
 
 def _bounds(results: dict) -> str:
     names = ["kanerva", "dynamic", "dynamic-sampled", "dynamic-full", "vae"]
-    names += ["omniglot-kanerva", "omniglot-vae"]
+    names += ["omniglot-kanerva", "mixed-kanerva", "omniglot-vae"]
     head = ["held-out Omniglot, nats per image", "steps", "images seen", "minutes"]
     head.append("bound of each seed")
     rows = _terms(results, names)
     experiments = results["experiments"]
     ratios = []
     for name in (name for name in names if name in experiments):
-        vae = experiments.get("omniglot-vae" if name.startswith("omniglot-") else "vae")
+        longer = name.startswith(("omniglot-", "mixed-"))
+        vae = experiments.get("omniglot-vae" if longer else "vae")
         ratio = _mean_bound(experiments[name]) / _mean_bound(vae) if vae else None
         ratios.append("-" if ratio is None else f"{ratio:.2f}")
     rows = [[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)]
@@ -81,11 +83,13 @@ def _cifar(results: dict) -> str:
     found, rows = [], {}
     for name, experiment in results["experiments"].items():
         if match := COLOUR.fullmatch(name):
+            together: dict[int, list[dict]] = {}  # seeds that came equally far
             for run in experiment["runs"].values():
-                found.append((int(match[1]), -run["images"], match, run))
-    for size, _, match, run in sorted(found, key=lambda row: row[:2]):
-        rows.setdefault(size, ppca.get(size, [])).append(_colour_row(match, run))
-    head = ["5,000 test images", "C", "images seen", "minutes", "bits per dimension"]
+                together.setdefault(run["images"], []).append(run)
+            found += [(int(match[1]), -seen, match, runs) for seen, runs in together.items()]
+    for size, _, match, runs in sorted(found, key=lambda row: row[:2]):
+        rows.setdefault(size, ppca.get(size, [])).append(_colour_row(match, runs))
+    head = ["5,000 test images", "C", "images seen", "minutes", "bits per dimension, each seed"]
     head += ["nats of the density per image", *TERMS[1:]]
     return markdown([head, *(row for size in sorted(rows) for row in rows[size])])
 
@@ -96,14 +100,19 @@ def _ppca_row(row: dict) -> list[str]:
     return [*cells, f"{row['nats']:.0f}", *["-"] * len(TERMS[1:])]
 
 
-def _colour_row(match: re.Match, run: dict) -> list[str]:
+def _colour_row(match: re.Match, runs: list[dict]) -> list[str]:
+    """Seeds that saw as many images: the bits of each, and the means of the terms."""
     title = COLOUR_NAMES[match[2]] + (" with convolutions" if match[3] else "")
-    if run["steps"] < run["planned_steps"]:
-        title += f", at {run['steps'] / run['planned_steps']:.0%} of its training"
-    test = run["test"]
-    cells = [title, match[1], f"{run['images'] / 1e6:.2f} million", f"{run['seconds'] / 60:.0f}"]
-    cells += [f"**{test['bits_per_dim']:.3f}**", f"{test['bound']:.0f}"]
-    return cells + [f"{test[term]:.1f}" if term in test else "-" for term in TERMS[1:]]
+    first = runs[0]
+    if first["steps"] < first["planned_steps"]:
+        title += f", at {first['steps'] / first['planned_steps']:.0%} of its training"
+    minutes = statistics.median(run["seconds"] for run in runs) / 60
+    bits = ", ".join(f"**{run['test']['bits_per_dim']:.3f}**" for run in runs)
+    cells = [title, match[1], f"{first['images'] / 1e6:.2f} million", f"{minutes:.0f}", bits]
+    for term, form in [("bound", ".0f"), *((term, ".1f") for term in TERMS[1:])]:
+        values = [run["test"][term] for run in runs if term in run["test"]]
+        cells.append(format(statistics.mean(values), form) if values else "-")
+    return cells
 
 
 def _ppca(results: dict) -> str:

@@ -31,12 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser, f"folder for {FILE} (default: none is written)", several=True)
     add("--split", choices=("test", "train"), default="test", help="images (default test)")
     add("--rounds", type=int, default=4, help="random partitions into episodes (default 4)")
+    add("--episode-length", type=int, metavar="T", help="images of one (default: as in training)")
     add("--other-memory", action="store_true", help="read each episode from another one's memory")
     add("--json", type=Path, metavar="FILE", help="write the numbers there too")
 
 
 def run(args: argparse.Namespace) -> int:
     check_at_least(args, rounds=1)
+    if args.episode_length is not None:
+        check_at_least(args, episode_length=1)
     runs = load_runs(args)
     if args.other_memory:
         for each in runs:
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     print(_table(runs, terms))
     settings = {name: getattr(args, name) for name in ("split", "rounds", "other_memory", "seed")}
     results = [
-        {"run": each.name, "step": each.step} | values
+        {"run": each.name, "step": each.step, "episode_length": _length(each, args)} | values
         for each, values in zip(runs, terms, strict=True)
     ]
     for file in files:
@@ -62,20 +65,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _length(run: LoadedRun, args: argparse.Namespace) -> int:
+    return args.episode_length or run.config.data.episode_length
+
+
 def _evaluate(run: LoadedRun, args: argparse.Namespace) -> dict[str, float]:
-    data, images = run.config.data, run.images(args.split).images
-    if args.other_memory and len(images) < 2 * data.episode_length:
+    images, length = run.images(args.split).images, _length(run, args)
+    if args.other_memory and len(images) < 2 * length:
         raise ConfigError(
-            f"--other-memory needs images for two episodes of {data.episode_length}, "
-            f"got {len(images)}"
+            f"--other-memory needs images for two episodes of {length}, got {len(images)}"
+        )
+    if len(images) < length:
+        raise ConfigError(
+            f"--episode-length must be at most {len(images)}, the images of {run.name}, "
+            f"got {length}"
         )
     return evaluate(
         run.model,
         images,
-        episode_length=data.episode_length,
+        episode_length=length,
         rounds=args.rounds,
         other_memory=args.other_memory,
-        pixels=data.pixels,
+        pixels=run.config.data.pixels,
         seed=args.seed,
     )
 

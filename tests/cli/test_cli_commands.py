@@ -114,6 +114,7 @@ def test_evaluate(runs, tmp_path, capsys):
         pixels = run.config.data.pixels
         expected = models.evaluate(run.model, run.images().images, pixels=pixels, **options)
         assert (result.pop("run"), result.pop("step")) == (name, 8)
+        assert result.pop("episode_length") == LENGTH
         assert result == pytest.approx(expected, rel=1e-5)
         shown = dict(zip(head, line, strict=True))
         assert float(shown["bound"]) == pytest.approx(expected["bound"], abs=0.006)
@@ -139,7 +140,22 @@ def test_evaluate_on_training_images_and_with_another_memory(runs, tmp_path):
         assert result["bound"] == pytest.approx(bound, rel=1e-5)
 
 
+def test_evaluate_at_another_length(runs, tmp_path):
+    run = load_run(runs["kanerva"])
+    options = {"episode_length": 3, "rounds": 1}
+    expected = models.evaluate(run.model, run.images().images, pixels="as_is", **options)
+    file = tmp_path / "numbers.json"
+    cli("evaluate", runs["kanerva"], "--episode-length", 3, "--rounds", 1, "--json", file)
+    (result,) = json.loads(file.read_text())["runs"]
+    assert result["bound"] == pytest.approx(expected["bound"], rel=1e-5)
+    assert result["episode_length"] == 3 != LENGTH
+
+
 def test_evaluate_refuses(runs, tmp_path, capsys):
+    message = refused(capsys, "evaluate", runs["colour"], "--episode-length", 19)
+    assert "--episode-length must be at most 18, the images of colour, got 19" in message
+    message = refused(capsys, "evaluate", runs["vae"], "--episode-length", 0)
+    assert "--episode-length must be at least 1, got 0" in message
     message = refused(capsys, "evaluate", runs["kanerva"], runs["vae"], "--other-memory")
     assert "--other-memory needs a memory, vae has none" in message
     message = refused(capsys, "evaluate", runs["vae"], "--rounds", 0)
