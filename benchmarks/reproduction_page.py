@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import statistics
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -226,7 +227,10 @@ def _origin(results: dict) -> str:
             where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
             when = f"commit {machine['commit'][:10]}, {machine['date'][:10]}"
             measured.setdefault(f"{where}, {when}", {})[f"`{name}`"] = None
-    lines = [f"- {place}: {', '.join(names)}" for place, names in measured.items()]
+    lines = [
+        textwrap.fill(f"- {place}: {', '.join(names)}", 100, subsequent_indent="  ")
+        for place, names in measured.items()
+    ]
     return "\n".join(["One thread per run.", "", *lines])
 
 
