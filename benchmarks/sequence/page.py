@@ -64,6 +64,21 @@ def _cell(found: list[float]) -> str:
     )
 
 
+def _norm(results: dict) -> str:
+    """The error on drifting weights, with the reads' norm as it is and with one that leaves small
+    reads their size."""
+    rows = []
+    for model, title in TITLES.items():
+        row = [title]
+        for variant in ("", ", norm_eps=1"):
+            runs = _runs(results, "regression", model + variant)
+            row.append(_cell([run["held_out"][SCORES["regression"]] for run in runs]))
+        rows.append(row)
+    task = TASKS["regression"]
+    head = [f"{task.title}: {task.unit}", "reads of norm one", "`norm_eps=1`"]
+    return pages.markdown([head, *rows])
+
+
 def _costs(results: dict) -> str:
     head = ["processor's ms a step of training", *TASKS]
     rows = []
@@ -83,7 +98,7 @@ def _costs(results: dict) -> str:
     return pages.markdown([head, *rows, sizes, steps])
 
 
-TABLES = {"scores": _scores, "costs": _costs}
+TABLES = {"scores": _scores, "norm": _norm, "costs": _costs}
 
 
 # ---------------------------------------------------------------------------------- pictures

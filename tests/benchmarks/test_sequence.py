@@ -274,16 +274,21 @@ def test_tables_and_pictures(tmp_path, monkeypatch):
         run["held_out"]["mean to 16"] = float(place)
         results.store(path, results.key("permutations", "delta", seed), run)
     results.store(path, "regression/mesa/0", training.train("regression", "mesa", 0, 2))
+    free = training.train("regression", "mesa", 0, 2)
+    free["held_out"]["ratio"] = 8.5
+    results.store(path, results.key("regression", "mesa", 0, norm_eps=1.0), free)
     results.store(path, "characters/mesa/0", training.train("characters", "mesa", 0, 2))
     monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(page, "IMAGES", tmp_path / "images")
     page.PAGE.write_text("a\n<!-- scores -->\nold\n<!-- /scores -->\n")
-    with pytest.raises(ValueError, match="no markers of costs"):
+    with pytest.raises(ValueError, match="no markers of norm"):
         page.write_page(results.read(path))
-    page.PAGE.write_text(page.PAGE.read_text() + "<!-- costs -->\n<!-- /costs -->\nz\n")
+    rest = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("norm", "costs"))
+    page.PAGE.write_text(page.PAGE.read_text() + rest + "z\n")
     written = page.write_page(results.read(path))
     text = page.PAGE.read_text()
     assert "0.500 (0.250 to 0.750, 2 seeds)" in text and "(1 seed)" in text and "not run" in text
+    assert "| 8.500 (1 seed) |" in text
     assert text.startswith("a\n") and text.endswith("z\n") and "old" not in text
     assert [each.stat().st_size > 10_000 for each in written[1:]] == [True, True]
     assert page.with_tables(text, results.read(path)) == text
