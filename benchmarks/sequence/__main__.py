@@ -34,7 +34,7 @@ def one(
 ) -> None:
     """Make a run, store it and say what came out."""
     run = train(task, model, seed, steps, norm_eps)
-    store(results, key(task, model, seed, norm_eps), run)
+    store(results, key(task, model, seed, norm_eps, steps), run)
     score = run["held_out"][str(SCORES[task])]
     each = 1e3 * run["seconds"] / max(1, run["steps"])
     print(
@@ -45,14 +45,13 @@ def one(
 
 
 def every(options) -> None:
-    """All runs that the file lacks or that had other steps, until the minutes are over."""
+    """All runs that the file lacks, until the minutes are over."""
     end = time.monotonic() + 60 * options.minutes
     for seed in range(options.seeds):
         for task in options.tasks:
             for model in options.models:
-                name = key(task, model, seed, options.norm_eps)
-                done = read(options.results)["runs"].get(name)
-                if done and done["steps"] == (options.steps or TASKS[task].steps):
+                name = key(task, model, seed, options.norm_eps, options.steps)
+                if name in read(options.results)["runs"]:
                     continue
                 if time.monotonic() > end:
                     print(f"{options.minutes:g} minutes are over; to go on, run the same again")

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from .. import pages
 from .mixers import TITLES
+from .results import variant
 from .tasks import SCORES, TASKS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "sequence_layer.md"
 IMAGES = DOCS / "images" / "sequence_layer"
+LONGER = 8_000  # steps of the regression that are compared with the task's
 COLOURS = {
     "kanerva-stationary": "#3f51b5",
     "kanerva-decay": "#90a4ee",
@@ -64,18 +66,21 @@ def _cell(found: list[float]) -> str:
     )
 
 
-def _norm(results: dict) -> str:
-    """The error on drifting weights, with the reads' norm as it is and with one that leaves small
-    reads their size."""
+def _longer(results: dict) -> str:
+    """The error on drifting weights after as many steps and after four times as many, with the
+    reads' norm as it is and with one that leaves small reads their size."""
+    task = TASKS["regression"]
+    head, columns = [f"{task.title}: {task.unit}"], []
+    for steps in (task.steps, LONGER):
+        for norm_eps in (None, 1.0):
+            how = "" if norm_eps is None else f", `norm_eps={norm_eps:g}`"
+            head.append(f"{steps:,} steps{how}")
+            columns.append(variant("regression", norm_eps, steps))
     rows = []
     for model, title in TITLES.items():
-        row = [title]
-        for variant in ("", ", norm_eps=1"):
-            runs = _runs(results, "regression", model + variant)
-            row.append(_cell([run["held_out"][SCORES["regression"]] for run in runs]))
-        rows.append(row)
-    task = TASKS["regression"]
-    head = [f"{task.title}: {task.unit}", "reads of norm one", "`norm_eps=1`"]
+        runs = [_runs(results, "regression", model + column) for column in columns]
+        found = [[run["held_out"][SCORES["regression"]] for run in each] for each in runs]
+        rows.append([title, *(_cell(each) if each else "-" for each in found)])
     return pages.markdown([head, *rows])
 
 
@@ -98,7 +103,7 @@ def _costs(results: dict) -> str:
     return pages.markdown([head, *rows, sizes, steps])
 
 
-TABLES = {"scores": _scores, "norm": _norm, "costs": _costs}
+TABLES = {"scores": _scores, "longer": _longer, "costs": _costs}
 
 
 # ---------------------------------------------------------------------------------- pictures

@@ -8,15 +8,24 @@ import os
 from pathlib import Path
 
 from ..machine import describe
+from .tasks import TASKS
 from .text import read_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "sequence.json"
 
 
-def key(task: str, model: str, seed: int, norm_eps: float | None = None) -> str:
-    """The name of a run; those with another norm have a model's name of their own."""
+def key(
+    task: str, model: str, seed: int, norm_eps: float | None = None, steps: int | None = None
+) -> str:
+    """The name of a run; with another norm or other steps than the task's the model's name says
+    so."""
+    return f"{task}/{model}{variant(task, norm_eps, steps)}/{seed}"
+
+
+def variant(task: str, norm_eps: float | None = None, steps: int | None = None) -> str:
+    """What such runs have behind the model's name."""
     norm = "" if norm_eps is None else f", norm_eps={norm_eps:g}"
-    return f"{task}/{model}{norm}/{seed}"
+    return norm + ("" if steps in (None, TASKS[task].steps) else f", steps={steps}")
 
 
 def read(path: Path) -> dict:

@@ -228,7 +228,7 @@ def test_all_makes_what_is_missing(tmp_path, capsys):
     assert command.main([*words, "attention", "delta"]) == 0
     assert capsys.readouterr().out.count("permutations") == 2
     runs = json.loads(path.read_text())["runs"]
-    assert set(runs) == {"permutations/attention/0", "permutations/delta/0"}
+    assert set(runs) == {f"permutations/{model}, steps=2/0" for model in ("attention", "delta")}
     assert command.main([*words, "attention", "--minutes", "-1"]) == 0
     assert command.main([*words, "diagonal", "--minutes", "-1"]) == 0
     assert "minutes are over" in capsys.readouterr().out
@@ -241,7 +241,8 @@ def test_a_norm_that_keeps_sizes(model, tmp_path):
     for more in ([], ["--norm-eps", "1"]):
         assert command.main([*words, *more, "--results", str(path)]) == 0
     runs = results.read(path)["runs"]
-    assert set(runs) == {f"regression/{model}/0", f"regression/{model}, norm_eps=1/0"}
+    ways = ("steps=2", "norm_eps=1, steps=2")
+    assert set(runs) == {f"regression/{model}, {way}/0" for way in ways}
     a, b = (run["held_out"]["ratio"] for run in runs.values())
     assert a != b
 
@@ -275,20 +276,21 @@ def test_tables_and_pictures(tmp_path, monkeypatch):
         results.store(path, results.key("permutations", "delta", seed), run)
     results.store(path, "regression/mesa/0", training.train("regression", "mesa", 0, 2))
     free = training.train("regression", "mesa", 0, 2)
-    free["held_out"]["ratio"] = 8.5
-    results.store(path, results.key("regression", "mesa", 0, norm_eps=1.0), free)
+    for steps, ratio in ((None, 8.5), (8000, 7.5)):
+        free["held_out"]["ratio"] = ratio
+        results.store(path, results.key("regression", "mesa", 0, norm_eps=1.0, steps=steps), free)
     results.store(path, "characters/mesa/0", training.train("characters", "mesa", 0, 2))
     monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(page, "IMAGES", tmp_path / "images")
     page.PAGE.write_text("a\n<!-- scores -->\nold\n<!-- /scores -->\n")
-    with pytest.raises(ValueError, match="no markers of norm"):
+    with pytest.raises(ValueError, match="no markers of longer"):
         page.write_page(results.read(path))
-    rest = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("norm", "costs"))
+    rest = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("longer", "costs"))
     page.PAGE.write_text(page.PAGE.read_text() + rest + "z\n")
     written = page.write_page(results.read(path))
     text = page.PAGE.read_text()
     assert "0.500 (0.250 to 0.750, 2 seeds)" in text and "(1 seed)" in text and "not run" in text
-    assert "| 8.500 (1 seed) |" in text
+    assert "| 8.500 (1 seed) | - | 7.500 (1 seed) |" in text
     assert text.startswith("a\n") and text.endswith("z\n") and "old" not in text
     assert [each.stat().st_size > 10_000 for each in written[1:]] == [True, True]
     assert page.with_tables(text, results.read(path)) == text
