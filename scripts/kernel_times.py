@@ -12,7 +12,8 @@ A launch takes the longest of
 - its waves of blocks times the longest block's clocks, by tools/ptx/costs.h;
 - the clocks that its blocks keep a multiprocessor's four schedulers busy, or its path to memory;
 - its bytes of device memory at full bandwidth;
-and before the first launch come 3 microseconds, before each that follows 1. The bound is the bytes
+and before the first launch come 3 microseconds, before each that follows 1, and before a launch of
+teams one more, for the memory that is cleared where their blocks wait. The bound is the bytes
 or the multiply-adds that nothing can avoid, whichever takes longer, and one launch. It does not
 know that the steps of adaptive_write wait for each other.
 """
@@ -147,7 +148,8 @@ def launch_time(device: Device, launch: dict, clocks: str = "moved_block_clocks"
 
 
 def estimate(device: Device, launches: list[dict], clocks: str = "moved_block_clocks") -> float:
-    before = FIRST_LAUNCH + NEXT_LAUNCH * (len(launches) - 1)
+    teams = sum(launch["grid"][2] > 1 for launch in launches)
+    before = FIRST_LAUNCH + NEXT_LAUNCH * (len(launches) - 1 + teams)
     return before + sum(launch_time(device, launch, clocks) for launch in launches)
 
 

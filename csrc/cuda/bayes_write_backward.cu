@@ -13,10 +13,12 @@ namespace kanerva::cuda {
 
 namespace {
 
-// The gradients of every item or, where there are marks, of those that have one.
+// The gradients of every item or, where there are marks, `shares` of an item, of those that have
+// one.
 __global__ void __launch_bounds__(256, 1)
     backward_kernel(const __grid_constant__ BayesWriteBackwardArgs args,
-                    const __grid_constant__ AdjointPlan plan, char* workspace, const int* marks) {
+                    const __grid_constant__ AdjointPlan plan, char* workspace, const int* marks,
+                    int shares) {
   join_team(reinterpret_cast<TeamMemory*>(workspace) + blockIdx.x);
   const bool only_sqrt = args.method == WriteMethod::sqrt;
   const bool in_float32 = args.mean.dtype == Dtype::float32 && !only_sqrt &&
@@ -25,7 +27,7 @@ __global__ void __launch_bounds__(256, 1)
     adjoint_of_item(args, b, plan, workspace, in_float32, only_sqrt);
     sync();
   };
-  for_marked(marks, args.n.B, gradients);
+  for_marked(marks, args.n.B, gradients, shares);
 }
 
 AdjointCall call_of(const BayesWriteBackwardArgs& args) {
@@ -41,8 +43,9 @@ size_t bayes_write_backward_workspace(const BayesWriteBackwardArgs& args, const 
   if (args.moves()) return stationary_workspace(args, device);
   const AdjointCall call = call_of(args);
   const AdjointPlan plan = plan_adjoint(call, device);
-  const bool marks = plan_small(args, plan, device).serves;
-  return (marks ? marks_size(args.n.B) : 0) + workspace_of(call, plan);
+  const SmallAdjointPlan small = plan_small(args, plan, device);
+  return (small.serves ? SmallAdjointWorkspace(args.n, small).size() : 0) +
+         workspace_of(call, plan);
 }
 
 void bayes_write_backward(const BayesWriteBackwardArgs& args, const Launch& to) {
@@ -52,7 +55,7 @@ void bayes_write_backward(const BayesWriteBackwardArgs& args, const Launch& to) 
   if (small.serves) {
     start_small(args, small, backward_kernel, plan, to);
   } else {
-    start_adjoint(backward_kernel, args, plan, to, nullptr);
+    start_adjoint(backward_kernel, args, plan, to, nullptr, 1);
   }
 }
 

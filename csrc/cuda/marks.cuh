@@ -30,9 +30,10 @@ template <class F>
 __device__ inline void for_marked(const int* marks, int64_t count, F f, int shares = 1) {
   if (marks == nullptr) return f(int64_t(blockIdx.x));
   const auto is_marked = [&](int64_t index) {
-    bool marked = false;
-    for (int i = 0; i < shares; ++i) marked = marked || marks[index * shares + i] != 0;
-    return marked;
+    int marked = 0;  // without a branch: the loads go on side by side
+#pragma unroll 4
+    for (int i = 0; i < shares; ++i) marked |= marks[index * shares + i];
+    return marked != 0;
   };
   const int64_t step = gridDim.x;
   for (int64_t first = blockIdx.x; first < count; first += step * block_threads()) {

@@ -66,10 +66,9 @@ __global__ void __launch_bounds__(256, 1)
 }
 
 template <class F>
-__global__ void __launch_bounds__(256, 1)
-    read_backward_kernel(const __grid_constant__ ReadBackwardArgs args,
-                         const __grid_constant__ BlockPlan plan, char* workspace) {
-  const int64_t b = blockIdx.x, T = args.n.T;
+__device__ void read_adjoint_block(const ReadBackwardArgs& args, int64_t b, const BlockPlan& plan,
+                                   char* workspace) {
+  const int64_t T = args.n.T;
   const int K = int(args.n.K), C = int(args.n.C);
   Arena arena = enter(plan, workspace, b);
   const Buffers<F> m(arena, plan.tile, K, C, true);
@@ -90,6 +89,17 @@ __global__ void __launch_bounds__(256, 1)
   sync();
   store(args.d_mean, b, 0, 0, K, C, m.dR);
   store(args.d_cov, b, 0, 0, K, K, m.dU);
+  sync();
+}
+
+// As read_kernel.
+template <class F>
+__global__ void __launch_bounds__(256, 1)
+    read_backward_kernel(const __grid_constant__ ReadBackwardArgs args,
+                         const __grid_constant__ BlockPlan plan, char* workspace, const int* marks,
+                         int shares) {
+  for_marked(
+      marks, args.n.B, [&](int64_t b) { read_adjoint_block<F>(args, b, plan, workspace); }, shares);
 }
 
 template <class Args>
@@ -124,20 +134,17 @@ void read(const ReadArgs& args, const Launch& to) {
 }
 
 size_t read_backward_workspace(const ReadBackwardArgs& args, const Device& device) {
-  return workspace_of(args.n, plan_of(args, device, true));
+  const BlockPlan plan = plan_of(args, device, true);
+  return workspace_of(args.n, plan_small(args, plan.team, device), plan);
 }
 
 void read_backward(const ReadBackwardArgs& args, const Launch& to) {
   const BlockPlan plan = plan_of(args, to.device, true);
-  const SmallReadPlan small = plan_small(args, plan.team, to.device);
-  if (small.serves) {
-    launch(args.n.K <= 32 ? small_read_backward_kernel<32> : small_read_backward_kernel<64>,
-           {args.n.B}, 256, small.shared, to.stream, args);
-  } else if (args.mean.dtype == Dtype::float32) {
-    start(read_backward_kernel<float>, args, to, plan);
-  } else {
-    start(read_backward_kernel<double>, args, to, plan);
-  }
+  start_small(args.n.K <= 32 ? small_read_backward_kernel<32> : small_read_backward_kernel<64>, 256,
+              plan_small(args, plan.team, to.device),
+              args.mean.dtype == Dtype::float32 ? read_backward_kernel<float>
+                                                : read_backward_kernel<double>,
+              plan, args, to);
 }
 
 }  // namespace kanerva::cuda

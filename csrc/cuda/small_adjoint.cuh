@@ -54,32 +54,54 @@ struct SmallAdjointMemory {
 
 template <int kSize>
 class SmallAdjoint {
+ protected:
   using Memory = SmallAdjointMemory<kSize>;
   static constexpr int kLd = Memory::kLd;
   static constexpr int kPart = kSize / 32;  // so that a square is eight items
 
  public:
-  __device__ SmallAdjoint(const BayesWriteBackwardArgs& args, int64_t b, int panel)
+  // Of columns `begin` to `end`, `panel` of them at a time.
+  __device__ SmallAdjoint(const BayesWriteBackwardArgs& args, int64_t b, int panel, int begin,
+                          int end)
       : args_(args),
         b_(b),
         T_(int(args.n.T)),
         K_(int(args.n.K)),
         C_(int(args.n.C)),
         panel_(panel),
-        m_(reinterpret_cast<float*>(block_memory()), panel),
-        gl_(args.grad_log_evidence.data != nullptr ? float(scalar(args.grad_log_evidence, b))
-                                                   : 0.0f) {}
+        begin_(begin),
+        end_(end),
+        m_(reinterpret_cast<float*>(block_memory()), panel) {}
 
   // False, in every thread, when it is too hard, an input is out of its domain or a gradient not
   // finite; then nothing that was stored counts. Leaves the block synchronised.
   __device__ bool run() {
+    if (!begin(0, kSize)) return false;
+    for (int first = begin_; first < end_; first += panel_) {
+      columns(first, [&](float* sum) {
+        return [=](int i, int j, float x, float y) { add_pair(sum + i * kLd + j, first, x, y); };
+      });
+      if (first + panel_ < end_) start_panel(first + panel_);
+    }
+    slots();
+    return __syncthreads_and(finite_.all());
+  }
+
+ protected:
+  // Copies what there is and the first panel, and makes G. False, in every thread, where an input
+  // is out of its domain or one of `rows` steps from `row` on too hard.
+  __device__ bool begin(int row, int rows) {
     start(args_.weights, T_, K_, m_.W, true);
     start(args_.posterior_cov, K_, K_, m_.U, false);
     start(args_.cov, K_, K_, m_.AA, false);
     end_copies();
     start(args_.grad_cov, K_, K_, m_.gU, false);
     end_copies();
-    start_panel(0);
+    start_panel(begin_);
+    const bool evidence = args_.grad_log_evidence.data != nullptr;
+    // By a warp that waits for no other numbers.
+    if (evidence && block_thread() == block_threads() - 1)
+      head().sums[0] = scalar(args_.grad_log_evidence, b_);
     bool bad = false;
     for (int t = block_thread(); t < kSize; t += block_threads()) {
       const bool kept = t < T_ && keeps_step(args_.mask, b_, t);
@@ -89,28 +111,29 @@ class SmallAdjoint {
     }
     wait_for_copies<2>();
     bad = __syncthreads_or(bad);
+    if (evidence) gl_ = float(head().sums[0]);
     if (!bad) {
-      square(Along{m_.W, kLd}, Along{m_.U, kLd},
-             [&](int t, int k, float x) { m_.G[t * kLd + k] = x * m_.inverse[t]; });
-      square(Along{m_.W, kLd}, Along{m_.AA, kLd},
-             [&](int t, int k, float x) { m_.X[t * kLd + k] = x * m_.inverse[t]; });
+      const auto scaled = [&](float* to) {
+        return [=](int t, int k, float x, float y) {
+          store_pair(to + t * kLd + k, x * m_.inverse[t], y * m_.inverse[t]);
+        };
+      };
+      square(Along{m_.W, kLd}, Along{m_.U, kLd}, scaled(m_.G));
+      if (rows == kSize) {
+        square(Along{m_.W, kLd}, Along{m_.AA, kLd}, scaled(m_.X));
+      } else {
+        band(Along{m_.W, kLd}, Along{m_.AA, kLd}, row, rows, scaled(m_.X));
+      }
       __syncthreads();
-      bad = __syncthreads_or(shrinks_much());
+      bad = __syncthreads_or(shrinks_much(row, rows));
     }
     if (bad) {
       wait_for_copies<0>();  // before its memory is used for something else
       __syncthreads();
-      return false;
     }
-    for (int first = 0; first < C_; first += panel_) {
-      columns(first);
-      if (first + panel_ < C_) start_panel(first + panel_);
-    }
-    slots();
-    return __syncthreads_and(finite_.all());
+    return !bad;
   }
 
- private:
   // Starts the copy of a matrix, or zeros where there is none, into a square; without the rows that
   // the mask leaves out if they are `steps`.
   __device__ void start(const View& v, int rows, int columns, float* to, bool steps) const {
@@ -133,16 +156,22 @@ class SmallAdjoint {
   }
 
   __device__ int columns_from(int first) const {
-    return first + panel_ <= C_ ? panel_ : C_ - first;
+    return first + panel_ <= end_ ? panel_ : end_ - first;
   }
 
-  // f(i, j, x) for the elements x of rows of a times rows of b, kSize of both.
+  // f(i, j, x, y) for two elements x and y, side by side, of rows of a times rows of b, kSize of
+  // both.
   template <class A, class B, class F>
   __device__ void square(A a, B b, F f, int depth = kSize) const {
-    multiply<kPart, kPart>(a, b, kSize, kSize / 8, depth, [=](int i, int j, float x, float y) {
-      f(i, j, x);
-      f(i, j + 1, y);
-    });
+    multiply<kPart, kPart>(a, b, kSize, kSize / 8, depth, f);
+  }
+
+  // The same of `rows` rows of a from `row` on, a multiple of 16 of them.
+  template <class B, class F>
+  __device__ void band(Along a, B b, int row, int rows, F f) const {
+    a.data += row * a.ld;
+    multiply<1, 1>(a, b, rows, kSize / 8, kSize,
+                   [=](int i, int j, float x, float y) { f(row + i, j, x, y); });
   }
 
   // f(i, j, x, y) for two elements x and y, side by side, of a (kSize x kSize) times b (kSize x n).
@@ -159,11 +188,18 @@ class SmallAdjoint {
     if (j + 1 < n) row[j + 1] = y;
   }
 
+  // Adds two numbers, side by side, to what panels before `first` have left there.
+  __device__ void add_pair(float* to, int first, float x, float y) const {
+    if (first > begin_) x += to[0], y += to[1];
+    store_pair(to, x, y);
+  }
+
   // Whether a step of this thread's leaves too little of its variance, w'U0 w / n in X and w'U w /
   // n in G before the last product.
-  __device__ bool shrinks_much() const {
+  __device__ bool shrinks_much(int row, int rows) const {
     bool much = false;
-    for (int t = block_thread() >> 5; t < T_; t += block_threads() >> 5) {
+    const int end = min(T_, row + rows);
+    for (int t = row + (block_thread() >> 5); t < end; t += block_threads() >> 5) {
       float before = 0.0f, after = 0.0f;
       for (int k = lane(); k < kSize; k += 32) {
         const float w = m_.W[t * kLd + k];
@@ -178,15 +214,11 @@ class SmallAdjoint {
     return much;
   }
 
-  // dZ, dR0 and what a panel of columns adds to X, A A' and dZ R'.
-  __device__ void columns(int first) {
+  // dZ, dR0 and what a panel of columns adds to X, A A' and dZ R': into(X) is a function that takes
+  // two elements of that, and so on.
+  template <class Into>
+  __device__ void columns(int first, Into into) {
     const int n = columns_from(first), depth = (n + 7) / 8 * 8, ld = m_.ld;
-    const auto into = [&](float* sum) {
-      return [=](int i, int j, float x) {
-        float& to = sum[i * kLd + j];
-        to = first == 0 ? x : to + x;
-      };
-    };
     wait_for_copies<0>();
     __syncthreads();
     wide(Along{m_.W, kLd}, m_.R, n, [&](int t, int j, float x, float y) {
@@ -214,45 +246,67 @@ class SmallAdjoint {
     __syncthreads();
   }
 
+  // gU = (gU + gU') / 2. Leaves the block synchronised.
+  __device__ void symmetrise_gradient() const {
+    for (int i = block_thread() >> 5; i < kSize; i += block_threads() >> 5)
+      for (int j = lane(); j < kSize; j += 32) {
+        if (j < i) continue;
+        float &upper = m_.gU[i * kLd + j], &lower = m_.gU[j * kLd + i];
+        upper = lower = 0.5f * (upper + lower);
+      }
+    __syncthreads();
+  }
+
+  // M, X and V from the old X and `moved` = G gU, at one element.
+  __device__ void change(int t, int k, float old, float moved) const {
+    const int at = t * kLd + k;
+    const float scaled = gl_ * float(C_) * m_.inverse[t] * m_.W[at], difference = old - moved;
+    m_.M[at] = 0.5f * scaled - difference;
+    m_.X[at] = difference - moved;
+    m_.V[at] = difference - moved - scaled;
+  }
+
+  // Of I^, which is x + gl/2 A A' - gl C/2 / n; and of dn.
+  __device__ void set_inner(int i, int j, float x) {
+    float& inner = m_.AA[i * kLd + j];
+    if (gl_ != 0.0f) x += 0.5f * gl_ * inner;
+    if (i == j) x -= 0.5f * gl_ * float(C_) * m_.inverse[i];
+    inner = x;
+    finite_.check(x);
+    if (i == j && i < T_) store_scalar(args_.d_noise_var, b_, i, double(x));
+  }
+
+  __device__ void store_weight(int t, int k, float x) {
+    const float d = x - m_.dZR[t * kLd + k];
+    finite_.check(d);
+    if (t < T_ && k < K_) static_cast<float*>(args_.d_weights.data)[(b_ * T_ + t) * K_ + k] = d;
+  }
+
   // dn, dW and dU0.
   __device__ void slots() {
-    const float evidence = gl_ * float(C_);
     const int w = block_thread() >> 5, warps = block_threads() >> 5;
-    const auto pairs = [&](auto f) {  // of elements above the diagonal, and those on it
-      for (int i = w; i < kSize; i += warps)
-        for (int j = lane(); j < kSize; j += 32)
-          if (j >= i) f(i * kLd + j, j * kLd + i);
-    };
-    pairs([&](int a, int b) { m_.gU[a] = m_.gU[b] = 0.5f * (m_.gU[a] + m_.gU[b]); });
-    __syncthreads();
-    square(Along{m_.G, kLd}, Along{m_.gU, kLd}, [&](int t, int k, float x) {
-      const int at = t * kLd + k;
-      const float difference = m_.X[at] - x, scaled = evidence * m_.inverse[t] * m_.W[at];
-      m_.M[at] = 0.5f * scaled - difference;
-      m_.X[at] = difference - x;
-      m_.V[at] = difference - x - scaled;
+    symmetrise_gradient();
+    square(Along{m_.G, kLd}, Along{m_.gU, kLd}, [&](int t, int k, float x, float y) {
+      change(t, k, m_.X[t * kLd + k], x);
+      change(t, k + 1, m_.X[t * kLd + k + 1], y);
     });
     __syncthreads();
-    square(Along{m_.G, kLd}, Along{m_.M, kLd}, [&](int i, int j, float x) {
-      float& inner = m_.AA[i * kLd + j];
-      if (gl_ != 0.0f) x += 0.5f * gl_ * inner;
-      if (i == j) x -= 0.5f * evidence * m_.inverse[i];
-      inner = x;
-      finite_.check(x);
-      if (i == j && i < T_) store_scalar(args_.d_noise_var, b_, i, double(x));
+    square(Along{m_.G, kLd}, Along{m_.M, kLd}, [&](int i, int j, float x, float y) {
+      set_inner(i, j, x);
+      set_inner(i, j + 1, y);
     });
-    float* const d_weights = static_cast<float*>(args_.d_weights.data) + b_ * T_ * K_;
-    square(Along{m_.V, kLd}, Along{m_.U, kLd}, [&](int t, int k, float x) {
-      const float d = x - m_.dZR[t * kLd + k];
-      finite_.check(d);
-      if (t < T_ && k < K_) d_weights[t * K_ + k] = d;
+    square(Along{m_.V, kLd}, Along{m_.U, kLd}, [&](int t, int k, float x, float y) {
+      store_weight(t, k, x);
+      store_weight(t, k + 1, y);
     });
     __syncthreads();
-    square(Along{m_.AA, kLd}, Across{m_.W, kLd},
-           [&](int t, int k, float x) { m_.X[t * kLd + k] += x; });
+    square(Along{m_.AA, kLd}, Across{m_.W, kLd}, [&](int t, int k, float x, float y) {
+      float* const to = m_.X + t * kLd + k;
+      store_pair(to, to[0] + x, to[1] + y);
+    });
     __syncthreads();
     square(Across{m_.W, kLd}, Across{m_.X, kLd},
-           [&](int i, int j, float x) { m_.M[i * kLd + j] = x; });
+           [&](int i, int j, float x, float y) { store_pair(m_.M + i * kLd + j, x, y); });
     __syncthreads();
     float* const d_cov = static_cast<float*>(args_.d_cov.data) + b_ * K_ * K_;
     for (int i = w; i < K_; i += warps)
@@ -265,9 +319,9 @@ class SmallAdjoint {
 
   const BayesWriteBackwardArgs& args_;
   const int64_t b_;
-  const int T_, K_, C_, panel_;
+  const int T_, K_, C_, panel_, begin_, end_;
   const Memory m_;
-  const float gl_;
+  float gl_ = 0.0f;
   Finite finite_;
 };
 

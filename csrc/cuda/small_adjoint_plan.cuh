@@ -4,7 +4,7 @@
 
 #include "adjoint_plan.cuh"
 #include "marks.cuh"
-#include "small_adjoint.cuh"
+#include "small_adjoint_team.cuh"
 
 namespace kanerva::cuda {
 
@@ -12,13 +12,28 @@ constexpr int kMostSmallSteps = 64;
 
 struct SmallAdjointPlan {
   bool serves = false;
-  int panel = 0;      // columns at a time
-  size_t shared = 0;  // bytes of a block
+  int blocks = 1;       // of a memory, a team if there are several
+  int width = 0;        // columns of a block
+  int panel = 0;        // columns at a time
+  size_t shared = 0;    // bytes of a block
+  size_t exchange = 0;  // bytes of the workspace for each memory, of a team
 };
 
+inline bool is_of_32(const Sizes& n) { return n.T <= 32 && n.K <= 32; }
+
 inline size_t small_adjoint_shared(const Sizes& n, int panel) {
-  return n.T <= 32 && n.K <= 32 ? SmallAdjointMemory<32>::bytes(panel)
-                                : SmallAdjointMemory<64>::bytes(panel);
+  return is_of_32(n) ? SmallAdjointMemory<32>::bytes(panel) : SmallAdjointMemory<64>::bytes(panel);
+}
+
+// Columns per block of a memory: fewer where processors are idle and what the others take over is
+// worth two barriers of a team, with what blocks leave each other some 5,000 clocks. A column takes
+// a block some 280 clocks. With 32 steps and slots it takes 130, and no share of them is worth it.
+inline int64_t small_adjoint_width(const Sizes& n, const Device& device) {
+  const int64_t idle = device.processors / n.B;
+  const int64_t blocks = idle < kMostAdjointBlocks ? idle : kMostAdjointBlocks;
+  if (blocks < 2 || is_of_32(n)) return n.C;
+  const int64_t width = ((n.C + blocks - 1) / blocks + 7) / 8 * 8;
+  return (n.C - width) * 280 > 5000 ? width : n.C;
 }
 
 // `otherwise`: the plan of the general kernel.
@@ -36,35 +51,68 @@ inline SmallAdjointPlan plan_small(const BayesWriteBackwardArgs& args, const Adj
   // Two blocks on a processor where there are more blocks than processors.
   size_t limit = device.shared_per_block;
   if (n.B > device.processors && small_adjoint_shared(n, 8) <= limit / 2) limit = limit / 2;
+  plan.width = int(small_adjoint_width(n, device));
+  plan.blocks = int((n.C + plan.width - 1) / plan.width);
+  if (plan.blocks > 1) plan.exchange = AdjointExchange::bytes(plan.blocks);
   int64_t panels = 1;
-  const auto width = [&] { return int(((n.C + panels - 1) / panels + 7) / 8 * 8); };
+  const auto width = [&] { return int(((plan.width + panels - 1) / panels + 7) / 8 * 8); };
   while (width() > 8 && small_adjoint_shared(n, width()) > limit) ++panels;
   plan.panel = width();
   plan.shared = small_adjoint_shared(n, plan.panel);
   return plan;
 }
 
+// The workspace: barriers of teams, what their blocks leave for each other, the marks, and then
+// that of the general kernel.
+struct SmallAdjointWorkspace {
+  size_t barriers, exchange, marks;
+
+  SmallAdjointWorkspace(const Sizes& n, const SmallAdjointPlan& plan)
+      : barriers(plan.blocks > 1 ? size_t(n.B) * sizeof(TeamBarrier) : 0),
+        exchange(size_t(n.B) * plan.exchange),
+        marks(marks_size(n.B * plan.blocks)) {}
+  size_t size() const { return barriers + exchange + marks; }
+};
+
 template <int kSize>
 __global__ void __launch_bounds__(256, 2)
     small_backward_kernel(const __grid_constant__ BayesWriteBackwardArgs args,
                           const __grid_constant__ SmallAdjointPlan plan, int* marks) {
-  const bool done = SmallAdjoint<kSize>(args, blockIdx.x, plan.panel).run();
+  const bool done = SmallAdjoint<kSize>(args, blockIdx.x, plan.panel, 0, int(args.n.C)).run();
   if (block_thread() == 0) marks[blockIdx.x] = !done;
 }
 
-using MarkedBackwardKernel = void (*)(BayesWriteBackwardArgs, AdjointPlan, char*, const int*);
+static __global__ void __launch_bounds__(256, 2)
+    small_backward_team_kernel(const __grid_constant__ BayesWriteBackwardArgs args,
+                               const __grid_constant__ SmallAdjointPlan plan, TeamBarrier* barriers,
+                               float* exchange, int* marks) {
+  const int64_t b = blockIdx.x;
+  exchange += b * int64_t(plan.exchange / sizeof(float));
+  const bool done = SmallAdjointTeam(args, b, plan.panel, plan.width, barriers[b], exchange).run();
+  if (block_thread() == 0) marks[b * blocks() + block_rank()] = !done;
+}
 
-// The workspace: the marks, then that of the general kernel.
+using MarkedBackwardKernel = void (*)(BayesWriteBackwardArgs, AdjointPlan, char*, const int*, int);
+
 inline void start_small(const BayesWriteBackwardArgs& args, const SmallAdjointPlan& plan,
                         MarkedBackwardKernel general, const AdjointPlan& otherwise,
                         const Launch& to) {
-  const bool few = args.n.T <= 32 && args.n.K <= 32;
-  const auto kernel = few ? small_backward_kernel<32> : small_backward_kernel<64>;
-  int* const marks = static_cast<int*>(to.workspace);
-  char* const workspace = static_cast<char*>(to.workspace) + marks_size(args.n.B);
-  launch(kernel, {args.n.B}, 256, plan.shared, to.stream, args, plan, marks);
+  const SmallAdjointWorkspace sizes(args.n, plan);
+  char* const workspace = static_cast<char*>(to.workspace);
+  auto* const barriers = static_cast<TeamBarrier*>(to.workspace);
+  auto* const exchange = reinterpret_cast<float*>(workspace + sizes.barriers);
+  int* const marks = reinterpret_cast<int*>(workspace + sizes.barriers + sizes.exchange);
+  if (plan.blocks > 1) {
+    clear(barriers, sizes.barriers, to.stream);
+    launch(small_backward_team_kernel, {args.n.B, 1, plan.blocks}, 256, plan.shared, to.stream,
+           args, plan, barriers, exchange, marks);
+  } else {
+    const auto kernel = is_of_32(args.n) ? small_backward_kernel<32> : small_backward_kernel<64>;
+    launch(kernel, {args.n.B}, 256, plan.shared, to.stream, args, plan, marks);
+  }
   launch(general, {blocks_for_marked(args.n.B, to.device)}, otherwise.threads, otherwise.shared,
-         to.stream, args, otherwise, workspace, static_cast<const int*>(marks));
+         to.stream, args, otherwise, workspace + sizes.size(), static_cast<const int*>(marks),
+         plan.blocks);
 }
 
 }  // namespace kanerva::cuda

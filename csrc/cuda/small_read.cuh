@@ -106,8 +106,10 @@ __device__ inline bool read_small(const ReadArgs& args, int64_t b, int share, in
   return good;
 }
 
+// False, in every thread, where a gradient is not finite: numbers above 4e34 are not split.
 template <int kSlots>
-__device__ inline void read_adjoint_small(const ReadBackwardArgs& args, int64_t b) {
+__device__ inline bool read_adjoint_small(const ReadBackwardArgs& args, int64_t b) {
+  Finite finite;
   constexpr int kLd = SmallReadMemory<kSlots>::kLd;
   const int K = int(args.n.K), C = int(args.n.C), padded = (C + 7) / 8 * 8;
   const int64_t T = args.n.T;
@@ -143,7 +145,9 @@ __device__ inline void read_adjoint_small(const ReadBackwardArgs& args, int64_t 
     float* const d_weights = static_cast<float*>(args.d_weights.data) + (b * T + first) * K;
     const auto store = [&](int t, int k, float x) {
       if (t >= count || k >= K) return;
-      d_weights[t * K + k] = 2.0f * x + (has_values ? m.X[t * kLd + k] : 0.0f);
+      const float d = 2.0f * x + (has_values ? m.X[t * kLd + k] : 0.0f);
+      finite.check(d);
+      d_weights[t * K + k] = d;
     };
     if (has_var) {
       multiply<1, 1>(Along{m.scaled, kLd}, Along{m.U, kLd}, kSmallChunk, kSlots / 8, kSlots,
@@ -166,8 +170,13 @@ __device__ inline void read_adjoint_small(const ReadBackwardArgs& args, int64_t 
   __syncthreads();
   float* const d_cov = static_cast<float*>(args.d_cov.data) + b * K * K;
   float* const d_mean = static_cast<float*>(args.d_mean.data) + b * K * C;
-  each(K, K, [&](int i, int j) { d_cov[i * K + j] = m.dU[i * kLd + j]; });
-  each(K, C, [&](int i, int j) { d_mean[int64_t(i) * C + j] = m.dR[i * m.ld + j]; });
+  const auto checked = [&](float x) {
+    finite.check(x);
+    return x;
+  };
+  each(K, K, [&](int i, int j) { d_cov[i * K + j] = checked(m.dU[i * kLd + j]); });
+  each(K, C, [&](int i, int j) { d_mean[int64_t(i) * C + j] = checked(m.dR[i * m.ld + j]); });
+  return __syncthreads_and(finite.all());
 }
 
 struct SmallReadPlan {
@@ -201,13 +210,15 @@ inline SmallReadPlan plan_small(const ReadArgs& args, int team, const Device& de
   return plan_small_read(args.n, team, shared, device, args.mean, args.cov, args.weights);
 }
 
-// Of which a memory's gradients are one block's: its shares do not count.
+// A memory's gradients are one block's.
 inline SmallReadPlan plan_small(const ReadBackwardArgs& args, int team, const Device& device) {
   const int C = int(args.n.C);
   const size_t shared =
       args.n.K <= 32 ? SmallReadMemory<32>::bytes(C, true) : SmallReadMemory<64>::bytes(C, true);
-  return plan_small_read(args.n, team, shared, device, args.mean, args.cov, args.weights,
-                         args.grad_values);
+  SmallReadPlan plan = plan_small_read(args.n, team, shared, device, args.mean, args.cov,
+                                       args.weights, args.grad_values);
+  plan.shares = 1;
+  return plan;
 }
 
 // The workspace where the small kernel, if it serves, goes before the general one: the marks, then
@@ -240,8 +251,9 @@ __global__ void __launch_bounds__(256, 2)
 
 template <int kSlots>
 __global__ void __launch_bounds__(256, 2)
-    small_read_backward_kernel(const __grid_constant__ ReadBackwardArgs args) {
-  read_adjoint_small<kSlots>(args, blockIdx.x);
+    small_read_backward_kernel(const __grid_constant__ ReadBackwardArgs args, int* marks) {
+  const bool done = read_adjoint_small<kSlots>(args, blockIdx.x);
+  if (block_thread() == 0) marks[blockIdx.x] = !done;
 }
 
 }  // namespace kanerva::cuda

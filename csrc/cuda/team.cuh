@@ -11,10 +11,15 @@
 
 namespace kanerva::cuda {
 
-// What the blocks of a team share, in global memory; zero when they start.
-struct TeamMemory {
-  unsigned arrived;   // at barriers, over all of them
+// Where the blocks of a team wait for each other, in global memory; zero when they start.
+struct TeamBarrier {
+  unsigned arrived;   // over all barriers
   unsigned votes[3];  // of the barrier before, this and the next
+};
+
+// What they share.
+struct TeamMemory {
+  TeamBarrier barrier;
   double partials[2][kMostBlocks];
 };
 
@@ -52,6 +57,22 @@ __device__ inline void join_team(TeamMemory* memory) {
   __syncthreads();
 }
 
+// What one thread of a block does at the team's barrier `index`, counted from 0.
+__device__ inline void meet(TeamBarrier& at, unsigned index, bool vote) {
+  if (vote) store_relaxed(&at.votes[index % 3], 1u);
+  // Everyone has read the votes of two barriers ago.
+  if (block_rank() == 0) store_relaxed(&at.votes[(index + 1) % 3], 0u);
+  arrive_and_wait(&at.arrived, (index + 1) * gridDim.z);
+}
+
+// That barrier, of kernels that count their own; whether `vote` was true in any thread.
+__device__ inline bool team_barrier(TeamBarrier& at, unsigned index, bool vote) {
+  vote = __syncthreads_or(vote);
+  if (block_thread() == 0) meet(at, index, vote);
+  __syncthreads();
+  return load_relaxed(&at.votes[index % 3]) != 0;
+}
+
 // Barrier of the blocks; whether `vote` was true in any of them.
 __device__ __noinline__ inline bool team_barrier(bool vote) {
   vote = __syncthreads_or(vote);
@@ -59,14 +80,11 @@ __device__ __noinline__ inline bool team_barrier(bool vote) {
   const unsigned index = head().barriers;
   __syncthreads();
   if (block_thread() == 0) {
-    if (vote) store_relaxed(&team.votes[index % 3], 1u);
-    // Everyone has read the votes of two barriers ago.
-    if (block_rank() == 0) store_relaxed(&team.votes[(index + 1) % 3], 0u);
-    arrive_and_wait(&team.arrived, (index + 1) * gridDim.z);
+    meet(team.barrier, index, vote);
     head().barriers = index + 1;
   }
   __syncthreads();
-  return load_relaxed(&team.votes[index % 3]) != 0;
+  return load_relaxed(&team.barrier.votes[index % 3]) != 0;
 }
 
 // Barrier of the team; what its threads wrote before is seen after.

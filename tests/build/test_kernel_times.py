@@ -75,6 +75,12 @@ def test_a_launch_takes_the_longest_of_what_it_waits_for():
         time(H100, launch(shared_bytes=300_000))
 
 
+def test_what_teams_wait_by_is_cleared_before_their_launch():
+    alone, team = launch(grid=[16, 1, 1]), launch(grid=[16, 1, 4])
+    more = kernel_times.estimate(H100, [team]) - kernel_times.estimate(H100, [alone])
+    assert more == pytest.approx(kernel_times.NEXT_LAUNCH)
+
+
 def test_launches_of_a_stream_follow_one_another():
     assert kernel_times.estimate(H100, [launch()]) == pytest.approx(4e-6)
     assert kernel_times.estimate(H100, [launch(), launch(), launch()]) == pytest.approx(8e-6)

@@ -449,6 +449,7 @@ int main(int count, char** arguments) {
   // Kernels of small memories: blocks of columns, several panels of an adjoint, in place.
   write(Dtype::float32, {1, 64, 32, 300}, 1.0, D::still, false, M::automatic);
   write(Dtype::float32, {1, 40, 50, 200}, 1.0, D::still, true, M::automatic);
+  write(Dtype::float32, {1, 33, 19, 450}, 1.0, D::still, true, M::automatic);  // of a team as well
   step(Dtype::float32, {2, 1, 40, 110}, D::still);
   adaptive(Dtype::float32, {2, 35, 32, 40}, 1.0, false, 1);
   adaptive(Dtype::float32, {1, 40, 50, 60}, 1.0, true, 2);
@@ -460,7 +461,10 @@ int main(int count, char** arguments) {
   long_write({1, 860, 257, 3}, true, 1);
   // Fewer processors than memories: what is too hard is marked, and done by another kernel; several
   // tiles of queries for a block.
+  most_processors = 5;
+  write(Dtype::float32, {2, 37, 40, 60}, 1.0, D::still, false, M::automatic);  // teams of two
   most_processors = 1;
+  write(Dtype::float32, {2, 37, 40, 130}, 1.0, D::still, false, M::automatic);
   write(Dtype::float32, {3, 37, 19, 23}, 1e-4, D::still, true, M::automatic);
   write(Dtype::float32, {3, 37, 40, 23}, 1.0, D::decays, false, M::automatic);
   scan(Dtype::float32, {3, 37, 19, 23}, 1e-4, D::still, true, 0, 0);

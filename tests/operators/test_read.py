@@ -56,6 +56,35 @@ def test_float32_gradients(case):
         assert_as_accurate(got, want, rival, name=f"gradient of {name}")
 
 
+@pytest.mark.parametrize("slots", [17, 40])
+@pytest.mark.parametrize("large", ["mean", "cov", "weights", "grads"])
+def test_gradients_of_numbers_near_the_largest_of_float32(large, slots):
+    """Within a factor of 2,000 of it, the gradients themselves being far from it."""
+
+    def grads(dtype, function):
+        torch.manual_seed(0)
+        shapes = ((2, slots, 20), (2, slots, slots), (2, 35, slots))
+        scales = [2e35 if name == large else 1e-1 for name in ("mean", "cov", "weights")]
+        drawn = [s * torch.randn(shape) for s, shape in zip(scales, shapes, strict=True)]
+        drawn[1] = symmetric(drawn[1])
+        args = [x.to(dtype).requires_grad_() for x in drawn]
+        results = function(*args)
+        scale = 2e35 if large == "grads" else 1e-36
+        given = [scale * torch.randn(r.shape) for r in results]
+        return torch.autograd.grad(results, args, [g.to(dtype) for g in given])
+
+    wants = grads(torch.float64, reference.read)
+    for got, want in zip(grads(torch.float32, ops.read), wants, strict=True):
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_gradients_beyond_float32_are_infinite():
+    mean, weights = torch.full((1, 9, 7), 1e30), torch.full((1, 5, 9), 0.3)
+    args = (mean, torch.eye(9)[None], weights.requires_grad_())
+    (got,) = torch.autograd.grad(ops.read(*args)[0], weights, torch.full((1, 5, 7), 1e20))
+    assert torch.equal(got, torch.full_like(got, torch.inf))
+
+
 def test_variance_of_what_was_just_written_is_below_the_noise():
     p = problem(Case("iid", 0.5, 20, 8, 3))
     mean, cov, _ = ops.bayes_write(*p[:5])

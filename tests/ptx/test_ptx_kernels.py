@@ -66,6 +66,13 @@ def test_a_barrier_left_out_of_a_small_memorys_kernel_is_noticed(run, operator, 
         assert "race in " in done.stderr, (barrier, done.stdout[-2000:])
 
 
+def test_a_barrier_left_out_of_a_teams_adjoint_is_noticed(run):
+    for barrier in range(0, 19, 3):
+        skip = {"KANERVA_PTX_SKIP_BARRIER": str(barrier), "KANERVA_PTX_SKIP_IN": "backward_team"}
+        done = run("bayes_write_backward", **skip)
+        assert "race in " in done.stderr, (barrier, done.stdout[-2000:])
+
+
 def test_a_barrier_left_out_of_the_sums_of_a_long_episode_is_noticed(run):
     for barrier in (0, 1, 40):
         skip = {"KANERVA_PTX_SKIP_BARRIER": str(barrier), "KANERVA_PTX_SKIP_IN": "episode_sums"}
