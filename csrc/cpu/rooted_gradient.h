@@ -16,6 +16,7 @@
 #pragma once
 
 #include "bayes_write.h"
+#include "vectors.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -68,16 +69,30 @@ class RootedGradient {
   // A write of a block of columns; adds (Q h) d to `hd`.
   void write_columns(int64_t block, const RootedStep& step, const double* d, double gl,
                      double* hd) {
+    using V = Simd<double>;
     const Matrix<double> h = h_[block];
     const int64_t n = h.columns;
     double* y = y_ + columns_.at(block);
     std::memset(y, 0, size_t(padded<double>(n)) * sizeof(double));
     for (int64_t k = 0; k < K_; ++k) axpy(0, n, step.phi[k], h[k], y);
-    const double f = step.shrink();
+    const double f = step.shrink(), g = gl / step.s;
     for (int64_t k = 0; k < K_; ++k) {
-      axpy(0, n, -f * step.phi[k], y, h[k]);
-      hd[k] += dot(n, h[k], d);
-      axpy(0, n, gl / step.s * step.phi[k], d, h[k]);
+      const double shrunk = -f * step.phi[k], more = g * step.phi[k];
+      const auto a = V::broadcast(shrunk), b = V::broadcast(more);
+      typename V::Vector sum{};
+      int64_t j = 0;
+      for (; j + V::width <= n; j += V::width) {
+        const auto x = V::load(h[k] + j) + a * V::load(y + j), by = V::load(d + j);
+        sum += x * by;
+        V::store(h[k] + j, x + b * by);
+      }
+      double total = V::sum(sum);
+      for (; j < n; ++j) {
+        const double x = h[k][j] + shrunk * y[j];
+        total += x * d[j];
+        h[k][j] = x + more * d[j];
+      }
+      hd[k] += total;
     }
   }
 
@@ -91,13 +106,11 @@ class RootedGradient {
     }
     const double outer = 0.5 * (f * f * energy + 0.5 * evidence / step.s);
     for (int64_t k = 0; k < K_; ++k) u_[k] = 0.5 * hd[k] / step.s - f * u_[k] + outer * step.phi[k];
-    for (int64_t k = 0; k < K_; ++k) {
-      axpy(0, K_, step.phi[k], u_, H_[k]);
-      axpy(0, K_, u_[k], step.phi, H_[k]);
-    }
+    add_outers(serial_executor(), H_, step.phi, u_, u_, step.phi);
     symmetrise(H_);
-    largest_ = std::max(largest_, largest_of(H_));
   }
+
+  void measure() { largest_ = std::max(largest_, largest_of(H_)); }
 
   // Of dynamics: O1'.
   void turn(const Matrix<double>& turn) {
@@ -142,6 +155,7 @@ class RootedGradient {
       if (Reads::present) read(reads.through_root(t), reads.slope(t));
       write(step_of(c, e, first, t, phi), hd[t], gl * (c.decay[t] * H[t][t] - double(columns_.C)));
     }
+    measure();
   }
 
   // gU at the start by H in place of what was carried on its own, whose largest element on the way

@@ -354,6 +354,7 @@ class StationaryStepAdjoint {
     for (int64_t i = 0; i < columns_.count; ++i)
       rooted_.write_columns(i, step, d + columns_.at(i), gl_, hd_);
     rooted_.write(step, hd_, gl_ * (row_dot(C_, d, d) / step.s - double(C_)));
+    rooted_.measure();
   }
 
   // gR += q gO', gU += gv q q', dq = R gO + 2 gv U q, with the memory after the step.
