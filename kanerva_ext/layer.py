@@ -65,12 +65,14 @@ class KanervaLayer(SavedSettings):
         value_dim: C, size of a head's values; None: head_dim.
         conv_size: taps of the depthwise causal convolution over queries, keys and values; 0: none.
         use_decay: forget, by a gate per head and token.
-        dynamics: what forgetting is. ``"decay"``: exponential forgetting. Along directions that are
-            not written at any more the variance grows as the decays multiply; once they come to
-            1e-3 in a sequence the layer forgets no further, so that float32 can hold it.
-            ``"stationary"``: the memory drifts back to its prior, ``M <- a M + sqrt(1 - a^2) N``
-            with ``N ~ MN(0, I, I)`` and the gate's a in (0, 1) (``retention`` of
-            `ops.causal_scan`): nothing grows, and there is no limit.
+        dynamics: what forgetting is. ``"stationary"``: the memory drifts back to its prior, ``M <-
+            a M + sqrt(1 - a^2) N`` with ``N ~ MN(0, I, I)`` and the gate's a in (0, 1)
+            (``retention`` of `ops.causal_scan`): nothing grows, and there is no limit.
+            ``"decay"``: exponential forgetting. Along directions that are not written at any more
+            the variance grows as the decays multiply; once they come to 1e-3 in a sequence the
+            layer forgets no further, so that float32 can hold it. None: ``"stationary"``, or
+            ``"decay"`` once a checkpoint of such a layer is loaded, as all were before there was a
+            choice.
         use_gate: multiply the output of each head by ``silu`` of a projection of the token.
         noise_var: observation noise variance at the start of training, > noise_floor.
         noise_floor: the smallest that it can become, > 0.
@@ -98,7 +100,7 @@ class KanervaLayer(SavedSettings):
         value_dim: int | None = None,
         conv_size: int = 4,
         use_decay: bool = True,
-        dynamics: str = "decay",
+        dynamics: str | None = None,
         use_gate: bool = True,
         noise_var: float = 0.25,
         noise_floor: float = 1e-3,
@@ -136,6 +138,9 @@ class KanervaLayer(SavedSettings):
                 f"{SMALLEST:g} .. {LARGEST:g}, got noise_var={noise_var}, "
                 f"noise_floor={noise_floor}"
             )
+        self._dynamics_given = dynamics is not None
+        if dynamics is None:
+            dynamics = "stationary" if use_decay else "decay"
         check_choice("KanervaLayer", "dynamics", dynamics, DYNAMICS)
         if dynamics != "decay" and not use_decay:
             raise ValueError(
@@ -168,6 +173,24 @@ class KanervaLayer(SavedSettings):
     def settings(self) -> dict[str, float]:
         """What the ``state_dict`` holds beside the parameters."""
         return {"noise_floor": self.noise_floor, "norm_eps": float(self.norm.eps or 0)}
+
+    def _become_decaying(self) -> None:
+        """The same parameters in the same order by another name: an optimiser's stay valid."""
+        renamed = {"retention_proj": "decay_proj"}
+        modules = {renamed.get(name, name): module for name, module in self._modules.items()}
+        del self.decay_proj
+        self._modules.clear()
+        self._modules.update(modules)
+        self.retention_proj, self.dynamics = None, "decay"
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        decays, moves = (
+            any(key.startswith(f"{prefix}{name}.") for key in state_dict)
+            for name in ("decay_proj", "retention_proj")
+        )
+        if decays and not moves and self.retention_proj is not None and not self._dynamics_given:
+            self._become_decaying()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew, as the constructor does; also after ``to_empty``."""
@@ -402,8 +425,8 @@ class KanervaLayer(SavedSettings):
         parts = [f"num_heads={self.num_heads}"]
         if self.num_kv_heads != self.num_heads:
             parts.append(f"num_kv_heads={self.num_kv_heads}")
-        if self.dynamics != "decay":
-            parts.append(f"dynamics={self.dynamics!r}")
+        if self.decay_proj is not None:
+            parts.append("dynamics='decay'")
         return ", ".join([*parts, f"head_dim={self.head_dim}", f"value_dim={self.value_dim}"])
 
 

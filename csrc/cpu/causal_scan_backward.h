@@ -35,12 +35,12 @@ class ScanReads {
         Q_(scope_, step, K_),
         rest_(scope_, step, K_),
         UQ_(scope_, step, K_),
+        rooted_(scope_, use_sqrt ? step : 0, K_),
         inside_(scope_, step, step),
         mixed_(scope_, step, step),
         delta_(scope_, step, step),
         queries_(room_in_arithmetic<A>(scope_, Q_)),
         factors_(room_in_arithmetic<A>(scope_, inside_)),
-        phi_(scope_.take<F>(K_)),
         slope_(scope_.take<double>(step)),
         var_(scope_.take<double>(step)) {
     for (Matrix<F>* m : {&inside_, &mixed_, &delta_}) m->structure = Structure::lower;
@@ -58,8 +58,12 @@ class ScanReads {
 
   // In sqrt form: the root after step t, without the decays of the chunk.
   void take_root(int64_t t, const Matrix<F>& root) {
-    var_[t] = root_product(root, Q_[t], phi_, UQ_[t]);
+    var_[t] = root_product(root, Q_[t], rooted_[t], UQ_[t]);
   }
+
+  // What that root makes of the query.
+  const F* through_root(int64_t t) const { return rooted_[t]; }
+  double slope(int64_t t) const { return slope_[t]; }
 
   // And J' after step t.
   void take_kept(int64_t t, const Matrix<F>& keep) {
@@ -185,10 +189,9 @@ class ScanReads {
   const bool use_sqrt_;
   const int64_t step_, K_;
   // The queries, what the chunk leaves of them, U q and then dQ; A, B and Delta.
-  Matrix<F> Q_, rest_, UQ_, inside_, mixed_, delta_;
+  Matrix<F> Q_, rest_, UQ_, rooted_, inside_, mixed_, delta_;
   Matrix<A> queries_, factors_;  // Q or Q~, and A
-  F* phi_;
-  double *slope_, *var_;  // h and read_var
+  double *slope_, *var_;         // h and read_var
   int64_t L_ = 0;
   bool kept_ = false;
 };

@@ -8,10 +8,12 @@
 //   dS = (c'gU c - c'gR d) / s^2 + gl/2 (|d|^2 / s^2 - C / s) = dv,  dz = (gR'c - gl d) / s,
 //   dw = U+ r / s - R dz + (gl (|d|^2 / s - C) - c'gR d / s) c / s,
 //   gR <- gR - w dz',  gU <- gU + sym(w r') / s + dS w w',
-// where U+ r takes the place of U r - c c'r / s, which would cancel.
+// where U+ r takes the place of U r - c c'r / s, which would cancel. What gU is at the start
+// cancels too: rooted_gradient.h.
 #pragma once
 
 #include "causal_scan.h"
+#include "rooted_gradient.h"
 #include "stationary_chunk.h"
 #include "vectors.h"
 
@@ -49,14 +51,15 @@ inline bool semidefinite_root(const Matrix<double>& x, const Matrix<double>& roo
   return true;
 }
 
-// R of the QR factorisation of `stacked`, by Householder reflections, in its first rows.
-inline void triangularise(const Matrix<double>& stacked) {
+// R of the QR factorisation of the first `pivots` columns of `stacked`, by Householder reflections,
+// in its first rows; the other columns are reflected with them.
+inline void triangularise(const Matrix<double>& stacked, int64_t pivots) {
   constexpr int64_t width = Simd<double>::width;
   const int64_t n = stacked.columns;
   Workspace::Scope scope(Workspace::of_thread());
   double* v = scope.take<double>(stacked.rows);
   double* w = scope.take<double>(padded<double>(n));
-  for (int64_t j = 0; j < n; ++j) {
+  for (int64_t j = 0; j < pivots; ++j) {
     double square = 0.0;
     for (int64_t i = j; i < stacked.rows; ++i) {
       v[i] = stacked[i][j];
@@ -98,25 +101,36 @@ class SteppedMemory {
   const Matrix<double> Sigma;  // absent: the identity
   bool valid() const { return valid_; }
   const double* c() const { return c_; }
+  const double* phi() const { return phi_; }
   const double* d() const { return d_; }
   double s() const { return s_; }
 
-  // The dynamics before a step.
-  void move(double a) {
+  // The dynamics before a step. `turn`, if there: what makes a times the old root of the new one,
+  // transposed.
+  void move(double a, const Matrix<double>& turn = {}) {
     if (a == 1.0) return;
     const int64_t K = root.rows;
     Workspace::Scope scope(Workspace::of_thread());
-    const Matrix<double> stacked(scope, 2 * K, K);
-    copy(root, stacked.top(K));
-    copy(Sigma_root_, {stacked[K], K, K, stacked.ld});
-    scale(a, stacked.top(K));
-    scale(std::sqrt((1.0 - a) * (1.0 + a)), Matrix<double>{stacked[K], K, K, stacked.ld});
-    triangularise(stacked);
-    copy(stacked.top(K), root);
+    const int64_t at = padded<double>(K);  // of the columns that are reflected with the roots
+    const Matrix<double> stacked(scope, 2 * K, turn ? at + K : K);
+    stacked.zero();
+    const auto block = [&](int64_t row, int64_t column) {
+      return Matrix<double>(stacked[row] + column, K, K, stacked.ld);
+    };
+    convert(root, block(0, 0));
+    convert(Sigma_root_, block(K, 0));
+    scale(a, block(0, 0));
+    scale(std::sqrt((1.0 - a) * (1.0 + a)), block(K, 0));
+    if (turn)
+      for (int64_t k = 0; k < K; ++k) stacked[k][at + k] = 1.0;
+    triangularise(stacked, K);
+    convert(block(0, 0), root);
+    if (turn) convert(block(0, at), turn);
     scale(a, R);
   }
 
-  // A write of z at w; leaves c, s and d. False where s is not positive and finite.
+  // A write of z at w; leaves c, s, d and phi, what the root made of w. False where s is not
+  // positive and finite.
   bool write(const double* w, const double* z, double noise) {
     const int64_t K = root.rows, C = R.columns;
     const double energy = root_product(root, w, phi_, c_);
@@ -132,7 +146,7 @@ class SteppedMemory {
     return true;
   }
 
-  // U x; returns x'U x.
+  // U x, and root x in phi; returns x'U x.
   double product_with(const double* x, double* Ux) { return root_product(root, x, phi_, Ux); }
 
  private:
@@ -196,6 +210,11 @@ class StationaryStepAdjoint {
         gU_(scope_, K_, K_),
         gR_(scope_, K_, C_),
         dSigma_(scope_, K_, K_),
+        columns_(split_columns<double>(C_)),
+        rooted_(scope_, K_, columns_),
+        turn_(scope_, K_, K_),
+        phi_(take_vector<double>(scope_, K_)),
+        hd_(take_vector<double>(scope_, K_)),
         w_(take_vector<double>(scope_, K_)),
         q_(take_vector<double>(scope_, K_)),
         x_(take_vector<double>(scope_, K_)),
@@ -210,6 +229,7 @@ class StationaryStepAdjoint {
     symmetrise(gU_);
     dSigma_.zero();
     const int64_t T = e_.steps;
+    find_remembered();
     const int64_t segment = std::max<int64_t>(1, int64_t(std::ceil(std::sqrt(double(T)))));
     const int64_t segments = (T + segment - 1) / segment;
     const States states(scope_, segments, K_, C_), inner(scope_, segment, K_, C_);
@@ -232,6 +252,7 @@ class StationaryStepAdjoint {
       }
     }
     store(args_.d_mean, 0, Rows{}, gR_);
+    if (rooted_.started()) rooted_.replace(args_.cov, 0, largest_, gU_);
     store(args_.d_cov, 0, Rows{}, gU_);
     if (args_.d_stationary_cov) store(args_.d_stationary_cov, 0, Rows{}, dSigma_);
     return Outcome::done;
@@ -259,6 +280,14 @@ class StationaryStepAdjoint {
 
   bool counts(int64_t t) const { return e_.counts == nullptr || e_.counts[t]; }
 
+  // The steps whose gradients reach the covariance at the start.
+  void find_remembered() {
+    constexpr double forgotten = 1e-20;  // of a covariance 1e-40
+    double kept = 1.0;
+    for (remembered_ = 0; remembered_ < e_.steps && kept > forgotten; ++remembered_)
+      if (counts(remembered_)) kept *= e_.decay[remembered_];
+  }
+
   bool write(int64_t t) {
     load_step(args_.weights, t, K_, w_);
     load_step(args_.values, t, C_, z_);
@@ -274,6 +303,7 @@ class StationaryStepAdjoint {
   // The adjoint of step t; the memory is the one before it.
   bool reverse(int64_t t) {
     if (!counts(t)) {
+      start_rooted(t);
       reverse_read(t);
       store_step(t, nullptr, nullptr, 0.0, 0.0);
       return true;
@@ -283,11 +313,17 @@ class StationaryStepAdjoint {
     const Matrix<double> U = square(serial_executor(), scope, memory_.root);
     const Matrix<double> before(scope, K_, C_), moved(scope, K_, C_);
     copy(memory_.R, before);
-    memory_.move(a);
+    memory_.move(a, t < remembered_ ? turn_ : Matrix<double>{});
     copy(memory_.R, moved);
     if (!write(t)) return false;
+    start_rooted(t);
+    if (rooted_.started()) std::memcpy(phi_, memory_.phi(), size_t(K_) * sizeof(double));
     reverse_read(t);
     const double dS = reverse_write(moved);
+    if (rooted_.started()) {
+      reverse_rooted(t);
+      if (a != 1.0) rooted_.turn(turn_);
+    }
     double da = 0.0;
     for (int64_t k = 0; k < K_; ++k) {
       da += row_dot(C_, gR_[k], before[k]) + 2.0 * a * row_dot(K_, gU_[k], U[k]);
@@ -300,6 +336,27 @@ class StationaryStepAdjoint {
     return true;
   }
 
+  // With the memory after step t and the gradients that come in there.
+  void start_rooted(int64_t t) {
+    if (t >= remembered_ || rooted_.started()) return;
+    Workspace::Scope scope(Workspace::of_thread());
+    const MeanBlocks<double> gR(scope, K_, columns_);
+    for (int64_t i = 0; i < columns_.count; ++i)
+      for (int64_t k = 0; k < K_; ++k)
+        for (int64_t j = 0; j < columns_.of(i); ++j) gR[i][k][j] = gR_[k][columns_.at(i) + j];
+    rooted_.start(serial_executor(), memory_.root, gU_, gR);
+  }
+
+  void reverse_rooted(int64_t t) {
+    const RootedStep step{phi_, memory_.s(), e_.noise[t]};
+    const double* d = memory_.d();
+    std::memset(hd_, 0, size_t(K_) * sizeof(double));
+    for (int64_t i = 0; i < columns_.count; ++i)
+      rooted_.write_columns(i, step, d + columns_.at(i), gl_, hd_);
+    rooted_.write(step, hd_, gl_ * (row_dot(C_, d, d) / step.s - double(C_)));
+    rooted_.measure();
+  }
+
   // gR += q gO', gU += gv q q', dq = R gO + 2 gv U q, with the memory after the step.
   void reverse_read(int64_t t) {
     if (!args_.queries) return;
@@ -307,8 +364,13 @@ class StationaryStepAdjoint {
     const double gv = args_.grad_read_var ? load_scalar<double>(args_.grad_read_var, 0, t) : 0.0;
     memory_.product_with(q_, x_);
     scale(0, K_, 2.0 * gv, x_);
+    if (args_.grad_reads) load_step(args_.grad_reads, t, C_, o_);
+    if (rooted_.started()) {
+      rooted_.read(memory_.phi(), gv);
+      for (int64_t i = 0; i < columns_.count && args_.grad_reads; ++i)
+        rooted_.read_columns(i, memory_.phi(), o_ + columns_.at(i));
+    }
     if (args_.grad_reads) {
-      load_step(args_.grad_reads, t, C_, o_);
       for (int64_t k = 0; k < K_; ++k) {
         x_[k] += row_dot(C_, memory_.R[k], o_);
         axpy(0, C_, q_[k], o_, gR_[k]);
@@ -343,6 +405,7 @@ class StationaryStepAdjoint {
       axpy(0, K_, 0.5 * r_[k] / s + dS * w_[k], w_, gU_[k]);
     }
     symmetrise(gU_);
+    largest_ = std::max(largest_, RootedGradient::largest_of(gU_));
     return dS;
   }
 
@@ -368,6 +431,12 @@ class StationaryStepAdjoint {
   const double gl_;
   SteppedMemory memory_;
   const Matrix<double> gU_, gR_, dSigma_;
+  const Columns columns_;
+  RootedGradient rooted_;
+  const Matrix<double> turn_;  // of the dynamics of a step
+  double *phi_, *hd_;
+  int64_t remembered_ = 0;
+  double largest_ = 0.0;  // of gU so far
   double *w_, *q_, *x_, *r_, *z_, *o_;
 };
 

@@ -15,11 +15,13 @@
 //   N - 2 P gU + 2 I^ Y = (N - 2 P gU) J - (P N' - gl (H - C I)) Y
 // Others subtract, which costs less:
 //   gR <- gR - W'D^,           gU <- gU + sym(Y'(N - 2 P gU + I^ Y))
+// Over many chunks gU cancels all the same: in sqrt form a second one goes with the root, from
+// which that of the start is taken where it is the better one (rooted_gradient.h).
 //
 // The adjoint of reads inside the chunks is a sum beside it: `Reads`, see causal_scan_backward.h.
 #pragma once
 
-#include "bayes_write.h"
+#include "rooted_gradient.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -33,6 +35,8 @@ struct NoReads {
   void load_chunk(int64_t, const Episode&) {}
   void take_root(int64_t, const Matrix<F>&) {}
   void take_kept(int64_t, const Matrix<F>&) {}
+  const F* through_root(int64_t) const { return nullptr; }
+  double slope(int64_t) const { return 0.0; }
   void prepare(const Chunk<F>&, const Matrix<F>&, const Matrix<F>&, bool) {}
   Matrix<A> load_gradient(Workspace::Scope&, int64_t, const Columns&, int64_t) const { return {}; }
   void add_columns(const ChunkFactors<A>&, const Matrix<A>&, const Matrix<A>&, const Matrix<A>&,
@@ -48,6 +52,9 @@ struct NoReads {
 
 template <class A, class F, class Reads = NoReads<A, F>>
 class WriteAdjoint {
+  // In sqrt form all is float64.
+  static constexpr bool kMayBeRooted = std::is_same_v<A, double> && std::is_same_v<F, double>;
+
  public:
   // In chunks of `step` steps.
   WriteAdjoint(const WriteBackward& args, int64_t b, const Episode& e, bool use_sqrt, double limit,
@@ -68,6 +75,7 @@ class WriteAdjoint {
         columns_(split_columns<A>(C_)),
         gU_(scope_, K_, K_),
         gR_(scope_, K_, columns_),
+        rooted_(scope_, use_sqrt ? K_ : 0, use_sqrt ? columns_ : Columns{}),
         gl_(args.grad_log_evidence ? load_scalar<double>(args.grad_log_evidence, b) : 0.0) {}
 
   Outcome run() {
@@ -102,6 +110,8 @@ class WriteAdjoint {
         if (outcome != Outcome::done) return outcome;
       }
     }
+    if constexpr (kMayBeRooted)
+      if (rooted_.started()) rooted_.replace(args_.cov, b_, largest_, gU_);
     store(args_.d_mean, b_, gR_);
     store(args_.d_cov, b_, Rows{}, gU_);
     return Outcome::done;
@@ -147,6 +157,7 @@ class WriteAdjoint {
   struct Sums {
     Matrix<A> N, DR, H;  // E gR' and D^ R' (L x K), E E' (L x L)
     Matrix<A> OR, OE;    // gO R' (L x K) and gO E' (L x L), gO the gradient of the reads
+    Matrix<A> hd;        // of RootedGradient, L x K; in sqrt form
   };
 
   // Of a chunk, in the arithmetic of its factors.
@@ -170,6 +181,8 @@ class WriteAdjoint {
     const Outcome outcome =
         factor_at(index, state.U, [&](int64_t t) { reads_.take_root(t, state.U); });
     if (outcome != Outcome::done) return outcome;
+    if constexpr (kMayBeRooted)
+      if (use_sqrt_ && !rooted_.started()) rooted_.start(executor_, state.U, gU_, gR_);
     const int64_t L = chunk_.L;
     double* d_decay = scope.take<double>(L);  // adjoint of b_t
     for (int64_t t = 0; t < L; ++t) d_decay[t] = 0.0;
@@ -186,6 +199,8 @@ class WriteAdjoint {
     reads_.prepare(chunk_, m.U, m.Y, bool(m.keep));
 
     const Sums sums = sum_columns(scope, state.R, column_terms(scope, G, m));
+    if constexpr (kMayBeRooted)
+      if (use_sqrt_) rooted_.write_chunk(chunk_, e_, first_, reads_, sums.hd, sums.H, gl_);
     m.N = Matrix<F>(scope, L, K_);
     m.PU = Matrix<F>(scope, L, K_);
     convert(sums.N, m.N);
@@ -200,6 +215,7 @@ class WriteAdjoint {
       reverse_covariance(m);
     }
     reads_.finish(first_, d_decay);
+    if (use_sqrt_) largest_ = std::max(largest_, row_norm(gU_));
     reverse_weights(m, sums);
     store_noise(m.inner, d_decay);
     if (e_.decay) store_decay(sums.H, d_decay);
@@ -235,14 +251,16 @@ class WriteAdjoint {
   Sums sum_columns(Workspace::Scope& scope, const MeanBlocks<A>& R, const ColumnTerms& m) {
     const int64_t tasks = std::max<int64_t>(1, std::min(executor_.threads(), columns_.count));
     const int64_t L = chunk_.L, lk = factors_.W.ld, ll = factors_.V.ld;
-    const int64_t write = 2 * L * lk + L * ll, size = write + (Reads::present ? L * (lk + ll) : 0);
+    const int64_t write = 2 * L * lk + L * ll;
+    const int64_t both = write + (Reads::present ? L * (lk + ll) : 0);
+    const int64_t size = both + (use_sqrt_ ? L * lk : 0);
     const Matrix<A> all(scope.take<A>(tasks * size), tasks, size, size);
     all.zero();
     const auto of = [&](int64_t task) {
       const auto by_slots = [&](int64_t at) { return Matrix<A>(all[task] + at, L, K_, lk); };
       const auto by_steps = [&](int64_t at) { return Matrix<A>(all[task] + at, L, L, ll); };
-      return Sums{by_slots(0), by_slots(L * lk), by_steps(2 * L * lk), by_slots(write),
-                  by_steps(write + L * lk)};
+      return Sums{by_slots(0),     by_slots(L * lk),         by_steps(2 * L * lk),
+                  by_slots(write), by_steps(write + L * lk), by_slots(both)};
     };
     executor_.for_each(tasks, [&](int64_t task) {
       for (int64_t j = task; j < columns_.count; j += tasks) reverse_columns(j, R[j], m, of(task));
@@ -265,6 +283,9 @@ class WriteAdjoint {
     product(E, by_slots, sums.N, Store::add);
     product(m.G, gR, dZ);
     const Matrix<A> gO = reads_.load_gradient(scope, first_, columns_, block);
+    if constexpr (kMayBeRooted)
+      if (use_sqrt_)
+        rooted_.write_chunk_columns(block, chunk_, e_, first_, reads_, E, gO, gl_, sums.hd);
     if (gl_ != 0.0 || gO) transpose(E, by_steps);
     if (gO) reads_.add_columns(factors_, gO, by_steps, sums.OE, dZ);
     if (gl_ != 0.0) {
@@ -442,6 +463,8 @@ class WriteAdjoint {
   const Columns columns_;
   const Matrix<F> gU_;
   const MeanBlocks<A> gR_;
+  RootedGradient rooted_;
+  double largest_ = 0.0;  // of gU so far
   const double gl_;
   int64_t first_ = 0;
 };

@@ -85,7 +85,7 @@ template <class F>
 struct Chunk {
   int64_t L = 0, K = 0;
   int64_t counted = 0;    // steps that are not neutral
-  Matrix<F> W, X;         // L x K: the addresses, and W U
+  Matrix<F> W, X;         // L x K: the addresses, and W U, or what the root makes of them
   Matrix<F> S, V;         // L x L: S, then its upper factor F', and F^-T
   Matrix<F> P, Wt;        // L x K: the whitened gains, which take the place of W'
   F* inverse_diagonal;    // 1 / F(t, t)
@@ -181,14 +181,13 @@ template <class F, class AfterStep>
 bool factor_chunk_sqrt(Chunk<F>& c, const Matrix<F>& root, AfterStep&& after_step) {
   using V = Simd<F>;
   const int64_t L = c.L, K = c.K, wide = padded<F>(K);
-  Workspace::Scope scope(Workspace::of_thread());
-  F* phi = scope.take<F>(K);
   c.hardness = 0.0;
   for (int64_t t = 0; t < L; ++t) {
     const F* w = c.W[t];
-    F* gain = c.P[t];
+    F *gain = c.P[t], *phi = c.X[t];
     double energy = 0.0;
     for (int64_t j = 0; j < wide; j += V::width) V::store(gain + j, typename V::Vector{});
+    V::store(phi + wide - V::width, typename V::Vector{});
     for (int64_t k = 0; k < K; ++k) {
       const F* row = root[k];
       typename V::Vector sum{};

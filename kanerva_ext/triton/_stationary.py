@@ -29,6 +29,7 @@ from ._tiles import (
     count_not_positive,
     invert_factor,
     load_rows,
+    load_symmetric,
     load_tile,
     multiply,
     store_symmetric,
@@ -74,7 +75,7 @@ def moved_tile(cov, sigma, keep, fresh, i, j, K, N: tl.constexpr, WORK: tl.const
         at = tl.arange(0, N)
         x += tl.where((i + at)[:, None] == (j + at)[None, :], fresh, 0.0).to(WORK)
     else:
-        x += load_tile(sigma, K, 1, i, j, K, K, N, N, WORK) * fresh.to(WORK)
+        x += load_symmetric(sigma, K, i, j, N, WORK) * fresh.to(WORK)
     return x
 
 
@@ -105,7 +106,7 @@ def see_weights(
             w = load_rows(weights, K, kept, q, K, L, N, WORK)
             x += multiply(w, load_tile(cov, K, 1, q, j, K, K, N, N, WORK), WORK, PRECISION)
             if sigma is not None:
-                y += multiply(w, load_tile(sigma, K, 1, q, j, K, K, N, N, WORK), WORK, PRECISION)
+                y += multiply(w, load_symmetric(sigma, K, q, j, N, WORK), WORK, PRECISION)
         w = load_rows(weights, K, kept, j, K, L, N, WORK)
         store_tile(moved, K, 1, x, 0, j, count, K, L, N)
         prior += multiply(x, tl.trans(w), WORK, PRECISION)

@@ -16,7 +16,15 @@ from ._stationary import (
     products_between,
     see_weights,
 )
-from ._tiles import load_rows, load_sum, load_tile, multiply, store_symmetric, store_tile
+from ._tiles import (
+    load_rows,
+    load_sum,
+    load_symmetric,
+    load_tile,
+    multiply,
+    store_symmetric,
+    store_tile,
+)
 
 #: Arrays of a chunk's steps by slots that `reverse_moving_covariance` works in.
 ROOMS = 6
@@ -191,7 +199,7 @@ def reverse_moving_covariance(
             d += multiply(x, load_tile(cov, K, 1, q, i, K, K, N, N, WORK), WORK, PRECISION)
             if sigma is not None:
                 x = load_tile(full, K, 1, 0, q, count, K, L, N, WORK)
-                y += multiply(x, load_tile(sigma, K, 1, q, i, K, K, N, N, WORK), WORK, PRECISION)
+                y += multiply(x, load_symmetric(sigma, K, q, i, N, WORK), WORK, PRECISION)
         if sigma is None:
             y = load_tile(full, K, 1, 0, i, count, K, L, N, WORK)
         d = tl.where(kept[:, None], factor[:, None] * d + y, 0.0)
@@ -227,7 +235,7 @@ def reverse_moving_covariance(
                 more = tl.arange(0, N)
                 u -= tl.where((i + more)[:, None] == (j + more)[None, :], 1.0, 0.0).to(WORK)
             else:
-                u -= load_tile(sigma, K, 1, i, j, K, K, N, N, WORK)
+                u -= load_symmetric(sigma, K, i, j, N, WORK)
                 x = outer_rows(weights, half, i, j, kept, count, K, L, N, WORK, PRECISION)
                 y = outer_rows(weights, half, j, i, kept, count, K, L, N, WORK, PRECISION)
                 x = renewed.to(WORK) * g + (x + tl.trans(y)) * 0.5

@@ -41,7 +41,7 @@ def load_cov(cov, sigma, g, K, i, j, N: tl.constexpr, MOVES: tl.constexpr):
             at = tl.arange(0, N)
             x = g * g * x + tl.where((i + at)[:, None] == (j + at)[None, :], fresh, 0.0)
         else:
-            x = g * g * x + fresh * load_tile(sigma, K, 1, i, j, K, K, N, N, tl.float64)
+            x = g * g * x + fresh * load_symmetric(sigma, K, i, j, N, tl.float64)
     return x
 
 

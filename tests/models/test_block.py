@@ -38,7 +38,7 @@ def test_it_is_the_layer_and_the_mlp_beside_the_residual():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"mlp_dim": 0, "conv_size": 0}, {"dynamics": "stationary"}], ids=str
+    "options", [{}, {"mlp_dim": 0, "conv_size": 0}, {"dynamics": "decay"}], ids=str
 )
 def test_blocks_chain_and_are_causal(options):
     model = nn.Sequential(make(**options), make(1, **options))

@@ -12,7 +12,7 @@ OPTIONS = (
     {},
     {"conv_size": 0, "use_decay": False},
     {"head_dim": 4, "value_dim": 7},
-    {"dynamics": "stationary"},
+    {"dynamics": "decay"},
 )
 
 
@@ -65,7 +65,7 @@ def test_in_place_changes_every_field(options):
 
 
 def test_a_saved_cache_that_is_stepped_raises():
-    layer = make()
+    layer = make(dynamics="decay")
     cache = layer(tokens(2, 5), use_cache=True).cache.detach().clone()
     out = layer(tokens(2, 2, seed=2), cache=cache)  # keeps the cache for its gradient
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_packed_sequences_with_a_cache(options):
 
 @torch.no_grad()
 def test_vmap_over_decoding():
-    layer, x = make(), tokens(1, 5)
+    layer, x = make(dynamics="decay"), tokens(1, 5)
     cache = layer(x, use_cache=True).cache
     several = tokens(3, 1, seed=4)[:, None]  # three continuations of one prompt
     out = torch.vmap(lambda y: layer(y, cache=cache, use_cache=True))(several)
@@ -203,7 +203,7 @@ def test_decoding_compiles():
 
 
 def test_saved_moved_and_detached():
-    layer = make(torch.float32)
+    layer = make(torch.float32, dynamics="decay")
     cache = layer(tokens(2, 5, torch.float32), use_cache=True).cache
     buffer = io.BytesIO()
     torch.save({"cache": cache}, buffer)
@@ -223,14 +223,17 @@ def test_saved_moved_and_detached():
 
 
 def test_a_cache_of_another_layer_is_refused():
-    layer, x = make(torch.float32), tokens(2, 4, torch.float32)
+    def made(**options):
+        return make(torch.float32, dynamics="decay", **options)
+
+    layer, x = made(), tokens(2, 4, torch.float32)
     cache = layer(x, use_cache=True).cache
     state, history, forgotten = cache
     double = cache.to(torch.float64)
     for bad, error, message in (
-        (make(torch.float32, conv_size=3)(x, use_cache=True).cache, ValueError, "history of shape"),
-        (make(torch.float32, conv_size=0)(x, use_cache=True).cache, ValueError, "history of shape"),
-        (make(torch.float32, value_dim=5)(x, use_cache=True).cache, ValueError, "mean of shape"),
+        (made(conv_size=3)(x, use_cache=True).cache, ValueError, "history of shape"),
+        (made(conv_size=0)(x, use_cache=True).cache, ValueError, "history of shape"),
+        (made(value_dim=5)(x, use_cache=True).cache, ValueError, "mean of shape"),
         (cache.select([0]), ValueError, r"mean of shape \(B, H, K, C\) = \(2, 2, 6, 6\)"),
         (double, TypeError, "mean of torch.float32 for tokens of torch.float32"),
         (cache._replace(state=state._replace(cov=double.state.cov)), TypeError, "cov of torch.fl"),
@@ -244,9 +247,9 @@ def test_a_cache_of_another_layer_is_refused():
         with pytest.raises(error, match=f"KanervaLayer: cache must hold a {message}"):
             layer(x, cache=bad)
     with pytest.raises(ValueError, match="must hold a history None"):
-        make(torch.float32, conv_size=0)(x, cache=cache)
+        made(conv_size=0)(x, cache=cache)
     with pytest.raises(TypeError, match=r"mean of torch.float64 for tokens of torch.float64"):
-        make()(x.double(), cache=cache)
+        make(dynamics="decay")(x.double(), cache=cache)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -269,7 +272,7 @@ def pickled(cache):
 
 
 def test_a_step_in_place_that_cannot_be_made_changes_nothing():
-    layer, given = KanervaLayer(8, 2), torch.randn(1, 5, 8)
+    layer, given = KanervaLayer(8, 2, dynamics="decay"), torch.randn(1, 5, 8)
     with torch.inference_mode():
         inference = layer(given, use_cache=True).cache
     prompt = layer(given, use_cache=True).cache.detach()

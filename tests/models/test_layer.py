@@ -12,8 +12,9 @@ from kanerva_ext import KanervaCache, KanervaLayer, ops
 OPTIONS = (
     {},
     {"conv_size": 0, "use_decay": False, "use_gate": False},
-    {"head_dim": 4, "value_dim": 7, "conv_size": 3},
-    {"dynamics": "stationary", "num_kv_heads": 1},
+    {"head_dim": 4, "value_dim": 7, "conv_size": 3, "dynamics": "decay"},
+    {"num_kv_heads": 1},
+    {"dynamics": "decay"},
 )
 
 
@@ -29,7 +30,7 @@ def test_a_token_sees_itself_and_what_was_before(options):
 
 
 def test_it_is_a_memory_written_and_read_token_by_token():
-    layer, x = make(conv_size=0, use_gate=False), tokens(2, 7)
+    layer, x = make(conv_size=0, use_gate=False, dynamics="decay"), tokens(2, 7)
     out = layer(x)
     q, k, v = layer.qkv_proj(x).unflatten(-1, (3, HEADS, -1)).unbind(2)
     q, k = (y / y.norm(dim=-1, keepdim=True) for y in (q, k))
@@ -129,7 +130,7 @@ def test_every_parameter_learns():
 
 def test_it_forgets_no_further_than_the_limit():
     """Thousands of equal tokens with strong decay: what is never written at must not overflow."""
-    layer = make(torch.float32, conv_size=0)
+    layer = make(torch.float32, conv_size=0, dynamics="decay")
     with torch.no_grad():
         layer.decay_proj.bias.fill_(1.0)
     x = tokens(1, 1, torch.float32).expand(1, 400, WIDTH)
@@ -193,7 +194,7 @@ def test_gates_survive_meta_device():
                 module.reset_parameters()
         for (name, a), b in zip(layer.named_parameters(), want.parameters(), strict=True):
             assert a.isfinite().all(), name
-            if name in ("noise_proj.bias", "decay_proj.bias", "norm.weight"):
+            if name in ("noise_proj.bias", "retention_proj.bias", "norm.weight"):
                 assert torch.equal(a, b), name
             else:
                 torch.testing.assert_close(a.std(), b.std(), rtol=0.4, atol=0, msg=name)

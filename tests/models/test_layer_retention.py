@@ -7,7 +7,7 @@ import pytest
 import torch
 from layers import HEADS, WIDTH, make, tokens
 
-from kanerva_ext import KanervaLayer
+from kanerva_ext import KanervaBlock, KanervaLayer
 
 
 def stationary(dtype=torch.float64, **options):
@@ -153,19 +153,38 @@ def test_gates_start_at_half_lives_from_a_few_tokens_to_thousands():
 
 
 def test_checkpoints_of_the_other_dynamics_are_refused():
-    moving, decaying = stationary(), make()
+    moving, decaying = stationary(), make(dynamics="decay")
     with pytest.raises(RuntimeError, match="retention_proj"):
         decaying.load_state_dict(moving.state_dict())
     with pytest.raises(RuntimeError, match="decay_proj"):
         moving.load_state_dict(decaying.state_dict())
-    assert "dynamics='stationary'" in repr(moving) and "dynamics" not in repr(decaying)
+    assert "dynamics" not in repr(moving) and "dynamics='decay'" in repr(decaying)
+
+
+def test_checkpoints_from_before_there_was_a_choice():
+    old, x = make(dynamics="decay"), tokens(2, 6)
+    layer = make()
+    assert layer.dynamics == "stationary" and layer.decay_proj is None
+    parameters = list(layer.parameters())
+    layer.load_state_dict(old.state_dict())
+    assert layer.dynamics == "decay" and layer.retention_proj is None
+    assert {id(p) for p in layer.parameters()} == {id(p) for p in parameters}
+    assert repr(layer) == repr(old)
+    torch.testing.assert_close(layer(x).hidden_states, old(x).hidden_states)
+    torch.testing.assert_close(layer(x, use_cache=True).cache, old(x, use_cache=True).cache)
+    made = KanervaBlock(WIDTH, HEADS), KanervaBlock(WIDTH, HEADS, dynamics="decay")
+    blocks = [torch.nn.Sequential(block) for block in made]
+    blocks[0].load_state_dict(blocks[1].state_dict())
+    torch.testing.assert_close(*(b(x.float()) for b in blocks))
+    still = KanervaLayer(WIDTH, HEADS, use_decay=False)
+    assert still.decay_proj is None and still.retention_proj is None
 
 
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
         ({"dynamics": "none"}, ValueError, r"dynamics must be one of \('decay', 'stationary'\)"),
-        ({"dynamics": None}, TypeError, "dynamics must be a str"),
+        ({"dynamics": 1}, TypeError, "dynamics must be a str"),
         ({"dynamics": "stationary", "use_decay": False}, ValueError, "with use_decay=False, got"),
     ],
 )

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from retention_cases import small, without_queries
+from selection import PTX, not_on
 from torch import Tensor
 
 from kanerva_ext import ops
@@ -101,3 +102,30 @@ def test_a_retention_out_of_range_is_nan_in_its_item(name, value):
 def test_sums_over_the_steps_have_no_retention():
     with pytest.raises(ValueError, match=r"bayes_write: method=.* has no retention"):
         ops.bayes_write(**without_queries(small()), retention=0.5, method="information")
+
+
+@not_on(PTX, reason="the CUDA kernels take covariances as they are")
+@pytest.mark.parametrize("noise", [0.5, 1e-7])
+def test_covariances_count_by_their_symmetric_part(noise):
+    args = small(t=20)
+    args["noise_var"] = noise * args["noise_var"]
+    crooked = torch.triu(torch.full((4, 4), 0.02, dtype=torch.float64), 1)
+    crooked = crooked - crooked.mT
+    sigma = args["cov"].flip(0).clone()
+    bent = {**args, "cov": args["cov"] + crooked}
+
+    def both(args, sigma):
+        leaves = {n: x.clone().requires_grad_() for n, x in args.items()}
+        moves = {"retention": 0.9, "stationary_cov": sigma.clone().requires_grad_()}
+        found = ops.causal_scan(**leaves, **moves)
+        inputs = [*leaves.values(), moves["stationary_cov"]]
+        return *found, *torch.autograd.grad([x.sum() for x in found], inputs)
+
+    torch.testing.assert_close(both(bent, sigma + crooked), both(args, sigma))
+    step = {n: x if n in ("mean", "cov") else x[:, 0] for n, x in args.items()}
+    states = []
+    for cov, settled in ((args["cov"], sigma), (bent["cov"], sigma + crooked)):
+        state = {**step, "mean": step["mean"].clone(), "cov": cov.clone()}
+        read = ops.causal_step(**state, retention=0.9, stationary_cov=settled)
+        states.append((*read, state["mean"], state["cov"]))
+    torch.testing.assert_close(*states)

@@ -82,16 +82,17 @@ def test_long_sequences_are_the_filter(monkeypatch, steps, segments, dtype):
     for names, got, part in ((NAMES, results, 0), (GRADS, found, 1)):
         for name, g, w, r in zip(names, got, made[LD][part], rivals[part], strict=True):
             for i, moving in enumerate(PROBLEMS[steps]):
-                if part and name == "cov" and is_hopeless(moving):
+                if part and name == "cov" and cancels(moving) and dtype == torch.float32:
                     continue
                 label = f"{moving}: {'gradient of ' * part}{name}"
                 two = slice(2 * i, 2 * i + 2)
                 assert_as_accurate(g[two].detach(), w[two], r[two], floor=floors[part], name=label)
 
 
-def is_hopeless(moving: Moving) -> bool:
+def cancels(moving: Moving) -> bool:
     """Of the gradient of the covariance at the start: written at the same addresses for ever and
-    all but without noise it cancels to nothing, in every form there is (docs/limits.md)."""
+    all but without noise it cancels to nothing, unless it is carried with a square root, as that of
+    a float64 state is (test_long_gradients.py)."""
     case = moving.case
     return (case.kind, case.noise, moving.retention) == ("repeated", 1e-6, "kept")
 
