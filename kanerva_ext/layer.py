@@ -70,9 +70,7 @@ class KanervaLayer(SavedSettings):
             (``retention`` of `ops.causal_scan`): nothing grows, and there is no limit.
             ``"decay"``: exponential forgetting. Along directions that are not written at any more
             the variance grows as the decays multiply; once they come to 1e-3 in a sequence the
-            layer forgets no further, so that float32 can hold it. None: ``"stationary"``, or
-            ``"decay"`` once a checkpoint of such a layer is loaded, as all were before there was a
-            choice.
+            layer forgets no further, so that float32 can hold it. Without ``use_decay``: either.
         use_gate: multiply the output of each head by ``silu`` of a projection of the token.
         noise_var: observation noise variance at the start of training, > noise_floor.
         noise_floor: the smallest that it can become, > 0.
@@ -100,7 +98,7 @@ class KanervaLayer(SavedSettings):
         value_dim: int | None = None,
         conv_size: int = 4,
         use_decay: bool = True,
-        dynamics: str | None = None,
+        dynamics: str = "stationary",
         use_gate: bool = True,
         noise_var: float = 0.25,
         noise_floor: float = 1e-3,
@@ -138,15 +136,8 @@ class KanervaLayer(SavedSettings):
                 f"{SMALLEST:g} .. {LARGEST:g}, got noise_var={noise_var}, "
                 f"noise_floor={noise_floor}"
             )
-        self._dynamics_given = dynamics is not None
-        if dynamics is None:
-            dynamics = "stationary" if use_decay else "decay"
         check_choice("KanervaLayer", "dynamics", dynamics, DYNAMICS)
-        if dynamics != "decay" and not use_decay:
-            raise ValueError(
-                f"KanervaLayer: dynamics must be left out with use_decay=False, got {dynamics!r}"
-            )
-        self.dynamics = dynamics
+        self.dynamics = dynamics if use_decay else "decay"  # by none: its decays are 1
         self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads
         self.head_dim = head_dim
         self.value_dim = head_dim if value_dim is None else value_dim
@@ -160,7 +151,7 @@ class KanervaLayer(SavedSettings):
         # or retentions that do in 7 to 7,000.
         start = [inverse_softplus(noise_var - noise_floor)] * num_heads
         self.noise_proj = Gate(d_model, start)
-        moves = dynamics == "stationary"
+        moves = self.dynamics == "stationary"
         slowest, fastest = (-4, -1) if moves else (-5, -3)
         rates = torch.logspace(slowest, fastest, num_heads, device="cpu")
         start = rates.expm1().log().tolist()
@@ -173,24 +164,6 @@ class KanervaLayer(SavedSettings):
     def settings(self) -> dict[str, float]:
         """What the ``state_dict`` holds beside the parameters."""
         return {"noise_floor": self.noise_floor, "norm_eps": float(self.norm.eps or 0)}
-
-    def _become_decaying(self) -> None:
-        """The same parameters in the same order by another name: an optimiser's stay valid."""
-        renamed = {"retention_proj": "decay_proj"}
-        modules = {renamed.get(name, name): module for name, module in self._modules.items()}
-        del self.decay_proj
-        self._modules.clear()
-        self._modules.update(modules)
-        self.retention_proj, self.dynamics = None, "decay"
-
-    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
-        decays, moves = (
-            any(key.startswith(f"{prefix}{name}.") for key in state_dict)
-            for name in ("decay_proj", "retention_proj")
-        )
-        if decays and not moves and self.retention_proj is not None and not self._dynamics_given:
-            self._become_decaying()
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew, as the constructor does; also after ``to_empty``."""

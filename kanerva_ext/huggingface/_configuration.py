@@ -19,8 +19,7 @@ class KanervaConfig(PreTrainedConfig):
         intermediate_size: inside the MLP; None: see `KanervaBlock`; 0: no MLP.
         conv_kernel: taps of the short convolution; 0: none.
         use_decay: let the memory forget.
-        dynamics: how, "stationary" or "decay", see `KanervaLayer`; saved in any case, and "decay"
-            where a saved configuration has none, as before there was a choice.
+        dynamics: how, "stationary" or "decay", see `KanervaLayer`.
         use_gate: gate the output of each head.
         noise_var: observation noise variance at the start of training.
         noise_floor: the smallest it can become.
@@ -62,15 +61,6 @@ class KanervaConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
-    @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
-        """A configuration of what `to_dict` or a file holds."""
-        return super().from_dict({"dynamics": "decay", **config_dict}, **kwargs)
-
-    def to_diff_dict(self) -> dict:
-        """What differs from the defaults, and the dynamics: what is saved."""
-        return {**super().to_diff_dict(), "dynamics": self.dynamics}
-
     def block_options(self) -> dict:
         """Arguments of `KanervaBlock`."""
         return {
@@ -84,7 +74,7 @@ class KanervaConfig(PreTrainedConfig):
             "value_dim": self.value_dim,
             "conv_size": self.conv_kernel,
             "use_decay": self.use_decay,
-            "dynamics": self.dynamics if self.use_decay else None,
+            "dynamics": self.dynamics,
             "use_gate": self.use_gate,
             "noise_var": self.noise_var,
             "noise_floor": self.noise_floor,

@@ -278,21 +278,6 @@ def test_it_learns_a_text():
 # --------------------------------------------------------------------------------------- files
 
 
-def test_a_model_that_was_saved_before_there_was_a_choice(tmp_path):
-    model, tokens = make(dynamics="decay"), text()
-    model.save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    saved = json.loads(file.read_text())
-    assert saved.pop("dynamics") == "decay"
-    file.write_text(json.dumps(saved))
-    loaded = KanervaForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
-    assert loaded.config.dynamics == "decay"
-    torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits)
-    make().save_pretrained(tmp_path)
-    assert json.loads(file.read_text())["dynamics"] == "stationary"
-    assert KanervaConfig.from_pretrained(tmp_path).dynamics == "stationary"
-
-
 @pytest.mark.parametrize(
     "options",
     [
