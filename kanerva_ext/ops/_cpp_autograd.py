@@ -32,9 +32,12 @@ def _load():
     if built != torch.__version__:
         return None, f"the library was compiled against torch {built}"
     try:
-        return importlib.import_module("kanerva_ext._autograd"), ""
+        library = importlib.import_module("kanerva_ext._autograd")
     except ImportError as error:
         return None, f"the library is missing or does not load: {error}"
+    if not hasattr(library, "direct_call"):
+        return None, "the library is older than the Python files: build it again"
+    return library, ""
 
 
 _library, why_not = _load()
