@@ -1,10 +1,11 @@
 """What a call costs besides its kernel: ``python -m benchmarks.overhead --json``.
 
 At the smallest shape, (1, 1, 1, 1), where a kernel has next to nothing to do, the layers of a call
-are timed one inside the other: the raw operator of the dispatcher (which boxes its arguments and
-runs the kernel), the public function without gradients (which checks and broadcasts in Python),
-with gradients recorded, and with the backward, as ``torch.autograd.grad`` calls it. A layer's price
-is its time less that of the layer inside it. Beside them stand what PyTorch itself takes: the
+are timed one inside the other: the raw operator of the dispatcher as Python calls it (which boxes
+its arguments and runs the kernel), the public function without gradients (which checks them and
+calls the dispatcher in C++, and so takes less than the raw operator), with gradients recorded, and
+with the backward, as ``torch.autograd.grad`` calls it. A layer's price is its time less that of the
+layer inside it. Beside them stand what PyTorch itself takes: the
 kernels of forward and backward alone, an autograd.Function in Python around nothing, and
 ``addcmul``, an operator of its own with as few numbers, one result and three gradients.
 ``KANERVA_AUTOGRAD=python`` measures the route that a PyTorch takes for which there is no

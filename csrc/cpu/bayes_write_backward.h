@@ -27,9 +27,7 @@ inline Outcome adjoint_adaptively(const BayesWriteBackwardArgs& args, int64_t b,
   return try_in_turn(may, [&](auto columns, auto factors, bool use_sqrt, double limit) {
     using A = decltype(columns);
     using F = decltype(factors);
-    NoReads<A, F> none;
-    return WriteAdjoint<A, F>(args, b, e, use_sqrt, limit, executor, chunk_steps(args.n.K, e.steps),
-                              none)
+    return WriteAdjoint<A, F>(args, b, e, use_sqrt, limit, executor, chunk_steps(args.n.K, e.steps))
         .run();
   });
 }

@@ -18,35 +18,34 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
-// What WriteAdjoint<A, F, ScanReads<A, F>> asks of the reads; see NoReads.
+// What WriteAdjoint<A, F, ScanReads<A, F>> asks of the reads of a chunk; see NoReads.
 template <class A, class F>
 class ScanReads {
  public:
   static constexpr bool present = true;
+  using Args = CausalScanBackwardArgs;
 
-  ScanReads(const CausalScanBackwardArgs& args, int64_t step, bool use_sqrt,
-            const Executor& executor)
+  ScanReads(Workspace::Scope& scope, const Args& args, int64_t step, bool use_sqrt)
       : args_(args),
-        executor_(executor),
-        scope_(Workspace::of_thread()),
         use_sqrt_(use_sqrt),
         step_(step),
         K_(args.n.K),
-        Q_(scope_, step, K_),
-        rest_(scope_, step, K_),
-        UQ_(scope_, step, K_),
-        rooted_(scope_, use_sqrt ? step : 0, K_),
-        inside_(scope_, step, step),
-        mixed_(scope_, step, step),
-        delta_(scope_, step, step),
-        queries_(room_in_arithmetic<A>(scope_, Q_)),
-        factors_(room_in_arithmetic<A>(scope_, inside_)),
-        slope_(scope_.take<double>(step)),
-        var_(scope_.take<double>(step)) {
+        Q_(scope, step, K_),
+        rest_(scope, step, K_),
+        UQ_(scope, step, K_),
+        rooted_(scope, use_sqrt ? step : 0, K_),
+        inside_(scope, step, step),
+        mixed_(scope, step, step),
+        delta_(scope, step, step),
+        queries_(room_in_arithmetic<A>(scope, Q_)),
+        factors_(room_in_arithmetic<A>(scope, inside_)),
+        slope_(scope.take<double>(step)),
+        var_(scope.take<double>(step)) {
     for (Matrix<F>* m : {&inside_, &mixed_, &delta_}) m->structure = Structure::lower;
   }
 
   void load_chunk(int64_t first, const Episode& e) {
+    first_ = first;
     L_ = std::min(step_, e.steps - first);
     for (Matrix<F>* m : {&Q_, &rest_, &UQ_, &inside_, &mixed_, &delta_}) m->rows = L_;
     for (Matrix<F>* m : {&inside_, &mixed_, &delta_}) m->columns = L_;
@@ -72,15 +71,16 @@ class ScanReads {
   }
 
   // With the factors, the covariance U before the chunk and Y. `kept`: J' was formed.
-  void prepare(const Chunk<F>& c, const Matrix<F>& U, const Matrix<F>& Y, bool kept) {
+  void prepare(const Chunk<F>& c, const Matrix<F>& U, const Matrix<F>& Y, bool kept,
+               const Executor& executor) {
     Workspace::Scope scope(Workspace::of_thread());
     const Matrix<F> Pt(scope, K_, L_);
     transpose(c.P, Pt);
-    product(executor_, Q_, Pt, inside_);
+    product(executor, Q_, Pt, inside_);
     clear_upper(inside_);
     kept_ = kept;
     if (!use_sqrt_) {
-      product(executor_, Q_, U, UQ_);
+      product(executor, Q_, U, UQ_);
       for (int64_t t = 0; t < L_; ++t)
         var_[t] = row_dot(K_, UQ_[t], Q_[t]) - row_dot(L_, inside_[t], inside_[t]);
     }
@@ -90,29 +90,25 @@ class ScanReads {
     }
     if (kept && !use_sqrt_) {
       copy(Q_, rest_);
-      product(executor_, inside_, Y, rest_, Store::sub);
+      product(executor, inside_, Y, rest_, Store::sub);
     }
     take_into(queries_, outer());
     take_into(factors_, inside_);
   }
 
   // gO of a block of columns; absent: zero.
-  Matrix<A> load_gradient(Workspace::Scope& scope, int64_t first, const Columns& columns,
-                          int64_t block) const {
+  Matrix<A> load_gradient(Workspace::Scope& scope, const Columns& columns, int64_t block) const {
     if (!args_.grad_reads) return {};
     const Matrix<A> gO = take_block<A>(scope, L_, columns, block);
-    load(args_.grad_reads, 0, Rows{nullptr, first}, gO, columns.at(block));
+    load(args_.grad_reads, 0, Rows{nullptr, first_}, gO, columns.at(block));
     return gO;
   }
 
-  // gO E' and D^ of a block of columns, given E'.
-  void add_columns(const ChunkFactors<A>& f, const Matrix<A>& gO, const Matrix<A>& Et,
-                   const Matrix<A>& OE, const Matrix<A>& D) const {
-    Workspace::Scope scope(Workspace::of_thread());
-    const Matrix<A> inner(scope.take<A>(L_ * gO.ld), L_, gO.columns, gO.ld);
+  // gO E' and A'gO of a block of columns, given E'.
+  void add_columns(const Matrix<A>& gO, const Matrix<A>& Et, const Matrix<A>& OE,
+                   const Matrix<A>& AO) const {
     product(gO, Et, OE, Store::add);
-    product_transposed(factors_, gO, inner);
-    product(f.V, inner, D, Store::add);
+    product_transposed(factors_, gO, AO, Store::add);
   }
 
   void add_to_mean(const Matrix<A>& gO, const Matrix<A>& gR) const {
@@ -121,7 +117,7 @@ class ScanReads {
 
   // I^, from the sums over all columns gO R' and gO E'.
   void add_inner(const Chunk<F>& c, const Matrix<A>& OR, const Matrix<A>& OE,
-                 const Matrix<F>& inner) {
+                 const Matrix<F>& inner, const Executor& executor) {
     convert(OE, mixed_);
     clear_upper(mixed_);
     copy(mixed_, delta_);
@@ -132,43 +128,44 @@ class ScanReads {
       for (int64_t k = 0; k < K_; ++k) UQ_[t][k] += F(OR[t][k]);
     }
     // In sqrt form U_t q_t is complete.
-    product(executor_, use_sqrt_ ? mixed_ : delta_, c.P, UQ_, Store::add);
-    add_to_system(inner);
+    product(executor, use_sqrt_ ? mixed_ : delta_, c.P, UQ_, Store::add);
+    add_to_system(inner, executor);
   }
 
   // dU += Q~'h Q~, or Q'h Q
-  void add_to_covariance(const Matrix<F>& dU) const {
+  void add_to_covariance(const Matrix<F>& dU, const Executor& executor) const {
     if (!args_.grad_read_var) return;
     Workspace::Scope scope(Workspace::of_thread());
     const Matrix<F> weighted(scope, L_, K_);
     copy(outer(), weighted);
     for (int64_t t = 0; t < L_; ++t) scale(0, K_, slope_[t], weighted[t]);
-    product_transposed(executor_, outer(), weighted, dU, Store::add);
+    product_transposed(executor, outer(), weighted, dU, Store::add);
   }
 
   // right += B'Q~, where J' was formed.
-  void add_to_kept(const Matrix<F>& right) const {
-    product_transposed(executor_, mixed_, rest_, right, Store::add);
+  void add_to_kept(const Matrix<F>& right, const Executor& executor) const {
+    product_transposed(executor, mixed_, rest_, right, Store::add);
   }
 
   // system -= A'B
-  void subtract_mixed(const Matrix<F>& system) const {
-    product_transposed(executor_, inside_, mixed_, system, Store::sub);
+  void subtract_mixed(const Matrix<F>& system, const Executor& executor) const {
+    product_transposed(executor, inside_, mixed_, system, Store::sub);
   }
 
   // N += Delta'Q, or Delta'Q~
-  void add_to_addresses(const Matrix<F>& N) const {
-    product_transposed(executor_, delta_, outer(), N, Store::add);
+  void add_to_addresses(const Matrix<F>& N, const Executor& executor) const {
+    product_transposed(executor, delta_, outer(), N, Store::add);
   }
 
-  void finish(int64_t first, double* d_decay) const {
+  // What does not depend on the gradients of the state is complete.
+  void finish(double* d_decay) const {
     for (int64_t t = 0; t < L_; ++t) d_decay[t] -= slope_[t] * var_[t];
-    store(args_.d_queries, 0, Rows{nullptr, first}, UQ_);
+    store(args_.d_queries, 0, Rows{nullptr, first_}, UQ_);
   }
 
  private:
   // I^ += sym(A'(h A - B))
-  void add_to_system(const Matrix<F>& inner) const {
+  void add_to_system(const Matrix<F>& inner, const Executor& executor) const {
     Workspace::Scope scope(Workspace::of_thread());
     const Matrix<F> right(scope, L_, L_), cross(scope, L_, L_);
     right.zero();
@@ -176,23 +173,21 @@ class ScanReads {
       axpy(0, L_, slope_[t], inside_[t], right[t]);
       axpy(0, L_, -1.0, mixed_[t], right[t]);
     }
-    product_transposed(executor_, inside_, right, cross);
+    product_transposed(executor, inside_, right, cross);
     symmetrise(cross);
     axpy(1.0, cross, inner);
   }
 
   const Matrix<F>& outer() const { return kept_ ? rest_ : Q_; }
 
-  const CausalScanBackwardArgs& args_;
-  const Executor& executor_;
-  Workspace::Scope scope_;
+  const Args& args_;
   const bool use_sqrt_;
   const int64_t step_, K_;
   // The queries, what the chunk leaves of them, U q and then dQ; A, B and Delta.
   Matrix<F> Q_, rest_, UQ_, rooted_, inside_, mixed_, delta_;
   Matrix<A> queries_, factors_;  // Q or Q~, and A
   double *slope_, *var_;         // h and read_var
-  int64_t L_ = 0;
+  int64_t first_ = 0, L_ = 0;
   bool kept_ = false;
 };
 
@@ -204,8 +199,7 @@ inline Outcome scan_adjoint_adaptively(const CausalScanBackwardArgs& args, const
     using A = decltype(columns);
     using F = decltype(factors);
     using Reads = ScanReads<A, F>;
-    Reads reads(args, step, use_sqrt, executor);
-    return WriteAdjoint<A, F, Reads>(args, 0, e, use_sqrt, limit, executor, step, reads).run();
+    return WriteAdjoint<A, F, Reads>(args, 0, e, use_sqrt, limit, executor, step).run();
   });
 }
 

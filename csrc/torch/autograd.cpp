@@ -23,6 +23,8 @@
 #include <utility>
 #include <vector>
 
+#include "direct_call.h"
+
 namespace kanerva {
 namespace {
 
@@ -294,4 +296,6 @@ PYBIND11_MODULE(_autograd, m) {
   m.def("register", &kanerva::register_autograd, pybind11::arg("library"), pybind11::arg("name"),
         pybind11::arg("differentiable"), pybind11::arg("saved_results"),
         pybind11::arg("with_tangents"));
+  m.def("direct_call", &kanerva::direct_call, pybind11::arg("library"), pybind11::arg("name"),
+        pybind11::arg("arguments"), pybind11::arg("backend"));
 }

@@ -48,6 +48,8 @@ class Operator:
     def __init__(self, declaration: Declaration, fake: Callable | None = None) -> None:
         _library.declare(declaration, fake)
         self.name = declaration.name
+        #: Serves most calls at once; see `_cpp_autograd.direct`.
+        self.direct = _cpp_autograd.direct(_library.NATIVE, declaration)
         self.reference = getattr(reference, self.name)
         self._native = _Route(_library.NATIVE, declaration)
         self._triton = _Route(_library.TRITON, declaration)

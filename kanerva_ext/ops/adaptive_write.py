@@ -89,6 +89,10 @@ def adaptive_write(
     if type(num_iters) is not int or num_iters < 1:
         num_iters = _checks.check_int("adaptive_write", "num_iters", num_iters)
     args, batch = (mean, cov, values, noise_var, ridge, mask), None
+    if not torch.compiler.is_compiling():
+        results = _call.direct(backend, check, *args, num_iters)
+        if results is not None:
+            return results if return_evidence else results[:4]
     if torch.compiler.is_compiling() or not _is_raw(*args):
         args, batch = _checks.prepare("adaptive_write", OPERATOR.args, args)
     else:

@@ -114,6 +114,10 @@ def bayes_write(
     elif method not in _checks.METHODS or decay is not None:
         _check_method(method, decay, retention)
     rest = (mask, decay, retention, stationary_cov)
+    if not torch.compiler.is_compiling():
+        results = _call.direct(backend, check, mean, cov, weights, values, noise_var, *rest, method)
+        if results is not None:
+            return results
     args, batch = (mean, cov, weights, values, noise_var, *rest), None
     if torch.compiler.is_compiling() or not is_raw(*args):
         args, batch = _checks.prepare("bayes_write", OPERATOR.args, args)

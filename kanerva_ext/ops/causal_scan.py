@@ -144,6 +144,10 @@ def causal_scan(
     if cu_seqlens is not None:
         return _packed(args, cu_seqlens, chunk, backend, check)
     batch = None
+    if not torch.compiler.is_compiling():
+        results = _call.direct(backend, check, *args, None, chunk)
+        if results is not None:
+            return results
     if torch.compiler.is_compiling() or not _is_raw(*args):
         args, batch = _checks.prepare("causal_scan", OPERATOR.args, args)
     elif type(noise_var) is float:

@@ -54,6 +54,10 @@ def memory_kl(
     >>> ops.memory_kl(mean + 1, cov, mean, cov).round(decimals=3)
     tensor([3.])
     """
+    if not torch.compiler.is_compiling():
+        results = _call.direct(backend, check, mean, cov, prior_mean, prior_cov)
+        if results is not None:
+            return results
     args, batch = (mean, cov, prior_mean, prior_cov), None
     if torch.compiler.is_compiling() or not _is_raw(*args):
         args, batch = _checks.prepare("memory_kl", OPERATOR.args, args)

@@ -56,6 +56,10 @@ def read(
     >>> values, var
     (tensor([[[2., 1.]]]), tensor([[5.]]))
     """
+    if not torch.compiler.is_compiling():
+        results = _call.direct(backend, check, mean, cov, weights)
+        if results is not None:
+            return results
     args, batch = (mean, cov, weights), None
     if torch.compiler.is_compiling() or not _is_raw(*args):
         args, batch = _checks.prepare("read", OPERATOR.args, args)

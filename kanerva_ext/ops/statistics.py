@@ -73,6 +73,10 @@ def to_statistics(
         if cov is not None:
             raise TypeError("to_statistics: cov must be None when mean is a MemoryState")
         mean, cov = mean
+    if not torch.compiler.is_compiling():
+        results = _call.direct(backend, check, mean, cov)
+        if results is not None:
+            return results[1], results[0]
     args, batch = (mean, cov), None
     if torch.compiler.is_compiling() or not _is_raw(mean, cov):
         args, batch = _checks.prepare("to_statistics", OPERATOR.args, args)
@@ -99,6 +103,10 @@ def from_statistics(
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`.
     """
+    if not torch.compiler.is_compiling():
+        results = _call.direct(backend, check, shift, precision)
+        if results is not None:
+            return MemoryState(*results)
     args, batch = (precision, shift), None
     if torch.compiler.is_compiling() or not _is_raw(shift, precision):
         args, batch = _checks.prepare("from_statistics", _STATISTICS, args)

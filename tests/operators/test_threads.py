@@ -30,6 +30,7 @@ def scan(p, **options):
 CALLS = {
     "bayes_write": lambda p: ops.bayes_write(*p[:5], mask=p.mask),
     "causal_scan": scan,
+    "causal_scan, decay": lambda p: scan(p, decay=0.99 + 0.009 * p.noise_var.sigmoid()),
     "causal_scan, moving": lambda p: scan(p, retention=0.95 + 0.04 * p.noise_var.sigmoid()),
     "read": lambda p: ops.read(p.mean, p.cov, p.weights),
     "recall": lambda p: ops.recall(p.mean, p.cov, queries(p), 0.1),
