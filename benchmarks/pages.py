@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 
 
@@ -29,3 +30,25 @@ def with_tables(text: str, tables: Mapping[str, Callable], results: dict, page: 
         table = make(results)
         text = pattern.sub(lambda match, made=table: f"{match[1]}\n{made}\n\n{match[2]}", text)
     return text
+
+
+def wrapped(text: str, width: int = 100) -> str:
+    """``text`` with its long lines of prose broken; tables, headings and pictures stay as they
+    are."""
+    lines = []
+    for line in text.split("\n"):
+        if len(line) <= width or line.lstrip().startswith(("|", "#", "!", "<")):
+            lines.append(line)
+            continue
+        item = re.match(r"(?:\d+\.|[-*]) ", line)
+        inside = " " * len(item[0]) if item else ""
+        whole = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "\0"), line)
+        broken = textwrap.fill(
+            whole,
+            width,
+            subsequent_indent=inside,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines.append(broken.replace("\0", " "))
+    return "\n".join(lines)

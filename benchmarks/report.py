@@ -14,7 +14,7 @@ from pathlib import Path
 from . import iterative, machine, overhead, scaling, training_step
 from .compare import RESULTS
 from .gpu import sections
-from .pages import markdown
+from .pages import markdown, wrapped
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -309,7 +309,7 @@ def page(found: dict[str, dict[str, list[dict]]]) -> str:
 
 
 def main() -> int:
-    PAGE.write_text(page(newest(RESULTS)))
+    PAGE.write_text(wrapped(page(newest(RESULTS))))
     print(f"written to {PAGE}")
     return 0
 

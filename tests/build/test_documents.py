@@ -62,6 +62,17 @@ def test_what_the_readme_shows():
     assert torch.isfinite(names["loss"]) and names["model"].memory.log_prior_var.grad is not None
 
 
+PROSE = [*PAGES, *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING"))]
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lines_of_prose_are_short(path):
+    """Tables, code, pictures and formulas may be wider."""
+    text = re.sub(r"^( *)(```|\$\$).*?^\1\2", "", path.read_text("utf-8"), flags=re.M | re.S)
+    prose = (line for line in text.split("\n") if not re.match(r"\||    |!\[| *\$\$", line))
+    assert [line for line in prose if len(line) > 100] == []
+
+
 def test_links_of_the_readme_exist():
     text = NAMES["README.md"].read_text("utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
