@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._chunk import downdate, load_steps, write_chunk, write_columns
 from ._finish import finish, no_partials
 from ._launch import VARYING, as_bytes, choose, empty, launch, plain
 from ._tiles import (
@@ -28,7 +29,7 @@ from ._tiles import (
     store_symmetric,
     store_tile,
 )
-from .bayes_write import blocks_of_columns, downdate, load_steps, write_chunk, write_columns
+from .bayes_write import blocks_of_columns
 
 
 @triton.jit(do_not_specialize=VARYING)

@@ -39,6 +39,7 @@ from ._arguments import (
     Slopes,
     Written,
 )
+from ._chunk import load_steps
 from ._finish import no_partials
 from ._launch import VARYING, choose, empty, launch
 from ._reads import read_weights
@@ -46,7 +47,7 @@ from ._sequences import locate
 from ._stationary import chunks_before, last_of, last_row, products_between
 from ._stationary_adjoint import ROOMS, reverse_moving_covariance
 from ._tiles import copy_matrix, copy_symmetric, load_rows, load_tile, multiply, store_tile
-from .bayes_write import Pass, chunk_length, load_steps, symmetric, write_kernel
+from .bayes_write import Pass, chunk_length, symmetric, write_kernel
 
 
 @triton.jit

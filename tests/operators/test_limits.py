@@ -33,7 +33,7 @@ def test_no_limit_of_triton_is_left_out():
 @pytest.mark.parametrize(
     ("file", "pattern", "name"),
     [
-        ("bayes_write.py", r"v <= ([0-9.e]+)\)", "LargestNoise"),
+        ("_chunk.py", r"v <= ([0-9.e]+)\)", "LargestNoise"),
         ("causal_step.py", r"v <= ([0-9.e]+)\)", "LargestNoise"),
         ("adaptive_write.py", r"v <= ([0-9.e]+)\)", "LargestNoise"),
         ("adaptive_write.py", r"ratio >= ([0-9.e-]+) \*", "Cancelled"),
