@@ -6,11 +6,10 @@ import csv
 import io
 import re
 import statistics
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from .pages import markdown, with_tables
+from .pages import markdown, with_tables, wrapped
 
 NAMES = {
     "kanerva": "Kanerva Machine",
@@ -227,11 +226,8 @@ def _origin(results: dict) -> str:
             where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
             when = f"commit {machine['commit'][:10]}, {machine['date'][:10]}"
             measured.setdefault(f"{where}, {when}", {})[f"`{name}`"] = None
-    lines = [
-        textwrap.fill(f"- {place}: {', '.join(names)}", 100, subsequent_indent="  ")
-        for place, names in measured.items()
-    ]
-    return "\n".join(["One thread per run.", "", *lines])
+    lines = [f"- {place}: {', '.join(names)}" for place, names in measured.items()]
+    return wrapped("\n".join(["One thread per run.", "", *lines]))
 
 
 TABLES: dict[str, Callable[[dict], str]] = {
