@@ -21,6 +21,15 @@ FORMAT = "kanerva_ext.MemoryState"
 DAMAGED = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
 
+def wide_to(x: Tensor, *args, **kwargs) -> Tensor:
+    """``x.to(...)``; where that asks for a half-precision dtype, the device alone, every digit
+    kept."""
+    moved = x.to(*args, **kwargs)
+    if moved.dtype not in (torch.float16, torch.bfloat16):
+        return moved
+    return x.to(moved.device, copy=kwargs.get("copy", False))
+
+
 class MemoryState(NamedTuple):
     """Belief about a memory matrix, ``M ~ MN(mean, cov, I)``: a tuple, hence a pytree.
 
@@ -52,14 +61,11 @@ class MemoryState(NamedTuple):
     def to(self, *args, **kwargs) -> MemoryState:
         """Brought to a device, a dtype, or both, as ``torch.Tensor.to``. A belief is float32 or
         float64: to a half-precision dtype it keeps its own."""
-        moved = [x.to(*args, **kwargs) for x in self]
-        dtype = moved[0].dtype
-        half = dtype in (torch.float16, torch.bfloat16)
-        if not half and dtype not in STATE_DTYPES:
+        moved = MemoryState(*(wide_to(x, *args, **kwargs) for x in self))
+        dtype = moved.mean.dtype
+        if dtype not in STATE_DTYPES:
             raise TypeError(f"MemoryState.to: dtype must be a real floating-point one, got {dtype}")
-        return MemoryState(
-            *(m.to(x.dtype) if half else m for m, x in zip(moved, self, strict=True))
-        )
+        return moved
 
     def select(self, index: Tensor | Sequence[int]) -> MemoryState:
         """The memories of ``index`` along the first leading dimension, in its order: a copy.

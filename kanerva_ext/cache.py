@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._state import MemoryState, as_index, register_for_loading
+from ._state import MemoryState, as_index, register_for_loading, wide_to
 
 
 class KanervaCache(NamedTuple):
@@ -22,8 +22,8 @@ class KanervaCache(NamedTuple):
         state: the memory of each head, mean (B, H, K, C) and cov (B, H, K, K), float32 or float64.
         history: (B, conv_size - 1, width), what the short convolution looks back on, or None.
         forgotten: (B, H), minus the sum of the logarithms of all decays so far, nats; dtype of the
-            state. None with ``dynamics="stationary"``, which needs no such count: a layer refuses
-            the cache of another kind.
+            state. Of layers with ``dynamics="decay"`` alone, None of others, which need no such
+            count: a layer refuses the cache of another kind.
 
     >>> import torch, kanerva_ext
     >>> layer = kanerva_ext.KanervaLayer(8, num_heads=2)
@@ -71,7 +71,7 @@ class KanervaCache(NamedTuple):
         A memory is float32 or float64: a half-precision dtype is for ``history`` alone.
         """
         history = None if self.history is None else self.history.to(*args, **kwargs)
-        forgotten = None if self.forgotten is None else _wide_to(self.forgotten, *args, **kwargs)
+        forgotten = None if self.forgotten is None else wide_to(self.forgotten, *args, **kwargs)
         return KanervaCache(self.state.to(*args, **kwargs), history, forgotten)
 
     def _optional(self) -> list[tuple[str, Tensor]]:
@@ -84,17 +84,12 @@ def _clone(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _wide_to(x: Tensor, *args, **kwargs) -> Tensor:
-    moved = x.to(*args, **kwargs)
-    return moved.to(x.dtype) if moved.dtype in (torch.float16, torch.bfloat16) else moved
-
-
 def check_cache(
     op: str,
     cache: object,
     mean_shape: tuple[int, ...],
     history_shape: tuple[int, ...] | None,
-    dynamics: str,
+    decays: bool,
     x: Tensor,
 ) -> None:
     """Raise unless every field has the shape, dtype and device that a layer leaves for ``x``.
@@ -104,7 +99,7 @@ def check_cache(
         cache: to look at.
         mean_shape: (B, H, K, C) of the memories.
         history_shape: (B, conv_size - 1, width); None: without a convolution.
-        dynamics: the layer's.
+        decays: whether the layer forgets by decays, whose product it counts.
         x: the tokens; float64 ones go with a float64 cache, all others with a float32 one.
 
     Raises:
@@ -123,12 +118,14 @@ def check_cache(
             f"{op}: cache must hold a history {expected}, which a layer of this conv_size leaves, "
             f"got {found}"
         )
-    moves = dynamics == "stationary"
-    if (cache.forgotten is None) != moves:
-        found = "decay" if moves else "stationary"
+    if (cache.forgotten is None) == decays:
+        kinds = (
+            "a layer with dynamics='decay'",
+            "one with dynamics='stationary' or that forgets nothing",
+        )
+        expected, found = kinds if decays else kinds[::-1]
         raise ValueError(
-            f"{op}: cache must come from a layer with dynamics={dynamics!r} like this one, got one "
-            f"of dynamics={found!r}, whose memory forgets otherwise"
+            f"{op}: cache must come from {expected}, like this one, got that of {found}"
         )
     state = cache.state
     if not isinstance(state, tuple) or len(state) != 2:
@@ -138,7 +135,7 @@ def check_cache(
         ("mean", state[0], "(B, H, K, C)", mean_shape, wide),
         ("cov", state[1], "(B, H, K, K)", (*mean_shape[:2], slots, slots), wide),
         ("history", cache.history, "(B, conv_size - 1, width)", history_shape, narrow),
-        ("forgotten", cache.forgotten, "(B, H)", None if moves else mean_shape[:2], wide),
+        ("forgotten", cache.forgotten, "(B, H)", mean_shape[:2] if decays else None, wide),
     ):
         if shape is None:
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -12,8 +11,16 @@ from torch.nn import functional
 from . import _backend, ops
 from ._checks import check_choice, check_int
 from ._convolution import ShortConvolution
+from ._layer_checks import (
+    GATES,
+    check_flags,
+    check_gates,
+    check_mask,
+    check_noise,
+    check_norm_eps,
+    wrong,
+)
 from ._layer_gates import Gate, inverse_softplus, limited_decay, retention_of
-from ._memory_checks import LARGEST, SMALLEST
 from ._packing import check_cu_seqlens, places
 from ._settings import SavedSettings
 from ._state import MemoryState, register_for_loading
@@ -21,7 +28,6 @@ from .cache import KanervaCache, check_cache
 
 __all__ = ["KanervaCache", "KanervaLayer", "KanervaOutput"]
 
-MASK_DTYPES = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 DYNAMICS = ("decay", "stationary")
 SMALLEST_NORM = 1e-2  # of a query or key that is brought to norm one; smaller ones stay smaller
 
@@ -127,17 +133,11 @@ class KanervaLayer(SavedSettings):
                 f"KanervaLayer: num_kv_heads must divide num_heads = {num_heads}, got "
                 f"{num_kv_heads}"
             )
-        for name, value in (("noise_var", noise_var), ("noise_floor", noise_floor)):
-            if isinstance(value, bool) or not isinstance(value, Real):
-                _wrong(name, "a number", value)
-        if not SMALLEST <= noise_floor < noise_var <= LARGEST:
-            raise ValueError(
-                "KanervaLayer: noise_var must be above noise_floor, and both in "
-                f"{SMALLEST:g} .. {LARGEST:g}, got noise_var={noise_var}, "
-                f"noise_floor={noise_floor}"
-            )
+        check_noise(noise_var, noise_floor)
         check_choice("KanervaLayer", "dynamics", dynamics, DYNAMICS)
-        self.dynamics = dynamics if use_decay else "decay"  # by none: its decays are 1
+        check_flags(use_decay=use_decay, use_gate=use_gate)
+        check_norm_eps(norm_eps)
+        self.dynamics = dynamics
         self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads
         self.head_dim = head_dim
         self.value_dim = head_dim if value_dim is None else value_dim
@@ -151,12 +151,12 @@ class KanervaLayer(SavedSettings):
         # or retentions that do in 7 to 7,000.
         start = [inverse_softplus(noise_var - noise_floor)] * num_heads
         self.noise_proj = Gate(d_model, start)
-        moves = self.dynamics == "stationary"
+        moves = dynamics == "stationary"
         slowest, fastest = (-4, -1) if moves else (-5, -3)
         rates = torch.logspace(slowest, fastest, num_heads, device="cpu")
         start = rates.expm1().log().tolist()
         self.decay_proj = Gate(d_model, start) if use_decay and not moves else None
-        self.retention_proj = Gate(d_model, start) if moves else None
+        self.retention_proj = Gate(d_model, start) if use_decay and moves else None
         self.gate_proj = nn.Linear(d_model, self._widths[2], bias=False) if use_gate else None
         self.norm = nn.RMSNorm(self.value_dim, eps=norm_eps)
         self.out_proj = nn.Linear(self._widths[2], d_model, bias=False)
@@ -164,6 +164,11 @@ class KanervaLayer(SavedSettings):
     def settings(self) -> dict[str, float]:
         """What the ``state_dict`` holds beside the parameters."""
         return {"noise_floor": self.noise_floor, "norm_eps": float(self.norm.eps or 0)}
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *rest) -> None:
+        gates = {name for name in GATES if getattr(self, name) is not None}
+        check_gates(gates, state_dict, prefix, rest[-1])
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew, as the constructor does; also after ``to_empty``."""
@@ -257,9 +262,7 @@ class KanervaLayer(SavedSettings):
             return decay, None, forgotten
         if self.retention_proj is not None:
             return None, retention_of(self._rate(self.retention_proj, x, kept, dtype)), None
-        count = x.shape[0] if where is None else where.count.shape[0]
-        none = x.new_zeros(count, self.num_heads, dtype=dtype)
-        return None, None, none if before is None else before.clone()
+        return None, None, None
 
     def _rate(self, gate: Gate, x: Tensor, kept: Tensor | None, dtype: torch.dtype) -> Tensor:
         """How much is forgotten before each token, nats, (B, H, T); 0 at padding."""
@@ -322,7 +325,7 @@ class KanervaLayer(SavedSettings):
         shape = tuple(hidden_states.shape)
         mask = bounds = None
         if attention_mask is not None:
-            mask = _check_mask(attention_mask, shape[:2], cache is not None)
+            mask = check_mask(attention_mask, shape[:2], cache is not None)
         count = shape[0]
         if cu_seqlens is not None:
             if shape[0] != 1:
@@ -342,7 +345,12 @@ class KanervaLayer(SavedSettings):
             if self.conv is not None:
                 history_shape = (count, self.conv.size - 1, sum(self._widths))
             check_cache(
-                "KanervaLayer", cache, mean_shape, history_shape, self.dynamics, hidden_states
+                "KanervaLayer",
+                cache,
+                mean_shape,
+                history_shape,
+                self.decay_proj is not None,
+                hidden_states,
             )
         if inplace:
             self._check_inplace(hidden_states, cache)
@@ -350,7 +358,7 @@ class KanervaLayer(SavedSettings):
 
     def _check_tokens(self, hidden_states) -> None:
         if not isinstance(hidden_states, Tensor):
-            _wrong("hidden_states", "a torch.Tensor", hidden_states)
+            wrong("hidden_states", "a torch.Tensor", hidden_states)
         if not hidden_states.is_floating_point():
             raise TypeError(
                 f"KanervaLayer: hidden_states must have a floating-point dtype, got "
@@ -423,39 +431,6 @@ def _overwrite(cache: KanervaCache, state: MemoryState, history, forgotten: Tens
             old.copy_(new)
 
 
-def _check_mask(mask: Tensor, shape: tuple[int, int], longer: bool) -> Tensor:
-    """(B, T) bool, True where a token counts."""
-    if not isinstance(mask, Tensor):
-        _wrong("attention_mask", "a torch.Tensor or None", mask)
-    if mask.dtype not in MASK_DTYPES and not mask.is_floating_point():
-        raise TypeError(
-            "KanervaLayer: attention_mask must be bool, integer or floating 0 and 1, got "
-            f"{mask.dtype}"
-        )
-    steps = shape[1]
-    fits = mask.dim() == 2 and mask.shape[0] == shape[0]
-    if not (fits and (mask.shape[1] == steps or (longer and mask.shape[1] > steps))):
-        more = ", or (B, S) with S > T for all tokens so far" if longer else ""
-        raise ValueError(
-            f"KanervaLayer: attention_mask must have shape (B, T) = {shape}, the tokens of this "
-            f"call{more or ' alone'}, got {tuple(mask.shape)}"
-        )
-    mask = mask[:, mask.shape[1] - steps :]
-    if mask.is_floating_point() and _may_look_at(mask) and not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(
-            "KanervaLayer: a floating attention_mask must hold 0 (padding) and 1 alone, not what "
-            "is added to attention scores"
-        )
-    return mask != 0
-
-
-def _may_look_at(x: Tensor) -> bool:
-    """Whether the values of ``x`` can be had without waiting for a device or breaking a graph."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
-        return False
-    return not torch._C._are_functorch_transforms_active()
-
-
 def _padding_last(kept: Tensor) -> tuple[Tensor, Tensor]:
     """A mask with its kept tokens first, and the order that brings them there."""
     order = torch.argsort(~kept, dim=-1, stable=True)
@@ -464,11 +439,6 @@ def _padding_last(kept: Tensor) -> tuple[Tensor, Tensor]:
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
     return x.gather(1, order[..., None].expand(*order.shape, x.shape[-1]))
-
-
-def _wrong(name: str, expected: str, value: object):
-    kind = "None" if value is None else type(value).__name__
-    raise TypeError(f"KanervaLayer: {name} must be {expected}, got {kind}")
 
 
 register_for_loading(KanervaOutput)

@@ -55,6 +55,13 @@ class KanervaModelCache:
             rows = torch.arange(cache.state.mean.shape[0], device=cache.state.mean.device)
             self.layers[i] = cache.select(rows.repeat_interleave(repeats))
 
+    def detach(self) -> KanervaModelCache:
+        """The same values without their gradients' history, as between pieces of a long text."""
+        other = KanervaModelCache()
+        other.layers = [cache.detach() for cache in self.layers]
+        other.seen_tokens = self.seen_tokens
+        return other
+
     def reset(self) -> None:
         """As before the first call."""
         self.layers, self.seen_tokens = [], 0

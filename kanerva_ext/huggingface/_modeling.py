@@ -16,6 +16,7 @@ from .._layer_gates import Gate
 from ..block import KanervaBlock
 from ._cache import KanervaModelCache
 from ._configuration import KanervaConfig
+from ._packing import bounds_of
 
 
 class KanervaPreTrainedModel(PreTrainedModel):
@@ -73,6 +74,7 @@ class KanervaModel(KanervaPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("KanervaModel: give input_ids or inputs_embeds, and not both")
         cache = _by_any_name(cache, others)
+        cu_seqlens = bounds_of(cu_seqlens, attention_mask, others)
         if cache is not None and not isinstance(cache, KanervaModelCache):
             raise TypeError(
                 "KanervaModel: cache must be a KanervaModelCache or None, got "
@@ -178,8 +180,9 @@ class KanervaForCausalLM(KanervaPreTrainedModel, GenerationMixin):
             labels: (B, T), tokens to predict, usually input_ids: the one at t from those before
                 it. -100 leaves a token out.
             use_cache: return a cache; None: as configured, and not in training.
-            cu_seqlens: (N + 1,), bounds of texts packed in one row, see `KanervaLayer.forward`. A
-                label that begins a text is left out.
+            cu_seqlens: (N + 1,), bounds of texts packed in one row, see `KanervaLayer.forward`;
+                cu_seq_lens_q, or position_ids that start again, say the same. A label that begins
+                a text is left out.
             output_hidden_states: also return those between the blocks.
             return_dict: False: a tuple.
             logits_to_keep: logits of so many tokens at the end alone, or of those at an index;
@@ -191,11 +194,13 @@ class KanervaForCausalLM(KanervaPreTrainedModel, GenerationMixin):
         Raises:
             TypeError, ValueError: naming the argument, what was expected and what came.
         """
+        cache = _by_any_name(cache, kwargs)
+        cu_seqlens = bounds_of(cu_seqlens, attention_mask, kwargs)
         out = self.model(
             input_ids,
             attention_mask,
             inputs_embeds,
-            _by_any_name(cache, kwargs),
+            cache,
             use_cache,
             cu_seqlens,
             output_hidden_states,

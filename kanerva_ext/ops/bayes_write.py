@@ -84,9 +84,9 @@ def bayes_write(
 
     Returns:
         mean (B, K, C), cov (B, K, K) exactly symmetric, and log_evidence (B,) =
-        ln p(values | weights) in nats; all in the state's dtype. A batch item whose noise is not
-        positive, whose factorisation fails or which holds a NaN in a step that counts is NaN
-        throughout, without effect on other items.
+        ln p(values | weights) in nats; all in the state's dtype. A batch item with a noise that
+        is not positive, a decay or retention out of (0, 1] or a NaN, in a step that counts, or
+        whose factorisation fails, is NaN throughout, without effect on other items.
 
     Raises:
         TypeError: wrong type or dtype.

@@ -117,8 +117,8 @@ def causal_scan(
         predictive variance of every component without observation noise, mean and cov after the
         last step, with cov exactly symmetric, and log_evidence (B,) = ln p(values | weights) in
         nats, (B, N) for packed sequences; all in the state's dtype. A batch item, or sequence,
-        whose noise is not positive, whose factorisation fails or which holds a NaN in a step that
-        counts is NaN throughout, without effect on others; a NaN in a query makes that read NaN.
+        with a noise that is not positive, a decay or retention out of (0, 1] or a NaN, in a step
+        that counts, or whose factorisation fails, is NaN throughout, without effect on others; a NaN in a query makes that read NaN.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`.

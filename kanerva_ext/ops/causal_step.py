@@ -76,8 +76,8 @@ def causal_step(
 
     Returns:
         reads (B, C), read_var (B,) and log_evidence (B,) of this step, in nats, in the state's
-        dtype. An item whose noise is not positive, whose factorisation fails or which holds a NaN
-        becomes NaN, its state too.
+        dtype. An item with a noise that is not positive, a decay or retention out of (0, 1] or a
+        NaN, or whose factorisation fails, becomes NaN, its state too.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`; RuntimeError where a gradient would

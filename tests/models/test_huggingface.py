@@ -275,6 +275,35 @@ def test_it_learns_a_text():
     assert loss < 0.3 and torch.equal(found, tokens)
 
 
+def test_bounds_by_the_names_that_transformers_has():
+    model, tokens = make(), text(1, 9)
+    bounds = torch.tensor([0, 4, 9])
+    want = model(tokens, labels=tokens, cu_seqlens=bounds)
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    for names in ({"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}, {"position_ids": positions}):
+        got = model(tokens, labels=tokens, **names)
+        assert torch.equal(got.logits, want.logits) and torch.equal(got.loss, want.loss)
+    alone = model(tokens, labels=tokens, position_ids=torch.arange(9)[None])
+    assert torch.equal(alone.logits, model(tokens).logits)
+    with pytest.raises(ValueError, match=r"position_ids must not start again .* got \(2, 9\)"):
+        model(text(2, 9), position_ids=positions.expand(2, 9))
+    with pytest.raises(TypeError, match="no argument cu_seqlen, but cu_seqlens"):
+        model(tokens, cu_seqlen=bounds)
+
+
+def test_a_cache_is_detached_between_pieces():
+    model, tokens = make(), text(2, 8)
+    with torch.no_grad():
+        whole = model(tokens).logits
+    first = model(tokens[:, :5], use_cache=True)
+    kept = first.cache.detach()
+    assert first.cache.layers[0].state.mean.requires_grad
+    assert not kept.layers[0].state.mean.requires_grad and kept.seen_tokens == 5
+    second = model(tokens[:, 5:], cache=kept)
+    torch.testing.assert_close(second.logits, whole[:, 5:])
+    second.logits.sum().backward()
+
+
 # --------------------------------------------------------------------------------------- files
 
 

@@ -153,12 +153,38 @@ def test_gates_start_at_half_lives_from_a_few_tokens_to_thousands():
 
 
 def test_checkpoints_of_the_other_dynamics_are_refused():
-    moving, decaying = stationary(), make(dynamics="decay")
-    with pytest.raises(RuntimeError, match="retention_proj"):
-        decaying.load_state_dict(moving.state_dict())
-    with pytest.raises(RuntimeError, match="decay_proj"):
-        moving.load_state_dict(decaying.state_dict())
+    moving, decaying, still = stationary(), make(dynamics="decay"), make(use_decay=False)
+    for layer, other, options in (
+        (decaying, moving, "dynamics='stationary'"),
+        (moving, decaying, "dynamics='decay'"),
+        (moving, still, "use_decay=False"),
+        (still, decaying, "dynamics='decay'"),
+    ):
+        message = rf"is of a layer with {options}, and this is another: construct it with {options}"
+        for strict in (True, False):
+            with pytest.raises(RuntimeError, match=message):
+                layer.load_state_dict(other.state_dict(), strict=strict)
+        layer.load_state_dict(layer.state_dict())
+    nested = torch.nn.Sequential(torch.nn.Identity(), moving)
+    with pytest.raises(RuntimeError, match=r"1\.KanervaLayer: the checkpoint is of"):
+        nested.load_state_dict(torch.nn.Sequential(torch.nn.Identity(), decaying).state_dict())
+    moving.load_state_dict({}, strict=False)
     assert "dynamics" not in repr(moving) and "dynamics='decay'" in repr(decaying)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"use_decay": 0.97}, TypeError, "use_decay must be a bool, got float"),
+        ({"use_gate": "no"}, TypeError, "use_gate must be a bool, got str"),
+        ({"norm_eps": -1}, ValueError, "norm_eps must be finite and at least 0, got -1"),
+        ({"norm_eps": float("nan")}, ValueError, "norm_eps must be finite and at least 0, got nan"),
+        ({"norm_eps": "x"}, TypeError, "norm_eps must be a number or None, got str"),
+    ],
+)
+def test_bad_options_are_named(options, error, text):
+    with pytest.raises(error, match=f"KanervaLayer: {text}"):
+        KanervaLayer(WIDTH, HEADS, **options)
 
 
 @pytest.mark.parametrize("dynamics", ["stationary", "decay"])
