@@ -118,7 +118,8 @@ def causal_scan(
         last step, with cov exactly symmetric, and log_evidence (B,) = ln p(values | weights) in
         nats, (B, N) for packed sequences; all in the state's dtype. A batch item, or sequence,
         with a noise that is not positive, a decay or retention out of (0, 1] or a NaN, in a step
-        that counts, or whose factorisation fails, is NaN throughout, without effect on others; a NaN in a query makes that read NaN.
+        that counts, or whose factorisation fails, is NaN throughout, without effect on others; a
+        NaN in a query makes that read NaN.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `bayes_write`.
