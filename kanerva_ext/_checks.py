@@ -138,6 +138,25 @@ def _check_type(op: str, spec: Arg, value: Any) -> None:
     raise TypeError(f"{op}: {spec.name} must be {expected}, got {_kind(value)}")
 
 
+#: The least and the largest number above 0 of a dtype.
+_LIMITS = {d: (i.smallest_normal * i.eps, i.max) for d in STATE_DTYPES for i in (torch.finfo(d),)}
+
+
+def holds(dtype: torch.dtype, value: float) -> bool:
+    """Whether a state's dtype has a finite number above 0 for ``value``."""
+    limits = _LIMITS.get(dtype)
+    return limits is not None and limits[0] <= value <= limits[1]
+
+
+def _check_held(op: str, spec: Arg, value: float, dtype: torch.dtype) -> None:
+    if not holds(dtype, value):
+        least, most = _LIMITS[dtype]
+        raise ValueError(
+            f"{op}: {spec.name} must be from {least:.3g} to {most:.3g}, as {dtype} holds it, got "
+            f"{value}"
+        )
+
+
 def _state_dtype(op: str, spec: Arg, value: Tensor) -> torch.dtype:
     if value.dtype in (torch.float16, torch.bfloat16) and _autocast(value):
         return torch.float32
@@ -228,6 +247,8 @@ def _raw(op, spec, value, dtype, sizes, batch, first):
     if not isinstance(value, Tensor):
         if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
             value = float(value)
+        if isinstance(value, (int, float)):
+            _check_held(op, spec, value, dtype)
         # A product, because torch.compile keeps a float that varies symbolic only in arithmetic.
         value = first.new_ones((), dtype=dtype) * value
     if spec.kind == "covariance" and value.dim() == 0:

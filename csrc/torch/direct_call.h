@@ -135,7 +135,9 @@ class DirectCall {
     }
     if (a.kind == Kind::scalar && PyFloat_CheckExact(given)) {
       const double value = PyFloat_AS_DOUBLE(given);
-      if (!(value > 0.0 && std::isfinite(value))) return false;
+      const bool single = sizes.first.scalar_type() == at::kFloat;
+      const double held = single ? double(float(value)) : value;
+      if (!(held > 0.0 && std::isfinite(held))) return false;  // Python has the words for it
       stack.emplace_back(filled(a, value, sizes));
       return true;
     }
@@ -199,8 +201,10 @@ class DirectCall {
     if (given == Py_None) {
       stack.emplace_back();
     } else if (PyLong_CheckExact(given)) {
-      stack.emplace_back(int64_t(PyLong_AsLongLong(given)));
-      if (PyErr_Occurred() != nullptr) throw python_error();
+      int overflow = 0;
+      const long long number = PyLong_AsLongLongAndOverflow(given, &overflow);
+      if (overflow != 0) return false;
+      stack.emplace_back(int64_t(number));
     } else if (PyUnicode_CheckExact(given)) {
       Py_ssize_t length = 0;
       const char* text = PyUnicode_AsUTF8AndSize(given, &length);

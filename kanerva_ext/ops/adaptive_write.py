@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -119,7 +117,7 @@ def _is_raw(mean, cov, values, noise_var, ridge, mask) -> bool:
         dtype, device, per_step = mean.dtype, mean.device, (batch, steps)
         for number, shape in ((noise_var, per_step), (ridge, (batch,))):
             if type(number) is float:
-                if not 0 < number < math.inf:
+                if not _checks.holds(dtype, number):
                     return False
             elif not (
                 (number.shape == shape or number.dim() == 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -152,7 +150,7 @@ def is_raw(
         steps = weights.shape[1]
         dtype, device, per_step = mean.dtype, mean.device, (batch, steps)
         if type(noise_var) is float:
-            if not 0 < noise_var < math.inf:
+            if not _checks.holds(dtype, noise_var):
                 return False
         elif not (
             (noise_var.shape == per_step or noise_var.dim() == 0)

@@ -73,7 +73,7 @@ def is_raw(mean, queries, ridge) -> bool:
         batch, slots, code = mean.shape
         dtype, device = mean.dtype, mean.device
         if type(ridge) is float:
-            if not 0 < ridge < float("inf"):
+            if not _checks.holds(dtype, ridge):
                 return False
         elif not (
             (ridge.shape == (batch,) or ridge.dim() == 0)

@@ -145,6 +145,9 @@ def test_what_asks_for_more_goes_by_python(served):
         ({"weights": torch.zeros(B, T, K + 1)}, ValueError, "weights must have shape"),
         ({"noise_var": -1.0}, ValueError, "noise_var must be positive"),
         ({"noise_var": float("nan")}, ValueError, "noise_var must be positive"),
+        ({"noise_var": 1e39}, ValueError, r"noise_var must be from 1.4e-45 to 3.4e\+38, .* 1e\+39"),
+        ({"noise_var": 1e-50}, ValueError, "noise_var must be from 1.4e-45"),
+        ({"decay": 1e-50}, ValueError, "decay must be from 1.4e-45"),
         ({"mask": torch.ones(B, T)}, TypeError, "mask must be torch.bool"),
         ({"mean": None}, TypeError, "mean must be a torch.Tensor"),
         ({"decay": 1.5}, ValueError, "decay must be in"),
@@ -185,3 +188,11 @@ def test_no_steps(served):
 def test_the_raw_call_counts_its_arguments():
     with pytest.raises(TypeError, match="kanerva::read takes 5 arguments, got 1"):
         importlib.import_module("kanerva_ext.ops.read")._call.direct("auto")
+
+
+def test_a_number_beyond_int64_is_an_error_of_pythons(served):
+    args = arguments()
+    names = ("mean", "cov", "weights", "values", "weights", "noise_var")
+    with pytest.raises((RuntimeError, OverflowError, ValueError), match="chunk_size"):
+        ops.causal_scan(*(args[name] for name in names), chunk_size=2**70)
+    assert served in ([], [False])
