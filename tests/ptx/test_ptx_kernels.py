@@ -51,7 +51,7 @@ def test_a_barrier_left_out_is_noticed(run, operator, barrier):
     ("operator", "barriers"),
     [
         ("bayes_write", range(3, 27, 6)),
-        ("bayes_write_backward", range(3, 20, 4)),
+        ("bayes_write_backward", range(3, 16, 4)),
         ("causal_scan", range(0, 16, 3)),
         ("recall", range(0, 28, 5)),
         ("read", range(6)),
