@@ -28,7 +28,6 @@ from .cache import KanervaCache, check_cache
 
 __all__ = ["KanervaCache", "KanervaLayer", "KanervaOutput"]
 
-DYNAMICS = ("decay", "stationary")
 SMALLEST_NORM = 1e-2  # of a query or key that is brought to norm one; smaller ones stay smaller
 
 
@@ -134,7 +133,7 @@ class KanervaLayer(SavedSettings):
                 f"{num_kv_heads}"
             )
         check_noise(noise_var, noise_floor)
-        check_choice("KanervaLayer", "dynamics", dynamics, DYNAMICS)
+        check_choice("KanervaLayer", "dynamics", dynamics, tuple(GATES.values()))
         check_flags(use_decay=use_decay, use_gate=use_gate)
         check_norm_eps(norm_eps)
         self.dynamics = dynamics
@@ -255,8 +254,8 @@ class KanervaLayer(SavedSettings):
 
     def _forget(self, x, kept, cache, where, dtype):
         """Decays and retentions, (B, H, T) or None, and what a cache says was forgotten."""
-        before = None if cache is None else cache.forgotten
         if self.decay_proj is not None:
+            before = None if cache is None else cache.forgotten
             rate = self._rate(self.decay_proj, x, kept, dtype)
             decay, forgotten = limited_decay(rate, before, where)
             return decay, None, forgotten

@@ -70,13 +70,18 @@ def test_without_the_pairs_every_value_is_left():
     ],
 )
 def test_what_an_engine_runs_of_a_grid(monkeypatch, variables, left):
+    set_engine(monkeypatch, variables)
+    items = [_Item(mark) for mark in ("one", "pair", "exhaustive")]
+    assert {item.mark for item in items if not is_left_out(item)} == left
+
+
+def set_engine(monkeypatch, variables):
+    """What chooses an engine: these variables and no others."""
     names = ("TRITON_INTERPRET", "KANERVA_TEST_LIBRARY", "KANERVA_TEAM_WORK")
     for name in (*names, "KANERVA_TEST_SANITIZED"):
         monkeypatch.delenv(name, raising=False)
     for name in variables:
         monkeypatch.setenv(name, "0")
-    items = [_Item(mark) for mark in ("one", "pair", "exhaustive")]
-    assert {item.mark for item in items if not is_left_out(item)} == left
 
 
 class _Item:
@@ -123,9 +128,5 @@ def test_engines_that_do_not_exist_are_refused():
     ],
 )
 def test_the_engine_under_test(monkeypatch, variables, expected):
-    names = ("TRITON_INTERPRET", "KANERVA_TEST_LIBRARY", "KANERVA_TEAM_WORK")
-    for name in (*names, "KANERVA_TEST_SANITIZED"):
-        monkeypatch.delenv(name, raising=False)
-    for name in variables:
-        monkeypatch.setenv(name, "0")
+    set_engine(monkeypatch, variables)
     assert engine() == expected
