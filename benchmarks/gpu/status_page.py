@@ -73,7 +73,8 @@ benchmarks/gpu_check.py take --out FOLDER` brings the rows here: into `benchmark
 page and [performance.md](performance.md).
 
 `KANERVA_TEAM_WORK=0` gives every memory a team of blocks, as many as the processors have room
-for: the rows "teams" are so, since without it only large memories get one.
+for: the rows "teams" are so, since without it only large memories get one, and the gradients of few
+memories of 33 to 64 slots or steps.
 
 Without a GPU, `make rehearse-gpu` goes through all four phases with a CUDA build of PyTorch: it
 builds the package, starts every process, and each must end in "no GPU" and in nothing else. What
