@@ -125,7 +125,7 @@ __global__ void team_transpose(TeamMemory* team, const double* x, int n, double*
   if (waits == Waits::without_fences) {
     __syncthreads();
     if (block_thread() == 0) {
-      unsigned* arrived = &team[blockIdx.x].arrived;
+      unsigned* arrived = &team[blockIdx.x].barrier.arrived;
       atomicAdd(arrived, 1u);
       while (load_relaxed(arrived) < gridDim.z) {
       }
@@ -172,7 +172,7 @@ __global__ void team_diverge(TeamMemory* team, int how) {
   join_team(team);
   sync();
   if (how == 0 && block_rank() == 1) return;
-  if (how == 1 && block_rank() == 1 && block_thread() == 0) arrive_and_wait(&team->votes[2], 3);
+  if (how == 1 && block_rank() == 1 && block_thread() == 0) arrive_and_wait(&team->barrier.votes[2], 3);
   if (how == 2 && block_rank() == 1) return __syncwarp(block_thread() == 0 ? 1 : kAll);
   sync();
 }
@@ -217,7 +217,7 @@ bool run_team_transpose(int64_t blocks, Waits waits, unsigned arrived = 0) {
   std::vector<double> x(memories * n * n), work(x.size()), out(x.size());
   for (size_t i = 0; i < x.size(); ++i) x[i] = double(i);
   std::vector<TeamMemory> team(memories);
-  team[0].arrived = arrived;
+  team[0].barrier.arrived = arrived;
   launch(team_transpose, {memories, 1, blocks}, 64, 0, Stream(), team.data(), x.data(), n,
          work.data(), out.data(), waits);
   return out == x;
