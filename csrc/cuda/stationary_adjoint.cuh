@@ -104,7 +104,7 @@ class StationaryAdjoint {
   __device__ void restore(int64_t i) const { states_.restore(i, m_.chunk.U, m_.R); }
 
   __device__ __noinline__ Outcome load_state() const {
-    load(args_.cov, b_, 0, 0, K_, K_, m_.chunk.U);
+    load_covariance(args_.cov, b_, K_, m_.chunk.U);
     load(args_.mean, b_, 0, 0, K_, C_, m_.R);
     sync();
     return Outcome::done;
