@@ -36,7 +36,8 @@ __device__ __noinline__ Outcome moving_adjoint_in(const Args& args, int64_t b,
   if constexpr (kReads<Args>) sequence = item.state % args.packing.count;
   char* const states = scratch + args.n.B * int64_t(plan.scratch) + item.row * plan.states_of_row +
                        plan.states_at(item.first, sequence);
-  const Outcome outcome = StationaryAdjoint<F, Args>(args, item, steps, arena, states, limit).run();
+  const Outcome outcome = StationaryAdjoint<F, Args>(args, item, steps, arena, states, limit)
+                              .run(args.grad_mean, args.grad_cov, item.state);
   sync();
   return outcome;
 }

@@ -14,11 +14,11 @@ from retention_truth import (
     moving_scan_with_grads,
     random_grads,
 )
-from selection import INTERPRETER, PTX, not_on
+from selection import INTERPRETER, not_on
 
 from kanerva_ext import ops
 
-pytestmark = not_on(INTERPRETER, PTX, reason="of the CPU's threads")
+pytestmark = not_on(INTERPRETER, reason="of other kernels")
 
 PROBLEMS = [
     Moving(Case("iid", 1.0, 130, 17, 5, "some", batch=1), "gentle", "none"),

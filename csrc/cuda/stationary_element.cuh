@@ -1,0 +1,194 @@
+// What a segment of steps does to whatever memory it starts from: an element of the associative
+// scan over time of Saerkkae and Garcia-Fernandez (Temporal Parallelization of Bayesian Smoothers,
+// 2021), for a memory that moves, by a block. In float64 throughout. The algebra and its names are
+// those of ../cpu/stationary_element.h:
+//   H = F^-1 D_b W A,  E = F^-1 (Z - D_b W b),
+//   A <- b_L A - P'H,  b <- b_L b + P'E,  C <- b_L^2 C + h_L Sigma - P'P,  J += H'H,  eta += H'E
+// and on a belief R, U = L L' with I + L'J L = G G', V = L G'^-1 and x = eta - J R,
+//   R <- A (R + V V'x) + b,  U <- A V (A V)' + C,  T = A - A V V'J,  y = x - J V V'x
+#pragma once
+
+#include "stationary_segments.cuh"
+
+namespace kanerva::cuda {
+
+struct ElementBuffers {
+  StationaryChunk<double> chunk;  // U is C
+  Mat<double> A, J;               // K x K
+  Mat<double> b, eta;             // K x C
+  Mat<double> M, D, E;            // L x K: D_b W A; L x C twice
+
+  __host__ __device__ ElementBuffers(Arena& arena, int L, int K, int C, bool identity)
+      : chunk(arena, L, K, identity, false),
+        A(arena.matrix<double>(K, K)),
+        J(arena.matrix<double>(K, K)),
+        b(arena.matrix<double>(K, C)),
+        eta(arena.matrix<double>(K, C)),
+        M(arena.matrix<double>(L, K)),
+        D(arena.matrix<double>(L, C)),
+        E(arena.matrix<double>(L, C)) {}
+};
+
+// The element of a segment, into the rooms. Leaves the block synchronised.
+__device__ __noinline__ inline Outcome make_element(const BayesWriteArgs& args, const Item& item,
+                                                    const SegmentPlan& plan, Arena arena,
+                                                    const SegmentRooms& rooms) {
+  const int K = int(args.n.K), C = int(args.n.C), steps = plan.steps;
+  const ElementBuffers m(arena, steps, K, C, args.stationary_cov.data == nullptr);
+  const StationaryChunk<double>& c = m.chunk;
+  const double limit = cholesky_limit(plan.state);
+  load_stationary(args.stationary_cov, item.dynamics, K, c);
+  each(K, K, [&](int i, int j) {
+    m.A(i, j) = i == j ? 1.0 : 0.0;
+    m.J(i, j) = c.U(i, j) = 0.0;
+  });
+  each(K, C, [&](int i, int j) { m.b(i, j) = m.eta(i, j) = 0.0; });
+  for (int64_t passed = 0; passed < item.steps; passed += steps) {
+    const int64_t first = item.first + passed;
+    const int L = int(passed + steps <= item.steps ? steps : item.steps - passed);
+    if (!load_chunk(args, item.row, first, L, c)) return Outcome::failed;
+    load(args.values, item.row, first, 0, L, C, m.D, c.counts);
+    const bool easy = factor_chunk(L, K, c, limit, [&] {
+      product<false, false>(L, C, K, c.W, m.b,
+                            [&](int i, int j, double x) { m.D(i, j) -= c.kept[i] * x; });
+      product<false, false>(L, K, K, c.W, m.A,
+                            [&](int i, int j, double x) { m.M(i, j) = c.kept[i] * x; });
+    });
+    if (!easy) return Outcome::harder;
+    form_gain(L, K, c);
+    product<false, false>(L, C, L, c.V, m.D, [&](int i, int j, double x) { m.E(i, j) = x; });
+    sync();
+    product<false, false>(L, K, L, c.V, c.gain, [&](int i, int j, double x) { c.P(i, j) = x; });
+    const Mat<double> H = c.W;  // is free
+    product<false, false>(L, K, L, c.V, m.M, [&](int i, int j, double x) { H(i, j) = x; });
+    sync();
+    const double kept = c.kept[L - 1];
+    product<true, false>(K, K, L, c.P, H,
+                         [&](int i, int j, double x) { m.A(i, j) = kept * m.A(i, j) - x; });
+    product<true, false>(K, C, L, c.P, m.E,
+                         [&](int i, int j, double x) { m.b(i, j) = kept * m.b(i, j) + x; });
+    product<true, false>(K, K, L, H, H, [&](int i, int j, double x) { m.J(i, j) += x; });
+    product<true, false>(K, C, L, H, m.E, [&](int i, int j, double x) { m.eta(i, j) += x; });
+    downdate(L, K, c);
+    sync();
+  }
+  const int64_t place = item.state;
+  const Mat<double> A = rooms.A.at(place), J = rooms.J.at(place), after = rooms.C.at(place),
+                    b = rooms.b.at(place), eta = rooms.eta.at(place);
+  each(K, K, [&](int i, int j) {
+    A(i, j) = m.A(i, j);
+    after(i, j) = c.U(i, j);
+    J(i, j) = m.J(min(i, j), max(i, j));
+  });
+  each(K, C, [&](int i, int j) {
+    b(i, j) = m.b(i, j);
+    eta(i, j) = m.eta(i, j);
+  });
+  return Outcome::done;
+}
+
+struct BeliefBuffers {
+  double* pivots;                 // K
+  Mat<double> root, M, inverse;   // K x K
+  Mat<double> V, AV, JL;          // K x K
+  Mat<double> R, x, seen;         // K x C
+
+  __host__ __device__ BeliefBuffers(Arena& arena, int K, int C)
+      : pivots(arena.take<double>(K)),
+        root(arena.matrix<double>(K, K)),
+        M(arena.matrix<double>(K, K)),
+        inverse(arena.matrix<double>(K, K)),
+        V(arena.matrix<double>(K, K)),
+        AV(arena.matrix<double>(K, K)),
+        JL(arena.matrix<double>(K, K)),
+        R(arena.matrix<double>(K, C)),
+        x(arena.matrix<double>(K, C)),
+        seen(arena.matrix<double>(K, C)) {}
+};
+
+// The belief after the segment at `place` from the one before it, which gets its adjoint if that is
+// wanted. False, in every thread, where a slot has more than `limit` times the precision with all
+// others known than it has without. Expects the block to be synchronised; leaves it so.
+__device__ __noinline__ inline bool apply_element(int K, int C, int64_t place,
+                                                  const SegmentRooms& rooms,
+                                                  const BeliefBuffers& m, double limit,
+                                                  bool adjoint) {
+  const Mat<double> A = rooms.A.at(place), J = rooms.J.at(place), U = rooms.U.at(place);
+  const Mat<double> R = rooms.R.at(place);
+  each(K, K, [&](int i, int j) { m.root(i, j) = U(i, j); });
+  each(K, C, [&](int i, int j) { m.R(i, j) = R(i, j); });
+  sync();
+  if (!factorise(K, m.root, Mat<double>{nullptr, 0}, m.pivots)) return false;
+  each(K, K, [&](int i, int j) {
+    m.root(i, j) = j >= i ? m.root(i, j) / sqrt(m.pivots[i]) : 0.0;  // L'
+  });
+  sync();
+  product<false, true>(K, K, K, J, m.root, [&](int i, int j, double x) { m.JL(i, j) = x; });
+  const Mat<double> eta = rooms.eta.at(place);
+  product<false, false>(K, C, K, J, m.R,
+                        [&](int i, int j, double x) { m.x(i, j) = eta(i, j) - x; });
+  sync();
+  product<false, false>(K, K, K, m.root, m.JL, [&](int i, int j, double x) {
+    if (j >= i) m.M(i, j) = i == j ? 1.0 + x : x;  // the other half is not looked at
+  });
+  sync();
+  if (!factorise(K, m.M, m.inverse, m.pivots)) return false;
+  product<true, true>(K, K, K, m.root, m.inverse,
+                      [&](int i, int j, double x) { m.V(i, j) = x; });
+  sync();
+  bool hard = false;
+  for (int k = warp(); k < K; k += warps()) {
+    double sum = 0.0;
+    for (int j = lane(); j < K; j += 32) sum += m.V(k, j) * m.V(k, j);
+    hard = hard || !(warp_sum(sum) * J(k, k) <= limit);
+  }
+  if (any(hard)) return false;
+  product<true, false>(K, C, K, m.V, m.x, [&](int i, int j, double x) { m.seen(i, j) = x; });
+  product<false, false>(K, K, K, A, m.V, [&](int i, int j, double x) { m.AV(i, j) = x; });
+  const Mat<double> VJ = m.M;  // is free, as is JL
+  if (adjoint)
+    product<true, false>(K, K, K, m.V, J, [&](int i, int j, double x) { VJ(i, j) = x; });
+  sync();
+  product<false, false>(K, C, K, m.V, m.seen, [&](int i, int j, double x) { m.R(i, j) += x; });
+  const Mat<double> after = rooms.U.at(place + 1), added = rooms.C.at(place);
+  product<false, true>(K, K, K, m.AV, m.AV, [&](int i, int j, double x) {
+    if (j >= i) after(i, j) = after(j, i) = added(i, j) + x;
+  });
+  if (adjoint) {
+    const Mat<double> T = rooms.T.at(place), y = rooms.y.at(place);
+    product<false, false>(K, K, K, m.AV, VJ,
+                          [&](int i, int j, double x) { T(i, j) = A(i, j) - x; });
+    product<true, false>(K, C, K, VJ, m.seen,
+                         [&](int i, int j, double x) { y(i, j) = m.x(i, j) - x; });
+  }
+  sync();
+  const Mat<double> mean = rooms.R.at(place + 1), b = rooms.b.at(place);
+  product<false, false>(K, C, K, A, m.R,
+                        [&](int i, int j, double x) { mean(i, j) = b(i, j) + x; });
+  sync();
+  return true;
+}
+
+// To gR, gU at `place`, the gradients of the belief before a segment for none after it, what comes
+// through the belief after it, whose gradients are gR_in, gU_in:
+//   gR += T'gR_in,  gU += T'gU_in T + sym(T'gR_in y')
+// Leaves the block synchronised, as it expects it.
+__device__ __noinline__ inline void add_through(int K, int C, int64_t place,
+                                                const SegmentRooms& rooms, Mat<double> through,
+                                                Mat<double> UT) {
+  const Mat<double> T = rooms.T.at(place), y = rooms.y.at(place);
+  const Mat<double> gR = rooms.gR.at(place), gU = rooms.gU.at(place);
+  product<true, false>(K, C, K, T, rooms.gR_in.at(place), [&](int i, int j, double x) {
+    through(i, j) = x;
+    gR(i, j) += x;
+  });
+  product<false, false>(K, K, K, rooms.gU_in.at(place), T,
+                        [&](int i, int j, double x) { UT(i, j) = x; });
+  sync();
+  product<true, false>(K, K, K, T, UT, [&](int i, int j, double x) { gU(i, j) += x; });
+  product<false, true>(K, K, C, through, y, [&](int i, int j, double x) { gU(i, j) += x; });
+  sync();
+  symmetrise(K, gU);
+}
+
+}  // namespace kanerva::cuda
