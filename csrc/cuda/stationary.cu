@@ -120,7 +120,8 @@ struct Parts {
   Parts(const Args& args, const Device& device)
       : call(call_of(args)),
         whole(plan_write(call, device)),
-        segments(plan_segments({call, packing_of(args).count, args.mean.dtype, only_steps(args)},
+        segments(plan_segments({call, packing_of(args).count, args.mean.dtype, only_steps(args),
+                                whole.team > 1, false},
                                device)) {
     scratch = workspace_of(args.n, whole);
     if (segments.count < 2) return;

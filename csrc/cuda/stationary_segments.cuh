@@ -101,7 +101,8 @@ struct SegmentCall {
   WriteCall write;  // of the whole
   int64_t sequences = 1;
   Dtype state = Dtype::float32;
-  bool by_steps = false;  // whether a square root was asked for
+  bool by_steps = false;    // whether a square root was asked for,
+  bool has_teams = false;   // and whether teams do the whole
   bool adjoint = false;
 };
 
