@@ -8,6 +8,7 @@
 //   R <- A (R + V V'x) + b,  U <- A V (A V)' + C,  T = A - A V V'J,  y = x - J V V'x
 #pragma once
 
+#include "register_factor.cuh"
 #include "stationary_segments.cuh"
 
 namespace kanerva::cuda {
@@ -88,53 +89,55 @@ __device__ __noinline__ inline Outcome make_element(const BayesWriteArgs& args, 
 }
 
 struct BeliefBuffers {
-  double* pivots;                 // K
-  Mat<double> root, M, inverse;   // K x K
-  Mat<double> V, AV, JL;          // K x K
-  Mat<double> R, x, seen;         // K x C
+  double* room;                // of factors in registers
+  double* pivots;              // K; of those that are not
+  Mat<double> root, M, JL, V;  // K x K: U, then L'; also J V'; also inverse and AV
+  Mat<double> R, x, seen;      // K x C; none of them, nor M, is read by columns
 
   __host__ __device__ BeliefBuffers(Arena& arena, int K, int C)
-      : pivots(arena.take<double>(K)),
+      : room(K <= kMostInRegisters ? arena.take<double>(room_of_factor(K)) : nullptr),
+        pivots(K <= kMostInRegisters ? nullptr : arena.take<double>(K)),
         root(arena.matrix<double>(K, K)),
-        M(arena.matrix<double>(K, K)),
-        inverse(arena.matrix<double>(K, K)),
-        V(arena.matrix<double>(K, K)),
-        AV(arena.matrix<double>(K, K)),
+        M({arena.take<double>(int64_t(K) * K), K}),
         JL(arena.matrix<double>(K, K)),
-        R(arena.matrix<double>(K, C)),
-        x(arena.matrix<double>(K, C)),
-        seen(arena.matrix<double>(K, C)) {}
+        V(arena.matrix<double>(K, K)),
+        R({arena.take<double>(int64_t(K) * C), C}),
+        x({arena.take<double>(int64_t(K) * C), C}),
+        seen({arena.take<double>(int64_t(K) * C), C}) {}
 };
 
-// The belief after the segment at `place` from the one before it, which gets its adjoint if that is
-// wanted. False, in every thread, where a slot has more than `limit` times the precision with all
-// others known than it has without. Expects the block to be synchronised; leaves it so.
+// s becomes its factor F', s = F F', with zeros below the diagonal. False, in every thread, when a
+// pivot is not positive. Expects s to be synchronised; leaves the block so.
+__device__ inline bool form_root(int K, Mat<double> s, const BeliefBuffers& m) {
+  if (m.room != nullptr) return factorise_in_registers<false>(K, s, s, m.room);
+  if (!factorise(K, s, Mat<double>{nullptr, 0}, m.pivots)) return false;
+  each(K, K, [&](int i, int j) { s(i, j) = j >= i ? s(i, j) / sqrt(m.pivots[i]) : 0.0; });
+  sync();
+  return true;
+}
+
+// The belief after the segment at `place` from the one before it in m.root and m.R, where it comes
+// to be too; that before gets its adjoint if it is wanted. False, in every thread, where a slot has
+// more than `limit` times the precision with all others known than it has without. Expects the
+// block to be synchronised; leaves it so.
 __device__ __noinline__ inline bool apply_element(int K, int C, int64_t place,
                                                   const SegmentRooms& rooms,
                                                   const BeliefBuffers& m, double limit,
                                                   bool adjoint) {
-  const Mat<double> A = rooms.A.at(place), J = rooms.J.at(place), U = rooms.U.at(place);
-  const Mat<double> R = rooms.R.at(place);
-  each(K, K, [&](int i, int j) { m.root(i, j) = U(i, j); });
-  each(K, C, [&](int i, int j) { m.R(i, j) = R(i, j); });
-  sync();
-  if (!factorise(K, m.root, Mat<double>{nullptr, 0}, m.pivots)) return false;
-  each(K, K, [&](int i, int j) {
-    m.root(i, j) = j >= i ? m.root(i, j) / sqrt(m.pivots[i]) : 0.0;  // L'
-  });
-  sync();
+  const Mat<double> A = rooms.A.at(place), J = rooms.J.at(place), eta = rooms.eta.at(place),
+                    inverse = m.JL, AV = m.JL, VJ = m.M;
+  if (!form_root(K, m.root, m)) return false;
   product<false, true>(K, K, K, J, m.root, [&](int i, int j, double x) { m.JL(i, j) = x; });
-  const Mat<double> eta = rooms.eta.at(place);
   product<false, false>(K, C, K, J, m.R,
                         [&](int i, int j, double x) { m.x(i, j) = eta(i, j) - x; });
   sync();
-  product<false, false>(K, K, K, m.root, m.JL, [&](int i, int j, double x) {
-    if (j >= i) m.M(i, j) = i == j ? 1.0 + x : x;  // the other half is not looked at
-  });
+  product<false, false>(K, K, K, m.root, m.JL,
+                        [&](int i, int j, double x) { m.M(i, j) = i == j ? 1.0 + x : x; });
   sync();
-  if (!factorise(K, m.M, m.inverse, m.pivots)) return false;
-  product<true, true>(K, K, K, m.root, m.inverse,
-                      [&](int i, int j, double x) { m.V(i, j) = x; });
+  if (!(m.room != nullptr ? factorise_in_registers<true>(K, m.M, inverse, m.room)
+                          : factorise(K, m.M, inverse, m.pivots)))
+    return false;
+  product<true, true>(K, K, K, m.root, inverse, [&](int i, int j, double x) { m.V(i, j) = x; });
   sync();
   bool hard = false;
   for (int k = warp(); k < K; k += warps()) {
@@ -144,27 +147,30 @@ __device__ __noinline__ inline bool apply_element(int K, int C, int64_t place,
   }
   if (any(hard)) return false;
   product<true, false>(K, C, K, m.V, m.x, [&](int i, int j, double x) { m.seen(i, j) = x; });
-  product<false, false>(K, K, K, A, m.V, [&](int i, int j, double x) { m.AV(i, j) = x; });
-  const Mat<double> VJ = m.M;  // is free, as is JL
+  product<false, false>(K, K, K, A, m.V, [&](int i, int j, double x) { AV(i, j) = x; });
   if (adjoint)
     product<true, false>(K, K, K, m.V, J, [&](int i, int j, double x) { VJ(i, j) = x; });
   sync();
   product<false, false>(K, C, K, m.V, m.seen, [&](int i, int j, double x) { m.R(i, j) += x; });
-  const Mat<double> after = rooms.U.at(place + 1), added = rooms.C.at(place);
-  product<false, true>(K, K, K, m.AV, m.AV, [&](int i, int j, double x) {
-    if (j >= i) after(i, j) = after(j, i) = added(i, j) + x;
+  const Mat<double> cov = rooms.U.at(place + 1), added = rooms.C.at(place);
+  product<false, true>(K, K, K, AV, AV, [&](int i, int j, double x) {
+    if (j >= i) {
+      const double u = added(i, j) + x;
+      m.root(i, j) = m.root(j, i) = cov(i, j) = cov(j, i) = u;
+    }
   });
   if (adjoint) {
     const Mat<double> T = rooms.T.at(place), y = rooms.y.at(place);
-    product<false, false>(K, K, K, m.AV, VJ,
-                          [&](int i, int j, double x) { T(i, j) = A(i, j) - x; });
+    product<false, false>(K, K, K, AV, VJ, [&](int i, int j, double x) { T(i, j) = A(i, j) - x; });
     product<true, false>(K, C, K, VJ, m.seen,
                          [&](int i, int j, double x) { y(i, j) = m.x(i, j) - x; });
   }
   sync();
   const Mat<double> mean = rooms.R.at(place + 1), b = rooms.b.at(place);
   product<false, false>(K, C, K, A, m.R,
-                        [&](int i, int j, double x) { mean(i, j) = b(i, j) + x; });
+                        [&](int i, int j, double x) { m.x(i, j) = mean(i, j) = b(i, j) + x; });
+  sync();
+  each(K, C, [&](int i, int j) { m.R(i, j) = m.x(i, j); });
   sync();
   return true;
 }

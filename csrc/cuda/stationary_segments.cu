@@ -8,7 +8,7 @@ namespace kanerva::cuda {
 
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kFactorThreads;
 
 // A block for each segment but the last: the write of the first one, which also keeps the belief
 // before it, and the elements of the others.
@@ -54,6 +54,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   Arena arena(block_memory(), segments.shared_of_beliefs,
               scratch + b * int64_t(segments.scratch_of_beliefs));
   const BeliefBuffers m(arena, K, C);
+  const Mat<double> R = rooms.R.at(b * segments.count + 1), U = rooms.U.at(b * segments.count + 1);
+  each(K, K, [&](int i, int j) { m.root(i, j) = U(i, j); });
+  each(K, C, [&](int i, int j) { m.R(i, j) = R(i, j); });
+  sync();
   const double limit = segments.state == Dtype::float64 ? kHardSegment64 : kHardSegment32;
   bool ok = true;
   for (int i = 1; i + 1 < of && ok; ++i)
