@@ -10,64 +10,66 @@ constexpr int kFactorThreads = 256;
 constexpr int kFactorSide = 16;            // of the threads, in a square
 constexpr int kMostInRegisters = 8 * 16;  // rows of a matrix
 
+// A matrix of n rows is held as so many times so many squares of threads.
+__host__ __device__ inline int tiles_of_factor(int n) {
+  return n <= 2 * kFactorSide ? 2 : n <= 4 * kFactorSide ? 4 : 8;
+}
 // Numbers of shared memory that it takes: two rows, and their pivots.
 __host__ __device__ inline int room_of_factor(int n) {
-  return 2 * ((n + kFactorSide - 1) / kFactorSide * kFactorSide + 1);
+  return 2 * (tiles_of_factor(n) * kFactorSide + 1);
 }
 
 // s (n x n, upper part) = F F', n <= 16 kTiles. to = F' with zeros below its diagonal or, kInverse,
 // F^-1 with zeros above; it may be s. False, in every thread, when a pivot is not positive and
-// finite. A thread has every 16th row and column. Below the diagonal are the rows of the inverse
-// as they come to be, each divided by its pivot's root at the end. Expects s to be synchronised;
-// leaves the block so.
+// finite. A thread has every 16th row and column. Columns that are done become those of the
+// inverse, whose rows are divided by the roots of the pivots at the end; nothing is left out where
+// a factor of zero does the same. Expects s to be synchronised; leaves the block so.
 template <int kTiles, bool kInverse>
 __device__ inline bool factorise_tiles(int n, Mat<double> s, Mat<double> to, double* room) {
   constexpr int side = kFactorSide;
   const int ti = block_thread() / side, tj = block_thread() % side;
-  const int stride = room_of_factor(n) / 2;
-  double x[kTiles][kTiles], pivots[kTiles];
+  constexpr int padded = kTiles * side;
+  double* const by_rows = room + ti;
+  double* const by_columns = room + tj;
+  bool ok = true;
+  double x[kTiles][kTiles], reciprocals[kTiles];
 #pragma unroll
   for (int a = 0; a < kTiles; ++a)
 #pragma unroll
     for (int b = 0; b < kTiles; ++b) {
       const int r = ti + side * a, c = tj + side * b;
-      x[a][b] = c >= r && c < n ? s(r, c) : 0.0;
+      x[a][b] = r < n && c < n ? s(min(r, c), max(r, c)) : 0.0;
     }
 #pragma unroll
   for (int o = 0; o < kTiles; ++o) {
-    pivots[o] = 1.0;
-    for (int d = 0; d < side && side * o + d < n; ++d) {
-      const int i = side * o + d;
-      double* const row = room + i % 2 * stride;
+    reciprocals[o] = 1.0;
+    const int last = n - side * o < side ? n - side * o : side;
+    for (int d = 0; d < last; ++d) {
+      const int at = (d & 1) * (padded + 1);  // an even number of pivots came before
       if (ti == d) {
 #pragma unroll
-        for (int b = 0; b < kTiles; ++b) {
-          const int c = tj + side * b;
-          if (c < stride - 1) row[c] = c == i ? 1.0 : x[o][b];
-          if (c == i) row[stride - 1] = x[o][b];
+        for (int b = 0; b < kTiles; ++b) by_columns[at + side * b] = x[o][b];
+        if (tj == d) {
+          room[at + padded] = 1.0 / x[o][o];
+          if (kInverse) by_columns[at + side * o] = 1.0;
         }
       }
       __syncthreads();
-      const double pivot = row[stride - 1];
-      if (!(pivot > 0.0 && pivot < kInfinite)) {
-        __syncthreads();
-        return false;
-      }
-      if (ti == d) pivots[o] = pivot;
-      const double reciprocal = 1.0 / pivot;
-      double w[kTiles];
+      const double reciprocal = room[at + padded];
+      double w[kTiles], factors[kTiles];
 #pragma unroll
-      for (int b = 0; b < kTiles; ++b) w[b] = tj + side * b < n ? row[tj + side * b] : 0.0;
+      for (int b = 0; b < kTiles; ++b) w[b] = by_columns[at + side * b];
+#pragma unroll
+      for (int a = o; a < kTiles; ++a) factors[a] = by_rows[at + side * a];
+      ok = ok && reciprocal > 0.0 && reciprocal < kInfinite;
+      reciprocals[o] = ti == d ? reciprocal : reciprocals[o];
 #pragma unroll
       for (int a = o; a < kTiles; ++a) {
-        const int r = ti + side * a;
-        if (r <= i || r >= n) continue;
-        const double factor = row[r] * reciprocal;
+        const bool is_below = a > o || ti > d;
+        const double factor = is_below ? -factors[a] * reciprocal : 0.0;
 #pragma unroll
-        for (int b = 0; b < kTiles; ++b) {
-          const int c = tj + side * b;
-          if (c >= r || (kInverse && c <= i)) x[a][b] -= factor * w[b];
-        }
+        for (int b = 0; b < kTiles; ++b) x[a][b] = fma(factor, w[b], x[a][b]);
+        if (kInverse) x[a][o] = tj == d && is_below ? factor : x[a][o];
       }
     }
   }
@@ -75,26 +77,25 @@ __device__ inline bool factorise_tiles(int n, Mat<double> s, Mat<double> to, dou
 #pragma unroll
   for (int a = 0; a < kTiles; ++a) {
     const int r = ti + side * a;
-    if (r >= n) continue;
-    const double scale = 1.0 / sqrt(pivots[a]);
+    const double scale = sqrt(reciprocals[a]);
 #pragma unroll
     for (int b = 0; b < kTiles; ++b) {
       const int c = tj + side * b;
-      if (c >= n) continue;
       const double own = c == r && kInverse ? 1.0 : x[a][b];
-      to(r, c) = (kInverse ? c <= r : c >= r) ? own * scale : 0.0;
+      if (r < n && c < n) to(r, c) = (kInverse ? c <= r : c >= r) ? own * scale : 0.0;
     }
   }
   __syncthreads();
-  return true;
+  return ok;
 }
 
 // The same for any n up to kMostInRegisters.
 template <bool kInverse>
 __device__ __noinline__ bool factorise_in_registers(int n, Mat<double> s, Mat<double> to,
                                                     double* room) {
-  if (n <= 2 * kFactorSide) return factorise_tiles<2, kInverse>(n, s, to, room);
-  if (n <= 4 * kFactorSide) return factorise_tiles<4, kInverse>(n, s, to, room);
+  const int tiles = tiles_of_factor(n);
+  if (tiles == 2) return factorise_tiles<2, kInverse>(n, s, to, room);
+  if (tiles == 4) return factorise_tiles<4, kInverse>(n, s, to, room);
   return factorise_tiles<8, kInverse>(n, s, to, room);
 }
 

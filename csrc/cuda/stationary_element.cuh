@@ -89,88 +89,116 @@ __device__ __noinline__ inline Outcome make_element(const BayesWriteArgs& args, 
 }
 
 struct BeliefBuffers {
-  double* room;                // of factors in registers
-  double* pivots;              // K; of those that are not
-  Mat<double> root, M, JL, V;  // K x K: U, then L'; also J V'; also inverse and AV
-  Mat<double> R, x, seen;      // K x C; none of them, nor M, is read by columns
+  double* pivots;              // K; of factors that are too large for registers
+  Mat<double> U, M, JL, V;     // K x K, with room for what follows in their places
+  Mat<double> R, x, seen;      // K x C; not read by columns
 
   __host__ __device__ BeliefBuffers(Arena& arena, int K, int C)
-      : room(K <= kMostInRegisters ? arena.take<double>(room_of_factor(K)) : nullptr),
-        pivots(K <= kMostInRegisters ? nullptr : arena.take<double>(K)),
-        root(arena.matrix<double>(K, K)),
-        M({arena.take<double>(int64_t(K) * K), K}),
+      : pivots(K <= kMostInRegisters ? nullptr : arena.take<double>(K)),
+        U(square(arena, K)),
+        M(arena.matrix<double>(K, K)),
         JL(arena.matrix<double>(K, K)),
-        V(arena.matrix<double>(K, K)),
+        V(square(arena, K)),
         R({arena.take<double>(int64_t(K) * C), C}),
         x({arena.take<double>(int64_t(K) * C), C}),
         seen({arena.take<double>(int64_t(K) * C), C}) {}
+
+  // Room for the rows of a factor as well.
+  __host__ __device__ static Mat<double> square(Arena& arena, int K) {
+    const int ld = odd_stride(K), rows = room_of_factor(K);
+    return {arena.take<double>(K * ld > rows ? int64_t(K) * ld : rows), ld};
+  }
 };
 
-// s becomes its factor F', s = F F', with zeros below the diagonal. False, in every thread, when a
-// pivot is not positive. Expects s to be synchronised; leaves the block so.
-__device__ inline bool form_root(int K, Mat<double> s, const BeliefBuffers& m) {
-  if (m.room != nullptr) return factorise_in_registers<false>(K, s, s, m.room);
-  if (!factorise(K, s, Mat<double>{nullptr, 0}, m.pivots)) return false;
-  each(K, K, [&](int i, int j) { s(i, j) = j >= i ? s(i, j) / sqrt(m.pivots[i]) : 0.0; });
+// to = from, both K x columns, with four loads of a thread on their way at once. Not synchronised.
+__device__ inline void copy(int K, int columns, Mat<double> from, Mat<double> to) {
+  constexpr int together = 4;
+  const int count = K * columns, step = block_threads();
+  for (int first = block_thread(); first < count; first += together * step) {
+    double x[together];
+#pragma unroll
+    for (int u = 0; u < together; ++u) {
+      const int e = min(first + u * step, count - 1);
+      x[u] = from(e / columns, e % columns);
+    }
+#pragma unroll
+    for (int u = 0; u < together; ++u) {
+      const int e = first + u * step;
+      if (e < count) to(e / columns, e % columns) = x[u];
+    }
+  }
+}
+
+// s becomes its factor F', s = F F', with zeros below the diagonal or, kInverse, F^-1 with zeros
+// above it; `room` is a square. False, in every thread, when a pivot is not positive. Expects s to
+// be synchronised; leaves the block so.
+template <bool kInverse>
+__device__ inline bool factorise_in_place(int K, Mat<double> s, Mat<double> room, double* pivots) {
+  if (pivots == nullptr) return factorise_in_registers<kInverse>(K, s, s, room.data);
+  if (!factorise(K, s, kInverse ? room : Mat<double>{nullptr, 0}, pivots)) return false;
+  each(K, K, [&](int i, int j) {
+    s(i, j) = kInverse ? room(i, j) : j >= i ? s(i, j) / sqrt(pivots[i]) : 0.0;
+  });
   sync();
   return true;
 }
 
-// The belief after the segment at `place` from the one before it in m.root and m.R, where it comes
-// to be too; that before gets its adjoint if it is wanted. False, in every thread, where a slot has
-// more than `limit` times the precision with all others known than it has without. Expects the
-// block to be synchronised; leaves it so.
+// The belief after the segment at `place`, in m.V and m.x, from the one before it in m.U and m.R,
+// which gets its adjoint if that is wanted. False, in every thread, where a slot has more than
+// `limit` times the precision with all others known than it has without. Expects the block to be
+// synchronised; leaves it so.
 __device__ __noinline__ inline bool apply_element(int K, int C, int64_t place,
                                                   const SegmentRooms& rooms,
                                                   const BeliefBuffers& m, double limit,
                                                   bool adjoint) {
-  const Mat<double> A = rooms.A.at(place), J = rooms.J.at(place), eta = rooms.eta.at(place),
-                    inverse = m.JL, AV = m.JL, VJ = m.M;
-  if (!form_root(K, m.root, m)) return false;
-  product<false, true>(K, K, K, J, m.root, [&](int i, int j, double x) { m.JL(i, j) = x; });
+  const Mat<double> of_rooms = rooms.J.at(place), eta = rooms.eta.at(place);
+  const Mat<double> J = m.M, root = m.U;
+  copy(K, K, of_rooms, J);
+  if (!factorise_in_place<false>(K, root, m.V, m.pivots)) return false;
+  product<false, true>(K, K, K, J, root, [&](int i, int j, double x) { m.JL(i, j) = x; });
   product<false, false>(K, C, K, J, m.R,
                         [&](int i, int j, double x) { m.x(i, j) = eta(i, j) - x; });
   sync();
-  product<false, false>(K, K, K, m.root, m.JL,
+  product<false, false>(K, K, K, root, m.JL,
                         [&](int i, int j, double x) { m.M(i, j) = i == j ? 1.0 + x : x; });
   sync();
-  if (!(m.room != nullptr ? factorise_in_registers<true>(K, m.M, inverse, m.room)
-                          : factorise(K, m.M, inverse, m.pivots)))
-    return false;
-  product<true, true>(K, K, K, m.root, inverse, [&](int i, int j, double x) { m.V(i, j) = x; });
+  const Mat<double> inverse = m.M;
+  if (!factorise_in_place<true>(K, inverse, m.V, m.pivots)) return false;
+  product<true, true>(K, K, K, root, inverse, [&](int i, int j, double x) { m.V(i, j) = x; });
   sync();
   bool hard = false;
   for (int k = warp(); k < K; k += warps()) {
     double sum = 0.0;
     for (int j = lane(); j < K; j += 32) sum += m.V(k, j) * m.V(k, j);
-    hard = hard || !(warp_sum(sum) * J(k, k) <= limit);
+    hard = hard || !(warp_sum(sum) * of_rooms(k, k) <= limit);
   }
-  if (any(hard)) return false;
-  product<true, false>(K, C, K, m.V, m.x, [&](int i, int j, double x) { m.seen(i, j) = x; });
-  product<false, false>(K, K, K, A, m.V, [&](int i, int j, double x) { AV(i, j) = x; });
+  const Mat<double> VJ = m.U;
   if (adjoint)
-    product<true, false>(K, K, K, m.V, J, [&](int i, int j, double x) { VJ(i, j) = x; });
+    product<false, true>(K, K, K, inverse, m.JL, [&](int i, int j, double x) { VJ(i, j) = x; });
+  if (any(hard)) return false;
+  const Mat<double> A = m.M, AV = m.JL;
+  copy(K, K, rooms.A.at(place), A);
+  product<true, false>(K, C, K, m.V, m.x, [&](int i, int j, double x) { m.seen(i, j) = x; });
   sync();
+  product<false, false>(K, K, K, A, m.V, [&](int i, int j, double x) { AV(i, j) = x; });
   product<false, false>(K, C, K, m.V, m.seen, [&](int i, int j, double x) { m.R(i, j) += x; });
-  const Mat<double> cov = rooms.U.at(place + 1), added = rooms.C.at(place);
-  product<false, true>(K, K, K, AV, AV, [&](int i, int j, double x) {
-    if (j >= i) {
-      const double u = added(i, j) + x;
-      m.root(i, j) = m.root(j, i) = cov(i, j) = cov(j, i) = u;
-    }
-  });
   if (adjoint) {
-    const Mat<double> T = rooms.T.at(place), y = rooms.y.at(place);
-    product<false, false>(K, K, K, AV, VJ, [&](int i, int j, double x) { T(i, j) = A(i, j) - x; });
+    const Mat<double> y = rooms.y.at(place);
     product<true, false>(K, C, K, VJ, m.seen,
                          [&](int i, int j, double x) { y(i, j) = m.x(i, j) - x; });
   }
   sync();
-  const Mat<double> mean = rooms.R.at(place + 1), b = rooms.b.at(place);
+  if (adjoint) {
+    const Mat<double> T = rooms.T.at(place);
+    product<false, false>(K, K, K, AV, VJ, [&](int i, int j, double x) { T(i, j) = A(i, j) - x; });
+  }
+  const Mat<double> cov = rooms.U.at(place + 1), added = rooms.C.at(place),
+                    mean = rooms.R.at(place + 1), b = rooms.b.at(place);
+  product<false, true>(K, K, K, AV, AV, [&](int i, int j, double x) {
+    if (j >= i) m.V(i, j) = m.V(j, i) = cov(i, j) = cov(j, i) = added(i, j) + x;
+  });
   product<false, false>(K, C, K, A, m.R,
                         [&](int i, int j, double x) { m.x(i, j) = mean(i, j) = b(i, j) + x; });
-  sync();
-  each(K, C, [&](int i, int j) { m.R(i, j) = m.x(i, j); });
   sync();
   return true;
 }

@@ -41,6 +41,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   keep_outcome(rooms, place, outcome);
 }
 
+// Member by member, as either() of stationary_chunk.cuh.
+__device__ inline void swap(Mat<double>& a, Mat<double>& b) {
+  double* const data = a.data;
+  const int ld = a.ld;
+  a.data = b.data, a.ld = b.ld;
+  b.data = data, b.ld = ld;
+}
+
 // The elements of an item, applied one after another, by its block.
 __global__ void __launch_bounds__(kThreads, 1)
     belief_kernel(const Sizes n, const Packing packing, const __grid_constant__ SegmentPlan segments,
@@ -53,15 +61,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (mark_item(rooms, segments, b, 0, of < 2 ? 1 : of - 1)) return;
   Arena arena(block_memory(), segments.shared_of_beliefs,
               scratch + b * int64_t(segments.scratch_of_beliefs));
-  const BeliefBuffers m(arena, K, C);
-  const Mat<double> R = rooms.R.at(b * segments.count + 1), U = rooms.U.at(b * segments.count + 1);
-  each(K, K, [&](int i, int j) { m.root(i, j) = U(i, j); });
-  each(K, C, [&](int i, int j) { m.R(i, j) = R(i, j); });
+  BeliefBuffers m(arena, K, C);
+  copy(K, K, rooms.U.at(b * segments.count + 1), m.U);
+  copy(K, C, rooms.R.at(b * segments.count + 1), m.R);
   sync();
   const double limit = segments.state == Dtype::float64 ? kHardSegment64 : kHardSegment32;
   bool ok = true;
-  for (int i = 1; i + 1 < of && ok; ++i)
+  for (int i = 1; i + 1 < of && ok; ++i) {
     ok = apply_element(K, C, b * segments.count + i, rooms, m, limit, adjoint);
+    swap(m.U, m.V);
+    swap(m.R, m.x);
+  }
   if (!ok && thread() == 0) rooms.marks[b] = 1;
 }
 
