@@ -121,7 +121,8 @@ struct Parts {
       : call(call_of(args)),
         whole(plan_write(call, device)),
         segments(plan_segments({call, packing_of(args).count, args.mean.dtype, only_steps(args),
-                                whole.team > 1, false},
+                                whole.team > 1, work_of(call, whole).of(whole.width) / call.steps,
+                                false},
                                device)) {
     scratch = workspace_of(args.n, whole);
     if (segments.count < 2) return;

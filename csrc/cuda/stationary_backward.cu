@@ -173,7 +173,8 @@ struct Parts {
         whole(plan_adjoint(call, device)),
         write(write_of(args, call)),
         segments(plan_segments(
-            {write, call.sequences, args.mean.dtype, only_steps(args), whole.team > 1, true},
+            {write, call.sequences, args.mean.dtype, only_steps(args), whole.team > 1,
+             adjoint_operations(call) / write.steps, true},
             device)) {
     scratch = workspace_of(call, whole);
     if (segments.count < 2) return;
@@ -183,6 +184,7 @@ struct Parts {
     each.n.T = segments.longest;
     each.sequences = 1;
     one = plan_alone(each, device);
+    one.threads = kSegmentThreads;
     rooms = SegmentRooms(nullptr, args.n, segments.count, true, call.identity).bytes;
     const size_t needs[] = {scratch_for_beliefs(args.n, segments, first), workspace_of(each, one)};
     for (const size_t need : needs) scratch = scratch < need ? need : scratch;

@@ -110,21 +110,18 @@ struct BeliefBuffers {
   }
 };
 
-// to = from, both K x columns, with four loads of a thread on their way at once. Not synchronised.
+// to = from, both K x columns, with eight loads of a thread on their way at once. Not synchronised.
 __device__ inline void copy(int K, int columns, Mat<double> from, Mat<double> to) {
-  constexpr int together = 4;
-  const int count = K * columns, step = block_threads();
-  for (int first = block_thread(); first < count; first += together * step) {
-    double x[together];
+  constexpr int together = 8;
+  const int step = warps();
+  for (int first = warp(); first < K; first += together * step) {
+    for (int j = lane(); j < columns; j += 32) {
+      double x[together];
 #pragma unroll
-    for (int u = 0; u < together; ++u) {
-      const int e = min(first + u * step, count - 1);
-      x[u] = from(e / columns, e % columns);
-    }
+      for (int u = 0; u < together; ++u) x[u] = from(min(first + u * step, K - 1), j);
 #pragma unroll
-    for (int u = 0; u < together; ++u) {
-      const int e = first + u * step;
-      if (e < count) to(e / columns, e % columns) = x[u];
+      for (int u = 0; u < together; ++u)
+        if (first + u * step < K) to(first + u * step, j) = x[u];
     }
   }
 }
@@ -203,26 +200,40 @@ __device__ __noinline__ inline bool apply_element(int K, int C, int64_t place,
   return true;
 }
 
-// To gR, gU at `place`, the gradients of the belief before a segment for none after it, what comes
-// through the belief after it, whose gradients are gR_in, gU_in:
+struct ChainBuffers {
+  Mat<double> gU, T, UT;     // K x K
+  Mat<double> gR, y, moved;  // K x C; only y is read by columns
+
+  __host__ __device__ ChainBuffers(Arena& arena, int K, int C)
+      : gU(arena.matrix<double>(K, K)),
+        T(arena.matrix<double>(K, K)),
+        UT(arena.matrix<double>(K, K)),
+        gR({arena.take<double>(int64_t(K) * C), C}),
+        y(arena.matrix<double>(K, C)),
+        moved({arena.take<double>(int64_t(K) * C), C}) {}
+};
+
+// The gradients m.gR, m.gU of the belief after the segment at `place` are kept, and become those of
+// the belief before it: what the segment alone gives, in the rooms, and
 //   gR += T'gR_in,  gU += T'gU_in T + sym(T'gR_in y')
 // Leaves the block synchronised, as it expects it.
-__device__ __noinline__ inline void add_through(int K, int C, int64_t place,
-                                                const SegmentRooms& rooms, Mat<double> through,
-                                                Mat<double> UT) {
-  const Mat<double> T = rooms.T.at(place), y = rooms.y.at(place);
+__device__ __noinline__ inline void chain_gradient(int K, int C, int64_t place,
+                                                   const SegmentRooms& rooms,
+                                                   const ChainBuffers& m) {
+  copy(K, K, rooms.T.at(place), m.T);
+  copy(K, C, rooms.y.at(place), m.y);
+  sync();
   const Mat<double> gR = rooms.gR.at(place), gU = rooms.gU.at(place);
-  product<true, false>(K, C, K, T, rooms.gR_in.at(place), [&](int i, int j, double x) {
-    through(i, j) = x;
-    gR(i, j) += x;
-  });
-  product<false, false>(K, K, K, rooms.gU_in.at(place), T,
-                        [&](int i, int j, double x) { UT(i, j) = x; });
+  product<true, false>(K, C, K, m.T, m.gR, [&](int i, int j, double x) { m.moved(i, j) = x; });
+  product<false, false>(K, K, K, m.gU, m.T, [&](int i, int j, double x) { m.UT(i, j) = x; });
   sync();
-  product<true, false>(K, K, K, T, UT, [&](int i, int j, double x) { gU(i, j) += x; });
-  product<false, true>(K, K, C, through, y, [&](int i, int j, double x) { gU(i, j) += x; });
+  each(K, C, [&](int i, int j) { m.gR(i, j) = gR(i, j) + m.moved(i, j); });
+  product<true, false>(K, K, K, m.T, m.UT,
+                       [&](int i, int j, double x) { m.gU(i, j) = gU(i, j) + x; });
+  product<false, true>(K, K, C, m.moved, m.y,
+                       [&](int i, int j, double x) { m.gU(i, j) += x; });
   sync();
-  symmetrise(K, gU);
+  symmetrise(K, m.gU);
 }
 
 }  // namespace kanerva::cuda

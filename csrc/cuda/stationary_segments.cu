@@ -1,14 +1,14 @@
 // The beliefs between the segments of a sequence of a memory that moves, and the gradients of them:
 // what stationary.cu and stationary_backward.cu start before a launch of all segments.
-//
-// Counted for (B, T, K, C) = (1, 65536, 64, 64), float32: see plan_segments().
 #include "stationary_element.cuh"
 
 namespace kanerva::cuda {
 
 namespace {
 
-constexpr int kThreads = kFactorThreads;
+constexpr int kThreads = kSegmentThreads;
+static_assert(kThreads == kFactorThreads);
+constexpr int64_t kLeastOfSegment = 64;  // steps, with which there is something to gain
 
 // A block for each segment but the last: the write of the first one, which also keeps the belief
 // before it, and the elements of the others.
@@ -88,15 +88,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (mark_item(rooms, segments, b, 1, of)) return;
   Arena arena(block_memory(), segments.shared_of_beliefs,
               scratch + b * int64_t(segments.scratch_of_beliefs));
-  const Mat<double> UT = arena.matrix<double>(K, K), through = arena.matrix<double>(K, C);
+  const ChainBuffers m(arena, K, C);
+  const int64_t first = b * segments.count;
+  copy(K, K, rooms.gU.at(first + of - 1), m.gU);
+  copy(K, C, rooms.gR.at(first + of - 1), m.gR);
+  sync();
   for (int i = of - 2; i >= 0; --i) {
-    const int64_t place = b * segments.count + i;
-    const Mat<double> gU = rooms.gU.at(place + 1), gR = rooms.gR.at(place + 1);
-    const Mat<double> gU_in = rooms.gU_in.at(place), gR_in = rooms.gR_in.at(place);
-    each(K, K, [&](int r, int j) { gU_in(r, j) = gU(r, j); });
-    each(K, C, [&](int r, int j) { gR_in(r, j) = gR(r, j); });
-    sync();
-    if (i > 0) add_through(K, C, place, rooms, through, UT);
+    copy(K, K, m.gU, rooms.gU_in.at(first + i));
+    copy(K, C, m.gR, rooms.gR_in.at(first + i));
+    if (i > 0) chain_gradient(K, C, first + i, rooms, m);
   }
 }
 
@@ -104,19 +104,49 @@ size_t per_block(const SegmentPlan& plan, const WritePlan& write) {
   return plan.scratch > write.global ? plan.scratch : write.global;
 }
 
+// Into how many segments to cut an item; 1: none. What the longest block multiplies and adds, in
+// operations of a step's products, of which a block does 8 a clock by the estimates of
+// scripts/kernel_times.py: those of whole matrices take a third, gradients, of many small products,
+// twice as much; a pivot takes 300 clocks, of a matrix in registers 250, the launches 20 us.
+int count_segments(const SegmentCall& call, const Device& device) {
+  constexpr double worth_it = 0.75, rate = 8.0, pivot = 300.0 * rate, launches = 3e5;
+  constexpr int fewest = 3;
+  const Sizes& n = call.write.n;
+  const int64_t most = device.processors / n.B;
+  if (call.has_teams || device.team_work >= 0.0 || n.K > kMostInRegisters || most < fewest)
+    return 1;
+  const double T = call.write.steps, K = double(n.K), C = double(n.C), L = 16.0;
+  const double element = K * (5 * K + 4 * L) + C * (3 * K + L) + pivot;
+  double whole = call.operations + pivot, one = element + whole;
+  double belief = K * K * (5 * K + 4 * C) / 3 + 500 * rate * K;
+  if (call.adjoint) {
+    whole = 2 * call.operations + 3 * pivot;
+    one = element + 2 * whole;
+    belief += K * K * (5 * K + 3 * C) / 3;
+  }
+  int best = 1;
+  double least = worth_it * T * whole;
+  for (int count = fewest; count <= most && T >= double(kLeastOfSegment * count); ++count) {
+    const double operations = T / count * one + count * belief + launches;
+    if (operations < least) {
+      best = count;
+      least = operations;
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
 SegmentPlan plan_segments(const SegmentCall& call, const Device& device) {
   const Sizes& n = call.write.n;
   SegmentPlan plan;
-  const int64_t T = n.T / (call.sequences > 0 ? call.sequences : 1);
-  if (call.by_steps || T < 2 || n.B < 1) return plan;
-  if (device.segments > 0) {
-    plan.count = int(at_most(device.segments, n.T));
-  } else {
-    return plan;
-  }
+  if (call.by_steps || n.T < 2 || n.B < 1) return plan;
+  const bool forced = device.segments > 0;
+  plan.count =
+      forced ? int(at_most(device.segments, n.T)) : count_segments(call, device);
   if (plan.count < 2) return plan;
+  if (!forced) plan.least = kLeastOfSegment;
   plan.in_float32 = call.write.in_float32;
   plan.state = call.state;
   const int64_t longest = (n.T + plan.count - 1) / plan.count, twice = 2 * plan.least;
@@ -132,10 +162,12 @@ SegmentPlan plan_segments(const SegmentCall& call, const Device& device) {
     plan.steps = (plan.steps + 1) / 2;
   plan.shared = layout(device.shared_per_block).shared_used();
   plan.scratch = layout(device.shared_per_block).global_used();
-  Arena beliefs(nullptr, device.shared_per_block, nullptr);
+  Arena beliefs(nullptr, device.shared_per_block, nullptr), chain = beliefs;
   BeliefBuffers(beliefs, K, C);
-  plan.shared_of_beliefs = beliefs.shared_used();
-  plan.scratch_of_beliefs = beliefs.global_used();
+  ChainBuffers(chain, K, C);
+  const auto larger = [](size_t x, size_t y) { return x > y ? x : y; };
+  plan.shared_of_beliefs = larger(beliefs.shared_used(), chain.shared_used());
+  plan.scratch_of_beliefs = larger(beliefs.global_used(), chain.global_used());
   return plan;
 }
 

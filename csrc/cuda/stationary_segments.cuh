@@ -68,6 +68,9 @@ struct SegmentRooms {
   }
 };
 
+// Each block has a processor to itself.
+constexpr int kSegmentThreads = 256;
+
 struct SegmentPlan {
   int count = 1;        // segments of an item, at most; 1: there are none
   int64_t least = 1;    // steps of a segment, at least
@@ -103,6 +106,7 @@ struct SegmentCall {
   Dtype state = Dtype::float32;
   bool by_steps = false;    // whether a square root was asked for,
   bool has_teams = false;   // and whether teams do the whole
+  double operations = 0.0;  // multiply-adds of a step of the whole
   bool adjoint = false;
 };
 
@@ -116,7 +120,9 @@ inline WritePlan plan_of_segments(WriteCall call, const SegmentPlan& plan, bool 
   call.steps = double(plan.longest);
   call.reads = reads;
   call.splits = false;
-  return plan_blocks(call, device);
+  WritePlan blocks = plan_blocks(call, device);
+  blocks.threads = kSegmentThreads;
+  return blocks;
 }
 
 template <class Args>
