@@ -120,10 +120,7 @@ struct Parts {
   Parts(const Args& args, const Device& device)
       : call(call_of(args)),
         whole(plan_write(call, device)),
-        segments(plan_segments({call, packing_of(args).count, args.mean.dtype, only_steps(args),
-                                whole.team > 1, work_of(call, whole).of(whole.width) / call.steps,
-                                false},
-                               device)) {
+        segments(plan_segments(cut(args), device)) {
     scratch = workspace_of(args.n, whole);
     if (segments.count < 2) return;
     first = plan_of_segments(call, segments, false, device);
@@ -132,6 +129,17 @@ struct Parts {
     const size_t needs[] = {scratch_for_beliefs(args.n, segments, first),
                             size_t(args.n.B * segments.count) * one.global};
     for (const size_t need : needs) scratch = scratch < need ? need : scratch;
+  }
+
+  SegmentCall cut(const Args& args) const {
+    SegmentCall cut;
+    cut.write = call;
+    cut.state = args.mean.dtype;
+    cut.by_steps = only_steps(args);
+    cut.has_teams = whole.team > 1;
+    cut.whole = work_of(call, whole).of(whole.width) / call.steps;
+    cut.segment = work_of(call, whole).of(args.n.C) / call.steps;
+    return cut;
   }
 };
 

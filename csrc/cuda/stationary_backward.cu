@@ -172,10 +172,7 @@ struct Parts {
       : call(call_of(args)),
         whole(plan_adjoint(call, device)),
         write(write_of(args, call)),
-        segments(plan_segments(
-            {write, call.sequences, args.mean.dtype, only_steps(args), whole.team > 1,
-             adjoint_operations(call) / write.steps, true},
-            device)) {
+        segments(plan_segments(cut(args), device)) {
     scratch = workspace_of(call, whole);
     if (segments.count < 2) return;
     first = plan_of_segments(write, segments, false, device);
@@ -188,6 +185,17 @@ struct Parts {
     rooms = SegmentRooms(nullptr, args.n, segments.count, true, call.identity).bytes;
     const size_t needs[] = {scratch_for_beliefs(args.n, segments, first), workspace_of(each, one)};
     for (const size_t need : needs) scratch = scratch < need ? need : scratch;
+  }
+
+  SegmentCall cut(const Args& args) const {
+    SegmentCall cut;
+    cut.write = write;
+    cut.state = args.mean.dtype;
+    cut.by_steps = only_steps(args);
+    cut.has_teams = whole.team > 1;
+    cut.whole = cut.segment = adjoint_operations(call) / write.steps;
+    cut.adjoint = true;
+    return cut;
   }
 
   static WriteCall write_of(const Args& args, const AdjointCall& call) {

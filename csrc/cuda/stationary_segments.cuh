@@ -102,11 +102,10 @@ struct SegmentPlan {
 // What the plan of a call follows from.
 struct SegmentCall {
   WriteCall write;  // of the whole
-  int64_t sequences = 1;
   Dtype state = Dtype::float32;
   bool by_steps = false;    // whether a square root was asked for,
   bool has_teams = false;   // and whether teams do the whole
-  double operations = 0.0;  // multiply-adds of a step of the whole
+  double whole = 0.0, segment = 0.0;  // multiply-adds of a step: the busiest block's, and all of them
   bool adjoint = false;
 };
 
