@@ -7,7 +7,7 @@
 namespace kanerva::cuda {
 
 constexpr int kFactorThreads = 256;
-constexpr int kFactorSide = 16;            // of the threads, in a square
+constexpr int kFactorSide = 16;           // of the threads, in a square
 constexpr int kMostInRegisters = 8 * 16;  // rows of a matrix
 
 // A matrix of n rows is held as so many times so many squares of threads.

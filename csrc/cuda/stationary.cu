@@ -35,9 +35,8 @@ __global__ void __launch_bounds__(256, 1)
   const auto [columns, arena] = enter_write(args.n, plan, teams, workspace);
   const Item item = item_of(args, blockIdx.x);
   double evidence = 0.0;
-  const Outcome outcome =
-      write_moving(args, item, columns, plan, arena, tries_float32(args), only_steps(args),
-                   args.mean.dtype, evidence);
+  const Outcome outcome = write_moving(args, item, columns, plan, arena, tries_float32(args),
+                                       only_steps(args), args.mean.dtype, evidence);
   finish_block(args, item, columns, plan.blocks, outcome, evidence, partials);
 }
 
@@ -63,9 +62,8 @@ __global__ void __launch_bounds__(256, 1)
   const Item item = segments.segment(all, of, i);
   const Arena arena(block_memory(), plan.shared, scratch + item.state * int64_t(plan.global));
   double evidence = 0.0;
-  const Outcome outcome =
-      write_moving(args, item, {0, int(args.n.C), 0}, plan, arena, segments.in_float32, false,
-                   segments.state, evidence);
+  const Outcome outcome = write_moving(args, item, {0, int(args.n.C), 0}, plan, arena,
+                                       segments.in_float32, false, segments.state, evidence);
   if (thread() == 0) rooms.evidence.at(item.state)(0, 0) = evidence;
   keep_outcome(rooms, item.state, outcome);
 }
@@ -112,7 +110,7 @@ WriteCall call_of(const Args& args) {
 template <class Args>
 struct Parts {
   WriteCall call;
-  WritePlan whole;       // of the chain
+  WritePlan whole;  // of the chain
   SegmentPlan segments;
   WritePlan first, one;  // of the write of the first segment, of every segment
   size_t rooms = 0, scratch = 0;

@@ -78,9 +78,8 @@ class StationaryAdjoint {
         m_(arena, steps, K_, C_, kReads<Args>, args.stationary_cov.data == nullptr),
         states_(states, K_, C_),
         limit_(limit),
-        gl_(args.grad_log_evidence.data != nullptr
-                ? scalar(args.grad_log_evidence, item.dynamics)
-                : 0.0) {}
+        gl_(args.grad_log_evidence.data != nullptr ? scalar(args.grad_log_evidence, item.dynamics)
+                                                   : 0.0) {}
 
   // From the gradients of the belief after the steps, item `after` of these.
   __device__ Outcome run(const View& grad_mean, const View& grad_cov, int64_t after) {

@@ -40,8 +40,7 @@ struct MovingAdjoint {
 
   template <class F>
   __device__ __noinline__ Outcome in(const Item& item, const AdjointPlace& place, const View& gR,
-                                     const View& gU, int64_t after, int steps,
-                                     double limit) const {
+                                     const View& gU, int64_t after, int steps, double limit) const {
     const Arena arena(block_memory(), plan.shared, place.scratch);
     const Outcome outcome =
         StationaryAdjoint<F, Args>(args, item, steps, arena, place.states, limit)
@@ -58,9 +57,8 @@ struct MovingAdjoint {
       outcome = in<float>(item, place, gR, gU, after, plan.steps, kHardForFloat32Factors);
     for (int form = by_steps; form < 2 && outcome == Outcome::harder; ++form) {
       const bool last = form == 1;
-      outcome =
-          in<double>(item, place, gR, gU, after, last ? plan.root_steps : plan.robust_steps,
-                     last ? kNoLimit : cholesky_limit(state));
+      outcome = in<double>(item, place, gR, gU, after, last ? plan.root_steps : plan.robust_steps,
+                           last ? kNoLimit : cholesky_limit(state));
     }
     return outcome;
   }
@@ -113,9 +111,8 @@ __global__ void __launch_bounds__(256, 1)
       workspace + places * int64_t(plan.scratch) + item.state * plan.states_of_row};
   const MovingAdjoint<Args> adjoint = {args, plan, segments.in_float32, false, segments.state};
   const bool is_last = i + 1 == of;
-  const Outcome outcome =
-      adjoint.run(item, place, is_last ? args.grad_mean : gR_in, is_last ? args.grad_cov : gU_in,
-                  is_last ? b : item.state);
+  const Outcome outcome = adjoint.run(item, place, is_last ? args.grad_mean : gR_in,
+                                      is_last ? args.grad_cov : gU_in, is_last ? b : item.state);
   keep_outcome(rooms, item.state, outcome);
 }
 
@@ -161,8 +158,8 @@ AdjointCall call_of(const Args& args) {
 template <class Args>
 struct Parts {
   AdjointCall call;
-  AdjointPlan whole;     // of the chain
-  WriteCall write;       // of the first segment
+  AdjointPlan whole;  // of the chain
+  WriteCall write;    // of the first segment
   SegmentPlan segments;
   WritePlan first;
   AdjointPlan one;  // of every segment
@@ -248,8 +245,7 @@ void start_backward(const Args& args, const Launch& to) {
   Launch chain = to;
   const int* marks = nullptr;
   if (parts.segments.count > 1) {
-    const SegmentRooms rooms(to.workspace, args.n, parts.segments.count, true,
-                             parts.call.identity);
+    const SegmentRooms rooms(to.workspace, args.n, parts.segments.count, true, parts.call.identity);
     char* const scratch = static_cast<char*>(to.workspace) + rooms.bytes;
     start_segments(args, parts, rooms, scratch, to.stream);
     chain.workspace = scratch;

@@ -89,9 +89,9 @@ __device__ __noinline__ inline Outcome make_element(const BayesWriteArgs& args, 
 }
 
 struct BeliefBuffers {
-  double* pivots;              // K; of factors that are too large for registers
-  Mat<double> U, M, JL, V;     // K x K, with room for what follows in their places
-  Mat<double> R, x, seen;      // K x C; not read by columns
+  double* pivots;           // K; of factors that are too large for registers
+  Mat<double> U, M, JL, V;  // K x K, with room for what follows in their places
+  Mat<double> R, x, seen;   // K x C; not read by columns
 
   __host__ __device__ BeliefBuffers(Arena& arena, int K, int C)
       : pivots(K <= kMostInRegisters ? nullptr : arena.take<double>(K)),
@@ -145,9 +145,8 @@ __device__ inline bool factorise_in_place(int K, Mat<double> s, Mat<double> room
 // `limit` times the precision with all others known than it has without. Expects the block to be
 // synchronised; leaves it so.
 __device__ __noinline__ inline bool apply_element(int K, int C, int64_t place,
-                                                  const SegmentRooms& rooms,
-                                                  const BeliefBuffers& m, double limit,
-                                                  bool adjoint) {
+                                                  const SegmentRooms& rooms, const BeliefBuffers& m,
+                                                  double limit, bool adjoint) {
   const Mat<double> of_rooms = rooms.J.at(place), eta = rooms.eta.at(place);
   const Mat<double> J = m.M, root = m.U;
   copy(K, K, of_rooms, J);
@@ -230,8 +229,7 @@ __device__ __noinline__ inline void chain_gradient(int K, int C, int64_t place,
   each(K, C, [&](int i, int j) { m.gR(i, j) = gR(i, j) + m.moved(i, j); });
   product<true, false>(K, K, K, m.T, m.UT,
                        [&](int i, int j, double x) { m.gU(i, j) = gU(i, j) + x; });
-  product<false, true>(K, K, C, m.moved, m.y,
-                       [&](int i, int j, double x) { m.gU(i, j) += x; });
+  product<false, true>(K, K, C, m.moved, m.y, [&](int i, int j, double x) { m.gU(i, j) += x; });
   sync();
   symmetrise(K, m.gU);
 }

@@ -51,13 +51,13 @@ __device__ inline void swap(Mat<double>& a, Mat<double>& b) {
 
 // The elements of an item, applied one after another, by its block.
 __global__ void __launch_bounds__(kThreads, 1)
-    belief_kernel(const Sizes n, const Packing packing, const __grid_constant__ SegmentPlan segments,
+    belief_kernel(const Sizes n, const Packing packing,
+                  const __grid_constant__ SegmentPlan segments,
                   const __grid_constant__ SegmentRooms rooms, bool adjoint, char* scratch) {
   const int64_t b = blockIdx.x;
   const int K = int(n.K), C = int(n.C);
   const int of = segments_of(segments, item_in(packing, n.T, b));
-  if (thread() == 0) rooms.marks[b] = 0;
-  __syncthreads();
+  if (thread() == 0) rooms.marks[b] = 0;  // which mark_item() may set, by the same thread
   if (mark_item(rooms, segments, b, 0, of < 2 ? 1 : of - 1)) return;
   Arena arena(block_memory(), segments.shared_of_beliefs,
               scratch + b * int64_t(segments.scratch_of_beliefs));
@@ -154,8 +154,8 @@ SegmentPlan plan_segments(const SegmentCall& call, const Device& device) {
   plan.shared = layout(plan.steps).shared_used();
   plan.scratch = layout(plan.steps).global_used();
   const bool forced = device.segments > 0;
-  plan.count = forced ? int(at_most(device.segments, n.T))
-                      : count_segments(call, plan.scratch > 0, device);
+  plan.count =
+      forced ? int(at_most(device.segments, n.T)) : count_segments(call, plan.scratch > 0, device);
   if (plan.count < 2) return plan;
   if (!forced) plan.least = kLeastOfSegment;
   plan.in_float32 = call.write.in_float32;

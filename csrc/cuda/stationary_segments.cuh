@@ -31,15 +31,15 @@ struct Room {
 
 // In the workspace: what passes between launches.
 struct SegmentRooms {
-  Room A, b, C, eta, J;        // elements
-  Room R, U;                   // beliefs before the segments
-  Room R_after, U_after;       // what the segments leave
-  Room evidence;               // 1 x 1
-  Room T, y;                   // adjoints of the beliefs; from here on only of a gradient
-  Room gR, gU, gR_in, gU_in;   // gradients of the beliefs before a segment, and after it
-  Room dSigma;                 // of the stationary covariance; absent where it is the identity
-  int* outcomes = nullptr;     // of the segments
-  int* marks = nullptr;        // of the items: those that the chain has to do
+  Room A, b, C, eta, J;       // elements
+  Room R, U;                  // beliefs before the segments
+  Room R_after, U_after;      // what the segments leave
+  Room evidence;              // 1 x 1
+  Room T, y;                  // adjoints of the beliefs; from here on only of a gradient
+  Room gR, gU, gR_in, gU_in;  // gradients of the beliefs before a segment, and after it
+  Room dSigma;                // of the stationary covariance; absent where it is the identity
+  int* outcomes = nullptr;    // of the segments
+  int* marks = nullptr;       // of the items: those that the chain has to do
   size_t bytes = 0;
 
   SegmentRooms(void* workspace, const Sizes& n, int count, bool adjoint, bool identity) {
@@ -103,9 +103,10 @@ struct SegmentPlan {
 struct SegmentCall {
   WriteCall write;  // of the whole
   Dtype state = Dtype::float32;
-  bool by_steps = false;    // whether a square root was asked for,
-  bool has_teams = false;   // and whether teams do the whole
-  double whole = 0.0, segment = 0.0;  // multiply-adds of a step: the busiest block's, and all of them
+  bool by_steps = false;   // whether a square root was asked for,
+  bool has_teams = false;  // and whether teams do the whole
+  double whole = 0.0,
+         segment = 0.0;  // multiply-adds of a step: the busiest block's, and all of them
   bool adjoint = false;
 };
 
@@ -144,8 +145,8 @@ void find_beliefs(const BayesWriteArgs& args, const Packing& packing, const Writ
 void chain_gradients(const Sizes& n, const Packing& packing, const SegmentPlan& plan,
                      const SegmentRooms& rooms, char* scratch, Stream stream);
 
-// The write of one item's columns in the arithmetics that serve, one after another; by_steps: in the
-// last of them alone. Leaves the team synchronised.
+// The write of one item's columns in the arithmetics that serve, one after another; by_steps: in
+// the last of them alone. Leaves the team synchronised.
 template <class Args>
 __device__ inline Outcome write_moving(const Args& args, const Item& item,
                                        const ColumnBlock& columns, const WritePlan& plan,
@@ -159,9 +160,9 @@ __device__ inline Outcome write_moving(const Args& args, const Item& item,
   }
   for (int form = by_steps; form < 2 && outcome == Outcome::harder; ++form) {
     const bool last = form == 1;
-    outcome = write_moving_block<double>(args, item, columns, last ? 1 : plan.robust_steps,
-                                         plan.width, arena, last ? kNoLimit : cholesky_limit(state),
-                                         evidence);
+    outcome =
+        write_moving_block<double>(args, item, columns, last ? 1 : plan.robust_steps, plan.width,
+                                   arena, last ? kNoLimit : cholesky_limit(state), evidence);
     sync();
   }
   return outcome;

@@ -9,7 +9,7 @@ namespace kanerva::cuda {
 // A state and its steps: so many, from `first` on, of a row.
 struct Item {
   int64_t state = 0, row = 0, first = 0, steps = 0;
-  bool valid = true;      // whether the bounds of the sequences rise from 0 to T
+  bool valid = true;     // whether the bounds of the sequences rise from 0 to T
   int64_t dynamics = 0;  // whose stationary covariance and gradient of the evidence are its own
 };
 
