@@ -9,8 +9,8 @@
 // Floor at (B, T, K, C) = (64, 2048, 64, 64), float32: 135 MB of addresses, values, queries and
 // reads, 45 us at 3 TB/s; 8 billion multiply-adds, 0.3 ms at 30 T/s; 64 chunks after each other,
 // with a chain of 32 pivots each, 0.2 ms.
+#include "segment_plan.cuh"
 #include "stationary.h"
-#include "stationary_segments.cuh"
 
 namespace kanerva::cuda {
 

@@ -7,8 +7,8 @@
 // Floor at (B, T, K, C) = (64, 2048, 64, 64), float32: 270 MB in and out, 90 us at 3 TB/s; 25
 // billion multiply-adds, 0.8 ms at 30 T/s; 128 chunks after each other, three times.
 #include "adjoint_plan.cuh"
+#include "segment_plan.cuh"
 #include "stationary.h"
-#include "stationary_segments.cuh"
 
 namespace kanerva::cuda {
 

@@ -110,8 +110,6 @@ struct SegmentCall {
   bool adjoint = false;
 };
 
-SegmentPlan plan_segments(const SegmentCall& call, const Device& device);
-
 // Of the chunks of a segment, by a block.
 inline WritePlan plan_of_segments(WriteCall call, const SegmentPlan& plan, bool reads,
                                   const Device& device) {
