@@ -276,6 +276,8 @@ def microseconds(seconds: float) -> str:
 
 def section(counted: dict) -> str:
     """The part of docs/kernels.md with the estimates."""
+    import segment_times
+
     lines = [
         "## Times: estimate, no GPU has run this",
         "",
@@ -287,7 +289,8 @@ def section(counted: dict) -> str:
             "suffice. The factor is the first over the bound, which takes products in tensor cores "
             "as 3xTF32. Device memory is cold; a gradient is the backward launches alone. Rows "
             "that name no operator are bayes_write; adaptive_write, of one iteration, is a chain "
-            "of steps, which the bound does not know.",
+            "of steps, which the bound does not know. Those of causal_scan with retention are by "
+            "`python scripts/segment_times.py`: before by one block, now in segments.",
             WIDTH,
         ),
         "",
@@ -317,6 +320,7 @@ def section(counted: dict) -> str:
                     shown += f" (float32: {microseconds(in_float32)})"
                 key = key_of(shape, what)
                 lines.append(f"| {key} | {device.name} | {shown} | {' | '.join(cells)} |")
+    lines += segment_times.rows(counted)
     lines += ["", *launch_table(counted.get("now", {})), "", *cost_table()]
     return "\n".join(lines) + "\n"
 
@@ -476,8 +480,11 @@ def main() -> int:
         before = counted.get(options.when, {})
         if options.operator or options.long:
             found = before | found
-        elif (key := key_of(LONG, "")) in before:
-            found[key] = before[key]
+        else:  # what is counted apart
+            import segment_times
+
+            apart = (key_of(LONG, ""), *segment_times.KEYS)
+            found |= {key: before[key] for key in apart if key in before}
         COUNTS.write_text(json.dumps(counted | {options.when: found}, indent=1) + "\n")
         print(f"{COUNTS}: {options.when}; python scripts/kernel_report.py writes the page")
     return 0

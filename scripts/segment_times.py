@@ -32,9 +32,10 @@ KEYS = tuple(kernel_times.key_of(SHAPE, what) for what in WHAT)
 #: launchers ask it (tests/kernels_on_ptx/launching.cu).
 SEGMENTS = {False: 71, True: 115}
 WHOLE = 16  # steps that segments are cut into
-CHAIN_STEPS = (512, 1024, 2048)
-FEW_SEGMENTS = (3, 5, 9)
-MOST_MISSED = 0.02
+#: Squares of numbers of chunks of 16, as T is: what of a gradient's states is kept.
+CHAIN_STEPS = (1024, 2304, 4096)
+FEW_SEGMENTS = (3, 4, 6)
+MOST_MISSED = 0.04  # a gradient goes again through the chunks between the states that are kept
 
 
 def bound(device: kernel_times.Device, gradient: bool) -> float:
@@ -135,6 +136,7 @@ def main() -> int:
     )
     parser.add_argument("--library", type=Path, required=True)
     parser.add_argument("--arch", default="sm_90a")
+    parser.add_argument("--key", choices=WHAT, help="this one, beside what is kept")
     options = parser.parse_args()
     if not options.library.is_file():
         raise SystemExit(f"segment_times: --library: there is no file {options.library}")
@@ -149,7 +151,9 @@ def main() -> int:
     torch.ops.load_library(str(library))
     counted = kernel_times.read_counts()
     registers: dict[str, int] = {}
-    for gradient, key in enumerate(KEYS):
+    for gradient, (what, key) in enumerate(zip(WHAT, KEYS, strict=True)):
+        if options.key not in (None, what):
+            continue
         for when in ("before", "now"):
             launches = count(bool(gradient), when)
             for launch in launches:
@@ -165,6 +169,7 @@ def main() -> int:
                 kernel_times.estimate(kernel_times.H100, found, clocks)
                 for clocks in ("moved_block_clocks", "block_clocks")
             ]
+            kernel_times.COUNTS.write_text(json.dumps(counted, indent=1) + "\n")
             print(
                 f"{key}, {when}: {' to '.join(map(kernel_times.microseconds, seconds))} us on an "
                 "H100, bound "
@@ -172,7 +177,6 @@ def main() -> int:
                 "estimate, no GPU has run this",
                 flush=True,
             )
-    kernel_times.COUNTS.write_text(json.dumps(counted, indent=1) + "\n")
     print(f"{kernel_times.COUNTS}; python scripts/kernel_report.py writes the page")
     return 0
 
