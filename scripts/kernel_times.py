@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import ptx_counts  # noqa: E402
 import ptx_text  # noqa: E402
+import segment_times  # noqa: E402
 
 COUNTS = ROOT / "docs/kernel_times.json"
 COSTS = ROOT / "tools/ptx/costs.h"
@@ -276,8 +277,6 @@ def microseconds(seconds: float) -> str:
 
 def section(counted: dict) -> str:
     """The part of docs/kernels.md with the estimates."""
-    import segment_times
-
     lines = [
         "## Times: estimate, no GPU has run this",
         "",
@@ -481,8 +480,6 @@ def main() -> int:
         if options.operator or options.long:
             found = before | found
         else:  # what is counted apart
-            import segment_times
-
             apart = (key_of(LONG, ""), *segment_times.KEYS)
             found |= {key: before[key] for key in apart if key in before}
         COUNTS.write_text(json.dumps(counted | {options.when: found}, indent=1) + "\n")
