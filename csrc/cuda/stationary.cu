@@ -1,6 +1,6 @@
 // bayes_write and causal_scan, forward, of memories that move: one launch, split into blocks and
 // teams as those of memories that keep still (bayes_write.cu, causal_scan.cu), of which no kernel
-// for small memories is there.
+// for small memories is there. Or, of few long sequences, in segments (segment_plan.cuh).
 //
 // Arithmetic: chunks in float32 while w'(U moved) w / n is at most 16, else float64 in shorter
 // chunks while no variance is larger than a pivot by the limit of Cholesky factors, else (or where

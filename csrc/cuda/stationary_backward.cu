@@ -1,5 +1,6 @@
 // bayes_write and causal_scan, backward, of memories that move: one launch, one block or team per
 // memory, as those of memories that keep still (bayes_write_backward.cu, causal_scan_backward.cu).
+// Or, of few long sequences, in segments (segment_plan.cuh).
 //
 // Arithmetic as in stationary.cu. Gradients of retentions are sums by their logarithms, of which
 // nothing cancels, and float32 serves them too.
