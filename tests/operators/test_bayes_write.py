@@ -170,12 +170,8 @@ def grads(case: Case, dtype: torch.dtype, function):
         )
     )
     inputs = [x for x in (*p[:5], p.decay) if x is not None]
-    pairs = [
-        (result, grad.to(dtype))
-        for result, grad in zip(function(p), incoming(case), strict=True)
-        if result.requires_grad  # the recursion's evidence does not without steps
-    ]
-    results, cotangents = zip(*pairs, strict=True)
+    cotangents = [grad.to(dtype) for grad in incoming(case)]
+    results = function(p)
     return torch.autograd.grad(results, inputs, cotangents, materialize_grads=True)
 
 
