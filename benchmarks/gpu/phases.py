@@ -36,7 +36,10 @@ SMOKE = {"small": (3, 20, 17, 33), "middle": (16, 32, 32, 100), "large": (2, 700
 #: kernel has unasked, the second for the most; and a small one.
 SIZES = ((2, 40, 64, 200), (2, 40, 96, 130), (2, 9, 8, 5))
 #: Of tests/operators, without test_.
-RETENTION = ("retention", "retention_gradients", "retention_steps", "retention_arguments")
+RETENTION = (
+    "retention",
+    *(f"retention_{part}" for part in ("gradients", "segments", "steps", "arguments")),
+)
 TESTS = (*names_in(FOLDERS[0]), "causal_scan_packed", *RETENTION)
 #: Parts of a test file that run beside each other; one of all others.
 PARTS = {"bayes_write": 6, "adaptive_write": 6, "causal_scan": 6, "causal_scan_packed": 2,

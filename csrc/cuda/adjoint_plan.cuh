@@ -120,12 +120,17 @@ inline AdjointPlan plan_team(const AdjointCall& call, int blocks) {
   return with_workspace(call, plan);
 }
 
-inline AdjointPlan plan_adjoint(const AdjointCall& call, const Device& device) {
-  const int blocks = most_blocks(call.n, device);
+// Multiply-adds of a memory. A forward pass is in it.
+inline double adjoint_operations(const AdjointCall& call) {
   const double T = double(call.n.T) / double(call.sequences), K = double(call.n.K);
   const double C = double(call.n.C);
-  // A forward pass is in it.
-  const double operations = T * K * (5 * K + 8 * C + (call.reads ? 2 * K + 3 * C : 0.0));
+  return T * K * (5 * K + 8 * C + (call.reads ? 2 * K + 3 * C : 0.0));
+}
+
+inline AdjointPlan plan_adjoint(const AdjointCall& call, const Device& device) {
+  const int blocks = most_blocks(call.n, device);
+  const double T = double(call.n.T) / double(call.sequences);
+  const double operations = adjoint_operations(call);
   const AdjointPlan team = plan_team(call, blocks);
   const double barriers = T * (2 + (call.reads ? 38.0 : 30.0) / team.steps);
   return team_pays({operations, barriers}, blocks, operations, device) ? team

@@ -19,6 +19,7 @@ struct Device {
   size_t shared_per_block = 0;  // bytes a block may ask for, beside its head
   int processors = 1;           // multiprocessors
   double team_work = -1.0;      // multiply-adds from which a memory gets a team; < 0: as counted
+  int segments = 0;             // of a sequence of a memory that moves; 0: as counted
 };
 
 constexpr size_t kHeadBytes = 288;  // of a block's shared memory, for team.cuh
@@ -43,6 +44,20 @@ inline double team_work_from_environment() {
   return work;
 }
 
+// KANERVA_SEGMENTS cuts every sequence of a memory that moves into so many segments, as on the CPU;
+// 1: into none.
+inline int segments_from_environment() {
+  const char* text = std::getenv("KANERVA_SEGMENTS");
+  if (text == nullptr || *text == '\0') return 0;
+  char* end = nullptr;
+  const long segments = std::strtol(text, &end, 10);
+  if (*end != '\0' || segments < 1 || segments > 65535) {
+    throw std::runtime_error("KANERVA_SEGMENTS must be a number of segments, 1 to 65535, got " +
+                             std::string(text));
+  }
+  return int(segments);
+}
+
 using Stream = cudaStream_t;
 
 inline void check(cudaError_t error, const char* what) {
@@ -57,7 +72,8 @@ inline Device current_device() {
         "cudaDeviceGetAttribute");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index),
         "cudaDeviceGetAttribute");
-  return {size_t(shared) - kHeadBytes, processors, team_work_from_environment()};
+  return {size_t(shared) - kHeadBytes, processors, team_work_from_environment(),
+          segments_from_environment()};
 }
 
 // Lets a kernel have all the shared memory that a block may ask for: once, so that no launch by

@@ -9,8 +9,8 @@
 // Floor at (B, T, K, C) = (64, 2048, 64, 64), float32: 135 MB of addresses, values, queries and
 // reads, 45 us at 3 TB/s; 8 billion multiply-adds, 0.3 ms at 30 T/s; 64 chunks after each other,
 // with a chain of 32 pivots each, 0.2 ms.
+#include "segment_plan.cuh"
 #include "stationary.h"
-#include "write_plan.cuh"
 
 namespace kanerva::cuda {
 
@@ -26,37 +26,69 @@ __host__ __device__ bool tries_float32(const Args& args) {
   return args.mean.dtype == Dtype::float32 && !only_steps(args) && !is_small(args.n.T, args.n);
 }
 
+// marks: of the items to do; null: all.
 template <class Args>
 __global__ void __launch_bounds__(256, 1)
     write_kernel(const __grid_constant__ Args args, const __grid_constant__ WritePlan plan,
-                 TeamMemory* teams, char* workspace, double* partials) {
+                 TeamMemory* teams, char* workspace, double* partials, const int* marks) {
+  if (marks != nullptr && marks[blockIdx.x] == 0) return;
   const auto [columns, arena] = enter_write(args.n, plan, teams, workspace);
   const Item item = item_of(args, blockIdx.x);
   double evidence = 0.0;
-  Outcome outcome = item.valid ? Outcome::harder : Outcome::failed;
-  if (item.valid && tries_float32(args)) {
-    outcome = write_moving_block<float>(args, item, columns, plan.steps, plan.width, arena,
-                                        kHardForFloat32Factors, evidence);
-    sync();
-  }
-  for (int form = only_steps(args); form < 2 && outcome == Outcome::harder; ++form) {
-    const bool by_steps = form == 1;
-    outcome = write_moving_block<double>(
-        args, item, columns, by_steps ? 1 : plan.robust_steps, plan.width, arena,
-        by_steps ? kNoLimit : cholesky_limit(args.mean.dtype), evidence);
-    sync();
-  }
+  const Outcome outcome = write_moving(args, item, columns, plan, arena, tries_float32(args),
+                                       only_steps(args), args.mean.dtype, evidence);
   finish_block(args, item, columns, plan.blocks, outcome, evidence, partials);
 }
 
 template <class Args>
 __global__ void __launch_bounds__(256, 1)
-    finish_kernel(const __grid_constant__ Args args, int blocks, const double* partials) {
+    finish_kernel(const __grid_constant__ Args args, int blocks, const double* partials,
+                  const int* marks) {
+  if (marks != nullptr && marks[blockIdx.x] == 0) return;
   finish_item(args, item_of(args, blockIdx.x), blocks, partials);
 }
 
+// A segment each; args has the beliefs before them and after them.
 template <class Args>
-WritePlan plan_of(const Args& args, const Device& device) {
+__global__ void __launch_bounds__(256, 1)
+    segment_kernel(const __grid_constant__ Args args, const __grid_constant__ WritePlan plan,
+                   const __grid_constant__ SegmentPlan segments,
+                   const __grid_constant__ SegmentRooms rooms, char* scratch) {
+  const int64_t b = blockIdx.x;
+  if (rooms.marks[b] != 0) return;
+  const Item all = item_of(args, b);
+  const int of = segments_of(segments, all), i = int(blockIdx.y);
+  if (i >= of) return;
+  const Item item = segments.segment(all, of, i);
+  const Arena arena(block_memory(), plan.shared, scratch + item.state * int64_t(plan.global));
+  double evidence = 0.0;
+  const Outcome outcome = write_moving(args, item, {0, int(args.n.C), 0}, plan, arena,
+                                       segments.in_float32, false, segments.state, evidence);
+  if (thread() == 0) rooms.evidence.at(item.state)(0, 0) = evidence;
+  keep_outcome(rooms, item.state, outcome);
+}
+
+// What the segments of an item leave; marks it if one of them is not done.
+template <class Args>
+__global__ void __launch_bounds__(256)
+    gather_kernel(const __grid_constant__ Args args, const __grid_constant__ SegmentPlan segments,
+                  const __grid_constant__ SegmentRooms rooms) {
+  const int64_t b = blockIdx.x;
+  if (rooms.marks[b] != 0) return;
+  const int of = segments_of(segments, item_of(args, b));
+  if (mark_item(rooms, segments, b, 0, of)) return;
+  const int K = int(args.n.K), C = int(args.n.C);
+  const int64_t first = b * segments.count, last = first + of - 1;
+  store(args.mean_out, b, 0, 0, K, C, rooms.R_after.at(last));
+  store(args.cov_out, b, 0, 0, K, K, rooms.U_after.at(last));
+  if (thread() != 0) return;
+  double evidence = 0.0;
+  for (int i = 0; i < of; ++i) evidence += rooms.evidence.at(first + i)(0, 0);
+  store_scalar(args.log_evidence, b, 0, evidence);
+}
+
+template <class Args>
+WriteCall call_of(const Args& args) {
   WriteCall call;
   call.n = args.n;
   call.steps = double(args.n.T);
@@ -71,22 +103,91 @@ WritePlan plan_of(const Args& args, const Device& device) {
   }
   // In place, no block may store while another has yet to load.
   call.splits = args.cov.data != args.cov_out.data && args.mean.data != args.mean_out.data;
-  return plan_write(call, device);
+  return call;
+}
+
+// A call, cut into segments or not.
+template <class Args>
+struct Parts {
+  WriteCall call;
+  WritePlan whole;  // of the chain
+  SegmentPlan segments;
+  WritePlan first, one;  // of the write of the first segment, of every segment
+  size_t rooms = 0, scratch = 0;
+
+  Parts(const Args& args, const Device& device)
+      : call(call_of(args)),
+        whole(plan_write(call, device)),
+        segments(plan_segments(cut(args), device)) {
+    scratch = workspace_of(args.n, whole);
+    if (segments.count < 2) return;
+    first = plan_of_segments(call, segments, false, device);
+    one = plan_of_segments(call, segments, call.reads, device);
+    rooms = SegmentRooms(nullptr, args.n, segments.count, false, call.identity).bytes;
+    const size_t needs[] = {scratch_for_beliefs(args.n, segments, first),
+                            size_t(args.n.B * segments.count) * one.global};
+    for (const size_t need : needs) scratch = scratch < need ? need : scratch;
+  }
+
+  SegmentCall cut(const Args& args) const {
+    SegmentCall cut;
+    cut.write = call;
+    cut.state = args.mean.dtype;
+    cut.by_steps = only_steps(args);
+    cut.has_teams = whole.team > 1;
+    cut.whole = work_of(call, whole).of(whole.width) / call.steps;
+    cut.segment = work_of(call, whole).of(args.n.C) / call.steps;
+    return cut;
+  }
+};
+
+template <class Args>
+void start_segments(const Args& args, const Parts<Args>& parts, const SegmentRooms& rooms,
+                    char* scratch, Stream stream) {
+  const SegmentPlan& segments = parts.segments;
+  BayesWriteArgs write;
+  static_cast<WriteInputs&>(write) = args;
+  find_beliefs(write, packing_of(args), parts.first, segments, rooms, false, scratch, stream);
+  Args each = args;
+  each.mean = rooms.R.view();
+  each.cov = rooms.U.view();
+  each.mean_out = rooms.R_after.view();
+  each.cov_out = rooms.U_after.view();
+  launch(segment_kernel<Args>, {args.n.B, segments.count}, parts.one.threads, parts.one.shared,
+         stream, each, parts.one, segments, rooms, scratch);
+  launch(gather_kernel<Args>, {args.n.B}, 256, 0, stream, args, segments, rooms);
 }
 
 template <class Args>
 void start_moving(const Args& args, const Launch& to) {
-  start_write(write_kernel<Args>, finish_kernel<Args>, args, plan_of(args, to.device), to);
+  const Parts<Args> parts(args, to.device);
+  Launch chain = to;
+  const int* marks = nullptr;
+  if (parts.segments.count > 1) {
+    const SegmentRooms rooms(to.workspace, args.n, parts.segments.count, false,
+                             parts.call.identity);
+    char* const scratch = static_cast<char*>(to.workspace) + rooms.bytes;
+    start_segments(args, parts, rooms, scratch, to.stream);
+    chain.workspace = scratch;
+    marks = rooms.marks;
+  }
+  start_write(write_kernel<Args>, finish_kernel<Args>, args, parts.whole, chain, marks);
+}
+
+template <class Args>
+size_t workspace_for(const Args& args, const Device& device) {
+  const Parts<Args> parts(args, device);
+  return parts.rooms + parts.scratch;
 }
 
 }  // namespace
 
 size_t stationary_workspace(const BayesWriteArgs& args, const Device& device) {
-  return workspace_of(args.n, plan_of(args, device));
+  return workspace_for(args, device);
 }
 
 size_t stationary_workspace(const CausalScanArgs& args, const Device& device) {
-  return workspace_of(args.n, plan_of(args, device));
+  return workspace_for(args, device);
 }
 
 void stationary(const BayesWriteArgs& args, const Launch& to) { start_moving(args, to); }

@@ -78,12 +78,14 @@ class StationaryAdjoint {
         m_(arena, steps, K_, C_, kReads<Args>, args.stationary_cov.data == nullptr),
         states_(states, K_, C_),
         limit_(limit),
-        gl_(args.grad_log_evidence.data != nullptr ? scalar(args.grad_log_evidence, b_) : 0.0) {}
+        gl_(args.grad_log_evidence.data != nullptr ? scalar(args.grad_log_evidence, item.dynamics)
+                                                   : 0.0) {}
 
-  __device__ Outcome run() {
-    load_or_zero(args_.grad_cov, b_, 0, K_, K_, m_.gU);
-    load_or_zero(args_.grad_mean, b_, 0, K_, C_, m_.gR);
-    load_stationary(args_.stationary_cov, b_, K_, m_.chunk);
+  // From the gradients of the belief after the steps, item `after` of these.
+  __device__ Outcome run(const View& grad_mean, const View& grad_cov, int64_t after) {
+    load_or_zero(grad_cov, after, 0, K_, K_, m_.gU);
+    load_or_zero(grad_mean, after, 0, K_, C_, m_.gR);
+    load_stationary(args_.stationary_cov, item_.dynamics, K_, m_.chunk);
     const bool is_wanted = m_.dSigma.data != nullptr;
     if (is_wanted) each(K_, K_, [&](int i, int j) { m_.dSigma(i, j) = F(0); });
     sync();
@@ -104,7 +106,7 @@ class StationaryAdjoint {
   __device__ void restore(int64_t i) const { states_.restore(i, m_.chunk.U, m_.R); }
 
   __device__ __noinline__ Outcome load_state() const {
-    load(args_.cov, b_, 0, 0, K_, K_, m_.chunk.U);
+    load_covariance(args_.cov, b_, K_, m_.chunk.U);
     load(args_.mean, b_, 0, 0, K_, C_, m_.R);
     sync();
     return Outcome::done;

@@ -74,8 +74,8 @@ __device__ __noinline__ Outcome write_moving_block(const Args& args, const Item&
   const bool stores_cov = columns.index == 0, identity = args.stationary_cov.data == nullptr;
   const StationaryBuffers<F> m(arena, steps, K, width, reads, identity);
   const StationaryChunk<F>& c = m.chunk;
-  load(args.cov, b, 0, 0, K, K, c.U);
-  load_stationary(args.stationary_cov, b, K, c);
+  load_covariance(args.cov, b, K, c.U);
+  load_stationary(args.stationary_cov, item.dynamics, K, c);
   load(args.mean, b, 0, c0, K, n, m.R);
   double squares = 0.0, logs = 0.0;  // of this thread
   for (int64_t passed = 0; passed < item.steps; passed += steps) {

@@ -9,34 +9,39 @@ namespace kanerva::cuda {
 // A state and its steps: so many, from `first` on, of a row.
 struct Item {
   int64_t state = 0, row = 0, first = 0, steps = 0;
-  bool valid = true;  // whether the bounds of the sequences rise from 0 to T
+  bool valid = true;     // whether the bounds of the sequences rise from 0 to T
+  int64_t dynamics = 0;  // whose stationary covariance and gradient of the evidence are its own
 };
 
 template <class Args>
 constexpr bool kReads =
     std::is_same_v<Args, CausalScanArgs> || std::is_same_v<Args, CausalScanBackwardArgs>;
 
-// Item b, the same in every thread. Where the bounds are not valid, the first of a row's sequences
-// has all of its steps. kIsAlone: the kernel is never started for teams.
+// Item b of rows of T steps, the same in every thread. Where the bounds are not valid, the first of
+// a row's sequences has all of its steps. kIsAlone: the kernel is never started for teams.
+template <bool kIsAlone = false>
+__device__ inline Item item_in(const Packing& p, int64_t T, int64_t b) {
+  if (p.bounds == nullptr) return {b, b, 0, T, true, b};
+  bool bad = false;
+  for (int64_t i = thread(); i <= p.count; i += threads()) {
+    const int64_t x = p.bounds[i * p.stride];
+    bad = bad || x < (i > 0 ? p.bounds[(i - 1) * p.stride] : 0);
+    bad = bad || (i == 0 && x != 0) || (i == p.count && x != T);
+  }
+  const int64_t row = b / p.count, i = b % p.count;
+  const bool is_bad = kIsAlone ? __syncthreads_or(bad) != 0 : any(bad);
+  if (is_bad) return {b, row, 0, i == 0 ? T : 0, false, b};
+  const int64_t first = p.bounds[i * p.stride];
+  return {b, row, first, p.bounds[(i + 1) * p.stride] - first, true, b};
+}
+
 template <bool kIsAlone = false, class Args>
 __device__ inline Item item_of(const Args& args, int64_t b) {
   if constexpr (kReads<Args>) {
-    const Packing& p = args.packing;
-    if (p.bounds != nullptr) {
-      bool bad = false;
-      for (int64_t i = thread(); i <= p.count; i += threads()) {
-        const int64_t x = p.bounds[i * p.stride];
-        bad = bad || x < (i > 0 ? p.bounds[(i - 1) * p.stride] : 0);
-        bad = bad || (i == 0 && x != 0) || (i == p.count && x != args.n.T);
-      }
-      const int64_t row = b / p.count, i = b % p.count;
-      const bool is_bad = kIsAlone ? __syncthreads_or(bad) != 0 : any(bad);
-      if (is_bad) return {b, row, 0, i == 0 ? args.n.T : 0, false};
-      const int64_t first = p.bounds[i * p.stride];
-      return {b, row, first, p.bounds[(i + 1) * p.stride] - first, true};
-    }
+    return item_in<kIsAlone>(args.packing, args.n.T, b);
+  } else {
+    return {b, b, 0, args.n.T, true, b};
   }
-  return {b, b, 0, args.n.T, true};
 }
 
 template <class F>

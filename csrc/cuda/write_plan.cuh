@@ -217,9 +217,11 @@ using WriteKernel = void (*)(Args, WritePlan, TeamMemory*, char*, double*);
 template <class Args>
 using FinishKernel = void (*)(Args, int, const double*);
 
-template <class Args>
-void start_write(WriteKernel<Args> kernel, FinishKernel<Args> finish, const Args& args,
-                 const WritePlan& plan, const Launch& to) {
+// more: what kernels take beside that.
+template <class Args, class... More>
+void start_write(void (*kernel)(Args, WritePlan, TeamMemory*, char*, double*, More...),
+                 void (*finish)(Args, int, const double*, More...), const Args& args,
+                 const WritePlan& plan, const Launch& to, typename Same<More>::type... more) {
   // One of the two at most.
   const size_t of_teams = teams_size(args.n, plan),
                of_partials = partials_size(args.n, plan.blocks);
@@ -230,10 +232,10 @@ void start_write(WriteKernel<Args> kernel, FinishKernel<Args> finish, const Args
   size_t shared = shared_bytes(plan.team, plan.shared);
   if (plan.sums.blocks > 0 && shared < sizeof(PanelMemory)) shared = sizeof(PanelMemory);
   launch(kernel, {args.n.B, plan.blocks, plan.team}, plan.threads, shared, to.stream, args, plan,
-         teams, workspace + of_teams + of_partials, partials);
+         teams, workspace + of_teams + of_partials, partials, more...);
   if (partials != nullptr)
     launch(finish, {args.n.B}, 256, 0, to.stream, args, plan.blocks,
-           static_cast<const double*>(partials));
+           static_cast<const double*>(partials), more...);
 }
 
 // The columns and the scratch memory of this block, or of its team, which it joins.

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "../../csrc/cuda/adjoint_plan.cuh"
+#include "../../csrc/cuda/segment_plan.cuh"
 #include "../../csrc/cuda/small_adaptive.cuh"
 #include "../../csrc/cuda/small_adjoint_plan.cuh"
 #include "../../csrc/cuda/small_recall.cuh"
@@ -58,6 +60,85 @@ bool environment() {
   return true;
 }
 
+// Segments of a sequence of memories that move, on so many processors; `sequences` are packed.
+int segments(Sizes n, int64_t sequences, bool adjoint, int processors, int forced = 0) {
+  Device device;
+  device.shared_per_block = 232448 - kHeadBytes;
+  device.processors = processors;
+  device.segments = forced;
+  SegmentCall cut;
+  cut.adjoint = adjoint;
+  cut.write.n = n;
+  cut.write.steps = double(n.T) / double(sequences);
+  cut.write.reads = cut.write.moves = cut.write.identity = true;
+  cut.write.most_steps = most_moving_steps(n.K, 64);
+  const WritePlan whole = plan_write(cut.write, device);
+  AdjointCall gradient;
+  gradient.n = n;
+  gradient.sequences = sequences;
+  gradient.reads = gradient.moves = gradient.identity = true;
+  const double steps = cut.write.steps;
+  cut.whole = adjoint ? adjoint_operations(gradient) / steps
+                      : work_of(cut.write, whole).of(whole.width) / steps;
+  cut.segment = adjoint ? cut.whole : work_of(cut.write, whole).of(n.C) / steps;
+  return plan_segments(cut, device).count;
+}
+
+// As many as pay, by count: the rule of docs/algorithms.md.
+bool cut_by_count() {
+  const auto of = [](int64_t B, int64_t T, int64_t K, int64_t C) {
+    Sizes n = {};
+    n.B = B, n.T = T, n.K = K, n.C = C;
+    return n;
+  };
+  const Sizes one = of(1, 65536, 64, 64);
+  if (segments(one, 1, false, 132) != 71 || segments(one, 1, true, 132) != 115) return false;
+  // No more than there are processors for, of many memories none, of few steps none.
+  if (segments(one, 1, true, 50) != 50 || segments(of(32, 4096, 64, 64), 1, false, 132) != 4)
+    return false;
+  if (segments(of(64, 4096, 64, 64), 1, false, 132) != 1) return false;
+  if (segments(of(1, 100, 64, 64), 1, false, 132) != 1) return false;
+  if (segments(of(8, 65536, 64, 64), 512, false, 132) != 1) return false;  // of 128 steps
+  // Teams do large memories.
+  if (segments(of(1, 65536, 512, 64), 1, false, 132) != 1) return false;
+  return segments(of(3, 5, 64, 64), 1, false, 1, 4) == 4 &&
+         segments(of(3, 5, 64, 64), 1, false, 1, 9) == 5 && segments(one, 1, false, 132, 1) == 1;
+}
+
+// Where the beliefs between segments come from fits the rooms that are made for it: first steps in
+// their order, none of a segment longer than is said, one after another to the end.
+bool cut_to_the_end() {
+  for (int64_t T = 1; T < 5000; T = T * 3 / 2 + 1) {
+    for (const int count : {2, 3, 7, 64}) {
+      for (const int64_t least : {int64_t(1), kLeastOfSegment}) {
+        SegmentPlan plan;
+        plan.count = count;
+        plan.least = least;
+        for (int64_t steps = 0; steps <= T; steps = steps * 2 + 1) {
+          const int of = plan.of(steps);
+          const int64_t longest = longest_segment(T, plan);
+          for (int i = 0; i < of; ++i) {
+            const int64_t length =
+                SegmentPlan::first(steps, of, i + 1) - SegmentPlan::first(steps, of, i);
+            if (of > 1 && (length < 1 || length > longest)) return false;
+          }
+          if (of > 1 &&
+              (SegmentPlan::first(steps, of, 0) != 0 || SegmentPlan::first(steps, of, of) != steps))
+            return false;
+        }
+      }
+    }
+  }
+  return true;
+}
+
+bool segments_of_the_environment() {
+  unsetenv("KANERVA_SEGMENTS");
+  if (segments_from_environment() != 0) return false;
+  setenv("KANERVA_SEGMENTS", "12", 1);
+  return segments_from_environment() == 12;
+}
+
 // Shared memory of kernels for small memories, of as many columns as overflow 32 bits of bytes.
 bool columns() {
   Sizes n = {};
@@ -85,8 +166,13 @@ int main(int count, char** arguments) {
   const struct {
     const char* name;
     bool (*run)();
-  } cases[] = {
-      {"forced", forced}, {"counted", counted}, {"environment", environment}, {"columns", columns}};
+  } cases[] = {{"forced", forced},
+               {"counted", counted},
+               {"environment", environment},
+               {"columns", columns},
+               {"cut_by_count", cut_by_count},
+               {"cut_to_the_end", cut_to_the_end},
+               {"segments_of_the_environment", segments_of_the_environment}};
   for (const auto& one : cases) {
     if (count > 1 && std::strcmp(arguments[1], one.name) == 0) {
       std::puts(one.run() ? "ok" : "wrong");

@@ -19,10 +19,13 @@ namespace {
 std::string only;         // an operator, or all
 bool every_team = false;  // whether the device has processors for teams of three blocks each
 int64_t most_processors = 132;
+bool cuts = false;  // whether sequences of memories that move are cut: operators are then cut_...
 
 template <class Args>
-void run(Problem& p, const char* name, size_t (*workspace)(const Args&, const cuda::Device&),
+void run(Problem& p, const char* operation, size_t (*workspace)(const Args&, const cuda::Device&),
          void (*launcher)(const Args&, const cuda::Launch&), const Args& args) {
+  const std::string whole_name = std::string(cuts ? "cut_" : "") + operation;
+  const char* const name = whole_name.c_str();
   if (!only.empty() && only != name) return;
   std::vector<std::vector<char>> first;
   const int64_t processors = every_team ? 3 * args.n.B : most_processors;
@@ -441,9 +444,24 @@ int main(int count, char** arguments) {
     forgetting(Dtype::float64, {1, 70, 9, 40}, false);
     forgetting(Dtype::float64, {1, 1, 1, 1}, false);
   }
-  setenv("KANERVA_PTX_SHARED_BYTES", "232448", 1);
   setenv("KANERVA_TEAM_WORK", "", 1);
   every_team = false;
+  // Sequences in segments: of one chunk and several, of one step, an empty one; what is too hard
+  // for them; elements in registers and beyond.
+  cuts = true;
+  for (const char* shared : {"20000", "232448"}) {
+    setenv("KANERVA_PTX_SHARED_BYTES", shared, 1);
+    setenv("KANERVA_SEGMENTS", "4", 1);
+    scan(Dtype::float32, {2, 70, 19, 23}, 1.0, D::settles, true, 0, 0);
+    scan(Dtype::float64, {6, 40, 35, 5}, 1.0, D::moves, false, 3, 3);
+    scan(Dtype::float64, {1, 9, 11, 13}, 1e-9, D::moves, true, 0, 0);
+    write(Dtype::float32, {1, 70, 66, 9}, 1.0, D::moves, true, M::automatic);
+    setenv("KANERVA_SEGMENTS", "7", 1);
+    write(Dtype::float64, {1, 7, 5, 40}, 1.0, D::settles, false, M::automatic);
+  }
+  scan(Dtype::float32, {1, 15, 130, 3}, 1.0, D::moves, false, 0, 0);
+  setenv("KANERVA_SEGMENTS", "", 1);
+  cuts = false;
   every(Dtype::float32, {2, 9, 7, 5});
   every(Dtype::float64, {1, 6, 5, 9});
   // Kernels of small memories: blocks of columns, several panels of an adjoint, in place.

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from retention_cases import small, without_queries
-from selection import PTX, not_on
 from torch import Tensor
 
 from kanerva_ext import ops
@@ -104,7 +103,6 @@ def test_sums_over_the_steps_have_no_retention():
         ops.bayes_write(**without_queries(small()), retention=0.5, method="information")
 
 
-@not_on(PTX, reason="the CUDA kernels take covariances as they are")
 @pytest.mark.parametrize("noise", [0.5, 1e-7])
 def test_covariances_count_by_their_symmetric_part(noise):
     args = small(t=20)

@@ -1,4 +1,4 @@
-"""One long sequence cut into segments that go on at once, on a CPU's threads."""
+"""One long sequence cut into segments that go on at once: on a CPU's threads, a GPU's blocks."""
 
 import itertools
 
@@ -14,11 +14,12 @@ from retention_truth import (
     moving_scan_with_grads,
     random_grads,
 )
-from selection import INTERPRETER, PTX, not_on
+from selection import INTERPRETER, PTX, TEAMS, engine, not_on
 
 from kanerva_ext import ops
 
-pytestmark = not_on(INTERPRETER, PTX, reason="of the CPU's threads")
+pytestmark = not_on(INTERPRETER, reason="Triton's kernels have none")
+OF_THREADS = not_on(PTX, reason="of the CPU's threads")
 
 PROBLEMS = [
     Moving(Case("iid", 1.0, 130, 17, 5, "some", batch=1), "gentle", "none"),
@@ -35,7 +36,7 @@ HARD = [
 ]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def on_the_cpu():
     """Whatever the default device is."""
     with torch.device("cpu"):
@@ -103,20 +104,25 @@ def test_every_chunk_length(cut, chunk_size):
 
 def some(steps, slots=12, code=7, batch=1, seed=0):
     generator = torch.Generator().manual_seed(seed)
+    with torch.device("cpu"):
 
-    def randn(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        def randn(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    root = randn(batch, slots, slots)
-    return {
-        "mean": randn(batch, slots, code),
-        "cov": root @ root.mT / slots + 0.5 * torch.eye(slots, dtype=torch.float64),
-        "weights": randn(batch, steps, slots) / slots**0.5,
-        "values": randn(batch, steps, code),
-        "queries": randn(batch, steps, slots),
-        "noise_var": torch.rand(batch, steps, generator=generator, dtype=torch.float64) + 0.1,
-        "retention": 1 - 0.1 * torch.rand(batch, steps, generator=generator, dtype=torch.float64),
-    }
+        def rand(*shape):
+            return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+        root = randn(batch, slots, slots)
+        made = {
+            "mean": randn(batch, slots, code),
+            "cov": root @ root.mT / slots + 0.5 * torch.eye(slots, dtype=torch.float64),
+            "weights": randn(batch, steps, slots) / slots**0.5,
+            "values": randn(batch, steps, code),
+            "queries": randn(batch, steps, slots),
+            "noise_var": rand(batch, steps) + 0.1,
+            "retention": 1 - 0.1 * rand(batch, steps),
+        }
+    return {n: x.to(torch.get_default_device()) for n, x in made.items()}
 
 
 def both(args, **options):
@@ -125,9 +131,12 @@ def both(args, **options):
     return [*found, *torch.autograd.grad([x.sum() for x in found], list(leaves.values()))]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
-def test_a_long_sequence(cut, threads):
-    args = some(3000, batch=2)
+@pytest.mark.parametrize(
+    ("steps", "threads"),
+    [(700, 1), *(pytest.param(3000, n, marks=OF_THREADS) for n in (1, 2, 4))],
+)
+def test_a_long_sequence(cut, steps, threads):
+    args = some(steps, batch=2)
     cut(1)
     chain = both(args)
     cut(5, threads)
@@ -135,6 +144,31 @@ def test_a_long_sequence(cut, threads):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.skipif(engine() != PTX, reason="of a GPU's processors")
+def test_a_gpu_cuts_a_long_sequence_by_itself(cut, monkeypatch):
+    args = some(1000)
+    cut(1)
+    chain = both(args)
+    monkeypatch.setenv("KANERVA_SEGMENTS", "")
+    cut_up = both(args)
+    for i in (0, 1, 6, 7):  # reads, their variances, gradients of cov and weights
+        assert not torch.equal(chain[i], cut_up[i])
+    torch.testing.assert_close(cut_up, chain, rtol=1e-10, atol=1e-10)
+    assert all(torch.equal(a, b) for a, b in zip(both(args), cut_up, strict=True))
+    monkeypatch.setenv("KANERVA_PTX_PROCESSORS", "2")  # too few
+    assert all(torch.equal(a, b) for a, b in zip(both(args), chain, strict=True))
+
+
+@pytest.mark.skipif(engine() not in (PTX, TEAMS), reason="of CUDA's launchers")
+@pytest.mark.parametrize("text", ["some", "0", "3.5", "70000"])
+def test_a_wrong_number_of_segments_is_named(cut, text):
+    cut(text)
+    with pytest.raises(RuntimeError, match=f"KANERVA_SEGMENTS must be .* got {text}"):
+        ops.causal_scan(**some(5))
+
+
+@OF_THREADS
+@pytest.mark.usefixtures("on_the_cpu")
 def test_many_threads_cut_a_long_sequence_by_themselves(cut, monkeypatch):
     args = some(12_000)
     found = {}
@@ -162,6 +196,37 @@ def test_packed_sequences_and_writes(cut):
     cut(6)
     got = both(packed, cu_seqlens=bounds), ops.bayes_write(**writes)
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_packed_sequences_of_every_length_and_any_strides(cut):
+    """Rows of sequences of 0, 1, 2 and more steps, of more segments than those have; steps that lie
+    apart, the other way around, and once for all."""
+    args = some(60, batch=2)
+    for name in ("weights", "values", "queries"):
+        apart = torch.full((3, 60, 2, 2 * args[name].shape[-1]), torch.nan, dtype=torch.float64)
+        apart[1:, :, 1, ::2] = args[name]
+        args[name] = apart[1:, :, 1, ::2]
+    args["noise_var"] = args["noise_var"].mT.contiguous().mT
+    args["retention"] = args["retention"][:, :1].expand(2, 60)
+    args["mask"] = torch.arange(120).view(2, 60) % 5 != 3
+    bounds = torch.tensor([0, 0, 1, 3, 20, 60])
+    for name in ("mean", "cov"):
+        args[name] = args[name][:, None].expand(-1, 5, -1, -1)
+    mask = args.pop("mask")
+    cut(1)
+    want = both(args, cu_seqlens=bounds, mask=mask)
+    for segments in (2, 4, 19):
+        cut(segments)
+        got = both(args, cu_seqlens=bounds, mask=mask)
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("noise", [1e-6, 1.0, 1e3])
+@pytest.mark.parametrize("retention", ["hardly", "kept"])  # 1e-3 and 1
+def test_the_ends_of_retention_and_noise(cut, retention, noise, dtype):
+    cut(5)
+    assert_accurate(Moving(Case("iid", noise, 90, 11, 5, batch=1), retention, "matrix"), dtype)
 
 
 def test_a_state_that_is_not_finite_stays_in_its_item(cut):

@@ -80,7 +80,25 @@ def test_a_barrier_left_out_of_the_sums_of_a_long_episode_is_noticed(run):
         assert "race in " in done.stderr, (barrier, done.stdout[-2000:])
 
 
-@pytest.mark.parametrize("operator", ["read", "statistics_backward", "forget", "causal_scan"])
+@pytest.mark.parametrize(
+    ("kernel", "barriers"),
+    [
+        ("element_kernel", range(1, 70, 17)),
+        ("belief_kernel", range(1, 200, 49)),
+        ("gradient_kernel", range(1, 9, 3)),
+        ("segment_kernel", range(5, 200, 61)),
+    ],
+)
+def test_a_barrier_left_out_of_segments_is_noticed(run, kernel, barriers):
+    for barrier in barriers:
+        skip = {"KANERVA_PTX_SKIP_BARRIER": str(barrier), "KANERVA_PTX_SKIP_IN": kernel}
+        done = run("cut_bayes_write_backward", **skip)
+        assert "race in " in done.stderr, (barrier, done.stdout[-2000:])
+
+
+@pytest.mark.parametrize(
+    "operator", ["read", "statistics_backward", "forget", "causal_scan", "cut_causal_scan"]
+)
 def test_a_write_past_a_buffer_is_noticed(run, operator):
     done = run(operator, KANERVA_SHORT_RESULTS="1")
     assert done.returncode != 0, done.stdout[-2000:]

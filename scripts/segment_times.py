@@ -1,0 +1,181 @@
+"""How long one long sequence with retention would take on a GPU: an estimate, as kernel_times.py
+makes those of writes.
+
+    python scripts/segment_times.py --library build/ptx/library.so
+
+counts ``causal_scan`` with retention and its gradient, by one block ("before") and cut into as many
+segments as the launcher cuts it into, on the library that ``scripts/kernels_on_ptx.py --library``
+makes, in some two minutes. What was counted is kept in docs/kernel_times.json, from which
+scripts/kernel_report.py writes the page. Counts follow a line: by one block through three numbers
+of steps, in segments through three numbers of segments of that length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import kernel_times  # noqa: E402
+import ptx_counts  # noqa: E402
+
+SHAPE = (1, 65536, 64, 64)
+WHAT = ("causal_scan with retention", "causal_scan with retention, gradient")
+KEYS = tuple(kernel_times.key_of(SHAPE, what) for what in WHAT)
+#: What count_segments() of csrc/cuda/segment_plan.cuh chooses on 132 processors; the tests of
+#: launchers ask it (tests/kernels_on_ptx/launching.cu).
+SEGMENTS = {False: 71, True: 115}
+WHOLE = 16  # steps that segments are cut into
+CHAIN_STEPS = (512, 1024, 2048)
+FEW_SEGMENTS = (3, 5, 9)
+MOST_MISSED = 0.02
+
+
+def bound(device: kernel_times.Device, gradient: bool) -> float:
+    """What nothing can avoid: addresses, queries, values and reads once, or a write's products with
+    the covariance and the mean, and a read's; of a gradient three times as much."""
+    _, T, K, C = SHAPE
+    moved = 4.0 * T * (2 * K + 2 * C + 4)
+    work = T * K * (2.5 * K + 3 * C)
+    times = 3 if gradient else 1
+    seconds = max(moved / device.bandwidth, work / device.multiply_adds(False))
+    return kernel_times.FIRST_LAUNCH + times * seconds
+
+
+def launches_of(steps: int, gradient: bool, segments: int) -> list[dict]:
+    """What the interpreter counts of so many steps in so many segments."""
+    import torch
+
+    _, _, K, C = SHAPE
+    torch.manual_seed(0)
+    mean, cov = torch.randn(1, K, C), torch.eye(K)[None]
+    weights, queries = torch.randn(2, 1, steps, K) / K**0.5
+    values, noise = torch.randn(1, steps, C), torch.ones(1, steps)
+    retention = 1 - 0.1 * torch.rand(1, steps)
+    inputs = [mean, cov, weights, values, queries, noise, retention]
+    scan = torch.ops.kanerva.causal_scan
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "counts.jsonl"
+        os.environ["KANERVA_SEGMENTS"] = str(segments)
+        if not gradient:
+            os.environ["KANERVA_PTX_COUNTS"] = str(file)
+        for x in inputs:
+            x.requires_grad_(gradient)
+        results = scan(*inputs[:-1], None, None, retention, None, None, 0)
+        if gradient:
+            os.environ["KANERVA_PTX_COUNTS"] = str(file)
+            torch.autograd.grad(results, inputs, [torch.randn_like(x) for x in results])
+        for name in ("KANERVA_SEGMENTS", "KANERVA_PTX_COUNTS"):
+            del os.environ[name]
+        launches = [json.loads(line) for line in file.read_text().splitlines()]
+    return [launch | {"scale": 1} for launch in launches]
+
+
+def follow(points: list[tuple[int, list[dict]]], to: int) -> tuple[list[dict], float]:
+    """`ptx_counts.extrapolate`, with the grids on the line, too."""
+    flat = [(at, [launch | {"grid": [1, 1, 1]} for launch in found]) for at, found in points]
+    launches, missed = ptx_counts.extrapolate(flat, to, kernel_times.MEASURED)
+    (first, early), (last, late) = points[-2:]
+    for launch, a, b in zip(launches, early, late, strict=True):
+        launch["grid"] = [
+            y + (y - x) * (to - last) // (last - first)
+            for x, y in zip(a["grid"], b["grid"], strict=True)
+        ]
+    return launches, missed
+
+
+def count(gradient: bool, when: str) -> list[dict]:
+    """The launches at SHAPE, "before" by one block or "now" in segments."""
+    T = SHAPE[1]
+    if when == "before":
+        to = T
+        points = [(steps, launches_of(steps, gradient, 1)) for steps in CHAIN_STEPS]
+    else:
+        to = SEGMENTS[gradient]
+        steps = -(-T // (to * WHOLE)) * WHOLE
+        points = [(n, launches_of(n * steps, gradient, n)) for n in FEW_SEGMENTS]
+    launches, missed = follow(points, to)
+    if missed > MOST_MISSED:
+        raise SystemExit(f"segment_times: {when}: the counts are on no line ({missed:.2%})")
+    return launches
+
+
+def rows(counted: dict) -> list[str]:
+    """Those of the table of docs/kernels.md."""
+    lines = []
+    for gradient, key in enumerate(KEYS):
+        for device in (kernel_times.H100, kernel_times.H200):
+            lowest = bound(device, bool(gradient))
+            cells = []
+            for when in ("before", "now"):
+                launches = counted.get(when, {}).get(key)
+                if not launches:
+                    cells += ["not counted", "-"]
+                    continue
+                moved, written = (
+                    kernel_times.estimate(device, launches, clocks)
+                    for clocks in ("moved_block_clocks", "block_clocks")
+                )
+                cells.append(" to ".join(map(kernel_times.microseconds, (moved, written))))
+                cells.append(f"{moved / lowest:.1f}")
+            shown = kernel_times.microseconds(lowest)
+            lines.append(f"| {key} | {device.name} | {shown} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--library", type=Path, required=True)
+    parser.add_argument("--arch", default="sm_90a")
+    options = parser.parse_args()
+    if not options.library.is_file():
+        raise SystemExit(f"segment_times: --library: there is no file {options.library}")
+    library = options.library.resolve()
+    try:
+        import torch
+
+        import kanerva_ext  # noqa: F401 - defines the operators
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"segment_times: {error}; pip install torch, and kanerva_ext") from None
+    ptx_counts.only_count()
+    torch.ops.load_library(str(library))
+    counted = kernel_times.read_counts()
+    registers: dict[str, int] = {}
+    for gradient, key in enumerate(KEYS):
+        for when in ("before", "now"):
+            launches = count(bool(gradient), when)
+            for launch in launches:
+                name = launch["kernel"]
+                if name not in registers:
+                    registers[name] = kernel_times.registers_of(
+                        name, library.parent / options.arch, options.arch
+                    )
+                launch["registers"] = registers[name]
+            found = [kernel_times.kept(launch) for launch in launches]
+            counted.setdefault(when, {})[key] = found
+            seconds = [
+                kernel_times.estimate(kernel_times.H100, found, clocks)
+                for clocks in ("moved_block_clocks", "block_clocks")
+            ]
+            print(
+                f"{key}, {when}: {' to '.join(map(kernel_times.microseconds, seconds))} us on an "
+                "H100, bound "
+                f"{kernel_times.microseconds(bound(kernel_times.H100, bool(gradient)))}; "
+                "estimate, no GPU has run this",
+                flush=True,
+            )
+    kernel_times.COUNTS.write_text(json.dumps(counted, indent=1) + "\n")
+    print(f"{kernel_times.COUNTS}; python scripts/kernel_report.py writes the page")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
