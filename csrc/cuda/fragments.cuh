@@ -224,6 +224,21 @@ __device__ inline void start_copy(const Rows& x, int m, int n, float* to, int ld
   }
 }
 
+// x = (x + x') / 2 for kSize x kSize numbers of shared memory, kSize + 4 apart or so, by all
+// threads of a block. Not synchronised.
+template <int kSize>
+__device__ inline void symmetrise_square(float* x, int ld) {
+  // 4 x 8 by a warp: what lies below the diagonal is in as many banks.
+  const int row = lane() >> 3, column = lane() & 7;
+  for (int item = block_thread() >> 5; item < kSize / 4 * (kSize / 8);
+       item += block_threads() >> 5) {
+    const int i = item / (kSize / 8) * 4 + row, j = item % (kSize / 8) * 8 + column;
+    if (j <= i) continue;
+    const float upper = x[i * ld + j], lower = x[j * ld + i];
+    if (upper != lower) x[i * ld + j] = x[j * ld + i] = 0.5f * (upper + lower);
+  }
+}
+
 // m x n numbers of shared memory, ld apart, to global memory, by all threads of a block; by 16
 // bytes where these are aligned there, as `from` and ld are. Calls f with each number.
 template <class F>

@@ -144,6 +144,10 @@ class SmallWrite {
       wait_for_copies<1>();  // of the values
       hard = __syncthreads_or(hard);
       if (hard) break;
+      if (passed == 0) {
+        symmetrise_square<kSlots>(m_.U, kAlong);
+        __syncthreads();
+      }
       system();
       if (warp_ == 0) {
         hard = !factor_small(steps_, kept, m_, logs);
