@@ -32,12 +32,13 @@ struct ClusterMemory {
   static constexpr int kFactor = stride_along(kSmallChunk);
 
   int slots, slab, along, across, ld, slab_ld;
-  float *U, *W;                       // slab and kSmallChunk rows, along apart
-  float *X, *Y;                       // kSmallChunk rows of slab, slab_ld apart, of chunks in turn
-  float* P;                           // kSmallChunk rows of slots, across apart
-  float *part, *F;                    // of S, and F': kFactor apart
-  float *noise, *decay, *reciprocal;  // n_t, b_t and 1 / F(t, t)
-  float *D, *R;                       // kSmallChunk and slots rows, ld apart
+  float *U, *W;       // slab and kSmallChunk rows, along apart
+  float *X, *Y;       // kSmallChunk rows of slab, slab_ld apart, of chunks in turn
+  float* P;           // kSmallChunk rows of slots, across apart
+  float *part, *F;    // of S, and F': kFactor apart
+  float* numbers;     // n_t and b_t, of chunks in turn
+  float* reciprocal;  // 1 / F(t, t)
+  float *D, *R;       // kSmallChunk and slots rows, ld apart
 
   __host__ __device__ ClusterMemory(float* memory, int64_t K, int columns, int blocks)
       : slots(slots_in_cluster(K, blocks)),
@@ -58,8 +59,7 @@ struct ClusterMemory {
     P = take(kSmallChunk, across);
     part = take(kSmallChunk, kFactor);
     F = take(kSmallChunk, kFactor);
-    noise = take(kSmallChunk, 1);
-    decay = take(kSmallChunk, 1);
+    numbers = take(4, kSmallChunk);
     reciprocal = take(kSmallChunk, 1);
     D = take(kSmallChunk, ld);
     R = take(slots, ld);
@@ -71,7 +71,7 @@ struct ClusterMemory {
     const int64_t along = stride_along(int(slots)), across = stride_across(int(slots));
     return sizeof(float) *
            size_t((slab + kSmallChunk) * along + (slots + kSmallChunk) * ld +
-                  kSmallChunk * (2 * stride_across(int(slab)) + across + 2 * kFactor + 3));
+                  kSmallChunk * (2 * stride_across(int(slab)) + across + 2 * kFactor + 5));
   }
 };
 
@@ -88,8 +88,10 @@ class ClusterWrite {
         column_(block_rank() * width_),
         columns_(max(0, min(width_, C_ - column_))),
         tiles_((columns_ + 7) / 8),
+        slabs_(1.0f / float(m_.slab)),
         warp_(block_thread() >> 5),
-        warps_(block_threads() >> 5) {}
+        warps_(block_threads() >> 5),
+        is_last_(warp_ == warps_ - 1) {}
 
   // False, in every thread of the first block, where it is too hard; then nothing that was stored
   // counts.
@@ -108,10 +110,12 @@ class ClusterWrite {
     bool hard = false;
     for (first_ = 0; first_ < T; first_ += kSmallChunk) {
       const bool is_last = first_ + kSmallChunk >= T;
+      const bool is_even = first_ / kSmallChunk % 2 == 0;
       steps_ = steps_from(first_);
-      X_ = first_ / kSmallChunk % 2 == 0 ? m_.X : m_.Y;
-      unsigned kept = 0;
-      if (warp_ == 0) hard = !load_step(kept) || hard;
+      X_ = is_even ? m_.X : m_.Y;
+      noise_ = m_.numbers + (is_even ? 0 : 2 * kSmallChunk);
+      decay_ = noise_ + kSmallChunk;
+      if (first_ == 0 && is_last_) hard = !load_numbers(0, m_.numbers);
       wait_for_copies<1>();  // of the values
       hard = __syncthreads_or(hard);
       if (first_ == 0) {
@@ -126,9 +130,12 @@ class ClusterWrite {
       wait_for_copies<0>();
       __syncthreads();
       if (warp_ == 0) {
-        hard = !factor(kept, logs);
+        hard = !factor(logs);
       } else {
         innovations();
+        // Meanwhile.
+        if (is_last_ && !is_last)
+          hard = !load_numbers(first_ + kSmallChunk, m_.numbers + (is_even ? 2 * kSmallChunk : 0));
       }
       hard = __syncthreads_or(hard);
       if (hard) break;
@@ -178,29 +185,34 @@ class ClusterWrite {
     end_copies();
   }
 
-  __device__ bool load_step(unsigned& kept) const {
-    return load_numbers(args_, b_, first_, steps_, m_.noise, m_.decay, kept);
+  // By the last warp.
+  __device__ bool load_numbers(int64_t first, float* to) const {
+    unsigned kept;
+    return kanerva::cuda::load_numbers(args_, b_, first, steps_from(first), to, to + kSmallChunk,
+                                       kept);
   }
 
   // The rows of U that are here become those of its symmetric part.
   __device__ void symmetrise_rows() const {
     constexpr int kTogether = 8;  // loads
     const Rows cov = rows_of(args_.cov, b_, 0, slot_);
-    const int all = m_.slab * m_.slots, own = own_slots();
-    for (int first = block_thread(); first < all; first += kTogether * block_threads()) {
+    const int own = own_slots(), start = 4 * warp_ + (lane() >> 3);
+    // Of tiles of 8 columns and, for each warp, four rows.
+    int j = lane() & 7, p = start;
+    while (j < own) {
       float across[kTogether];
+      int at[kTogether];
 #pragma unroll
       for (int q = 0; q < kTogether; ++q) {
-        const int e = first + q * block_threads(), p = e / m_.slab, j = e % m_.slab;
-        across[q] = p < K_ && j < own ? cov.data[p * cov.row + j] : 0.0f;
+        const bool is_there = j < own && p < K_;
+        at[q] = is_there ? j * m_.along + p : -1;
+        across[q] = is_there ? cov.data[p * cov.row + j] : 0.0f;
+        p += 4 * warps_;
+        if (p >= K_) p = start, j += 8;
       }
 #pragma unroll
-      for (int q = 0; q < kTogether; ++q) {
-        const int e = first + q * block_threads(), p = e / m_.slab, j = e % m_.slab;
-        if (e >= all) continue;
-        float& u = m_.U[j * m_.along + p];
-        u = 0.5f * (u + across[q]);
-      }
+      for (int q = 0; q < kTogether; ++q)
+        if (at[q] >= 0) m_.U[at[q]] = 0.5f * (m_.U[at[q]] + across[q]);
     }
   }
 
@@ -234,13 +246,15 @@ class ClusterWrite {
         sum[2] += is_there ? x[q].z : 0.0f;
         sum[3] += is_there ? x[q].w : 0.0f;
       }
-      if (i >= j && i < j + 4) sum[i - j] += m_.noise[i];
+      if (i >= j && i < j + 4) sum[i - j] += noise_[i];
       *reinterpret_cast<float4*>(m_.F + at) = {sum[0], sum[1], sum[2], sum[3]};
     }
   }
 
-  __device__ bool factor(unsigned kept, double& logs) const {
-    return factor_easy(m_.F, m_.kFactor, steps_, kept, m_.noise, m_.decay, m_.reciprocal, logs);
+  __device__ bool factor(double& logs) const {
+    const bool keeps = lane() < steps_ && keeps_step(args_.mask, b_, first_ + lane());
+    return factor_easy(m_.F, m_.kFactor, steps_, __ballot_sync(0xffffffffu, keeps), noise_, decay_,
+                       m_.reciprocal, logs);
   }
 
   // D = Z - W R, of the own columns: by all warps but the first.
@@ -266,29 +280,27 @@ class ClusterWrite {
       float own = 0.0f;  // the same of an address, which does not count
       solve_column((is_value ? m_.D : X_) + j, is_value ? m_.ld : m_.slab_ld, m_.F, m_.kFactor,
                    steps_, m_.reciprocal,
-                   [&](int t, float x) { own = fmaf(m_.decay[t] * x, x, own); });
+                   [&](int t, float x) { own = fmaf(decay_[t] * x, x, own); });
       if (is_value) squares += own;
     }
     return squares;
   }
 
-  // All columns of P.
+  // All columns of P, by a warp four rows at a time.
   __device__ void gather() const {
     constexpr int kTogether = 4;
-    const int across = m_.slots / 4, all = kSmallChunk * across;
-    for (int first = block_thread(); first < all; first += kTogether * block_threads()) {
-      float4 x[kTogether];
+    for (int k = 4 * lane(); k < m_.slots; k += 128) {
+      const int rank = int((float(k) + 0.5f) * slabs_);  // k / slab
+      const float* const own = X_ + k - rank * m_.slab;
+      for (int t = warp_; t < kSmallChunk; t += kTogether * warps_) {
+        float4 x[kTogether];
 #pragma unroll
-      for (int q = 0; q < kTogether; ++q) {
-        const int e = min(first + q * block_threads(), all - 1), k = e % across * 4;
-        const float* const own = X_ + e / across * m_.slab_ld + k % m_.slab;
-        x[q] = load_from_cluster(reinterpret_cast<const float4*>(own), k / m_.slab);
-      }
+        for (int q = 0; q < kTogether; ++q)
+          x[q] = load_from_cluster(
+              reinterpret_cast<const float4*>(own + (t + q * warps_) * m_.slab_ld), rank);
 #pragma unroll
-      for (int q = 0; q < kTogether; ++q) {
-        const int e = first + q * block_threads();
-        if (e < all)
-          *reinterpret_cast<float4*>(m_.P + e / across * m_.across + e % across * 4) = x[q];
+        for (int q = 0; q < kTogether; ++q)
+          *reinterpret_cast<float4*>(m_.P + (t + q * warps_) * m_.across + k) = x[q];
       }
     }
   }
@@ -300,10 +312,11 @@ class ClusterWrite {
                      float* r = m_.R + i * m_.ld + j;
                      store_pair(r, r[0] + x, r[1] + y);
                    });
-    const float scale = 1.0f / m_.decay[steps_ - 1];
-    const int across = m_.slots / 4, all = m_.slab / 4 * across;
-    for (int e = block_thread(); e < all; e += block_threads()) {
-      const int i = e / across * 4, j = e % across * 4;
+    const float scale = 1.0f / decay_[steps_ - 1];
+    const int strips = (m_.slots + 127) / 128;
+    for (int item = warps_ - 1 - warp_; item < m_.slab / 4 * strips; item += warps_) {
+      const int i = item / strips * 4, j = item % strips * 128 + 4 * lane();
+      if (j >= m_.slots) continue;
       float sum[4][4] = {};
 #pragma unroll 8
       for (int t = 0; t < kSmallChunk; ++t) {
@@ -338,10 +351,13 @@ class ClusterWrite {
   const int64_t b_;
   const int width_;
   const ClusterMemory m_;
-  const int K_, C_, slot_, column_, columns_, tiles_, warp_, warps_;
-  int64_t first_ = 0;  // of the chunk's steps
-  int steps_ = 0;      // of the chunk
-  float* X_ = nullptr;
+  const int K_, C_, slot_, column_, columns_, tiles_;
+  const float slabs_;
+  const int warp_, warps_;
+  const bool is_last_;  // of the warps
+  int64_t first_ = 0;   // of the chunk's steps
+  int steps_ = 0;       // of the chunk
+  float *X_ = nullptr, *noise_ = nullptr, *decay_ = nullptr;
 };
 
 }  // namespace kanerva::cuda

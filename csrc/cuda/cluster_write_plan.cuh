@@ -15,14 +15,25 @@ struct ClusterPlan {
   SmallPlan hard;     // of the second launch
 };
 
-// Multiply-adds of a block that take as long as a cluster does: about 64 a clock (plan.cuh).
+// Clusters of so many blocks that run at the same time: the processors of one share a part of the
+// device, of which those with clusters have 16 or more each.
+inline int64_t clusters_at_once(int blocks, const Device& device) {
+  const int64_t parts = device.processors / 16;
+  return parts > 0 ? parts * (16 / blocks) : device.processors / blocks;
+}
+
+// What the clusters take, in multiply-adds of the general kernel's block: of these a block does 14
+// to 23 a clock, by the interpreter's counts, for the clocks of which those of a cluster are a
+// line.
 inline double cost_in_cluster(const WriteCall& call, int blocks, const Device& device) {
+  constexpr double per_clock = 16;
   const double chunks = std::ceil(call.steps / kSmallChunk);
-  const double waves = std::ceil(double(call.n.B) * blocks / device.processors);
+  const double at_once = double(clusters_at_once(blocks, device));
+  const double waves = std::ceil(double(call.n.B) / (at_once < 1 ? 1 : at_once));
   const double slots = slots_in_cluster(call.n.K, blocks);
   const double columns = columns_in_cluster(call.n.C, blocks);
-  const double clocks = 5000 + chunks * (5000 + slots * (10 + 0.1 * columns));
-  return 64 * waves * clocks;
+  const double of_slot = 0.24 * slots / blocks + 0.58 * columns;
+  return per_clock * waves * (6000 + chunks * (9800 + slots * of_slot));
 }
 
 // As many blocks as have a processor each; or as few as have room for a memory. `otherwise`: the
@@ -31,15 +42,15 @@ inline ClusterPlan plan_cluster(const BayesWriteArgs& args, const WriteCall& cal
                                 const WritePlan& otherwise, const Device& device) {
   const Sizes& n = args.n;
   ClusterPlan plan;
-  if (!device.has_clusters || !call.may_be_small || call.must_be_long || n.B < 1 ||
-      n.K <= kMostSmallSlots || n.K > 1024 || n.C > 65536 || is_small(n.T, n) ||
+  if (!device.has_clusters || device.team_work >= 0.0 || !call.may_be_small || call.must_be_long ||
+      n.B < 1 || n.K <= kMostSmallSlots || n.K > 1024 || n.C > 65536 || is_small(n.T, n) ||
       call.most_steps < kSmallChunk ||
       !are_float32_by_rows(args.mean, args.cov, args.weights, args.values))
     return plan;
   for (const int blocks : {2, 4, kMostInCluster}) {
     const size_t shared = ClusterMemory::bytes(n.K, n.C, blocks);
     if (shared > device.shared_per_block) continue;
-    if (plan.blocks > 0 && n.B * blocks > device.processors) break;
+    if (plan.blocks > 0 && n.B > clusters_at_once(blocks, device)) break;
     plan.blocks = blocks;
     plan.shared = shared;
   }
@@ -49,7 +60,7 @@ inline ClusterPlan plan_cluster(const BayesWriteArgs& args, const WriteCall& cal
                              ? cost_of_team({work.of(n.C), work.barriers}, otherwise.team, device)
                              : work.of(otherwise.width) *
                                    std::ceil(double(n.B) * otherwise.blocks / device.processors);
-  if (device.team_work < 0.0 && cost_in_cluster(call, plan.blocks, device) >= general) return {};
+  if (cost_in_cluster(call, plan.blocks, device) >= general) return {};
   plan.hard.width = int(n.C);
   plan.hard.blocks = 1;
   plan_robust(n, false, device, plan.hard);

@@ -57,10 +57,9 @@ __device__ inline void sync_cluster() {
   wait_in_cluster();
 }
 
-// The same, and whether `vote` was true in any of their threads; of barriers counted from 0. Blocks
-// tell each other before it, so that none is asked when it has ended.
+// The same, and whether `vote`, which is a block's, was true in any of them; of barriers counted
+// from 0. Blocks tell each other before it, so that none is asked when it has ended.
 __device__ inline bool vote_in_cluster(unsigned index, bool vote) {
-  vote = __syncthreads_or(vote);
   unsigned* const votes = head().votes[index % 2];
   if (block_thread() < blocks())
     store_in_cluster(votes + block_rank(), block_thread(), vote ? 1u : 0u);
@@ -95,11 +94,11 @@ __device__ inline void meet(TeamBarrier& at, unsigned index, bool vote) {
 // That barrier, of kernels that count their own; whether `vote` was true in any thread. In a
 // cluster they arrive once before the first.
 __device__ inline bool team_barrier(TeamBarrier& at, unsigned index, bool vote) {
+  vote = __syncthreads_or(vote);
   if (in_cluster()) {
     if (index == 0) wait_in_cluster();
     return vote_in_cluster(index, vote);
   }
-  vote = __syncthreads_or(vote);
   if (block_thread() == 0) meet(at, index, vote);
   __syncthreads();
   return load_relaxed(&at.votes[index % 3]) != 0;
@@ -107,16 +106,14 @@ __device__ inline bool team_barrier(TeamBarrier& at, unsigned index, bool vote) 
 
 // Barrier of the blocks; whether `vote` was true in any of them.
 __device__ __noinline__ inline bool team_barrier(bool vote) {
+  vote = __syncthreads_or(vote);
+  const unsigned index = head().barriers;
   if (in_cluster()) {
-    __syncthreads();  // of the count
-    const unsigned index = head().barriers;
     vote = vote_in_cluster(index, vote);
     if (block_thread() == 0) head().barriers = index + 1;
     return vote;
   }
-  vote = __syncthreads_or(vote);
   TeamMemory& team = *head().team;
-  const unsigned index = head().barriers;
   __syncthreads();
   if (block_thread() == 0) {
     meet(team.barrier, index, vote);

@@ -6,7 +6,7 @@ import pytest
 pytestmark = ptx_tool.MARKS
 
 
-@pytest.mark.parametrize("case", ["forced", "counted", "environment", "columns"])
+@pytest.mark.parametrize("case", ["forced", "counted", "environment", "columns", "clusters"])
 def test_what_launchers_decide(kernels_on_ptx, case):
     """Forced teams fit the processors; work is counted; a bad KANERVA_TEAM_WORK is refused."""
     program = kernels_on_ptx.build_launching()

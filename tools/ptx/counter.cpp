@@ -428,6 +428,7 @@ std::string Counter::json(const std::string& kernel, const LaunchShape& shape) c
   };
   three("grid", shape.grid);
   three("block", shape.block);
+  out << ", \"clusters\": " << (shape.cluster_size() > 1 ? shape.cluster_size() : 0);
   const auto add = [&](const char* name, uint64_t x) { out << ", \"" << name << "\": " << x; };
   add("shared_bytes", uint64_t(shape.dynamic_shared));
   add("instructions", instructions_);
