@@ -96,7 +96,6 @@ class ClusterWrite {
   // False, in every thread of the first block, where it is too hard; then nothing that was stored
   // counts.
   __device__ bool run() {
-    arrive_in_cluster();
     const int64_t T = args_.n.T;
     const auto always = [](int) { return true; };
     start_copy(rows_of(args_.cov, b_, slot_, 0), own_slots(), K_, m_.U, m_.along, m_.slab, m_.slots,
@@ -107,7 +106,7 @@ class ClusterWrite {
     start_values(0);
     float squares = 0.0f;
     double logs = 0.0;
-    bool hard = false;
+    bool hard = false, has_met = false;  // the same in all threads
     for (first_ = 0; first_ < T; first_ += kSmallChunk) {
       const bool is_last = first_ + kSmallChunk >= T;
       const bool is_even = first_ / kSmallChunk % 2 == 0;
@@ -120,12 +119,12 @@ class ClusterWrite {
       hard = __syncthreads_or(hard);
       if (first_ == 0) {
         if (!hard) symmetrise_rows();
-        wait_in_cluster();
         __syncthreads();
       }
       if (hard) break;  // in all blocks, here and below
       make_part();
-      sync_cluster();
+      sync_cluster();  // from here on all blocks are there
+      has_met = true;
       add_parts();
       wait_for_copies<0>();
       __syncthreads();
@@ -149,18 +148,16 @@ class ClusterWrite {
       if (!is_last) start_values(first_ + kSmallChunk);
     }
     wait_for_copies<0>();
-    if (T == 0) wait_in_cluster();
     const double own = -0.5 * block_sum(double(squares) + double(columns_) * logs);
     if (!hard) store_state();
+    if (!has_met) sync_cluster();
     // Nobody ends before all have taken P.
     if (block_thread() == 0) store_in_cluster(&head().partials[0][block_rank()], 0, own);
     sync_cluster();
     if (block_rank() > 0) return true;
     double evidence = 0.0;
     for (int i = 0; i < blocks(); ++i) evidence += head().partials[0][i];
-    // Values that are not finite, or whose squares overflow, show here. A lane's `hard` is its
-    // warp's.
-    hard = __syncthreads_or(hard);
+    // Values that are not finite, or whose squares overflow, show here.
     if (hard || !(evidence < kInfinite && evidence > -kInfinite)) return false;
     if (block_thread() == 0) store_scalar(args_.log_evidence, b_, 0, evidence);
     return true;

@@ -78,7 +78,7 @@ def test_a_barrier_left_out_of_a_teams_adjoint_is_noticed(run):
 
 
 def test_a_barrier_left_out_of_a_cluster_is_noticed(run):
-    for barrier in range(0, 36, 5):
+    for barrier in range(0, 44, 6):
         skip = {"KANERVA_PTX_SKIP_BARRIER": str(barrier), "KANERVA_PTX_SKIP_IN": "cluster_write"}
         done = run("cluster_bayes_write", **skip)
         assert re.search(LACKING, done.stderr), (barrier, done.stdout[-2000:])
