@@ -96,6 +96,14 @@ def figures(file: Path, root: str | None, seed: int, *options: str) -> dict[str,
     return {name: value for name, value in terms.items() if name not in ("run", "step")}
 
 
+def lengths(shortest: int, longest: int) -> list[int]:
+    """The shortest episode, twice that, and so on, and the longest."""
+    result = [shortest]
+    while 2 * result[-1] < longest:
+        result.append(2 * result[-1])
+    return [*result, longest] if shortest < longest else result
+
+
 def reads(file: Path, root: str | None, seed: int) -> dict[str, Any]:
     """What ``kanerva denoise`` finds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -171,6 +179,11 @@ def ship(run: Path, name: str, commit: str, root: str | None, folder: Path) -> P
             write_tensors(file, whole, metadata)
         if "kl_memory" in about["test"] and sizes["test"] >= 2 * config.data.episode_length:
             about["test_other_memory"] = figures(file, root, seed, "--other-memory")
+        if config.data.shortest_episode is not None:
+            about["bounds_by_length"] = {
+                length: figures(file, root, seed, "--episode-length", str(length))["bound"]
+                for length in lengths(config.data.shortest_episode, config.data.episode_length)
+            }
         about["reads"] = reads(file, root, seed)
 
     file = folder / f"{name}.safetensors"

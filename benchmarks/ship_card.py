@@ -63,7 +63,9 @@ def write_card(file: Path) -> str:
     about, config = metadata["pretrained"], metadata["config"]
     kind, data = config["model"]["type"], config["data"]
     name, (title, what, paper) = about["name"], _MODELS[kind]
-    bound = _bound(about["test"])
+    bound, by_length = _bound(about["test"]), about.get("bounds_by_length", {})
+    if by_length:
+        bound = f"{min(by_length.values()):.2f} to {max(by_length.values()):.2f} nats per image"
     numbers = sum(t.numel() for t in with_prefix(tensors, MODEL).values())
     images = metadata["step"] * data["batch_size"] * data["episode_length"]
     run = f"pretrained:{name}"
@@ -89,7 +91,7 @@ def write_card(file: Path) -> str:
         f"    {about['command']}",
         "",
         f"Seed {config['training']['seed']}, {metadata['step']:,} steps, {images:,} images in "
-        f"episodes of {data['episode_length']}, {metadata['seconds'] / 60:.1f} minutes of a CPU on "
+        f"episodes of {_episodes(data)}, {metadata['seconds'] / 60:.1f} minutes of a CPU on "
         f"{metadata['extra']['threads']} thread{'s' * (metadata['extra']['threads'] > 1)}, "
         f"{metadata['extra']['precision']}. Trained by commit `{about['commit'][:12]}`; this file "
         "and the model's were made by `python -m benchmarks.ship`.",
@@ -98,6 +100,7 @@ def write_card(file: Path) -> str:
         "",
         *_table(about),
         "",
+        *_lengths(by_length),
         *_remarks(about, kind),
         "",
         "## Good for, bad for",
@@ -145,6 +148,25 @@ def _table(about: dict[str, Any]) -> list[str]:
     return rows
 
 
+def _episodes(data: dict[str, Any], about: str = "") -> str:
+    shortest, longest = data.get("shortest_episode"), data["episode_length"]
+    return f"{about}{longest}" if shortest is None else f"{shortest} to {longest}"
+
+
+def _lengths(bounds: dict[str, float]) -> list[str]:
+    """The bound at each length of an episode, where a model was trained at many."""
+    if not bounds:
+        return []
+    return [
+        f"| images in an episode | {' | '.join(bounds)} |",
+        f"|---|{'---|' * len(bounds)}",
+        f"| bound, nats per image | {' | '.join(f'{b:.2f}' for b in bounds.values())} |",
+        "",
+        "The first table is of the longest episodes.",
+        "",
+    ]
+
+
 def _remarks(about: dict[str, Any], kind: str) -> list[str]:
     """What the table means, and the errors of reads."""
     lower = "Lower is better; each image once in each of four random partitions into episodes."
@@ -180,8 +202,8 @@ def _uses(about: dict[str, Any], kind: str, data: dict[str, Any]) -> list[str]:
     else:
         more = " Generating more of the few classes in them." if data["name"] == "omniglot" else ""
         good.append(
-            f"Episodes of about {length} images as in the data: storing them, reading them back."
-            + more
+            f"Episodes of {_episodes(data, 'about ')} images as in the data: storing them, "
+            f"reading them back.{more}"
         )
         bad.append(
             f"Many more than {length} images in one memory: `kanerva capacity pretrained:"

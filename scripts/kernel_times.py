@@ -13,7 +13,7 @@ A launch takes the longest of
 - the clocks that its blocks keep a multiprocessor's four schedulers busy, or its path to memory;
 - its bytes of device memory at full bandwidth;
 and before the first launch come 3 microseconds, before each that follows 1, and before a launch of
-teams one more, for the memory that is cleared where their blocks wait. The bound is the bytes
+teams that are no clusters one more, for the memory that is cleared where their blocks wait. The bound is the bytes
 or the multiply-adds that nothing can avoid, whichever takes longer, and one launch. It does not
 know that the steps of adaptive_write wait for each other.
 """
@@ -41,11 +41,19 @@ import segment_times  # noqa: E402
 COUNTS = ROOT / "docs/kernel_times.json"
 COSTS = ROOT / "tools/ptx/costs.h"
 Shape = tuple[int, int, int, int]
+#: Of more than 64 slots, of which no operator but bayes_write is counted.
+MIDDLE: tuple[Shape, ...] = (
+    (4, 128, 128, 256),
+    (64, 128, 128, 200),
+    (4, 256, 256, 512),
+    (8, 256, 256, 512),
+)
 #: (B, T, K, C) -> memories that are run of B.
 SHAPES: dict[Shape, int] = {
     (16, 32, 32, 100): 16,
     (4096, 32, 32, 100): 16,
     (32, 64, 64, 200): 32,
+    **dict.fromkeys(MIDDLE, 1),
 }
 WHAT = ("", "gradient", "adaptive_write")  # of bayes_write, but for the last
 #: Counted at a few T and followed by a line.
@@ -149,7 +157,7 @@ def launch_time(device: Device, launch: dict, clocks: str = "moved_block_clocks"
 
 
 def estimate(device: Device, launches: list[dict], clocks: str = "moved_block_clocks") -> float:
-    teams = sum(launch["grid"][2] > 1 for launch in launches)
+    teams = sum(launch["grid"][2] > 1 and not launch.get("clusters") for launch in launches)
     before = FIRST_LAUNCH + NEXT_LAUNCH * (len(launches) - 1 + teams)
     return before + sum(launch_time(device, launch, clocks) for launch in launches)
 
@@ -247,6 +255,8 @@ def kept(launch: dict) -> dict:
     useful = work.get("matrix", 0) + work.get("float32", 0)
     busiest = max(units(launch).items(), key=lambda item: item[1])
     short = {key: launch[key] for key in KEPT}
+    if launch.get("clusters"):
+        short["clusters"] = launch["clusters"]
     return short | {"useful_issue": useful / max(1, launch["issue_clocks"]), "busiest": busiest}
 
 
@@ -298,7 +308,7 @@ def section(counted: dict) -> str:
     ]
     for what in WHAT:
         gradient, adaptive = what == "gradient", what == "adaptive_write"
-        for shape in SHAPES if adaptive else (*SHAPES, LONG):
+        for shape in (s for s in (*SHAPES, LONG) if not adaptive or s not in (*MIDDLE, LONG)):
             for device in (H100, H200):
                 lowest = bound(device, shape, gradient, adaptive=adaptive)
                 cells = []
@@ -396,7 +406,8 @@ def cost_table() -> list[str]:
         "another block delays a block but busy schedulers; ptxas makes one instruction of each of "
         "the PTX's. A barrier between blocks (teams) takes the way of an atomic operation and of "
         "the load that sees it, 260 clocks each, two fences of as many, and three barriers of a "
-        "block: some 1,200 clocks after the last block has come."
+        "block: some 1,200 clocks after the last block has come. That of a cluster takes 440; "
+        "a load from the shared memory of another block as long as one from the second-level cache."
     )
     lines += ["", textwrap.fill(assumed, WIDTH)]
     return lines
@@ -420,6 +431,7 @@ def main() -> int:
     parser.add_argument("--operator", help="adaptive_write or bayes_write: keep the other's counts")
     parser.add_argument("--long", action="store_true", help=f"{LONG} alone, beside what is kept")
     parser.add_argument("--arch", default="sm_90a")
+    parser.add_argument("--middle", action="store_true", help="MIDDLE alone, beside what is kept")
     options = parser.parse_args()
     chosen = {
         None: WHAT,
@@ -449,8 +461,12 @@ def main() -> int:
     found = {}
     if options.long:
         shapes = {LONG: LONG[0]}
+    if options.middle:
+        shapes = dict.fromkeys(MIDDLE, 1)
     for shape, memories in shapes.items():
         for what in chosen if shape != LONG else ("",):
+            if shape in MIDDLE and what == "adaptive_write":
+                continue
             launches = count_long() if shape == LONG else count(shape, memories, what)
             for launch in launches:
                 name = launch["kernel"]
@@ -477,7 +493,7 @@ def main() -> int:
     if not options.shape:
         counted = read_counts()
         before = counted.get(options.when, {})
-        if options.operator or options.long:
+        if options.operator or options.long or options.middle:
             found = before | found
         else:  # what is counted apart
             apart = (key_of(LONG, ""), *segment_times.KEYS)

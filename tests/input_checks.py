@@ -8,6 +8,8 @@ from helpers import DTYPES
 from operator_base import DATA, MASK, NOISE, STATE, OperatorBase
 from selection import AROUND_A_KERNEL, INTERPRETER, grid, not_on
 
+ONE_TILE = not_on(INTERPRETER, reason="many tiles")
+
 
 class InputChecks(OperatorBase):
     """Inherited by the tests of each operator."""
@@ -41,6 +43,39 @@ class InputChecks(OperatorBase):
         want = torch.autograd.grad(results, tensors, [torch.ones_like(r) for r in results])
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b)
+
+    @pytest.mark.parametrize(
+        ("dtype", "near"), [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=str
+    )
+    @pytest.mark.parametrize(
+        "sizes",
+        [
+            (3, 4, 3),
+            pytest.param((33, 20, 21), marks=ONE_TILE),
+            pytest.param((9, 40, 45), marks=ONE_TILE),
+        ],
+        ids=str,
+    )
+    def test_covariances_count_by_their_symmetric_part(self, sizes, dtype, near):
+        """In the results and in every gradient."""
+        t, k, c = sizes
+        straight = self.arguments(t=t, k=k, c=c, dtype=dtype)
+        skew = torch.triu(torch.full((k, k), 0.05, dtype=dtype), 1)
+        bent = {n: a for n, a in straight.items() if self.dims[n] == "KK"}
+        if not bent:
+            pytest.skip("it takes no covariance")
+        bent = {**straight, **{n: a + skew - skew.mT for n, a in bent.items()}}
+
+        def both(args):
+            torch.manual_seed(0)
+            leaves = {n: a.clone().requires_grad_(a.is_floating_point()) for n, a in args.items()}
+            _, tensors, _ = self.split(leaves)
+            results = self.call(leaves)
+            grads = [torch.randn(r.shape, dtype=torch.float64).to(r.dtype) for r in results]
+            return *results, *torch.autograd.grad(results, tensors, grads)
+
+        for got, want in zip(both(bent), both(straight), strict=True):
+            assert (got - want).norm() <= near * want.norm()
 
     @pytest.mark.parametrize("lead", [(), (1,), (2, 3), (2, 1, 2)], ids=str)
     def test_leading_dimensions(self, lead):
@@ -90,8 +125,10 @@ class InputChecks(OperatorBase):
         )
         for got, expected in zip(results, want, strict=True):
             torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
-        for g, a in zip(grads, tensors, strict=True):
-            assert g.shape == a.shape and not g.isnan().any()
+        of_reference = torch.autograd.grad([r.sum() for r in want], tensors, materialize_grads=True)
+        for g, w, a in zip(grads, of_reference, tensors, strict=True):
+            assert g.shape == a.shape
+            torch.testing.assert_close(g, w, rtol=1e-3, atol=1e-4)
 
     @pytest.mark.parametrize(
         ("data", "state"),

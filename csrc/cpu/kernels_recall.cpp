@@ -60,7 +60,7 @@ void recall_adjoint_tiles(const RecallBackwardArgs& args, int64_t b, const Addre
   const int64_t K = args.n.K;
   Workspace::Scope scope(Workspace::of_thread());
   const Matrix<A> U(scope, K, K);
-  load(executor, args.cov, b, Rows{}, K, U);
+  load_covariance(executor, args.cov, b, U);
   const auto load_gradient = [&](const RecallSums<A>& sums, const AddressTile<A, F>& solver,
                                  Rows rows, int64_t m, const Matrix<A>& gW, const Executor& inner) {
     if (args.grad_weights) {

@@ -22,7 +22,7 @@ struct Factor {
 
   void build(const View& cov, int64_t b, const Executor& executor) {
     const int64_t K = A.rows;
-    load(executor, cov, b, Rows{}, K, A);
+    load_covariance(executor, cov, b, A);
     if (!cholesky(K, A.data, A.ld, inverse_diagonal)) return;
     LogProduct product;
     double smallest = HUGE_VAL, largest = 0.0;

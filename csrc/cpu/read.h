@@ -112,7 +112,7 @@ void read_backward_item(const ReadBackwardArgs& args, int64_t b, const Executor&
   const Matrix<A> R(scope, K, C), Rt(scope, C, K), U(scope, K, K);
   load(executor, args.mean, b, Rows{}, K, R);
   transpose(executor, R, Rt);
-  load(executor, args.cov, b, Rows{}, K, U);
+  load_covariance(executor, args.cov, b, U);
   const auto run = [&](const ReadSums<A>& sums, int64_t begin, int64_t end, const Executor& inner) {
     const int64_t tile = tile_rows(inner, end - begin);
     Workspace::Scope scope(Workspace::of_thread());

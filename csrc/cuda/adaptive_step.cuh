@@ -122,10 +122,9 @@ class Step {
   // U and R of the item.
   template <class Args>
   __device__ void load_state(const Args& args, int64_t b) const {
-    load(args.cov, b, 0, 0, K, K, m.U);
+    load_covariance(args.cov, b, K, m.U);
     load(args.mean, b, 0, 0, K, C, m.now.R);
     sync();
-    symmetrise(K, m.U);
   }
 
   // Factorises the system of s.R.

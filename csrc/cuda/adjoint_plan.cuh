@@ -31,6 +31,7 @@ struct AdjointPlan {
   int threads;
   size_t shared, scratch;  // bytes per block: shared, and of the workspace for what does not fit
   int team;                // blocks per memory
+  bool in_clusters;        // whether teams are clusters
   size_t teams;            // bytes at the start of the workspace, for the teams
   // Bytes of the states that are kept, behind the scratch of all items: those of a row, and where
   // in them those of a sequence start.
@@ -128,13 +129,13 @@ inline double adjoint_operations(const AdjointCall& call) {
 }
 
 inline AdjointPlan plan_adjoint(const AdjointCall& call, const Device& device) {
-  const int blocks = most_blocks(call.n, device);
   const double T = double(call.n.T) / double(call.sequences);
   const double operations = adjoint_operations(call);
-  const AdjointPlan team = plan_team(call, blocks);
+  AdjointPlan team = plan_team(call, 1);
   const double barriers = T * (2 + (call.reads ? 38.0 : 30.0) / team.steps);
-  return team_pays({operations, barriers}, blocks, operations, device) ? team
-                                                                       : plan_alone(call, device);
+  team.team = choose_team(call.n, {operations, barriers}, operations, device);
+  team.in_clusters = is_cluster(device, team.team);
+  return team.team > 1 ? team : plan_alone(call, device);
 }
 
 inline size_t workspace_of(const AdjointCall& call, const AdjointPlan& plan) {
@@ -145,9 +146,10 @@ inline size_t workspace_of(const AdjointCall& call, const AdjointPlan& plan) {
 template <class Args, class... More>
 void start_adjoint(void (*kernel)(Args, AdjointPlan, char*, More...), const Args& args,
                    const AdjointPlan& plan, const Launch& to, typename Same<More>::type... more) {
-  if (plan.teams > 0) clear(to.workspace, plan.teams, to.stream);
-  launch(kernel, {args.n.B, 1, plan.team}, plan.threads, shared_bytes(plan.team, plan.shared),
-         to.stream, args, plan, static_cast<char*>(to.workspace), more...);
+  if (plan.teams > 0 && !plan.in_clusters) clear(to.workspace, plan.teams, to.stream);
+  launch(kernel, {args.n.B, 1, plan.team, plan.in_clusters}, plan.threads,
+         shared_bytes(plan.team, plan.shared), to.stream, args, plan,
+         static_cast<char*>(to.workspace), more...);
 }
 
 // The gradients of item b by its block or team, in arithmetic F. It finds its item anew: what would

@@ -12,7 +12,7 @@
 // else float64; else chunks in float32 while max w'Uw / n is at most 16, else everything in float64
 // in shorter chunks of the same shared memory, else (hardness above 1e11; float64 state: above 1e3)
 // float64 steps on a square root.
-#include "small_write_plan.cuh"
+#include "cluster_write_plan.cuh"
 #include "stationary.h"
 
 namespace kanerva::cuda {
@@ -118,16 +118,22 @@ WriteCall call_of(const BayesWriteArgs& args) {
 
 size_t bayes_write_workspace(const BayesWriteArgs& args, const Device& device) {
   if (args.moves()) return stationary_workspace(args, device);
-  return workspace_of_write(args, call_of(args), device);
+  const WriteCall call = call_of(args);
+  const WritePlan plan = plan_write(call, device);
+  const ClusterPlan cluster = plan_cluster(args, call, plan, device);
+  const size_t otherwise = workspace_of_write(args, call, device);
+  if (cluster.blocks == 0) return otherwise;
+  const size_t own = workspace_of(args.n, cluster);
+  return own > otherwise ? own : otherwise;  // which device takes it is known at the launch
 }
 
 void bayes_write(const BayesWriteArgs& args, const Launch& to) {
   if (args.moves()) return stationary(args, to);
   const WriteCall call = call_of(args);
-  if (call.may_be_long && call.may_be_summed) {
-    const WritePlan plan = plan_write(call, to.device);
-    if (plan.sums.blocks > 0) start_sums(args, plan, to);
-  }
+  const WritePlan plan = plan_write(call, to.device);
+  const ClusterPlan cluster = plan_cluster(args, call, plan, to.device);
+  if (cluster.blocks > 0 && takes_clusters(cluster)) return start_cluster(args, cluster, to);
+  if (plan.sums.blocks > 0) start_sums(args, plan, to);
   start_either_write(write_kernel, finish_kernel, args, call, to);
 }
 

@@ -141,7 +141,21 @@ __device__ __noinline__ void load(const View& v, int64_t b, int64_t i0, int64_t 
   });
 }
 
-// The same for an optional view: zero where it is absent.
+// to (n x n) = the symmetric part of item b. The last digit of one that was computed elsewhere may
+// differ across the diagonal, and writes that shrink the rest would not shrink that.
+template <class T>
+__device__ __noinline__ void load_covariance(const View& v, int64_t b, int n, Mat<T> to) {
+  with_type(v, [&](auto* data) {
+    for (int i = warp(); i < n; i += warps())
+      for (int j = i + lane(); j < n; j += 32) {
+        const T upper = T(widen(data[offset(v, b, i, j)]));
+        const T lower = T(widen(data[offset(v, b, j, i)]));
+        to(i, j) = to(j, i) = T(0.5) * (upper + lower);
+      }
+  });
+}
+
+// As load() for an optional view: zero where it is absent.
 template <class T>
 __device__ inline void load_or_zero(const View& v, int64_t b, int64_t j0, int m, int n, Mat<T> to) {
   if (v.data != nullptr) {

@@ -5,9 +5,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "../common/arguments.h"
 #include "once_per_kernel.h"
@@ -20,14 +24,23 @@ struct Device {
   int processors = 1;           // multiprocessors
   double team_work = -1.0;      // multiply-adds from which a memory gets a team; < 0: as counted
   int segments = 0;             // of a sequence of a memory that moves; 0: as counted
+  bool has_clusters = false;    // of blocks that wait for each other without global memory
 };
 
-constexpr size_t kHeadBytes = 288;  // of a block's shared memory, for team.cuh
+constexpr size_t kHeadBytes = 480;  // of a block's shared memory, for team.cuh
 constexpr int kMostBlocks = 256;    // in a team
+constexpr int kMostInCluster = 8;   // blocks, on whatever device has clusters
 
 struct Grid {
   int64_t x = 1, y = 1, z = 1;  // memories, blocks of columns, blocks in a team
+  bool in_clusters = false;     // whether a team is a cluster
 };
+
+// Whether a team of so many blocks is a cluster; else it is a cooperative launch, and its blocks
+// wait for each other by a counter in global memory, which whoever starts it clears.
+inline bool is_cluster(const Device& device, int64_t team) {
+  return device.has_clusters && (team == 2 || team == 4 || team == kMostInCluster);
+}
 
 // KANERVA_TEAM_WORK=0 gives every memory a team where the processors suffice for two blocks of it,
 // to test teams on small memories.
@@ -66,14 +79,16 @@ inline void check(cudaError_t error, const char* what) {
 }
 
 inline Device current_device() {
-  int index = 0, shared = 0, processors = 0;
+  int index = 0, shared = 0, processors = 0, clusters = 0;
   check(cudaGetDevice(&index), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
         "cudaDeviceGetAttribute");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index),
         "cudaDeviceGetAttribute");
+  check(cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, index),
+        "cudaDeviceGetAttribute");
   return {size_t(shared) - kHeadBytes, processors, team_work_from_environment(),
-          segments_from_environment()};
+          segments_from_environment(), clusters != 0};
 }
 
 // Lets a kernel have all the shared memory that a block may ask for: once, so that no launch by
@@ -175,22 +190,120 @@ __device__ inline void arrive_and_wait(unsigned* counter, unsigned target) {
   __threadfence();
 }
 
+// Blocks of a cluster, on architectures that have them: how many there are (1 where they are none),
+// and their barrier in two halves, of which the second waits. What any thread did before the first
+// is seen by all after the second. By all threads of all of them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ inline unsigned cluster_blocks() {
+  unsigned blocks;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+  return blocks;
+}
+__device__ inline void arrive_in_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void wait_in_cluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// The place in shared memory of the block of this rank for one in the own.
+__device__ inline unsigned place_in_cluster(const void* own, int rank) {
+  unsigned place;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(place)
+      : "r"(unsigned(__cvta_generic_to_shared(own))), "r"(rank));
+  return place;
+}
+__device__ inline void store_in_cluster(unsigned* own, int rank, unsigned x) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(place_in_cluster(own, rank)), "r"(x)
+               : "memory");
+}
+__device__ inline void store_in_cluster(double* own, int rank, double x) {
+  asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(place_in_cluster(own, rank)), "d"(x)
+               : "memory");
+}
+__device__ inline float4 load_from_cluster(const float4* own, int rank) {
+  float4 x;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "r"(place_in_cluster(own, rank))
+               : "memory");
+  return x;
+}
+#else
+__device__ inline unsigned cluster_blocks() { return 1; }
+__device__ inline void arrive_in_cluster() {}
+__device__ inline void wait_in_cluster() {}
+__device__ inline void store_in_cluster(unsigned*, int, unsigned) {}
+__device__ inline void store_in_cluster(double*, int, double) {}
+__device__ inline float4 load_from_cluster(const float4*, int) { return {}; }
+#endif
+
 template <class T>
 struct Same {
   using type = T;
 };
 
+// Whether the device takes clusters of so many blocks of a kernel, each with `shared` bytes beside
+// its head: the kernel was compiled for them, and there is room for one. Where not, that is said
+// once on stderr.
+inline bool takes_clusters(const void* kernel, int64_t blocks, int threads, size_t shared) {
+  struct Answers {
+    std::mutex mutex;
+    std::map<std::tuple<const void*, int, int64_t, size_t>, bool> known;
+  };
+  static Answers answers;
+  int index = 0;
+  check(cudaGetDevice(&index), "cudaGetDevice");
+  const std::lock_guard<std::mutex> lock(answers.mutex);
+  const auto [at, is_new] = answers.known.insert({{kernel, index, blocks, shared}, false});
+  if (!is_new) return at->second;
+  cudaLaunchAttribute of = {};
+  of.id = cudaLaunchAttributeClusterDimension;
+  of.val.clusterDim.x = of.val.clusterDim.y = 1;
+  of.val.clusterDim.z = unsigned(blocks);
+  cudaLaunchConfig_t how = {};
+  how.gridDim = dim3(1, 1, unsigned(blocks));
+  how.blockDim = dim3(unsigned(threads));
+  how.dynamicSmemBytes = shared + kHeadBytes;
+  how.attrs = &of;
+  how.numAttrs = 1;
+  if (how.dynamicSmemBytes > 48 * 1024) allow_shared(kernel);
+  cudaFuncAttributes compiled = {};
+  int clusters = 0;
+  check(cudaFuncGetAttributes(&compiled, kernel), "cudaFuncGetAttributes");
+  at->second = compiled.ptxVersion >= 90 &&
+               cudaOccupancyMaxActiveClusters(&clusters, kernel, &how) == cudaSuccess &&
+               clusters > 0;
+  if (!at->second) {
+    cudaGetLastError();  // of the question: no fault
+    std::fprintf(stderr,
+                 "kanerva_ext: device %d takes no clusters of %d blocks with %zu bytes of shared "
+                 "memory: one block works on a memory, which is slower\n",
+                 index, int(blocks), how.dynamicSmemBytes);
+  }
+  return at->second;
+}
+
 // Starts blocks of `threads` threads with `shared` bytes beside their heads; the blocks of a team
-// all at once. Throws std::runtime_error.
+// all at once. A team that is a cluster has one block where the device takes no such clusters.
+// Throws std::runtime_error.
 template <class... P>
 void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared, Stream stream,
             typename Same<P>::type... args) {
   if (grid.x <= 0 || grid.y <= 0) return;
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  if (grid.in_clusters && !takes_clusters(function, grid.z, threads, shared)) grid.z = 1;
   shared += kHeadBytes;
-  if (shared > 48 * 1024) allow_shared(reinterpret_cast<const void*>(kernel));
+  if (shared > 48 * 1024) allow_shared(function);
   cudaLaunchAttribute together = {};
-  together.id = cudaLaunchAttributeCooperative;
-  together.val.cooperative = 1;
+  if (grid.in_clusters) {
+    together.id = cudaLaunchAttributeClusterDimension;
+    together.val.clusterDim.x = together.val.clusterDim.y = 1;
+    together.val.clusterDim.z = unsigned(grid.z);
+  } else {
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
+  }
   cudaLaunchConfig_t how = {};
   how.gridDim = dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z));
   how.blockDim = dim3(unsigned(threads));

@@ -32,10 +32,9 @@ __device__ bool forget_item(const ForgetArgs& args, int64_t b, int steps, Arena 
   const int K = int(args.n.K), C = int(args.n.C);
   const ForgetBuffers m(arena, steps, K, C);
   const Chunk<double>& c = m.chunk;
-  load(args.cov, b, 0, 0, K, K, c.U);
+  load_covariance(args.cov, b, K, c.U);
   load(args.mean, b, 0, 0, K, C, m.R);
   sync();
-  symmetrise(K, c.U);
   for (int64_t first = 0; first < args.n.T; first += steps) {
     const int L = int(first + steps <= args.n.T ? steps : args.n.T - first);
     if (!load_chunk(args, b, first, L, c)) return false;

@@ -224,6 +224,36 @@ __device__ inline void start_copy(const Rows& x, int m, int n, float* to, int ld
   }
 }
 
+// x = (x + x') / 2 for kSize x kSize numbers of shared memory, ld apart, by all threads of a block.
+// Not synchronised.
+template <int kSize>
+__device__ inline void symmetrise_square(float* x, int ld) {
+  // Tiles of 4 x 8 by a warp, so that what lies below the diagonal is in as many banks; of the
+  // strips of tiles the first and the last have together as many above the diagonal as any two.
+  constexpr int kAcross = kSize / 8, kPairs = kSize / 8, kTiles = kPairs * (kAcross + 1);
+  constexpr int kTogether = 3;  // whose loads go on side by side
+  const int warps = block_threads() >> 5;
+  for (int first = block_thread() >> 5; first < kTiles; first += kTogether * warps) {
+    int upper[kTogether], lower[kTogether];
+    float above[kTogether], below[kTogether];
+#pragma unroll
+    for (int q = 0; q < kTogether; ++q) {
+      const int tile = first + q * warps, pair = tile % kPairs, place = tile / kPairs;
+      const int in_first = kAcross - pair / 2;
+      const int strip = place < in_first ? pair : 2 * kPairs - 1 - pair;
+      const int across = strip / 2 + (place < in_first ? place : place - in_first);
+      const int i = 4 * strip + (lane() >> 3), j = 8 * across + (lane() & 7);
+      const bool counts = tile < kTiles && j > i;
+      upper[q] = counts ? i * ld + j : 0, lower[q] = counts ? j * ld + i : 0;
+      above[q] = x[upper[q]], below[q] = x[lower[q]];
+    }
+#pragma unroll
+    for (int q = 0; q < kTogether; ++q)
+      if (upper[q] != lower[q] && above[q] != below[q])
+        x[upper[q]] = x[lower[q]] = 0.5f * (above[q] + below[q]);
+  }
+}
+
 // m x n numbers of shared memory, ld apart, to global memory, by all threads of a block; by 16
 // bytes where these are aligned there, as `from` and ld are. Calls f with each number.
 template <class F>

@@ -153,7 +153,7 @@ __device__ __noinline__ Outcome solve_covariance(const BayesWriteArgs& args, int
                                                  double limit, double condition, double& logs) {
   const int K = int(args.n.K);
   if (!sum_addresses(args, b, steps, sums, m, logs)) return Outcome::failed;
-  load(args.cov, b, 0, 0, K, K, m.U);
+  load_covariance(args.cov, b, K, m.U);
   sync();
   if (!factorise_information(K, sums, m, m.U, Mat<F>{nullptr, 0})) return Outcome::harder;
   product<false, false>(K, K, K, m.U, m.G, [&](int i, int j, F x) { m.Y(i, j) = x; });

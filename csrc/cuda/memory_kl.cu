@@ -31,12 +31,12 @@ template <class Args>
 __device__ bool build(const Args& args, int64_t b, const Buffers& m, SpdFacts& belief,
                       SpdFacts& prior) {
   const int K = int(args.n.K), C = int(args.n.C);
-  load(args.prior_cov, b, 0, 0, K, K, m.system);
+  load_covariance(args.prior_cov, b, K, m.system);
   sync();
   prior = invert_spd(K, m.system, m.factor, m.U0_inverse, m.pivots);
   if (!prior.ok) return false;
-  load(args.cov, b, 0, 0, K, K, m.system);
-  load(args.cov, b, 0, 0, K, K, m.U);
+  load_covariance(args.cov, b, K, m.system);
+  load_covariance(args.cov, b, K, m.U);
   load(args.mean, b, 0, 0, K, C, m.D);
   load(args.prior_mean, b, 0, 0, K, C, m.Q);
   sync();

@@ -22,14 +22,32 @@ inline int most_blocks(const Sizes& n, const Device& device) {
   return int(most < kMostBlocks ? most : kMostBlocks);
 }
 
-// Whether a team of `blocks` is faster by count than one block that does `alone` multiply-adds. A
-// block does about 64 a clock, 1e11 a second: product() loads 8 numbers of shared memory for 16 of
-// them. A barrier of a team takes about 2 us, as long as 2e5; those of a block are not counted.
+// What a team takes, in multiply-adds of a block. A block does about 64 a clock, 1e11 a second:
+// product() loads 8 numbers of shared memory for 16 of them. A barrier of a team takes about 2 us,
+// as long as 2e5, that of a cluster a quarter of one; those of a block are not counted.
+inline double cost_of_team(const Work& work, int blocks, const Device& device) {
+  const double barrier = is_cluster(device, blocks) ? 2.5e4 : 2e5;
+  return work.operations / double(blocks) + barrier * work.barriers;
+}
+
+// Whether a team of `blocks` is faster by count than one block that does `alone` multiply-adds.
 inline bool team_pays(const Work& work, int blocks, double alone, const Device& device) {
-  constexpr double barrier = 2e5;
   if (blocks < 2) return false;
   if (device.team_work >= 0.0) return work.operations >= device.team_work;
-  return work.operations / double(blocks) + barrier * work.barriers < alone;
+  return cost_of_team(work, blocks, device) < alone;
+}
+
+// The blocks of a memory's team, as the above counts: as many as there may be or, in a cluster, up
+// to 8; 1 where none pays.
+inline int choose_team(const Sizes& n, const Work& work, double alone, const Device& device) {
+  const int most = most_blocks(n, device);
+  if (device.team_work >= 0.0) return team_pays(work, most, alone, device) ? most : 1;
+  int best = 1;
+  for (const int blocks : {most, kMostInCluster, 4, 2}) {
+    const double least = best == 1 ? alone : cost_of_team(work, best, device);
+    if (blocks <= most && team_pays(work, blocks, least, device)) best = blocks;
+  }
+  return best;
 }
 
 // Threads of a block whose largest matrix has so many elements.
@@ -45,6 +63,7 @@ inline size_t shared_bytes(int team, size_t matrices) {
 struct BlockPlan {
   int tile = 1;  // queries at a time
   int team = 1;  // blocks per memory
+  bool in_clusters = false;
   int threads = 64;
   size_t shared = 0, global = 0;  // bytes of scratch memory per block, or per team
   size_t teams = 0;               // bytes at the start of the workspace, for the teams
@@ -61,10 +80,10 @@ BlockPlan plan_block(const Sizes& n, const Device& device, Make make, Count work
   };
   const int64_t T = n.T < 1 ? 1 : n.T;
   constexpr int64_t longest = 32, shortest = 8, longest_of_team = 512;
-  const int blocks = most_blocks(n, device);
   plan.tile = int(T < longest_of_team ? T : longest_of_team);
-  if (team_pays(work(plan.tile), blocks, work(longest).operations, device)) {
-    plan.team = blocks;
+  plan.team = choose_team(n, work(plan.tile), work(longest).operations, device);
+  if (plan.team > 1) {
+    plan.in_clusters = is_cluster(device, plan.team);
     plan.threads = kTileThreads;
     plan.global = layout(0).global_used();  // all of it: a block's shared memory is its own
     plan.teams = size_t(n.B) * sizeof(TeamMemory);
@@ -93,9 +112,10 @@ inline size_t workspace_of(const Sizes& n, const BlockPlan& plan) {
 template <class Args, class... More>
 void start(void (*kernel)(Args, BlockPlan, char*, More...), const Args& args, const Launch& to,
            const BlockPlan& plan, typename Same<More>::type... more) {
-  if (plan.teams > 0) clear(to.workspace, plan.teams, to.stream);
-  launch(kernel, {args.n.B, 1, plan.team}, plan.threads, shared_bytes(plan.team, plan.shared),
-         to.stream, args, plan, static_cast<char*>(to.workspace), more...);
+  if (plan.teams > 0 && !plan.in_clusters) clear(to.workspace, plan.teams, to.stream);
+  launch(kernel, {args.n.B, 1, plan.team, plan.in_clusters}, plan.threads,
+         shared_bytes(plan.team, plan.shared), to.stream, args, plan,
+         static_cast<char*>(to.workspace), more...);
 }
 
 }  // namespace kanerva::cuda

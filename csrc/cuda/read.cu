@@ -73,7 +73,7 @@ __device__ void read_adjoint_block(const ReadBackwardArgs& args, int64_t b, cons
   Arena arena = enter(plan, workspace, b);
   const Buffers<F> m(arena, plan.tile, K, C, true);
   load(args.mean, b, 0, 0, K, C, m.R);
-  load(args.cov, b, 0, 0, K, K, m.U);
+  load_covariance(args.cov, b, K, m.U);
   each(K, K, [&](int i, int j) { m.dU(i, j) = F(0); });
   each(K, C, [&](int i, int j) { m.dR(i, j) = F(0); });
   for (int64_t first = 0; first < T; first += plan.tile) {

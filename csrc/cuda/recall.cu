@@ -179,7 +179,7 @@ __device__ Outcome adjoint_block(const RecallBackwardArgs& args, int64_t b, int 
   Solver<F> solver(m, args.n);
   const Outcome outcome = solver.build(args.mean, args.ridge, b, limit);
   if (outcome != Outcome::done) return outcome;
-  if (reads) load(args.cov, b, 0, 0, K, K, m.U);
+  if (reads) load_covariance(args.cov, b, K, m.U);
   each(K, C, [&](int i, int j) { m.dR(i, j) = F(0); });
   each(K, K, [&](int i, int j) { m.dU(i, j) = F(0); });
   double d_ridge = 0.0;

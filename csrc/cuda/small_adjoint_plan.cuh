@@ -94,18 +94,25 @@ static __global__ void __launch_bounds__(256, 2)
 
 using MarkedBackwardKernel = void (*)(BayesWriteBackwardArgs, AdjointPlan, char*, const int*, int);
 
-inline void start_small(const BayesWriteBackwardArgs& args, const SmallAdjointPlan& plan,
+inline void start_small(const BayesWriteBackwardArgs& args, SmallAdjointPlan plan,
                         MarkedBackwardKernel general, const AdjointPlan& otherwise,
                         const Launch& to) {
+  const bool in_clusters = is_cluster(to.device, plan.blocks);
+  const auto team = reinterpret_cast<const void*>(small_backward_team_kernel);
+  if (in_clusters && !takes_clusters(team, plan.blocks, 256, plan.shared)) {
+    Device busy = to.device;  // a block for each memory takes less of the workspace
+    if (args.n.B < busy.processors) busy.processors = int(args.n.B);
+    plan = plan_small(args, otherwise, busy);
+  }
   const SmallAdjointWorkspace sizes(args.n, plan);
   char* const workspace = static_cast<char*>(to.workspace);
   auto* const barriers = static_cast<TeamBarrier*>(to.workspace);
   auto* const exchange = reinterpret_cast<float*>(workspace + sizes.barriers);
   int* const marks = reinterpret_cast<int*>(workspace + sizes.barriers + sizes.exchange);
   if (plan.blocks > 1) {
-    clear(barriers, sizes.barriers, to.stream);
-    launch(small_backward_team_kernel, {args.n.B, 1, plan.blocks}, 256, plan.shared, to.stream,
-           args, plan, barriers, exchange, marks);
+    if (!in_clusters) clear(barriers, sizes.barriers, to.stream);
+    launch(small_backward_team_kernel, {args.n.B, 1, plan.blocks, in_clusters}, 256, plan.shared,
+           to.stream, args, plan, barriers, exchange, marks);
   } else {
     const auto kernel = is_of_32(args.n) ? small_backward_kernel<32> : small_backward_kernel<64>;
     launch(kernel, {args.n.B}, 256, plan.shared, to.stream, args, plan, marks);

@@ -45,6 +45,7 @@ class SmallAdjointTeam : SmallAdjoint<64> {
 
   // As of one block. False in the blocks that found something.
   __device__ bool run() {
+    arrive_in_cluster();
     const bool easy = begin(row_, rows_);
     if (easy) {
       for (int first = begin_; first < end_; first += panel_) {

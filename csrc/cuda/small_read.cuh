@@ -139,6 +139,7 @@ __device__ inline bool read_adjoint_small(const ReadBackwardArgs& args, int64_t 
                        store_pair(d, d[0] + x, d[1] + y);
                      });
     }
+    if (first == 0) symmetrise_square<kSlots>(m.U, kLd);
     each(kSmallChunk, kSlots,
          [&](int t, int k) { m.scaled[t * kLd + k] = m.slope[t] * m.W[t * kLd + k]; });
     __syncthreads();

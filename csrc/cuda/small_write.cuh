@@ -66,9 +66,9 @@ constexpr double kLeastDecay = 1e-30;
 // The numbers of steps of row b from `first` on, by one warp, a step per lane; steps that the mask
 // leaves out and those beyond the last have noise one. `kept` has a bit for each of the others.
 // False in a lane whose noise or decay is out of its domain or too small for float32.
-template <int kSlots, class Args>
-__device__ inline bool load_step(const Args& args, int64_t b, int64_t first, int steps,
-                                 const SmallMemory<kSlots>& m, unsigned& kept) {
+template <class Args>
+__device__ inline bool load_numbers(const Args& args, int64_t b, int64_t first, int steps,
+                                    float* noise, float* decay, unsigned& kept) {
   const int t = lane();
   const bool keeps = t < steps && keeps_step(args.mask, b, first + t);
   kept = __ballot_sync(0xffffffffu, keeps);
@@ -82,23 +82,21 @@ __device__ inline bool load_step(const Args& args, int64_t b, int64_t first, int
       if (t >= distance) g *= before;
     }
   }
-  m.noise[t] = keeps ? float(v * g) : 1.0f;
-  m.decay[t] = float(g);
+  noise[t] = keeps ? float(v * g) : 1.0f;
+  decay[t] = float(g);
   return valid && g >= kLeastDecay;
 }
 
 // S becomes its factor, by one warp. `logs` grows by what the lane's step adds to the log evidence
 // of a column. False, in every lane, where S is harder than float32 bears.
-template <int kSlots>
-__device__ inline bool factor_small(int steps, unsigned kept, const SmallMemory<kSlots>& m,
-                                    double& logs) {
-  constexpr int ld = SmallMemory<kSlots>::kFactor;
+__device__ inline bool factor_easy(float* S, int ld, int steps, unsigned kept, const float* noise,
+                                   const float* decay, float* reciprocal, double& logs) {
   const int j = lane();
-  const float hardness = m.F[j * ld + j] / m.noise[j] - 1.0f;
+  const float hardness = S[j * ld + j] / noise[j] - 1.0f;
   if (!__all_sync(0xffffffffu, hardness <= float(kHardForFloat32Factors))) return false;
   float pivot = 1.0f;
-  const bool good = factor_by_warp(m.F, ld, steps, m.reciprocal, pivot);
-  if (kept >> j & 1) logs += double(logf(pivot)) - double(logf(m.decay[j])) + kLog2Pi;
+  const bool good = factor_by_warp(S, ld, steps, reciprocal, pivot);
+  if (kept >> j & 1) logs += double(logf(pivot)) - double(logf(decay[j])) + kLog2Pi;
   return good;
 }
 
@@ -140,13 +138,19 @@ class SmallWrite {
       first_ = item_.first + passed;
       steps_ = steps_from(passed);
       unsigned kept = 0;
-      if (warp_ == 0) hard = !load_step(args_, item_.row, first_, steps_, m_, kept) || hard;
+      if (warp_ == 0) {
+        hard = !load_numbers(args_, item_.row, first_, steps_, m_.noise, m_.decay, kept) || hard;
+      }
       wait_for_copies<1>();  // of the values
       hard = __syncthreads_or(hard);
       if (hard) break;
+      if (passed == 0) {
+        symmetrise_square<kSlots>(m_.U, kAlong);
+        __syncthreads();
+      }
       system();
       if (warp_ == 0) {
-        hard = !factor_small(steps_, kept, m_, logs);
+        hard = !factor_easy(m_.F, kFactor, steps_, kept, m_.noise, m_.decay, m_.reciprocal, logs);
       } else {
         innovations();
       }

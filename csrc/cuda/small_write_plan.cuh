@@ -42,6 +42,20 @@ inline int small_width(const WriteCall& call, const Device& device) {
   return int(width);
 }
 
+// What redoes the hard blocks of columns of a plan: as many steps as fit, in float64.
+inline void plan_robust(const Sizes& n, bool reads, const Device& device, SmallPlan& plan) {
+  const WriteLayout layout = {false, reads, int(n.K)};
+  plan.robust_steps = int(at_most(16, n.T > 0 ? n.T : 1));
+  const size_t need = layout.need(plan.robust_steps, plan.width);
+  plan.robust_shared = need < device.shared_per_block ? need : device.shared_per_block;
+  const auto global = [&] {
+    return layout.chunk<double>(plan.robust_shared, plan.robust_steps, plan.width).global_used();
+  };
+  while (plan.robust_steps > 4 && global() > 0) plan.robust_steps = (plan.robust_steps + 1) / 2;
+  plan.robust_global = global();
+  plan.robust_blocks = int(blocks_for_marked(n.B * plan.blocks, device));
+}
+
 // `otherwise`: the plan of the general kernel.
 template <class Args>
 SmallPlan plan_small(const Args& args, const WriteCall& call, const WritePlan& otherwise,
@@ -59,17 +73,8 @@ SmallPlan plan_small(const Args& args, const WriteCall& call, const WritePlan& o
   plan.blocks = int((n.C + plan.width - 1) / plan.width);
   plan.alone = n.B * plan.blocks <= device.processors;
   plan.threads = plan.alone ? 256 : 128;
-  const WriteLayout layout = {false, call.reads, int(n.K)};
-  plan.robust_steps = int(at_most(16, n.T > 0 ? n.T : 1));
-  const size_t need = layout.need(plan.robust_steps, plan.width);
-  plan.robust_shared = need < device.shared_per_block ? need : device.shared_per_block;
-  const auto global = [&] {
-    return layout.chunk<double>(plan.robust_shared, plan.robust_steps, plan.width).global_used();
-  };
-  while (plan.robust_steps > 4 && global() > 0) plan.robust_steps = (plan.robust_steps + 1) / 2;
-  plan.robust_global = global();
+  plan_robust(n, call.reads, device, plan);
   if (plan.alone && plan.shared < plan.robust_shared) plan.shared = plan.robust_shared;
-  plan.robust_blocks = int(blocks_for_marked(n.B * plan.blocks, device));
   return plan;
 }
 

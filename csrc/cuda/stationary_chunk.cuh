@@ -165,17 +165,6 @@ __device__ inline void downdate(int L, int K, const StationaryChunk<F>& c) {
   });
 }
 
-// The symmetric part of item b, by which covariances count. Not synchronised.
-template <class F>
-__device__ __noinline__ void load_covariance(const View& cov, int64_t b, int K, Mat<F> to) {
-  with_type(cov, [&](auto* data) {
-    each(K, K, [&](int i, int j) {
-      const double x = widen(data[offset(cov, b, i, j)]), y = widen(data[offset(cov, b, j, i)]);
-      to(i, j) = F(0.5 * (x + y));
-    });
-  });
-}
-
 // The stationary covariance of item b. Not synchronised.
 template <class F>
 __device__ inline void load_stationary(const View& cov, int64_t b, int K,

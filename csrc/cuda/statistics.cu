@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(256, 1)
   const int K = int(args.n.K), C = int(args.n.C);
   Arena arena = enter(plan, workspace, b);
   const Buffers m(arena, K, C);
-  load(args.cov, b, 0, 0, K, K, m.system);
+  load_covariance(args.cov, b, K, m.system);
   load(args.mean, b, 0, 0, K, C, m.R);
   sync();
   if (not_finite(K, C, m.R) || !invert_spd(K, m.system, m.factor, m.P, m.pivots).ok) {

@@ -27,7 +27,10 @@ struct TeamMemory {
 struct BlockHead {
   double sums[32];  // one for each warp
   TeamMemory* team;
-  unsigned barriers;  // that the team has passed
+  unsigned barriers;  // that the team has passed; in a cluster, those with something to tell
+  // In a cluster: what each block told at this barrier and the one before.
+  unsigned votes[2][kMostInCluster];
+  double partials[2][kMostInCluster];
 };
 static_assert(sizeof(BlockHead) <= kHeadBytes);
 
@@ -36,6 +39,7 @@ __device__ inline BlockHead& head() { return *reinterpret_cast<BlockHead*>(dynam
 __device__ inline char* block_memory() { return dynamic_shared() + kHeadBytes; }
 
 __device__ inline bool alone() { return gridDim.z == 1; }
+__device__ inline bool in_cluster() { return cluster_blocks() > 1; }
 __device__ inline int blocks() { return int(gridDim.z); }
 __device__ inline int block_rank() { return int(blockIdx.z); }
 __device__ inline int block_thread() { return int(threadIdx.x); }
@@ -47,6 +51,24 @@ __device__ inline int lane() { return int(threadIdx.x) & 31; }
 __device__ inline int warp() { return thread() >> 5; }
 __device__ inline int warps() { return threads() >> 5; }
 
+// Barrier of a cluster's blocks.
+__device__ inline void sync_cluster() {
+  arrive_in_cluster();
+  wait_in_cluster();
+}
+
+// The same, and whether `vote`, which is a block's, was true in any of them; of barriers counted
+// from 0. Blocks tell each other before it, so that none is asked when it has ended.
+__device__ inline bool vote_in_cluster(unsigned index, bool vote) {
+  unsigned* const votes = head().votes[index % 2];
+  if (block_thread() < blocks())
+    store_in_cluster(votes + block_rank(), block_thread(), vote ? 1u : 0u);
+  sync_cluster();
+  unsigned any = 0;
+  for (int i = 0; i < blocks(); ++i) any |= votes[i];
+  return any != 0;
+}
+
 // Called once by every thread of a kernel that teams may run, before anything else.
 __device__ inline void join_team(TeamMemory* memory) {
   if (alone()) return;
@@ -54,7 +76,11 @@ __device__ inline void join_team(TeamMemory* memory) {
     head().team = memory;
     head().barriers = 0;
   }
-  __syncthreads();
+  if (in_cluster()) {  // the shared memory of the others is there
+    sync_cluster();
+  } else {
+    __syncthreads();
+  }
 }
 
 // What one thread of a block does at the team's barrier `index`, counted from 0.
@@ -65,9 +91,14 @@ __device__ inline void meet(TeamBarrier& at, unsigned index, bool vote) {
   arrive_and_wait(&at.arrived, (index + 1) * gridDim.z);
 }
 
-// That barrier, of kernels that count their own; whether `vote` was true in any thread.
+// That barrier, of kernels that count their own; whether `vote` was true in any thread. In a
+// cluster they arrive once before the first.
 __device__ inline bool team_barrier(TeamBarrier& at, unsigned index, bool vote) {
   vote = __syncthreads_or(vote);
+  if (in_cluster()) {
+    if (index == 0) wait_in_cluster();
+    return vote_in_cluster(index, vote);
+  }
   if (block_thread() == 0) meet(at, index, vote);
   __syncthreads();
   return load_relaxed(&at.votes[index % 3]) != 0;
@@ -76,8 +107,13 @@ __device__ inline bool team_barrier(TeamBarrier& at, unsigned index, bool vote) 
 // Barrier of the blocks; whether `vote` was true in any of them.
 __device__ __noinline__ inline bool team_barrier(bool vote) {
   vote = __syncthreads_or(vote);
-  TeamMemory& team = *head().team;
   const unsigned index = head().barriers;
+  if (in_cluster()) {
+    vote = vote_in_cluster(index, vote);
+    if (block_thread() == 0) head().barriers = index + 1;
+    return vote;
+  }
+  TeamMemory& team = *head().team;
   __syncthreads();
   if (block_thread() == 0) {
     meet(team.barrier, index, vote);
@@ -91,6 +127,8 @@ __device__ __noinline__ inline bool team_barrier(bool vote) {
 __device__ inline void sync() {
   if (alone()) {
     __syncthreads();
+  } else if (in_cluster()) {
+    sync_cluster();
   } else {
     team_barrier(false);
   }
@@ -120,9 +158,16 @@ __device__ __noinline__ inline double team_sum(double x) {
     __syncthreads();
     return total;
   }
-  double* partials = head().team->partials[head().barriers % 2];
-  if (block_thread() == 0) partials[block_rank()] = total;
-  sync();
+  const unsigned index = head().barriers;
+  double* partials = in_cluster() ? head().partials[index % 2] : head().team->partials[index % 2];
+  if (in_cluster()) {
+    if (block_thread() < blocks()) store_in_cluster(partials + block_rank(), block_thread(), total);
+    sync_cluster();
+    if (block_thread() == 0) head().barriers = index + 1;
+  } else {
+    if (block_thread() == 0) partials[block_rank()] = total;
+    sync();
+  }
   total = 0.0;
   for (int i = 0; i < blocks(); ++i) total += partials[i];
   return total;

@@ -111,7 +111,7 @@ class Adjoint {
     if (use_sqrt_) {
       ok = load_root(args_.cov, b_, K_, m_.chunk.U, m_.R.data);
     } else {
-      load(args_.cov, b_, 0, 0, K_, K_, m_.chunk.U);
+      load_covariance(args_.cov, b_, K_, m_.chunk.U);
     }
     load(args_.mean, b_, 0, 0, K_, C_, m_.R);
     sync();

@@ -118,7 +118,7 @@ __device__ Outcome write_block(const Args& args, const Item& item, const ColumnB
   if (use_sqrt) {
     if (!load_root(args.cov, b, K, c.U, m.R.data)) return Outcome::failed;
   } else {
-    load(args.cov, b, 0, 0, K, K, c.U);
+    load_covariance(args.cov, b, K, c.U);
   }
   load(args.mean, b, 0, c0, K, n, m.R);
   double squares = 0.0, logs = 0.0;  // of this thread

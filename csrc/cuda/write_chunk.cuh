@@ -109,7 +109,7 @@ __device__ __noinline__ bool load_root(const View& cov, int64_t b, int K, Mat<F>
   const double epsilon = rounding_of(cov.dtype);
   bool ok = false;
   for (int attempt = 0; attempt < 2 && !ok; ++attempt) {
-    load(cov, b, 0, 0, K, K, root);
+    load_covariance(cov, b, K, root);
     sync();
     if (attempt > 0) {
       double largest = 0.0;

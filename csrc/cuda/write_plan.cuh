@@ -13,6 +13,7 @@ struct WritePlan {
   int long_steps;           // of the information form at a time; 0: it is not used
   int width, blocks;        // columns per block, blocks of columns per memory
   int team;                 // blocks of a team; 1: there are none
+  bool in_clusters;         // whether teams are clusters
   int threads;
   SumsPlan sums;          // of the information form in float32, by a team
   size_t shared, global;  // bytes of scratch memory per block, or per team
@@ -183,12 +184,12 @@ inline WritePlan plan_team(const WriteCall& call, int blocks, const Device& devi
 // Blocks on columns run side by side, each with the whole K x K half; a team shares everything.
 inline WritePlan plan_write(const WriteCall& call, const Device& device) {
   const WritePlan alone = plan_blocks(call, device);
-  const int blocks = most_blocks(call.n, device);
-  const WritePlan team = plan_team(call, blocks, device);
+  WritePlan team = plan_team(call, most_blocks(call.n, device), device);
   const WriteWork work = work_of(call, team);
-  const bool pays = team_pays({work.of(call.n.C), work.barriers}, blocks,
-                              work_of(call, alone).of(alone.width), device);
-  return pays ? team : alone;
+  team.team = choose_team(call.n, {work.of(call.n.C), work.barriers},
+                          work_of(call, alone).of(alone.width), device);
+  team.in_clusters = is_cluster(device, team.team);
+  return team.team > 1 ? team : alone;
 }
 
 // The workspace: the memory of teams or the evidence of blocks, what does not fit blocks, sums.
@@ -228,11 +229,11 @@ void start_write(void (*kernel)(Args, WritePlan, TeamMemory*, char*, double*, Mo
   char* workspace = static_cast<char*>(to.workspace);
   TeamMemory* teams = reinterpret_cast<TeamMemory*>(workspace);
   double* partials = of_partials > 0 ? reinterpret_cast<double*>(workspace) : nullptr;
-  if (of_teams > 0) clear(teams, of_teams, to.stream);
+  if (of_teams > 0 && !plan.in_clusters) clear(teams, of_teams, to.stream);
   size_t shared = shared_bytes(plan.team, plan.shared);
   if (plan.sums.blocks > 0 && shared < sizeof(PanelMemory)) shared = sizeof(PanelMemory);
-  launch(kernel, {args.n.B, plan.blocks, plan.team}, plan.threads, shared, to.stream, args, plan,
-         teams, workspace + of_teams + of_partials, partials, more...);
+  launch(kernel, {args.n.B, plan.blocks, plan.team, plan.in_clusters}, plan.threads, shared,
+         to.stream, args, plan, teams, workspace + of_teams + of_partials, partials, more...);
   if (partials != nullptr)
     launch(finish, {args.n.B}, 256, 0, to.stream, args, plan.blocks,
            static_cast<const double*>(partials), more...);

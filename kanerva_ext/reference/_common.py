@@ -71,6 +71,13 @@ def sum_from(x: Tensor) -> Tensor:
     return x
 
 
+def sum_of_no_steps(*tensors: Tensor) -> Tensor:
+    """(B,) zeros, a function of all ``tensors`` (B, ...) for autograd: where sums over steps begin,
+    so that without a step, too, they have a gradient."""
+    parts = (t[:, :0].flatten(1).sum(1).to(tensors[0].dtype) for t in tensors)
+    return functools.reduce(torch.add, parts)
+
+
 def has_nan(*tensors: Tensor) -> Tensor:
     """(B,) bool: which batch items hold a NaN in any of ``tensors``."""
     return functools.reduce(torch.logical_or, (torch.isnan(t).flatten(1).any(1) for t in tensors))

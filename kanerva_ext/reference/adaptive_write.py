@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._common import full_precision, has_nan, poison, symmetric, wide
+from ._common import full_precision, has_nan, poison, sum_of_no_steps, symmetric, wide
 from .solve_addresses import solve_addresses, solve_addresses_backward
 
 
@@ -34,10 +34,11 @@ def adaptive_write(
     if mask is not None:
         values = torch.where(mask[..., None], values, 0)
         noise_var = torch.where(mask, noise_var, 1)
-    batch, slots, code = mean.shape
+    slots, code = mean.shape[1:]
     mean, cov = mean.clone(), symmetric(cov)
-    log_evidence = mean.new_zeros(batch)
-    all_weights, kls = [mean.new_zeros(batch, 0, slots)], [mean.new_zeros(batch, 0)]
+    log_evidence = sum_of_no_steps(mean, cov, values, noise_var)
+    start = log_evidence[:, None]
+    all_weights, kls = [start[..., None].expand(-1, 0, slots)], [start[:, :0]]
     for t in range(values.shape[1]):
         z, v = values[:, t], noise_var[:, t]
         next_mean = mean

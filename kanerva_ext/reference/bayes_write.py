@@ -14,6 +14,7 @@ from ._common import (
     poison,
     running_product,
     sum_from,
+    sum_of_no_steps,
     symmetric,
     wide,
 )
@@ -48,7 +49,7 @@ def bayes_write(
     retention = keep_masked(retention, mask)
     stationary_cov = None if stationary_cov is None else symmetric(stationary_cov)
     mean, cov = mean.clone(), symmetric(cov)
-    log_evidence = mean.new_zeros(mean.shape[0])
+    log_evidence = sum_of_no_steps(mean, cov, weights, values, noise_var)
     for t in range(weights.shape[1]):
         if retention is not None:
             mean, cov = move(mean, cov, retention[:, t], stationary_cov)

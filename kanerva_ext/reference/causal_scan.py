@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._common import full_precision, has_nan, poison, sum_from, symmetric, wide
+from ._common import full_precision, has_nan, poison, sum_from, sum_of_no_steps, symmetric, wide
 from ._stationary import move
 from .bayes_write import (
     CHUNK,
@@ -56,18 +56,18 @@ def causal_scan(
     queries = queries.to(mean.dtype)
     code = mean.shape[-1]
     mean, cov = mean.clone(), symmetric(cov)
-    log_evidence = mean.new_zeros(mean.shape[0])
-    reads, read_var = [], []
+    log_evidence = sum_of_no_steps(mean, cov, weights, values, noise_var)
+    start = sum_of_no_steps(mean, cov, queries)[:, None]
+    reads, read_var = [start[..., None].expand(-1, 0, code)], [start[:, :0]]
     for t in range(weights.shape[1]):
         if retention is not None:
             mean, cov = move(mean, cov, retention[:, t], stationary_cov)
         mean, cov, term = write_step(mean, cov, weights, values, noise_var, mask, decay, t)
         log_evidence = log_evidence + term
         q = queries[:, t]
-        reads.append((q[:, None] @ mean)[:, 0])
-        read_var.append(((cov @ q[..., None])[..., 0] * q).sum(-1))
-    read_var = torch.stack(read_var, 1) if reads else mean.new_zeros(len(mean), 0)
-    reads = torch.stack(reads, 1) if reads else mean.new_zeros(len(mean), 0, code)
+        reads.append(q[:, None] @ mean)
+        read_var.append(((cov @ q[..., None])[..., 0] * q).sum(-1, keepdim=True))
+    reads, read_var = torch.cat(reads, 1), torch.cat(read_var, 1)
     bad = bad | has_nan(mean, cov, log_evidence[:, None])
     return poison(bad, reads, read_var, mean, cov, log_evidence)
 

@@ -12,7 +12,7 @@ pytest.importorskip("tqdm")
 
 from benchmarks import ship
 from benchmarks.ship_card import write_card
-from kanerva_ext._safetensors import read_tensors
+from kanerva_ext._safetensors import read_tensors, write_tensors
 from kanerva_ext.cli import _checkpoint
 from kanerva_ext.cli._config import ConfigError
 from kanerva_ext.cli._config_files import load_config
@@ -93,3 +93,23 @@ def test_the_commit_must_be_one(capsys):
     with pytest.raises(SystemExit):
         ship.main(["run", "name", "--commit", "no-such-commit"])
     assert "--commit must be a commit of this repository" in capsys.readouterr().err
+
+
+def test_episodes_of_many_lengths(copied, tmp_path):
+    assert ship.lengths(8, 192) == [8, 16, 32, 64, 128, 192]
+    assert ship.lengths(4, 4) == [4]
+    source = copied / _checkpoint.FILE
+    tensors, metadata = read_tensors(source)
+    metadata["config"]["data"]["shortest_episode"] = 2
+    write_tensors(source, tensors, metadata)
+    file = ship.ship(copied, "many", "0" * 40, None, tmp_path)
+    about = read_tensors(file)[1]["pretrained"]
+    bounds = about["bounds_by_length"]
+    longest = metadata["config"]["data"]["episode_length"]
+    assert list(bounds) == [str(n) for n in ship.lengths(2, longest)]
+    assert bounds[str(longest)] == about["test"]["bound"]
+    card = file.with_suffix(".md").read_text()
+    least, most = min(bounds.values()), max(bounds.values())
+    assert f"test bound {least:.2f} to {most:.2f} nats per image" in card.splitlines()[0]
+    assert f"| images in an episode | {' | '.join(bounds)} |" in card
+    assert f"Episodes of 2 to {longest} images" in card

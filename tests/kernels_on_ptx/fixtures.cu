@@ -172,9 +172,38 @@ __global__ void team_diverge(TeamMemory* team, int how) {
   join_team(team);
   sync();
   if (how == 0 && block_rank() == 1) return;
-  if (how == 1 && block_rank() == 1 && block_thread() == 0) arrive_and_wait(&team->barrier.votes[2], 3);
+  if (how == 1 && block_rank() == 1 && block_thread() == 0)
+    arrive_and_wait(&team->barrier.votes[2], 3);
   if (how == 2 && block_rank() == 1) return __syncwarp(block_thread() == 0 ? 1 : kAll);
   sync();
+}
+
+// out = the sum of all blocks' threads, which each block adds up from what the others hold in their
+// shared memory. Half: whether the last barrier is left out, before which none may end.
+__global__ void cluster_chain(int* out, bool half) {
+  auto* own = reinterpret_cast<float4*>(block_memory());
+  own[block_thread()] = {float(thread()), 1.0f, 2.0f, 3.0f};
+  arrive_in_cluster();
+  out[thread()] = 0;
+  wait_in_cluster();
+  float sum = 0.0f;
+  for (int rank = 0; rank < blocks(); ++rank) {
+    const float4 x = load_from_cluster(own + block_thread(), rank);
+    sum += x.x + x.y + x.z + x.w;
+  }
+  out[thread()] = int(sum);
+  if (!half) sync_cluster();
+}
+
+bool run_chain(bool half = false) {
+  const int blocks = 8, threads = 64;
+  std::vector<int> out(blocks * threads);
+  launch(cluster_chain, {1, 1, blocks, true}, threads, threads * sizeof(float4), Stream(),
+         out.data(), half);
+  bool right = true;
+  for (int i = 0; i < blocks * threads; ++i)
+    right = right && out[i] == blocks * (6 + i % threads) + threads * blocks * (blocks - 1) / 2;
+  return right;
 }
 
 bool run_sum() {
@@ -212,24 +241,25 @@ bool run_warps() {
   return right;
 }
 
-bool run_team_transpose(int64_t blocks, Waits waits, unsigned arrived = 0) {
+bool run_team_transpose(Grid grid, Waits waits, unsigned arrived = 0) {
   const int n = 21, memories = 2;
   std::vector<double> x(memories * n * n), work(x.size()), out(x.size());
   for (size_t i = 0; i < x.size(); ++i) x[i] = double(i);
   std::vector<TeamMemory> team(memories);
   team[0].barrier.arrived = arrived;
-  launch(team_transpose, {memories, 1, blocks}, 64, 0, Stream(), team.data(), x.data(), n,
-         work.data(), out.data(), waits);
+  grid.x = memories;
+  launch(team_transpose, grid, 64, 0, Stream(), team.data(), x.data(), n, work.data(), out.data(),
+         waits);
   return out == x;
 }
 
-bool run_team_rounds(int64_t blocks) {
+bool run_team_rounds(int64_t blocks, bool in_clusters) {
   const int memories = 2, threads = 96, all = threads * int(blocks);
   std::vector<int> votes(memories * kRounds * all, -1);
   std::vector<double> sums(votes.size(), -1);
   std::vector<TeamMemory> team(memories);
-  launch(team_rounds, {memories, 1, blocks}, threads, 0, Stream(), team.data(), votes.data(),
-         sums.data());
+  launch(team_rounds, {memories, 1, blocks, in_clusters}, threads, 0, Stream(), team.data(),
+         votes.data(), sums.data());
   bool right = true;
   for (size_t i = 0; i < votes.size(); ++i) {
     const int round = int(i) / all % kRounds;
@@ -239,12 +269,11 @@ bool run_team_rounds(int64_t blocks) {
   return right;
 }
 
-bool run_team_order() {
-  const int blocks = 6;
+bool run_team_order(int blocks, bool in_clusters) {
   int tickets = 0;
   std::vector<int> order(kRounds * blocks);
   TeamMemory team = {};
-  launch(team_order, {1, 1, blocks}, 64, 0, Stream(), &team, &tickets, order.data());
+  launch(team_order, {1, 1, blocks, in_clusters}, 64, 0, Stream(), &team, &tickets, order.data());
   for (int block : order) std::printf("%d ", block);
   return tickets == kRounds * blocks;
 }
@@ -257,12 +286,20 @@ bool run(const std::string& which) {
   if (which == "transpose") return run_transpose();
   if (which == "warps") return run_warps();
   if (which == "team_transpose")
-    return run_team_transpose(3, Waits::properly) && run_team_transpose(1, Waits::properly);
-  if (which == "team_race") return run_team_transpose(3, Waits::not_at_all);
-  if (which == "team_unfenced") return run_team_transpose(3, Waits::without_fences);
-  if (which == "team_early") return run_team_transpose(3, Waits::properly, 1);
-  if (which == "team_rounds") return run_team_rounds(5) && run_team_rounds(1);
-  if (which == "team_order") return run_team_order();
+    return run_team_transpose({1, 1, 3}, Waits::properly) &&
+           run_team_transpose({1, 1, 1}, Waits::properly);
+  if (which == "team_race") return run_team_transpose({1, 1, 3}, Waits::not_at_all);
+  if (which == "team_unfenced") return run_team_transpose({1, 1, 3}, Waits::without_fences);
+  if (which == "team_early") return run_team_transpose({1, 1, 3}, Waits::properly, 1);
+  if (which == "team_rounds") return run_team_rounds(5, false) && run_team_rounds(1, false);
+  if (which == "team_order") return run_team_order(6, false);
+  // Nothing has to be zero where they start.
+  if (which == "cluster_transpose") return run_team_transpose({1, 1, 4, true}, Waits::properly, 7);
+  if (which == "cluster_race") return run_team_transpose({1, 1, 4, true}, Waits::not_at_all);
+  if (which == "cluster_rounds") return run_team_rounds(4, true) && run_team_rounds(8, true);
+  if (which == "cluster_order") return run_team_order(4, true);
+  if (which == "cluster_chain") return run_chain();
+  if (which == "cluster_half") return run_chain(true);
   if (which == "warps_race") {
     launch(warps_race, {1, 1}, 64, sizeof(int), Stream(), &found);
   } else if (which == "blocks_race") {

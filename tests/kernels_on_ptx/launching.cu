@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "../../csrc/cuda/adjoint_plan.cuh"
+#include "../../csrc/cuda/cluster_write_plan.cuh"
 #include "../../csrc/cuda/segment_plan.cuh"
 #include "../../csrc/cuda/small_adaptive.cuh"
 #include "../../csrc/cuda/small_adjoint_plan.cuh"
@@ -160,6 +161,44 @@ bool columns() {
   return more;
 }
 
+// Of which memories a cluster writes, and of how many blocks; the layout has room for all of it.
+bool clusters() {
+  Device device;
+  device.shared_per_block = 227 * 1024 - kHeadBytes;
+  device.processors = 132;
+  device.has_clusters = true;
+  const auto blocks = [&](int64_t B, int64_t T, int64_t K, int64_t C) {
+    BayesWriteArgs args = {};
+    args.n.B = B, args.n.T = T, args.n.K = K, args.n.C = C;
+    WriteCall call;
+    call.n = args.n;
+    call.steps = double(T);
+    return plan_cluster(args, call, plan_write(call, device), device).blocks;
+  };
+  bool right = blocks(4, 128, 128, 256) == 8 && blocks(16, 128, 128, 256) == 8;
+  right = right && blocks(17, 128, 128, 256) == 4 && blocks(33, 128, 128, 256) == 2;
+  right = right && blocks(64, 128, 128, 200) == 2 && blocks(4096, 128, 128, 200) == 2;
+  right = right && blocks(8, 256, 256, 512) == 8 && blocks(400, 256, 256, 512) == 8;
+  right = right && blocks(4, 128, 64, 256) == 0;                                     // small
+  right = right && blocks(4, 128, 512, 768) == 0 && blocks(4, 128, 257, 9000) == 0;  // no room
+  right = right && blocks(4, 1, 65, 3) == 0;
+  for (const int of : {2, 4, 8})
+    for (const int K : {65, 128, 200, 256})
+      for (const int C : {1, 33, 200, 512}) {
+        const int columns = columns_in_cluster(C, of);
+        const ClusterMemory m(nullptr, K, columns, of);
+        const float* const end = m.R + int64_t(m.slots) * m.ld;
+        right = right && size_t(end - static_cast<float*>(nullptr)) * sizeof(float) ==
+                             ClusterMemory::bytes(K, C, of);
+        right = right && m.slots >= K && m.slab * of == m.slots && columns * of >= C;
+      }
+  device.team_work = 0.0;  // asks for teams
+  right = right && blocks(4, 128, 128, 256) == 0;
+  device.team_work = -1.0;
+  device.has_clusters = false;
+  return right && blocks(4, 128, 128, 256) == 0;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -172,7 +211,8 @@ int main(int count, char** arguments) {
                {"columns", columns},
                {"cut_by_count", cut_by_count},
                {"cut_to_the_end", cut_to_the_end},
-               {"segments_of_the_environment", segments_of_the_environment}};
+               {"segments_of_the_environment", segments_of_the_environment},
+               {"clusters", clusters}};
   for (const auto& one : cases) {
     if (count > 1 && std::strcmp(arguments[1], one.name) == 0) {
       std::puts(one.run() ? "ok" : "wrong");

@@ -16,8 +16,8 @@ using namespace kanerva;
 
 namespace {
 
-std::string only;         // an operator, or all
-bool every_team = false;  // whether the device has processors for teams of three blocks each
+std::string only;  // an operator, or all
+int team = 0;      // if not 0: the blocks that the device has processors for, of each memory
 int64_t most_processors = 132;
 bool cuts = false;  // whether sequences of memories that move are cut: operators are then cut_...
 
@@ -28,7 +28,7 @@ void run(Problem& p, const char* operation, size_t (*workspace)(const Args&, con
   const char* const name = whole_name.c_str();
   if (!only.empty() && only != name) return;
   std::vector<std::vector<char>> first;
-  const int64_t processors = every_team ? 3 * args.n.B : most_processors;
+  const int64_t processors = team > 0 ? team * args.n.B : most_processors;
   setenv("KANERVA_PTX_PROCESSORS", std::to_string(processors).c_str(), 1);
   for (const char* seed : {"0", "1"}) {
     setenv("KANERVA_PTX_SEED", seed, 1);
@@ -128,8 +128,8 @@ void write(Dtype dtype, Sizes n, double noise, Dynamics dynamics, bool masks, Wr
 
 // A long episode of a large memory, the write alone: `apart` numbers more than they need lie
 // between the rows of addresses and values, and before the first.
-void long_write(Sizes n, bool masks, int64_t apart) {
-  if (!only.empty() && only != "long_bayes_write") return;
+void long_write(const char* name, Sizes n, bool masks, int64_t apart) {
+  if (!only.empty() && only != name) return;
   Problem p{Dtype::float32, n, {}, {}};
   BayesWriteArgs a;
   a.n = n;
@@ -146,7 +146,7 @@ void long_write(Sizes n, bool masks, int64_t apart) {
   a.mean_out = p.result(n.K, n.C);
   a.cov_out = p.result(n.K, n.K);
   a.log_evidence = p.result(1, 1);
-  run(p, "long_bayes_write", cuda::bayes_write_workspace, cuda::bayes_write, a);
+  run(p, name, cuda::bayes_write_workspace, cuda::bayes_write, a);
 }
 
 // Without `count` each of the n.B states has steps of its own; else the rows hold `count`
@@ -399,12 +399,15 @@ int main(int count, char** arguments) {
   using D = Dynamics;
   struct Setting {
     const char *shared, *team_work;
+    int team;
   };
-  // The second leaves most to the workspace; the third has teams of blocks for all memories.
-  for (const Setting& setting : {Setting{"232448", ""}, {"20000", ""}, {"232448", "0"}}) {
+  // The second leaves most to the workspace; the others have teams of blocks for all memories, the
+  // last ones clusters where the architecture has them.
+  for (const Setting& setting :
+       {Setting{"232448", "", 0}, {"20000", "", 0}, {"232448", "0", 3}, {"232448", "0", 4}}) {
     setenv("KANERVA_PTX_SHARED_BYTES", setting.shared, 1);
     setenv("KANERVA_TEAM_WORK", setting.team_work, 1);
-    every_team = setting.team_work[0] == '0';
+    team = setting.team;
     write(Dtype::float32, {2, 37, 19, 23}, 1.0, D::still, true, M::automatic);
     write(Dtype::float32, {1, 20, 33, 70}, 1e-3, D::decays, true, M::automatic);
     write(Dtype::float32, {1, 5, 9, 200}, 1.0, D::still, false, M::automatic);
@@ -445,7 +448,7 @@ int main(int count, char** arguments) {
     forgetting(Dtype::float64, {1, 1, 1, 1}, false);
   }
   setenv("KANERVA_TEAM_WORK", "", 1);
-  every_team = false;
+  team = 0;
   // Sequences in segments: of one chunk and several, of one step, an empty one; what is too hard
   // for them; elements in registers and beyond.
   cuts = true;
@@ -475,8 +478,17 @@ int main(int count, char** arguments) {
   // Sums over the steps of a long episode, and panels: two tiles or more of each, ragged ones, of
   // which one block has several and several blocks have one; copies by 16 and by 4 bytes.
   most_processors = 4;
-  long_write({1, 530, 264, 132}, false, 0);
-  long_write({1, 860, 257, 3}, true, 1);
+  setenv("KANERVA_TEAM_WORK", "0", 1);
+  long_write("long_bayes_write", {1, 530, 264, 132}, false, 0);
+  long_write("long_bayes_write", {1, 860, 257, 3}, true, 1);
+  setenv("KANERVA_TEAM_WORK", "", 1);
+  // Memories of clusters: of 8, 4 and 2 blocks, some without a slot or a column.
+  most_processors = 132;
+  long_write("cluster_bayes_write", {2, 70, 130, 40}, true, 0);
+  most_processors = 8;
+  long_write("cluster_bayes_write", {2, 33, 100, 60}, false, 1);
+  most_processors = 2;
+  long_write("cluster_bayes_write", {2, 97, 70, 100}, true, 0);
   // Fewer processors than memories: what is too hard is marked, and done by another kernel; several
   // tiles of queries for a block.
   most_processors = 5;

@@ -7,6 +7,7 @@ Their results are compared with the truth by the operators' own tests, run on th
 
 import functools
 import os
+import re
 
 import ptx_tool
 import pytest
@@ -14,6 +15,9 @@ import pytest
 ARCH = os.environ.get("KANERVA_PTX_ARCH", "sm_90a")
 
 pytestmark = ptx_tool.MARKS
+
+#: What is said of a barrier that a cluster, or a block, lacks.
+LACKING = "race in |of a cluster|of a block that may|of a block that has ended"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,14 @@ def test_a_barrier_left_out_of_a_teams_adjoint_is_noticed(run):
     for barrier in range(0, 19, 3):
         skip = {"KANERVA_PTX_SKIP_BARRIER": str(barrier), "KANERVA_PTX_SKIP_IN": "backward_team"}
         done = run("bayes_write_backward", **skip)
-        assert "race in " in done.stderr, (barrier, done.stdout[-2000:])
+        assert re.search(LACKING, done.stderr), (barrier, done.stdout[-2000:])
+
+
+def test_a_barrier_left_out_of_a_cluster_is_noticed(run):
+    for barrier in range(0, 44, 6):
+        skip = {"KANERVA_PTX_SKIP_BARRIER": str(barrier), "KANERVA_PTX_SKIP_IN": "cluster_write"}
+        done = run("cluster_bayes_write", **skip)
+        assert re.search(LACKING, done.stderr), (barrier, done.stdout[-2000:])
 
 
 def test_a_barrier_left_out_of_the_sums_of_a_long_episode_is_noticed(run):

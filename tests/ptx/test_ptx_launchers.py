@@ -6,7 +6,7 @@ import pytest
 pytestmark = ptx_tool.MARKS
 
 
-CASES = ("forced", "counted", "environment", "columns")
+CASES = ("forced", "counted", "environment", "columns", "clusters")
 OF_SEGMENTS = ("cut_by_count", "cut_to_the_end", "segments_of_the_environment")
 
 

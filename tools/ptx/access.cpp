@@ -59,8 +59,10 @@ Access::Access(Warp& warp, const Instruction& i, Mask lanes, unsigned bytes, boo
               describe(writes ? "a write" : "a read", bytes, hexadecimal(address_[l])));
     });
   }
+  if (lanes & warp.arrived) warp.block->went_on = true;
   switch (i.space) {
     case Space::shared:
+    case Space::cluster:
       shared(lanes);
       break;
     case Space::local:
@@ -106,30 +108,39 @@ void Access::generic(Mask lanes, bool mixed) {
 }
 
 void Access::shared(Mask lanes) {
-  Block& b = *warp_.block;
-  const uint64_t size = b.shared.size();
-  const Strength strength = strength_of(i_);
-  const bool checks_races = b.launch->options.checks_races;
+  const bool in_cluster = i_.space != Space::shared && warp_.block->cluster;
   each_lane(lanes, [&](int l) {
-    const uint64_t at = address_[l];
-    if (at + bytes_ > size || at + bytes_ < at)
-      fault(warp_, i_, l, "access outside shared memory",
-            describe(writes_ ? "a write" : "a read", bytes_,
-                     "offset " + std::to_string(int64_t(at))) +
-                ", the block has " + std::to_string(size));
-    bool unwritten = false;
-    const Race race = b.shared_shadow.access(warp_, l, at, bytes_, reads_, writes_, strength,
-                                             checks_races, &unwritten);
-    if (unwritten)
-      report(warp_, i_, l, "uninitialised read of shared memory",
-             describe("a read", bytes_, "offset " + std::to_string(at)));
-    if (race.kind)
-      report(warp_, i_, l, "race in shared memory",
-             describe(race) + " at offset " + std::to_string(at));
-    if (strength.strong)
-      strong_access(warp_, l, at + kSharedWindow, strong_kind(reads_, writes_), strength);
-    where_[l] = &b.shared[at];
+    Block* b = warp_.block;
+    if (in_cluster || i_.space == Space::cluster) {
+      b = &block_of_address(warp_, i_, l, address_[l]);
+      address_[l] &= (uint64_t(1) << kRankShift) - 1;
+    }
+    shared_of(*b, l);
   });
+}
+
+// A lane's access to the shared memory of a block.
+void Access::shared_of(Block& b, int l) {
+  const Strength strength = strength_of(i_);
+  const uint64_t at = address_[l], size = b.shared.size();
+  if (at + bytes_ > size || at + bytes_ < at)
+    fault(
+        warp_, i_, l, "access outside shared memory",
+        describe(writes_ ? "a write" : "a read", bytes_, "offset " + std::to_string(int64_t(at))) +
+            ", the block has " + std::to_string(size));
+  bool unwritten = false;
+  const Race race = b.shared_shadow.access(warp_, l, at, bytes_, reads_, writes_, strength,
+                                           b.launch->options.checks_races, &unwritten);
+  if (unwritten)
+    report(warp_, i_, l, "uninitialised read of shared memory",
+           describe("a read", bytes_, "offset " + std::to_string(at)));
+  if (race.kind)
+    report(warp_, i_, l, "race in shared memory",
+           describe(race) + " at offset " + std::to_string(at));
+  if (strength.strong)
+    strong_access(warp_, l, at + kSharedWindow + (uint64_t(b.rank) << kRankShift),
+                  strong_kind(reads_, writes_), strength);
+  where_[l] = &b.shared[at];
 }
 
 void Access::local(Mask lanes) {

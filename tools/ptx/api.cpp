@@ -55,6 +55,7 @@ struct PtxHow {
   int32_t cooperative, checks_races, weak_memory, early_copies, skip_barrier;
   uint64_t seed;
   int32_t quantum, counts;
+  uint32_t cluster[3];
 };
 
 // 0: done; 1: it stopped (ptx_error); 2: something is unknown (ptx_error). What was found is
@@ -69,6 +70,7 @@ int ptx_launch(void* opened, const char* kernel, const PtxHow* how, const uint8_
     ptx::LaunchShape shape;
     std::copy_n(how->grid, 3, shape.grid.begin());
     std::copy_n(how->block, 3, shape.block.begin());
+    std::copy_n(how->cluster, 3, shape.cluster.begin());
     shape.dynamic_shared = how->dynamic_shared;
     shape.cooperative = how->cooperative != 0;
     ptx::Options options;

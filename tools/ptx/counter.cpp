@@ -134,6 +134,7 @@ Space Counter::count_access(Warp& warp, const Instruction& i, Mask lanes, uint64
                             Traffic& traffic) {
   each_lane(lanes, [&](int l) { addresses[l] = lane_address(warp, i, l); });
   Space space = i.space;
+  if (space == Space::cluster) return count_remote(warp, lanes, addresses, i, traffic);
   if (space == Space::generic) {
     const uint64_t window = addresses[first_lane(lanes)] & kWindowMask;
     space = window == kSharedWindow  ? Space::shared
@@ -142,6 +143,8 @@ Space Counter::count_access(Warp& warp, const Instruction& i, Mask lanes, uint64
                                      : Space::global;
     each_lane(lanes, [&](int l) { addresses[l] -= window; });
     ++generic_;
+    if (space == Space::shared && addresses[first_lane(lanes)] >> kRankShift)
+      return count_remote(warp, lanes, addresses, i, traffic);
   }
   const unsigned bytes = unsigned(i.bytes) * i.vector;
   if (space == Space::global) {
@@ -151,6 +154,16 @@ Space Counter::count_access(Warp& warp, const Instruction& i, Mask lanes, uint64
   }
   if (space == Space::shared) traffic = count_banks(addresses, lanes, bytes);
   return space;
+}
+
+// Shared memory of the cluster: it takes as long as what is in the second-level cache.
+Space Counter::count_remote(const Warp& warp, Mask lanes, uint64_t* addresses, const Instruction& i,
+                            Traffic& traffic) {
+  const uint64_t cluster = warp.block->id / warp.block->launch->shape.cluster_size();
+  traffic.bytes = uint64_t(__builtin_popcount(lanes)) * i.bytes * i.vector;
+  traffic.clocks = std::max<uint64_t>(1, traffic.bytes / 128);
+  each_lane(lanes, [&](int l) { addresses[l] += kSharedWindow + (cluster << 32); });
+  return Space::global;
 }
 
 // One more load is under way.
@@ -205,7 +218,8 @@ Clocks Counter::tick(Warp& warp, const Instruction& i, Mask lanes, Space space, 
   step.sources = sources;
   const bool jumps = i.control == Control::branch || i.control == Control::branch_index ||
                      i.control == Control::call || i.control == Control::leave;
-  step.ends_block = jumps || kind == Kind::barrier || kind == Kind::fence;
+  step.ends_block =
+      jumps || kind == Kind::barrier || kind == Kind::cluster_barrier || kind == Kind::fence;
   if (i.async == Async::copy) {
     step.stores = step.is_shared = true;
   } else if (space == Space::global || space == Space::shared) {
@@ -246,6 +260,28 @@ void Counter::pass_barrier(const std::vector<std::pair<Warp*, AtBarrier>>& there
     barriers_.push_back(all);
   for (const auto& [warp, at] : there)
     if (at.instruction->barrier != Barrier::arrive) warps_[warp].clock.wait_until(all);
+}
+
+void Counter::arrive(Warp& warp) {
+  WarpState& state = warps_[&warp];
+  state.arrival = latest(state.arrival, state.clock.now());
+}
+
+void Counter::complete_cluster(const Cluster& cluster) {
+  Clocks all{};
+  const auto each = [&](auto f) {
+    for (const Block* b : cluster.blocks)
+      if (b)
+        for (const auto& w : b->warps) f(warps_[w.get()]);
+  };
+  each([&](WarpState& state) { all = latest(all, state.arrival); });
+  for (uint64_t& clock : all) clock += cost_of(Kind::cluster_barrier).latency;
+  each([&](WarpState& state) { state.meeting = all; });
+}
+
+void Counter::pass_cluster(Warp& warp) {
+  WarpState& state = warps_[&warp];
+  state.clock.wait_until(state.meeting);
 }
 
 void Counter::end_block(const Block& block) {
@@ -392,6 +428,7 @@ std::string Counter::json(const std::string& kernel, const LaunchShape& shape) c
   };
   three("grid", shape.grid);
   three("block", shape.block);
+  out << ", \"clusters\": " << (shape.cluster_size() > 1 ? shape.cluster_size() : 0);
   const auto add = [&](const char* name, uint64_t x) { out << ", \"" << name << "\": " << x; };
   add("shared_bytes", uint64_t(shape.dynamic_shared));
   add("instructions", instructions_);

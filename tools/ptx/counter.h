@@ -28,6 +28,10 @@ class Counter {
   void diverged(Warp&) { ++divergent_branches_; }
   // A barrier of the block lets these go on.
   void pass_barrier(const std::vector<std::pair<Warp*, AtBarrier>>& there);
+  // At that of a cluster a warp arrives; all have; a warp goes on.
+  void arrive(Warp& warp);
+  void complete_cluster(const Cluster& cluster);
+  void pass_cluster(Warp& warp);
   // All its threads have ended. Its warps are forgotten.
   void end_block(const Block& block);
   // A call's arguments or results go from one frame to another.
@@ -54,6 +58,7 @@ class Counter {
     // often it looks is the interpreter's affair: where it sleeps its clock goes back to here.
     WarpClock waiting;
     bool waits = false;
+    Clocks arrival{}, meeting{};  // at the barrier of the cluster, and when it was complete
   };
   // How an access of a warp goes to memory.
   struct Traffic {
@@ -70,6 +75,8 @@ class Counter {
   FrameState& state_of(const Frame& frame);
   const std::vector<int32_t>& slots_of(const Code& code);
   Space count_access(Warp& warp, const Instruction& i, Mask lanes, uint64_t* addresses,
+                     Traffic& traffic);
+  Space count_remote(const Warp& warp, Mask lanes, uint64_t* addresses, const Instruction& i,
                      Traffic& traffic);
   Traffic count_sectors(const uint64_t* addresses, const unsigned* bytes, Mask lanes);
   Traffic count_banks(const uint64_t* addresses, Mask lanes, unsigned bytes);

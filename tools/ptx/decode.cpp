@@ -206,11 +206,34 @@ bool Decoder::symbol_address(const std::string& name, uint64_t& address) {
 // the warp's.
 bool Decoder::special(const Operand& o, Instruction& i) {
   if (o.kind != Operand::symbol) return false;
-  static const char* const kNames[] = {
-      "%tid.x",       "%tid.y",       "%tid.z",       "%ntid.x",      "%ntid.y",
-      "%ntid.z",      "%ctaid.x",     "%ctaid.y",     "%ctaid.z",     "%nctaid.x",
-      "%nctaid.y",    "%nctaid.z",    "%laneid",      "%warpid",      "%nwarpid",
-      "%lanemask_eq", "%lanemask_lt", "%lanemask_le", "%lanemask_gt", "%lanemask_ge"};
+  static const char* const kNames[] = {"%tid.x",
+                                       "%tid.y",
+                                       "%tid.z",
+                                       "%ntid.x",
+                                       "%ntid.y",
+                                       "%ntid.z",
+                                       "%ctaid.x",
+                                       "%ctaid.y",
+                                       "%ctaid.z",
+                                       "%nctaid.x",
+                                       "%nctaid.y",
+                                       "%nctaid.z",
+                                       "%laneid",
+                                       "%warpid",
+                                       "%nwarpid",
+                                       "%lanemask_eq",
+                                       "%lanemask_lt",
+                                       "%lanemask_le",
+                                       "%lanemask_gt",
+                                       "%lanemask_ge",
+                                       "%cluster_ctarank",
+                                       "%cluster_nctarank",
+                                       "%cluster_ctaid.x",
+                                       "%cluster_ctaid.y",
+                                       "%cluster_ctaid.z",
+                                       "%cluster_nctaid.x",
+                                       "%cluster_nctaid.y",
+                                       "%cluster_nctaid.z"};
   for (size_t k = 0; k < std::size(kNames); ++k)
     if (o.name == kNames[k]) return i.option = uint8_t(k), true;
   for (const std::string& name : module_.dynamic_shared)

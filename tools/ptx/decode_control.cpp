@@ -55,6 +55,7 @@ void Decoder::control(Opcode& opcode, const Statement& s, Instruction& i) {
 void Decoder::barrier(Opcode& opcode, const Statement& s, Instruction& i) {
   i.control = Control::barrier;
   i.kind = Kind::barrier;
+  if (opcode.take("cluster")) return cluster_barrier(opcode, s, i);
   opcode.take("cta");
   i.aligned = opcode.base() == "bar" || opcode.take("aligned");
   size_t at = 0;
@@ -81,6 +82,24 @@ void Decoder::barrier(Opcode& opcode, const Statement& s, Instruction& i) {
   if (i.barrier > Barrier::arrive) {
     if (s.operands[at].negated) i.option |= 2;
     add_source(i, s.operands[at], Type::pred);
+  }
+}
+
+// barrier.cluster: it releases unless it is .relaxed, and waits with .acquire.
+void Decoder::cluster_barrier(Opcode& opcode, const Statement& s, Instruction& i) {
+  expect_operands(s, 0, 0);
+  i.kind = Kind::cluster_barrier;
+  i.aligned = opcode.take("aligned");
+  if (opcode.take("arrive")) {
+    i.control = Control::arrive;
+    i.order = opcode.take("relaxed") ? Order::relaxed : Order::release;
+    if (i.order == Order::release) opcode.take("release");
+  } else if (opcode.take("wait")) {
+    i.control = Control::wait;
+    i.order = Order::acquire;
+    opcode.take("acquire");
+  } else {
+    fail("unknown instruction " + opcode.text());
   }
 }
 

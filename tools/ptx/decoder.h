@@ -70,6 +70,7 @@ class Decoder : public BodyVisitor, public Builder {
   void control(Opcode& opcode, const Statement& s, Instruction& i);
   void call(const Statement& s, Instruction& i);
   void barrier(Opcode& opcode, const Statement& s, Instruction& i);
+  void cluster_barrier(Opcode& opcode, const Statement& s, Instruction& i);
   void mark_blocks();
   void mark_copies();
 

@@ -56,6 +56,7 @@ View all_known(Warp& warp, int lane) {
   const auto own = order.threads.find(warp.thread(lane));
   if (own != order.threads.end()) view.join(own->second.known);
   view.raise(order.id, order.barrier_time);
+  if (warp.acquired && warp.acquired_lanes >> lane & 1) view.join(*warp.acquired);
   if (warp.synced > 0)
     for (int l = 0; l < kLanes; ++l)
       view.add({order.id, warp.synced - 1, uint16_t(warp.thread(l))});
@@ -93,6 +94,7 @@ bool is_ordered(const Warp& warp, int lane, const Record& r) {
   } else if (order.known.covers(r)) {
     return true;
   }
+  if (warp.acquired && warp.acquired_lanes >> lane & 1 && warp.acquired->covers(r)) return true;
   if (order.threads.empty()) return false;
   const auto own = order.threads.find(thread);
   return own != order.threads.end() && own->second.known.covers(r);
@@ -210,21 +212,42 @@ void strong_access(Warp& warp, int lane, uint64_t address, StrongKind kind, Stre
 Race SharedShadow::access(Warp& warp, int lane, uint64_t offset, unsigned bytes, bool reads,
                           bool writes, Strength strength, bool checks_races, bool* unwritten) {
   Race race;
-  const uint32_t barrier_time = warp.block->order.barrier_time;
+  const Block& block = *warp.block;
+  const uint32_t barrier_time = block.order.barrier_time;
+  // Whether what is recorded may be of the block's own time before its last barrier.
+  const auto is_recent = [&](const Record& r) { return block.cluster || r.time >= barrier_time; };
+  const bool is_remote = this != &block.shared_shadow;
   for (uint64_t at = offset; at < offset + bytes; at += 4) {
     Cell& cell = cells_[at / 4];
     const unsigned mask = bytes_in_cell(at, bytes);
     if (reads && (cell.written & mask) != mask) *unwritten = true;
     if (writes) cell.written |= uint8_t(mask);
     if (!checks_races) continue;
-    if (cell.write.time >= barrier_time && conflicts(warp, lane, cell.write, mask, strength))
+    if (is_recent(cell.write) && conflicts(warp, lane, cell.write, mask, strength))
       race = {reads && !writes ? "a read of what another thread writes" : "two writes", cell.write};
     const Record now = record_of(warp, lane, mask, strength);
     if (writes) {
-      if (cell.read.time >= barrier_time && conflicts(warp, lane, cell.read, mask, strength))
-        race = {"a write of what another thread reads", cell.read};
+      const auto check = [&](const Record& read) {
+        if (is_recent(read) && conflicts(warp, lane, read, mask, strength))
+          race = {"a write of what another thread reads", read};
+      };
+      check(cell.read);
+      const auto remote = remote_reads_.empty() ? remote_reads_.end() : remote_reads_.find(at / 4);
+      if (remote != remote_reads_.end())
+        for (const Record& read : remote->second) check(read);
       set_write(cell.write, now);
-      if (!strength.strong) cell.read = Record();
+      if (!strength.strong) {
+        cell.read = Record();
+        if (remote != remote_reads_.end()) remote_reads_.erase(remote);
+      }
+    } else if (is_remote) {
+      auto& all = remote_reads_[at / 4];
+      const auto same = std::find_if(all.begin(), all.end(),
+                                     [&](const Record& r) { return r.block == now.block; });
+      if (same == all.end())
+        all.push_back(now);
+      else
+        add_read(*same, now, barrier_time);
     } else {
       add_read(cell.read, now, barrier_time);
     }

@@ -97,6 +97,16 @@ class SharedShadow {
     uint8_t written = 0;  // which bytes ever were
   };
   void reset(size_t bytes) { cells_.assign((bytes + 3) / 4, Cell()); }
+  // Whether f holds for all that is recorded.
+  template <class F>
+  bool all_accesses(F f) const {
+    for (const Cell& c : cells_)
+      if (!f(c.write) || !f(c.read)) return false;
+    for (const auto& [cell, reads] : remote_reads_)
+      for (const Record& r : reads)
+        if (!f(r)) return false;
+    return true;
+  }
   // Records an access inside one cell; `mask` has its bytes. Sets `unwritten` if it reads bytes
   // that nobody wrote.
   Race access(Warp& warp, int lane, uint64_t offset, unsigned bytes, bool reads, bool writes,
@@ -104,6 +114,8 @@ class SharedShadow {
 
  private:
   std::vector<Cell> cells_;
+  // Reads by other blocks of the cluster, of a cell since its last write: one for each block.
+  std::unordered_map<uint64_t, std::vector<Record>> remote_reads_;
 };
 
 // Shadow of global memory.

@@ -55,6 +55,7 @@ class _How(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("quantum", ctypes.c_int32),
         ("counts", ctypes.c_int32),
+        ("cluster", ctypes.c_uint32 * 3),
     )
 
 
@@ -116,6 +117,7 @@ class Module:
         seed: int = 0,
         quantum: int = 0,
         counts: bool = False,
+        cluster: int | Sequence[int] = 1,
     ) -> list[Finding]:
         """Runs a kernel; gives what was found wrong. Raises Fault or UnsupportedError.
 
@@ -134,6 +136,7 @@ class Module:
             seed,
             quantum,
             counts,
+            (ctypes.c_uint32 * 3)(*_three(cluster)),
         )
         packed = b""
         buffers = []

@@ -18,8 +18,20 @@ std::unique_ptr<Block> make_block(Launch& launch, uint32_t id) {
   const auto& grid = launch.shape.grid;
   b->launch = &launch;
   b->id = b->order.id = id;
-  // Blocks of the same x and y are next to each other: they may wait for each other.
+  // Blocks of the same x and y are next to each other: they may wait for each other; or those of a
+  // cluster.
   b->index = {id / grid[2] % grid[0], id / grid[2] / grid[0], id % grid[2]};
+  const auto& of = launch.shape.cluster;
+  const uint32_t size = launch.shape.cluster_size(), cluster = id / size;
+  if (size > 1) {
+    b->rank = id % size;
+    const std::array<uint32_t, 3> at{cluster % (grid[0] / of[0]),
+                                     cluster / (grid[0] / of[0]) % (grid[1] / of[1]),
+                                     cluster / (grid[0] / of[0]) / (grid[1] / of[1])};
+    const std::array<uint32_t, 3> in{b->rank % of[0], b->rank / of[0] % of[1],
+                                     b->rank / of[0] / of[1]};
+    for (size_t k = 0; k < 3; ++k) b->index[k] = at[k] * of[k] + in[k];
+  }
   const auto& dim = launch.shape.block;
   b->threads = dim[0] * dim[1] * dim[2];
   const size_t bytes = size_t(dynamic_shared(launch)) + size_t(launch.shape.dynamic_shared);
@@ -142,14 +154,19 @@ class Scheduler {
 
   void run_all() {
     const uint32_t blocks = launch_.blocks();
-    const bool together = launch_.shape.cooperative;
-    launch_.resident = together ? int(blocks) : 1;
+    const uint32_t size = launch_.shape.cluster_size();  // a cluster after the other
+    const bool together = launch_.shape.cooperative || size > 1;
+    launch_.resident = launch_.shape.cooperative ? int(blocks) : int(size);
     std::vector<std::unique_ptr<Block>> active, ended;
     uint32_t started = 0;
     int idle = 0;  // turns without progress
+    const auto may_start = [&] {
+      return together && started < blocks && (launch_.shape.cooperative || started % size != 0);
+    };
     while (started < blocks || !active.empty()) {
-      if (active.empty() || (is_stuck_ && together && started < blocks)) {
-        active.push_back(make_block(launch_, started++));
+      if (active.empty() || (is_stuck_ && may_start())) {
+        active.push_back(make_block(launch_, next_block(started++, size)));
+        join_cluster(*active.back(), size);
         idle = 0;
       }
       is_stuck_ = true;
@@ -161,6 +178,8 @@ class Scheduler {
         for (const auto& w : block->warps)
           launch_.totals.most_barriers = std::max(launch_.totals.most_barriers, w->barriers);
         if (launch_.counter) launch_.counter->end_block(*block);
+        end_in_cluster(*block);
+        if (block->cluster) block->cluster->blocks[block->rank] = nullptr;
         if (launch_.resident > 1) {
           block->warps.clear();
           ended.push_back(std::move(block));
@@ -169,8 +188,10 @@ class Scheduler {
         progress();
       }
       active.erase(std::remove(active.begin(), active.end(), nullptr), active.end());
+      for (auto& cluster : clusters_)
+        while (pass_cluster_barrier(*cluster)) progress();
       let_go(ended, active.empty() && started == blocks);
-      const bool waits = is_stuck_ && !(together && started < blocks) && !active.empty();
+      const bool waits = is_stuck_ && !may_start() && !active.empty();
       idle = waits ? idle + 1 : 0;
       if (waits && !is_asleep_ && !is_interrupted_ && ended.empty())
         deadlock(active, "barrier that is never reached");
@@ -180,6 +201,30 @@ class Scheduler {
   }
 
  private:
+  // The block that starts as the `index`-th: those of a cluster in any order.
+  uint32_t next_block(uint32_t index, uint32_t size) {
+    if (size == 1) return index;
+    if (index % size == 0) {
+      order_.resize(size);
+      std::iota(order_.begin(), order_.end(), index);
+      if (random_ != 0) shuffle(order_);
+    }
+    return order_[index % size];
+  }
+  void join_cluster(Block& b, uint32_t size) {
+    if (size == 1) return;
+    if (b.id / size != cluster_) {
+      cluster_ = b.id / size;
+      if (!launch_.shape.cooperative) clusters_.clear();
+      clusters_.push_back(std::make_unique<Cluster>());
+      clusters_.back()->blocks.assign(size, nullptr);
+      clusters_.back()->size = size;
+      clusters_.back()->missing = size;
+    }
+    b.cluster = clusters_.back().get();
+    b.cluster->blocks[b.rank] = &b;
+    --b.cluster->missing;
+  }
   void next_random() {
     random_ ^= random_ << 13, random_ ^= random_ >> 7, random_ ^= random_ << 17;
   }
@@ -258,6 +303,7 @@ class Scheduler {
       culprit = w.get();
       group = !w->at_collective.empty() ? w->at_collective.front()
               : !w->at_barrier.empty()  ? w->at_barrier.front().group
+              : !w->at_cluster.empty()  ? w->at_cluster.front()
               : !w->waiting.empty()     ? w->waiting.front()
                                         : w->current;
     }
@@ -268,6 +314,9 @@ class Scheduler {
   }
 
   Launch& launch_;
+  std::vector<std::unique_ptr<Cluster>> clusters_;  // that run
+  uint32_t cluster_ = ~uint32_t(0);                 // the last of them
+  std::vector<uint32_t> order_;                     // in which its blocks start
   uint64_t random_;
   uint64_t last_progress_ = 0;   // instructions until something was written or a barrier passed
   bool is_stuck_ = false;        // nothing has gone on in this turn
@@ -326,6 +375,9 @@ Totals launch_kernel(Module& module, const std::string& kernel, const LaunchShap
   if (threads == 0 || threads > 1024 || (most > 0 && threads > uint64_t(most)))
     throw Fault(kernel + ": a block of " + std::to_string(threads) + " threads" +
                 (most > 0 ? ", at most " + std::to_string(most) : ""));
+  for (size_t k = 0; k < 3; ++k)
+    if (shape.cluster[k] == 0 || shape.grid[k] % shape.cluster[k] != 0)
+      throw Fault(kernel + ": a grid that is no multiple of its clusters");
   for (auto& [name, code] : module.codes) code->free_frames.clear();
   for (auto& [name, code] : module.codes)  // also those that a fault has left
     for (auto& frame : code->frames) code->free_frames.push_back(frame.get());

@@ -219,6 +219,22 @@ void move_special(Warp& w, const Instruction& i, Mask m) {
       case 19:
         x = uint32_t(~((uint64_t(1) << l) - 1));
         break;
+      case 20:
+        x = b.rank;
+        break;
+      case 21:
+        x = b.launch->shape.cluster_size();
+        break;
+      case 22:
+      case 23:
+      case 24:
+        x = b.index[i.option - 22u] % b.launch->shape.cluster[i.option - 22u];
+        break;
+      case 25:
+      case 26:
+      case 27:
+        x = b.launch->shape.cluster[i.option - 25u];
+        break;
       case 100:
         x = dynamic_shared(*b.launch) + uint64_t(i.offset);
         break;

@@ -230,6 +230,34 @@ void async(Opcode& opcode, const Statement& s, Builder& build, Instruction& i) {
   i.handler = &copy_async;
 }
 
+// The place in the memory of a block of the cluster for one in the own.
+template <class T>
+void map_address(Warp& w, const Instruction& i, Mask m) {
+  const T window = sizeof(T) == 8 ? T(kSharedWindow) : T(0);
+  const uint32_t* ranks = w.at<uint32_t>(i.source[1]);
+  each_lane(m, [&](int l) {
+    const T from = T(w.at<T>(i.source[0])[l] - window);
+    if (ranks[l] >= w.block->launch->shape.cluster_size())
+      fault(w, i, l, "address of no block of the cluster", "rank " + std::to_string(ranks[l]));
+    if (from >= w.block->shared.size())
+      fault(w, i, l, "mapa of what is not in shared memory", std::to_string(uint64_t(from)));
+    w.at<T>(i.target[0])[l] = T(window + (T(ranks[l] + 1) << kRankShift) + from);
+  });
+}
+
+void mapa(Opcode& opcode, const Statement& s, Builder& build, Instruction& i) {
+  const bool shared = opcode.take("shared::cluster");
+  const Type t = opcode.take_type();
+  if (t != Type::u32 && t != Type::u64) return;
+  if (shared != (t == Type::u32)) build.fail("an address of another width");
+  build.expect_operands(s, 3, 3);
+  build.add_target(i, s.operands[0], bytes_of(t));
+  build.add_source(i, s.operands[1], t);
+  build.add_source(i, s.operands[2], Type::u32);
+  i.kind = Kind::logic;
+  i.handler = shared ? &map_address<uint32_t> : &map_address<uint64_t>;
+}
+
 void nothing(Warp&, const Instruction&, Mask) {}
 
 }  // namespace
@@ -237,6 +265,7 @@ void nothing(Warp&, const Instruction&, Mask) {}
 Kind memory_kind(Space space, bool loads) {
   switch (space) {
     case Space::global:
+    case Space::cluster:  // as far as the second-level cache
       return loads ? Kind::load_global : Kind::store_global;
     case Space::shared:
       return loads ? Kind::load_shared : Kind::store_shared;
@@ -263,6 +292,7 @@ void land_copies(Warp& w, int lane, uint64_t keep) {
 void find_memory(Opcode& opcode, const Statement& s, Builder& build, Instruction& i) {
   const std::string& base = opcode.base();
   if (base == "ld" || base == "st") return load_or_store(opcode, s, build, i);
+  if (base == "mapa") return mapa(opcode, s, build, i);
   if (base == "cp") return async(opcode, s, build, i);
   if (base == "prefetch" || base == "prefetchu") {
     opcode.take_one({"global", "local"});

@@ -19,11 +19,11 @@ const Named kTypes[] = {
 };
 
 const char* const kKinds[] = {
-    "integer 32",  "integer 64",   "float32",       "float64",      "special",    "division",
-    "compare",     "logic",        "convert",       "move",         "branch",     "call",
-    "global load", "global store", "shared load",   "shared store", "local load", "local store",
-    "parameter",   "generic load", "generic store", "atomic",       "fence",      "barrier",
-    "shuffle",     "matrix",       "async copy",    "other"};
+    "integer 32",      "integer 64",   "float32",       "float64",      "special",    "division",
+    "compare",         "logic",        "convert",       "move",         "branch",     "call",
+    "global load",     "global store", "shared load",   "shared store", "local load", "local store",
+    "parameter",       "generic load", "generic store", "atomic",       "fence",      "barrier",
+    "cluster barrier", "shuffle",      "matrix",        "async copy",   "other"};
 
 }  // namespace
 

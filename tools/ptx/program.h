@@ -23,7 +23,11 @@ constexpr uint64_t kLocalWindow = uint64_t(0x72) << 56;
 constexpr uint64_t kParamWindow = uint64_t(0x73) << 56;
 constexpr uint64_t kWindowMask = uint64_t(0xff) << 56;
 
-enum class Space : uint8_t { generic, global, shared, local, param, kernel_param };
+// A place in the shared memory of a block of the cluster: the rank and one, then the offset. Where
+// there is no rank, as of an address in .shared::cta, it is the own block's.
+constexpr int kRankShift = 24;
+
+enum class Space : uint8_t { generic, global, shared, cluster, local, param, kernel_param };
 
 // What the loop over instructions does itself; all else is its handler's.
 enum class Control : uint8_t {
@@ -34,6 +38,8 @@ enum class Control : uint8_t {
   leave,  // ret
   exit,
   barrier,     // of the block
+  arrive,      // at the barrier of the cluster
+  wait,        // at it
   collective,  // of the lanes that it names or of the whole warp
   sleep,
   trap
@@ -74,6 +80,7 @@ enum class Kind : uint8_t {
   atomic,
   fence,
   barrier,
+  cluster_barrier,
   shuffle,
   matrix,
   asynchronous,

@@ -64,6 +64,7 @@ std::string state_of(const Warp& warp) {
   };
   for (const AtBarrier& b : warp.at_barrier)
     add(b.group.lanes, "wait at barrier " + std::to_string(b.number) + at(b.group));
+  for (const Group& g : warp.at_cluster) add(g.lanes, "wait for the cluster" + at(g));
   for (const Group& g : warp.at_collective)
     add(g.lanes, "wait for lanes that their mask names" + at(g));
   for (const Group& g : warp.waiting) add(g.lanes, "could go on" + at(g));

@@ -2,6 +2,7 @@
 // are run by the interpreter, on PTX files of the folder that KANERVA_PTX names.
 //
 // KANERVA_PTX_PROCESSORS and KANERVA_PTX_SHARED_BYTES stand for other devices than an H100,
+// KANERVA_PTX_CLUSTERS=0 for one that has no room for a cluster (and none has one below sm_90),
 // KANERVA_PTX_SEED varies the order of warps and blocks, KANERVA_PTX_EARLY_COPIES=1 has cp.async
 // land when it is issued, KANERVA_PTX_SKIP_BARRIER=n leaves out the n-th barrier of every block
 // (KANERVA_PTX_SKIP_IN: of kernels with this in their name only), KANERVA_PTX_COUNTS names a file
@@ -34,6 +35,39 @@ int64_t environment(const char* name, int64_t otherwise) {
 int most_shared() { return int(environment("KANERVA_PTX_SHARED_BYTES", 227 * 1024)); }
 int processors() { return int(environment("KANERVA_PTX_PROCESSORS", 132)); }
 
+constexpr unsigned kMostInCluster = 8;  // that every device which has clusters takes
+
+std::string folder_of_ptx() {
+  const char* named = std::getenv("KANERVA_PTX");
+  return named && *named ? named : KANERVA_PTX_FOLDER;
+}
+
+// The architecture of the PTX that is run, such as 90.
+int architecture() {
+  DIR* entries = opendir(folder_of_ptx().c_str());
+  if (!entries) return 0;
+  int found = 0;
+  while (const dirent* entry = readdir(entries)) {
+    const std::string file = entry->d_name;
+    if (file.size() < 4 || file.substr(file.size() - 4) != ".ptx") continue;
+    std::ifstream in(folder_of_ptx() + "/" + file);
+    for (std::string line; std::getline(in, line);) {
+      if (line.compare(0, 11, ".target sm_") != 0) continue;
+      found = std::atoi(line.c_str() + 11);
+      break;
+    }
+    break;
+  }
+  closedir(entries);
+  return found;
+}
+
+bool has_clusters() { return architecture() >= 90; }
+// Clusters of so many blocks at the same time.
+int most_clusters(unsigned size) {
+  return has_clusters() ? int(environment("KANERVA_PTX_CLUSTERS", processors() / int(size))) : 0;
+}
+
 class Runtime {
  public:
   static Runtime& get() {
@@ -56,9 +90,13 @@ class Runtime {
     shape.grid = {how.gridDim.x, how.gridDim.y, how.gridDim.z};
     shape.block = {how.blockDim.x, how.blockDim.y, how.blockDim.z};
     shape.dynamic_shared = int64_t(how.dynamicSmemBytes);
-    for (unsigned k = 0; k < how.numAttrs; ++k)
+    for (unsigned k = 0; k < how.numAttrs; ++k) {
+      const cudaLaunchAttributeValue& value = how.attrs[k].val;
       if (how.attrs[k].id == cudaLaunchAttributeCooperative)
-        shape.cooperative = how.attrs[k].val.cooperative != 0;
+        shape.cooperative = value.cooperative != 0;
+      if (how.attrs[k].id == cudaLaunchAttributeClusterDimension)
+        shape.cluster = {value.clusterDim.x, value.clusterDim.y, value.clusterDim.z};
+    }
     check(shape, kernel);
     ptx::Findings findings;
     const char* counts = std::getenv("KANERVA_PTX_COUNTS");
@@ -121,12 +159,14 @@ class Runtime {
     if (shape.cooperative &&
         uint64_t(shape.grid[0]) * shape.grid[1] * shape.grid[2] > uint64_t(processors()))
       throw ptx::Fault("a cooperative launch of more blocks than processors");
+    if (shape.cluster_size() > kMostInCluster) throw ptx::Fault("a cluster of more than 8 blocks");
+    if (shape.cluster_size() > 1 && most_clusters(shape.cluster_size()) == 0)
+      throw ptx::Fault("a cluster, for which the device has no room");
   }
   ptx::Module& module_of(const std::string& kernel) {
     const auto known = kernels_.find(kernel);
     if (known != kernels_.end()) return *known->second;
-    const char* named = std::getenv("KANERVA_PTX");
-    const std::string folder = named && *named ? named : KANERVA_PTX_FOLDER;
+    const std::string folder = folder_of_ptx();
     DIR* entries = opendir(folder.c_str());
     if (!entries) throw ptx::Fault("KANERVA_PTX: no folder " + folder);
     const std::string wanted = ".entry " + kernel;
@@ -195,6 +235,13 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   return cudaSuccess;
 }
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  attributes->ptxVersion = attributes->binaryVersion = architecture();
+  return cudaSuccess;
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+
 const char* cudaGetErrorString(cudaError_t) { return Runtime::get().error(); }
 
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
@@ -206,7 +253,30 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? most_shared() : processors();
+  switch (attribute) {
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = most_shared();
+      return cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      *value = processors();
+      return cudaSuccess;
+    case cudaDevAttrClusterLaunch:
+      *value = has_clusters();
+      return cudaSuccess;
+    default:
+      Runtime::get().fail("an attribute that is not known: " + std::to_string(attribute));
+      return cudaErrorInvalidValue;
+  }
+}
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
+                                           const cudaLaunchConfig_t* how) {
+  unsigned size = 1;
+  for (unsigned k = 0; k < how->numAttrs; ++k)
+    if (how->attrs[k].id == cudaLaunchAttributeClusterDimension) {
+      const auto& of = how->attrs[k].val.clusterDim;
+      size = of.x * of.y * of.z;
+    }
+  *clusters = most_clusters(size);
   return cudaSuccess;
 }
 

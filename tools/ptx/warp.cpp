@@ -104,6 +104,7 @@ void leave(Warp& w, const Instruction& i, Mask m) {
       w.committed[l] += 1;
       land_copies(w, l, 0);
     });
+    end_in_cluster(w, i, m);
     w.exited |= m;
     for (Frame* f = frame->parent; f; f = f->parent) f->live &= ~m;
   }
@@ -162,6 +163,31 @@ void wait_at_barrier(Warp& w, const Instruction& i, Mask m) {
   w.at_barrier.push_back(at);
   add_waiting(w, {w.current.frame, w.current.at + 1, w.current.lanes & ~m});
   if (i.barrier == Barrier::arrive) add_waiting(w, {w.current.frame, w.current.at + 1, m});
+}
+
+// A barrier that is left out: an arrival with the wait that belongs to it, or the wait alone.
+void meet_cluster(Warp& w, const Instruction& i, Mask m) {
+  const bool is_left_out = w.block->launch->options.skip_barrier == w.barriers++;
+  const Mask rest = w.current.lanes & ~m;
+  bool goes_on = true;
+  if (i.control == Control::arrive) {
+    if (is_left_out) {
+      w.leaves_out |= m;
+    } else {
+      arrive_in_cluster(w, i, m);
+    }
+  } else if ((w.leaves_out & m) == m) {
+    w.leaves_out &= ~m;
+  } else if (!is_left_out) {
+    goes_on = wait_in_cluster(w, i, m);
+  }
+  if (goes_on) {
+    ++w.current.at;
+    return;
+  }
+  w.at_cluster.push_back({w.current.frame, w.current.at, m});
+  add_waiting(w, {w.current.frame, w.current.at + 1, rest});
+  take_next(w);
 }
 
 }  // namespace
@@ -291,6 +317,14 @@ Progress run_group(Warp& w, int& left) {
         }
         wait_at_barrier(w, *i, m);
         take_next(w);
+        break;
+      case Control::arrive:
+      case Control::wait:
+        if (m == 0) {
+          ++w.current.at;
+        } else {
+          meet_cluster(w, *i, m);
+        }
         break;
       case Control::collective: {
         const Mask skips = w.current.lanes & ~m;

@@ -4,6 +4,7 @@
 #include <memory>
 #include <unordered_map>
 
+#include "cluster.h"
 #include "findings.h"
 #include "global_memory.h"
 #include "happens_before.h"
@@ -53,6 +54,14 @@ struct Warp {
   uint64_t committed[kLanes] = {};
   uint32_t synced = 0;  // time of the last bar.warp.sync of all lanes
   std::unique_ptr<std::array<std::array<uint32_t, kLanes>, kLanes>> lane_synced;
+  // At the barrier of the cluster: lanes that have arrived (and released what they did) at the one
+  // that is open, or at one that is complete and not waited for; those that leave a barrier out.
+  Mask arrived = 0, released = 0, complete = 0, leaves_out = 0;
+  uint32_t arrival[kLanes] = {};  // the block's time then
+  std::vector<Group> at_cluster;  // that wait
+  SharedView acquired;            // by the last wait of these lanes
+  Mask acquired_lanes = 0;
+  Mask has_passed = 0;      // one at all
   int barriers = 0;         // passed
   bool has_stored = false;  // since the scheduler looked
 
@@ -75,6 +84,10 @@ struct Block {
   SharedShadow shared_shadow;
   BlockOrder order;
   StoreBuffer buffer;
+  Cluster* cluster = nullptr;
+  uint32_t rank = 0;     // in it
+  bool went_on = false;  // a thread accessed memory between its arrival and its wait
+  const Instruction* remote_access = nullptr;  // the last one of another block to its memory
   int finished_warps = 0;
   uint64_t barriers = 0;
 };
@@ -93,6 +106,9 @@ struct LaunchShape {
   std::array<uint32_t, 3> grid{1, 1, 1}, block{1, 1, 1};
   int64_t dynamic_shared = 0;
   bool cooperative = false;
+  std::array<uint32_t, 3> cluster{1, 1, 1};
+
+  uint32_t cluster_size() const { return cluster[0] * cluster[1] * cluster[2]; }
 };
 
 struct Totals {
@@ -139,6 +155,7 @@ class Access {
  private:
   void generic(Mask lanes, bool mixed);
   void shared(Mask lanes);
+  void shared_of(Block& block, int lane);
   void local(Mask lanes);
   void param(Mask lanes);
   void global(Mask lanes);
