@@ -1,7 +1,8 @@
-// bayes_write, forward: one launch. One block per memory; or per memory and block of columns, in
-// which case the K x K half is done by each of them; or a team per memory. plan_write says when.
-// Long episodes of large memories take two launches more, before: sums over their steps by all
-// processors (episode_sums.cuh), with which a team solves.
+// bayes_write, forward: one launch, and one that redoes what was too hard for a small memory's
+// kernel or for a cluster (cluster_write.cuh). One block per memory; or per memory and block of
+// columns, in which case the K x K half is done by each of them; or a team per memory. plan_write
+// says when. Long episodes of large memories take two launches more, before: sums over their steps
+// by all processors (episode_sums.cuh), with which a team solves.
 //
 // Floor at (B, T, K, C) = (16, 32, 32, 100): 0.9 MB in and out, 0.3 us at 3 TB/s; 6 million
 // multiply-adds, 0.2 us at 30 T/s; a launch is 2 to 3 us and the chain of L = 32 pivots, a barrier

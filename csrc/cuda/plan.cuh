@@ -37,15 +37,18 @@ inline bool team_pays(const Work& work, int blocks, double alone, const Device& 
   return cost_of_team(work, blocks, device) < alone;
 }
 
-// The blocks of a memory's team, as the above counts: as many as there may be or, in a cluster, up
-// to 8; 1 where none pays.
+// The blocks of a memory's team: as many as there may be or, in a cluster, up to 8, of those that
+// pay; 1 where none does. Among teams the operations count 13 times: their matrices are in global
+// memory, for which products wait (4 to 6 multiply-adds a clock, by the interpreter's counts).
 inline int choose_team(const Sizes& n, const Work& work, double alone, const Device& device) {
   const int most = most_blocks(n, device);
-  if (device.team_work >= 0.0) return team_pays(work, most, alone, device) ? most : 1;
+  const Work waiting = {13 * work.operations, work.barriers};
   int best = 1;
   for (const int blocks : {most, kMostInCluster, 4, 2}) {
-    const double least = best == 1 ? alone : cost_of_team(work, best, device);
-    if (blocks <= most && team_pays(work, blocks, least, device)) best = blocks;
+    if (blocks > most || !team_pays(work, blocks, alone, device)) continue;
+    if (best == 1 || cost_of_team(waiting, blocks, device) < cost_of_team(waiting, best, device))
+      best = blocks;
+    if (device.team_work >= 0.0) break;  // they are asked for: as many as there may be
   }
   return best;
 }
