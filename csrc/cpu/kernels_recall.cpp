@@ -82,8 +82,9 @@ inline double recall_operations(const Sizes& n) {
 }
 
 inline void recall(const RecallArgs& args, const Executor& executor) {
-  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
-  for_each_item(B, recall_operations(args.n), executor, [&](int64_t b, const Executor& inner) {
+  const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
+  const double operations = recall_operations(args.n);
+  for_each_item_of_queries(args.n, operations, executor, [&](int64_t b, const Executor& inner) {
     with_address_system(
         args.mean, args.ridge, args.n, b, inner,
         [&](const auto& system, auto arithmetic) {

@@ -37,6 +37,20 @@ void for_each_segment(const Executor& executor, int64_t T, F&& body) {
                });
 }
 
+// Items with queries: threads share those of one item, by a single fork, where there are fewer
+// items than threads and a segment for each.
+template <class F>
+void for_each_item_of_queries(const Sizes& n, double operations, const Executor& executor,
+                              F&& body) {
+  constexpr double worth_a_fork = 2.5e6;  // multiply-adds
+  const int64_t threads = executor.threads();
+  if (n.B < threads && n.T >= threads * kTile && operations >= worth_a_fork) {
+    for (int64_t b = 0; b < n.B; ++b) body(b, executor);
+  } else {
+    for_each_item(n.B, operations, executor, body);
+  }
+}
+
 // Sums(scope, of...) of each segment, filled by body(sums, first, last, executor) and added up.
 template <class Sums, class Body, class... Of>
 Sums& sum_segments(Workspace::Scope& scope, const Executor& executor, int64_t T, int64_t K,

@@ -134,12 +134,11 @@ void read_backward_item(const ReadBackwardArgs& args, int64_t b, const Executor&
 }
 
 inline void read(const ReadArgs& args, const Executor& executor) {
-  const int64_t B = args.n.B, T = args.n.T, K = args.n.K, C = args.n.C;
-  for_each_item(B, double(T) * double(K) * double(K + C), executor,
-                [&](int64_t b, const Executor& inner) {
-                  args.mean.dtype == Dtype::float32 ? read_item<float>(args, b, inner)
-                                                    : read_item<double>(args, b, inner);
-                });
+  const double operations = double(args.n.T) * double(args.n.K) * double(args.n.K + args.n.C);
+  for_each_item_of_queries(args.n, operations, executor, [&](int64_t b, const Executor& inner) {
+    args.mean.dtype == Dtype::float32 ? read_item<float>(args, b, inner)
+                                      : read_item<double>(args, b, inner);
+  });
 }
 
 inline void read_backward(const ReadBackwardArgs& args, const Executor& executor) {

@@ -77,15 +77,15 @@ inline double solve_operations(const Sizes& n) {
 }
 
 inline void solve_addresses(const SolveAddressesArgs& args, const Executor& executor) {
-  for_each_item(args.n.B, solve_operations(args.n), executor,
-                [&](int64_t b, const Executor& inner) {
-                  with_address_system(
-                      args.mean, args.ridge, args.n, b, inner,
-                      [&](const auto& system, auto arithmetic) {
-                        solve_tiles<decltype(arithmetic)>(args, b, system, inner);
-                      },
-                      [&] { fill(args.weights_out, b, args.n.T, args.n.K, NAN); });
-                });
+  const double operations = solve_operations(args.n);
+  for_each_item_of_queries(args.n, operations, executor, [&](int64_t b, const Executor& inner) {
+    with_address_system(
+        args.mean, args.ridge, args.n, b, inner,
+        [&](const auto& system, auto arithmetic) {
+          solve_tiles<decltype(arithmetic)>(args, b, system, inner);
+        },
+        [&] { fill(args.weights_out, b, args.n.T, args.n.K, NAN); });
+  });
 }
 
 inline void solve_addresses_backward(const SolveAddressesBackwardArgs& args,

@@ -14,18 +14,15 @@
 // what moves with the memory before the chunk less what it forgets towards, and `across` that of
 // the g_st, whose sums are over rectangles: nothing cancels however small the retention.
 //
-// Half of it does not depend on the gradients of the state: `prepare`. It follows the states from
-// the front of a segment of chunks, `reverse` follows the gradients from its end; where an item has
-// several threads, one of them prepares the segment before the one that another reverses.
+// Half of it does not depend on the gradients of the state and is prepared (stationary_prepared.h)
+// for segments of chunks (adjoint_segments.h).
 #pragma once
 
+#include "adjoint_segments.h"
 #include "stationary_prepared.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
-
-// Blocks of columns up to which more than two threads share chunks, not columns.
-constexpr int64_t kFewColumns = 4;
 
 template <class A, class F>
 class StationaryAdjoint {
@@ -43,46 +40,26 @@ class StationaryAdjoint {
         preparation_(args, e, limit, Sigma_, gl_),
         step_(preparation_.step),
         columns_(preparation_.columns),
-        chunks_((e.steps + step_ - 1) / step_),
-        overlap_(executor.threads() > 1 && K_ <= kSlotsWithoutForks &&
-                 (executor.threads() == 2 || columns_.count <= kFewColumns)),
+        segments_(preparation_, executor, args.n, e.steps),
         gU_(scope_, K_, K_),
         dSigma_(scope_, K_, K_),
         gR_(scope_, K_, columns_) {}
 
   Outcome run() {
     load_gradients();
-    plan();
-    Workspace::Scope scope(Workspace::of_thread());
-    const States<A, F> outer(scope, segments_, K_, columns_);
-    const int64_t sets = overlap_ && segments_ > 1 ? 2 : 1;
     using Prepared = PreparedChunk<A, F>;
-    Prepared* prepared = scope.take<Prepared>(sets * segment_);
-    for (int64_t i = 0; i < sets * segment_; ++i)
-      new (prepared + i) Prepared(scope, step_, K_, columns_, !Sigma_, bool(args_.queries));
-    load(args_.mean, 0, outer[0].R);
-    load_covariance(args_.cov, 0, outer[0].U);
-    if (!advance(outer, prepared, sets)) return Outcome::harder;
-
-    const bool both = sets == 2;
-    const auto set_of = [&](int64_t s) { return prepared + (both ? s % 2 : 0) * segment_; };
-    const Executor& inner = both ? serial_executor() : executor_;
-    bool ok = prepare(segments_ - 1, outer, set_of(segments_ - 1), inner);
-    for (int64_t s = segments_ - 1; s >= 0 && ok; --s) {
-      if (both) {
-        executor_.for_each(s > 0 ? 2 : 1, [&](int64_t task) {
-          if (task == 0) {
-            reverse(s, set_of(s), inner);
-          } else {
-            ok = prepare(s - 1, outer, set_of(s - 1), inner);
-          }
-        });
-      } else {
-        reverse(s, set_of(s), inner);
-        if (s > 0) ok = prepare(s - 1, outer, set_of(s - 1), inner);
-      }
-    }
-    if (!ok) return Outcome::harder;
+    const Outcome outcome = segments_.run(
+        [&](Workspace::Scope& scope, Prepared* at) {
+          new (at) Prepared(scope, step_, K_, columns_, !Sigma_, bool(args_.queries));
+        },
+        [&](const Belief<A, F>& first) {
+          load(args_.mean, 0, first.R);
+          load_covariance(args_.cov, 0, first.U);
+          return Outcome::done;
+        },
+        [](const Matrix<F>&) {},
+        [&](const Prepared& p, const Executor& executor) { reverse(p, executor); });
+    if (outcome != Outcome::done) return outcome;
     store(args_.d_mean, 0, gR_);
     store(args_.d_cov, 0, Rows{}, gU_);
     if (args_.d_stationary_cov) {
@@ -102,74 +79,6 @@ class StationaryAdjoint {
       std::memset(gR_.data, 0, gR_.bytes());
     }
     dSigma_.zero();
-  }
-
-  // Chunks that are prepared at once: all of them where they take little memory; otherwise few
-  // enough for the cache, and enough that the states kept in between take little.
-  void plan() {
-    constexpr double one_level = 12e6, in_cache = 1.5e6;  // bytes
-    const double bytes = double(PreparedChunk<A, F>::bytes(step_, K_, C_));
-    const int64_t all = std::max<int64_t>(1, chunks_);
-    segment_ = all;
-    if (double(all) * bytes > one_level || (overlap_ && all > 8)) {
-      const double few = std::max(in_cache / bytes, std::ceil(std::sqrt(double(all)) / 4.0));
-      segment_ = std::min(all, std::max<int64_t>(1, int64_t(few)));
-    }
-    segments_ = (all + segment_ - 1) / segment_;
-  }
-
-  int64_t chunks_of(int64_t s) const { return std::min(segment_, chunks_ - s * segment_); }
-
-  // The states at the starts of the segments. With two sets of chunks, one thread factorises those
-  // whose steps the other loads before and whose columns it writes afterwards.
-  bool advance(const States<A, F>& outer, PreparedChunk<A, F>* chunks, int64_t sets) {
-    Workspace::Scope scope(Workspace::of_thread());
-    const Belief<A, F> now{Matrix<F>(scope, K_, K_), MeanBlocks<A>(scope, K_, columns_)};
-    now.copy_from(outer[0]);
-    const auto load = [&](int64_t s, PreparedChunk<A, F>* at, const Executor& executor) {
-      for (int64_t i = 0; i < chunks_of(s); ++i)
-        preparation_.load_steps(at[i], (s * segment_ + i) * step_, executor);
-    };
-    const auto factor = [&](int64_t s, PreparedChunk<A, F>* at, const Executor& executor) {
-      for (int64_t i = 0; i < chunks_of(s); ++i)
-        if (!preparation_.factor(at[i], now.U, executor)) return false;
-      copy(now.U, outer[s + 1].U);
-      return true;
-    };
-    const auto write = [&](int64_t s, PreparedChunk<A, F>* at, const Executor& executor) {
-      for (int64_t i = 0; i < chunks_of(s); ++i) preparation_.write(at[i], now.R, executor);
-      std::memcpy(outer[s + 1].R.data, now.R.data, now.R.bytes());
-    };
-    bool ok = true;
-    if (sets == 1) {
-      for (int64_t s = 0; s + 1 < segments_ && ok; ++s) {
-        load(s, chunks, executor_);
-        ok = factor(s, chunks, executor_);
-        if (ok) write(s, chunks, executor_);
-      }
-      return ok;
-    }
-    const auto set_of = [&](int64_t s) { return chunks + s % 2 * segment_; };
-    load(0, set_of(0), executor_);
-    for (int64_t s = 0; s < segments_ && ok; ++s)
-      executor_.for_each(2, [&](int64_t task) {
-        if (task == 0 && s + 1 < segments_) ok = factor(s, set_of(s), serial_executor());
-        if (task == 1 && s > 0) write(s - 1, set_of(s - 1), serial_executor());
-        if (task == 1 && s + 2 < segments_) load(s + 1, set_of(s + 1), serial_executor());
-      });
-    return ok;
-  }
-
-  bool prepare(int64_t s, const States<A, F>& outer, PreparedChunk<A, F>* chunks,
-               const Executor& executor) {
-    const Belief<A, F> now = outer[s];  // not needed again
-    for (int64_t i = 0; i < chunks_of(s); ++i)
-      if (!preparation_.prepare(chunks[i], (s * segment_ + i) * step_, now, executor)) return false;
-    return true;
-  }
-
-  void reverse(int64_t s, PreparedChunk<A, F>* chunks, const Executor& executor) {
-    for (int64_t i = chunks_of(s) - 1; i >= 0; --i) reverse(chunks[i], executor);
   }
 
   // Sums over the columns, one set per task: N~ and D^ R' (L x K), and <gR, R>.
@@ -370,9 +279,7 @@ class StationaryAdjoint {
   const Preparation<A, F> preparation_;
   const int64_t step_;
   const Columns columns_;
-  const int64_t chunks_;
-  const bool overlap_;
-  int64_t segment_ = 1, segments_ = 1;
+  const AdjointSegments<A, F, Preparation<A, F>> segments_;
   const Matrix<F> gU_, dSigma_;
   const MeanBlocks<A> gR_;
 };

@@ -12,6 +12,7 @@ struct PreparedChunk {
   StationaryChunk<F> chunk;
   StationaryFactors<A, F> factors;
   int64_t first = 0;
+  bool goes_on = true;  // whether the state after the chunk is wanted
   const bool reads;
   bool slopes = false;  // whether read variances have gradients
   const Columns columns;
@@ -45,10 +46,13 @@ struct PreparedChunk {
   }
 
   // About what one takes.
-  static int64_t bytes(int64_t step, int64_t K, int64_t C) {
-    return int64_t(sizeof(F)) * (K * K + 12 * step * K + 6 * step * step) +
-           int64_t(sizeof(A)) * (K * C + 2 * step * C + 2 * step * K);
+  static double bytes(int64_t step, int64_t K, int64_t C) {
+    return double(sizeof(F)) * double(K * K + 12 * step * K + 6 * step * step) +
+           double(sizeof(A)) * double(K * C + 2 * step * C + 2 * step * K);
   }
+
+  // Bytes of chunks that are kept rather than prepared for segments of them.
+  static double at_once(int64_t) { return 12e6; }
 
   void set_steps(int64_t L) {
     for (Matrix<F>* m : {&Y, &inner, &Q, &moved, &DtQ, &KQ, &moved_slopes, &fresh_slopes})
@@ -87,16 +91,17 @@ class Preparation {
   void load_steps(Prepared& p, int64_t first, const Executor& executor) const {
     const int64_t L = std::min(step, e_.steps - first);
     p.first = first;
+    p.goes_on = true;
     load_chunk(p.chunk, args_.weights, e_, first, L, Sigma_, executor);
     p.set_steps(L);
   }
 
-  // Factors from U, which becomes that after the chunk. False when it is too hard.
-  bool factor(Prepared& p, const Matrix<F>& U, const Executor& executor) const {
-    if (!factor_chunk(p.chunk, U, limit_, executor)) return false;
+  // Factors from U, which becomes that after the chunk.
+  Outcome factor(Prepared& p, const Matrix<F>& U, const Executor& executor) const {
+    if (!factor_chunk(p.chunk, U, limit_, executor)) return Outcome::harder;
     p.factors.take(p.chunk);
-    downdate(p.chunk, Sigma_, U, executor);
-    return true;
+    if (p.goes_on) downdate(p.chunk, Sigma_, U, executor);
+    return Outcome::done;
   }
 
   // The write of the columns.
@@ -104,13 +109,15 @@ class Preparation {
     executor.for_each(columns.count, [&](int64_t block) { write_block(p, mean[block], block); });
   }
 
-  // All of it, and the state after the chunk in place of the one before it.
-  bool prepare(Prepared& p, int64_t first, const Belief<A, F>& now,
-               const Executor& executor) const {
+  // All of it, and where it goes on the state after the chunk in place of the one before it.
+  Outcome prepare(Prepared& p, int64_t first, const Belief<A, F>& now, bool goes_on,
+                  const Executor& executor) const {
     Workspace::Scope scope(Workspace::of_thread());
     load_steps(p, first, executor);
+    p.goes_on = goes_on;
     copy(now.U, p.U);
-    if (!factor(p, now.U, executor)) return false;
+    const Outcome outcome = factor(p, now.U, executor);
+    if (outcome != Outcome::done) return outcome;
     const StationaryChunk<F>& c = p.chunk;
     product_transposed(executor, c.V, c.moved, p.Y);
     const Matrix<F> gains(scope, c.L, K_);
@@ -123,7 +130,7 @@ class Preparation {
     const Sums sums = sum_columns(scope, p, r, now.R, executor);
     add_evidence(sums.H, p.inner);
     if (p.reads) reverse_reads(p, r, sums, executor);
-    return true;
+    return Outcome::done;
   }
 
  private:
@@ -156,6 +163,7 @@ class Preparation {
     load(args_.values, 0, Rows{nullptr, p.first}, D, columns.at(block));
     clear_neutral(e_, p.first, D);
     innovations(p.factors, R, D, E);
+    if (!p.goes_on) return;
     if (p.chunk.last_kept() != 1.0) scale(p.chunk.last_kept(), R);
     product_transposed(p.factors.P, E, R, Store::add);
   }

@@ -2,10 +2,9 @@
 //
 // Nothing but the inputs and the posterior is kept by the forward. The states at the starts of the
 // chunks are computed again; inside a chunk nothing is scanned. What does not depend on the
-// gradients of the state is prepared for the chunks of a segment at once (write_prepared.h), by one
-// thread, while another goes through the segment after it. With the factors of write_chunk.h,
-// whitened addresses Y = F^-1 W, G = F^-T P, b the decays inside the chunk and gU the gradient of
-// the undecayed covariance:
+// gradients of the state is prepared (write_prepared.h) for segments of chunks
+// (adjoint_segments.h). With the factors of write_chunk.h, whitened addresses Y = F^-1 W,
+// G = F^-T P, b the decays inside the chunk and gU the gradient of the undecayed covariance:
 //   N = E gR',  H_ij = b_max(i,j) (E E')_ij,
 //   I^ = P gU P' - sym(P N') + gl/2 (H - C I),
 //   D^ = G gR - gl F^-T (b E) = dZ,  dn = diag(F^-T I^ F^-1),
@@ -22,14 +21,12 @@
 // The adjoint of reads inside the chunks is a sum beside it: `Reads`, see causal_scan_backward.h.
 #pragma once
 
+#include "adjoint_segments.h"
 #include "rooted_gradient.h"
-#include "scan_batches.h"
 #include "write_prepared.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
-
-constexpr int64_t kFewBlocks = 4;  // of columns, which two threads share better than more of them
 
 template <class A, class F, class Reads = NoReads<A, F>>
 class WriteAdjoint {
@@ -54,9 +51,7 @@ class WriteAdjoint {
         preparation_(args, b, e, use_sqrt, limit, step),
         step_(step),
         columns_(preparation_.columns),
-        chunks_((e.steps + step - 1) / step),
-        overlap_(executor.threads() > 1 && K_ <= kSlotsWithoutForks &&
-                 (executor.threads() == 2 || columns_.count <= kFewBlocks)),
+        segments_(preparation_, executor, args.n, e.steps),
         gU_(scope_, K_, K_),
         gR_(scope_, K_, columns_),
         rooted_(scope_, use_sqrt ? K_ : 0, use_sqrt ? columns_ : Columns{}),
@@ -64,39 +59,19 @@ class WriteAdjoint {
 
   Outcome run() {
     load_gradients();
-    plan();
-    Workspace::Scope scope(Workspace::of_thread());
-    const States<A, F> outer(scope, segments_, K_, columns_);
-    const int64_t sets = overlap_ && segments_ > 1 ? 2 : 1;
-    Prepared* prepared = scope.take<Prepared>(sets * segment_);
-    for (int64_t i = 0; i < sets * segment_; ++i)
-      new (prepared + i) Prepared(scope, args_, step_, columns_, use_sqrt_);
-    load(args_.mean, b_, outer[0].R);
-    if (!load_state(args_.cov, b_, use_sqrt_, outer[0].U)) return Outcome::failed;
-    Outcome outcome = advance(outer, prepared, sets);
-    if (outcome != Outcome::done) return outcome;
-
-    const bool both = sets == 2;
-    const auto set_of = [&](int64_t s) { return prepared + (both ? s % 2 : 0) * segment_; };
-    const Executor& inner = both ? serial_executor() : executor_;
-    outcome = prepare(segments_ - 1, outer, set_of(segments_ - 1), inner);
-    if constexpr (kMayBeRooted)
-      if (outcome == Outcome::done && is_rooted())  // its last state is now that of the end
-        rooted_.start(executor_, outer[segments_ - 1].U, gU_, gR_);
-    for (int64_t s = segments_ - 1; s >= 0 && outcome == Outcome::done; --s) {
-      if (both) {
-        executor_.for_each(s > 0 ? 2 : 1, [&](int64_t task) {
-          if (task == 0) {
-            reverse(s, set_of(s), inner);
-          } else {
-            outcome = prepare(s - 1, outer, set_of(s - 1), inner);
-          }
-        });
-      } else {
-        reverse(s, set_of(s), inner);
-        if (s > 0) outcome = prepare(s - 1, outer, set_of(s - 1), inner);
-      }
-    }
+    const Outcome outcome = segments_.run(
+        [&](Workspace::Scope& scope, Prepared* at) {
+          new (at) Prepared(scope, args_, step_, columns_, use_sqrt_);
+        },
+        [&](const Belief<A, F>& first) {
+          load(args_.mean, b_, first.R);
+          return load_state(args_.cov, b_, use_sqrt_, first.U) ? Outcome::done : Outcome::failed;
+        },
+        [&](const Matrix<F>& last) {
+          if constexpr (kMayBeRooted)
+            if (is_rooted()) rooted_.start(executor_, last, gU_, gR_);
+        },
+        [&](const Prepared& p, const Executor& executor) { reverse(p, executor); });
     if (outcome != Outcome::done) return outcome;
     if constexpr (kMayBeRooted)
       if (is_rooted()) rooted_.replace(args_.cov, b_, largest_, gU_);
@@ -120,80 +95,7 @@ class WriteAdjoint {
     }
   }
 
-  // Chunks that are prepared at once: all of them where they take little memory; otherwise few
-  // enough for the cache, and enough that the states kept in between take little.
-  void plan() {
-    constexpr double one_level = 6e6, in_cache = 1.5e6;  // bytes
-    const double bytes = Prepared::bytes(step_, K_, C_);
-    const int64_t all = std::max<int64_t>(1, chunks_);
-    segment_ = all;
-    if (double(all) * bytes > one_level || (overlap_ && all > 8)) {
-      const double few = std::max(in_cache / bytes, std::ceil(std::sqrt(double(all)) / 4.0));
-      segment_ = std::min(all, std::max<int64_t>(1, int64_t(few)));
-    }
-    segments_ = (all + segment_ - 1) / segment_;
-  }
-
-  int64_t chunks_of(int64_t s) const { return std::min(segment_, chunks_ - s * segment_); }
-
-  // The states at the starts of the segments. With two sets of chunks, one thread factorises those
-  // whose steps the other loads before and whose columns it writes afterwards.
-  Outcome advance(const States<A, F>& outer, Prepared* chunks, int64_t sets) {
-    Workspace::Scope scope(Workspace::of_thread());
-    const Belief<A, F> now{Matrix<F>(scope, K_, K_), MeanBlocks<A>(scope, K_, columns_)};
-    now.copy_from(outer[0]);
-    const auto load = [&](int64_t s, Prepared* at) {
-      for (int64_t i = 0; i < chunks_of(s); ++i)
-        preparation_.load_steps(at[i], (s * segment_ + i) * step_);
-    };
-    const auto factor = [&](int64_t s, Prepared* at, const Executor& executor) {
-      for (int64_t i = 0; i < chunks_of(s); ++i) {
-        const Outcome outcome = preparation_.factor(at[i], now.U, executor);
-        if (outcome != Outcome::done) return outcome;
-      }
-      copy(now.U, outer[s + 1].U);
-      return Outcome::done;
-    };
-    const auto write = [&](int64_t s, Prepared* at, const Executor& executor) {
-      for (int64_t i = 0; i < chunks_of(s); ++i) preparation_.write(at[i], now.R, executor);
-      std::memcpy(outer[s + 1].R.data, now.R.data, now.R.bytes());
-    };
-    Outcome outcome = Outcome::done;
-    if (sets == 1) {
-      for (int64_t s = 0; s + 1 < segments_ && outcome == Outcome::done; ++s) {
-        load(s, chunks);
-        outcome = factor(s, chunks, executor_);
-        if (outcome == Outcome::done) write(s, chunks, executor_);
-      }
-      return outcome;
-    }
-    const auto set_of = [&](int64_t s) { return chunks + s % 2 * segment_; };
-    load(0, set_of(0));
-    for (int64_t s = 0; s < segments_ && outcome == Outcome::done; ++s)
-      executor_.for_each(2, [&](int64_t task) {
-        if (task == 0 && s + 1 < segments_) outcome = factor(s, set_of(s), serial_executor());
-        if (task == 1 && s > 0) write(s - 1, set_of(s - 1), serial_executor());
-        if (task == 1 && s + 2 < segments_) load(s + 1, set_of(s + 1));
-      });
-    return outcome;
-  }
-
-  Outcome prepare(int64_t s, const States<A, F>& outer, Prepared* chunks,
-                  const Executor& executor) const {
-    const Belief<A, F> now = outer[s];  // not needed again
-    for (int64_t i = 0; i < chunks_of(s); ++i) {
-      const Outcome outcome =
-          preparation_.prepare(chunks[i], (s * segment_ + i) * step_, now, executor);
-      if (outcome != Outcome::done) return outcome;
-    }
-    return Outcome::done;
-  }
-
-  void reverse(int64_t s, Prepared* chunks, const Executor& executor) {
-    for (int64_t i = chunks_of(s) - 1; i >= 0; --i) reverse(chunks[i], executor);
-  }
-
-  bool is_rooted() const { return use_sqrt_ && chunks_ > 0; }
+  bool is_rooted() const { return use_sqrt_ && segments_.chunks() > 0; }
 
   // Sums over the columns, one set per task: E gR', D^ R' and, in sqrt form, that of RootedGradient
   // (L x K).
@@ -423,9 +325,7 @@ class WriteAdjoint {
   const WritePreparation<A, F, Reads> preparation_;
   const int64_t step_;
   const Columns columns_;
-  const int64_t chunks_;
-  const bool overlap_;
-  int64_t segment_ = 1, segments_ = 1;
+  const AdjointSegments<A, F, WritePreparation<A, F, Reads>> segments_;
   const Matrix<F> gU_;
   const MeanBlocks<A> gR_;
   RootedGradient rooted_;

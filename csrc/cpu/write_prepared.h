@@ -42,7 +42,8 @@ struct PreparedWrite {
   Chunk<F> chunk;
   ChunkFactors<A> factors;
   int64_t first = 0;
-  bool kept = false;  // whether J' was formed
+  bool goes_on = true;  // whether the state after the chunk is wanted
+  bool kept = false;    // whether J' was formed
   const Columns columns;
   Matrix<F> U, Y, keep, inner;  // the covariance before the chunk; F^-1 W; J'; the known part of I^
   Matrix<A> G, whitened, J, Rt;  // F^-T P; Y and J' again; R' before the chunk
@@ -85,6 +86,10 @@ struct PreparedWrite {
            double(sizeof(A)) * (k * c + 2 * L * c + L * k + L * L + reads / 3);
   }
 
+  // Bytes of chunks that are kept rather than prepared for segments of them: what that saves, the
+  // factors of each once, grows faster with the slots than what is read again.
+  static double at_once(int64_t K) { return K <= 192 ? 6e6 : 12e6; }
+
   void set_steps(int64_t L) {
     for (Matrix<F>* m : {&Y, &inner}) m->rows = L;
     for (Matrix<A>* m : {&G, &OR, &OE, &H}) m->rows = L;
@@ -122,8 +127,9 @@ class WritePreparation {
   const Columns columns;
   const double gl;
 
-  void load_steps(Prepared& p, int64_t first) const {
+  void load_steps(Prepared& p, int64_t first, const Executor&) const {
     p.first = first;
+    p.goes_on = true;
     load_chunk(p.chunk, args_.weights, b_, e_, first, std::min(step, e_.steps - first));
     p.set_steps(p.chunk.L);
   }
@@ -138,11 +144,12 @@ class WritePreparation {
     write_columns(p.chunk, p.factors, args_.values, b_, e_, p.first, MeanEnds{}, mean, executor);
   }
 
-  // All of it, and the state after the chunk in place of the one before it.
-  Outcome prepare(Prepared& p, int64_t first, const Belief<A, F>& now,
+  // All of it, and where it goes on the state after the chunk in place of the one before it.
+  Outcome prepare(Prepared& p, int64_t first, const Belief<A, F>& now, bool goes_on,
                   const Executor& executor) const {
     Workspace::Scope scope(Workspace::of_thread());
-    load_steps(p, first);
+    load_steps(p, first, executor);
+    p.goes_on = goes_on;
     p.reads.load_chunk(first, e_);
     copy(use_sqrt_ ? square(executor, scope, now.U) : now.U, p.U);
     const Outcome outcome =
@@ -187,7 +194,7 @@ class WritePreparation {
         kanerva::KANERVA_ISA::factor(p.chunk, U, use_sqrt_, limit_, executor, after_step);
     if (outcome != Outcome::done) return outcome;
     p.factors.take(p.chunk);
-    if (!use_sqrt_) downdate(p.chunk, U, executor);
+    if (!use_sqrt_ && p.goes_on) downdate(p.chunk, U, executor);
     return outcome;
   }
 
@@ -247,7 +254,8 @@ class WritePreparation {
     }
   }
 
-  // E, R', D^ without the gradient of the mean: V (A'gO - gl b E), and R after the chunk.
+  // E, R', D^ without the gradient of the mean: V (A'gO - gl b E), and R after the chunk where
+  // that is wanted.
   void prepare_columns(int64_t block, const Prepared& p, const Matrix<A>& R,
                        const Sums& sums) const {
     Workspace::Scope scope(Workspace::of_thread());
@@ -259,7 +267,7 @@ class WritePreparation {
     load(args_.values, b_, Rows{e_.index, p.first}, inner, columns.at(block));
     clear_neutral(e_, p.first, inner);
     innovations(p.factors, R, inner, E);
-    product_transposed(p.factors.P, E, R, Store::add);
+    if (p.goes_on) product_transposed(p.factors.P, E, R, Store::add);
     const Matrix<A> gO = p.reads.load_gradient(scope, columns, block);
     if (!gO && gl == 0.0) return;
     transpose(E, turned);

@@ -38,22 +38,34 @@ CALLS = {
 }
 
 
+def results_and_gradients(name, case, threads):
+    p = problem(case, torch.float32)
+    leaves = [x.clone().requires_grad_() for x in p[:5]]
+    p = p._replace(**dict(zip(p._fields, leaves, strict=False)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        results = CALLS[name](p)
+        total = sum((r * r).sum() for r in results)
+        grads = torch.autograd.grad(total, leaves, allow_unused=True)
+    finally:
+        torch.set_num_threads(before)
+    return [*results, *(g for g in grads if g is not None)]
+
+
+def assert_the_same(name, case, counts):
+    first, *others = (results_and_gradients(name, case, threads) for threads in counts)
+    for each in others:
+        assert all(torch.equal(a, b) for a, b in zip(each, first, strict=True))
+
+
 @pytest.mark.parametrize("code", [9, 70])
 @pytest.mark.parametrize("name", CALLS)
 def test_results_do_not_depend_on_the_number_of_threads(name, code):
-    p = problem(Case("iid", 1.0, STEPS, SLOTS, code, "some", batch=1), torch.float32)
-    leaves = [x.clone().requires_grad_() for x in p[:5]]
-    p = p._replace(**dict(zip(p._fields, leaves, strict=False)))
-    found = []
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            results = CALLS[name](p)
-            total = sum((r * r).sum() for r in results)
-            grads = torch.autograd.grad(total, leaves, allow_unused=True)
-        finally:
-            torch.set_num_threads(before)
-        found.append([*results, *(g for g in grads if g is not None)])
-    for each in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(each, found[0], strict=True))
+    assert_the_same(name, Case("iid", 1.0, STEPS, SLOTS, code, "some", batch=1), (1, 2, 3))
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "scan" in name])
+def test_chunks_that_are_kept_or_prepared_again_give_the_same(name):
+    # Of so many slots one thread keeps all chunks, and two prepare them in segments.
+    assert_the_same(name, Case("iid", 1.0, 640, 200, 24, "some", batch=1), (1, 2))
