@@ -43,6 +43,10 @@ inline bool team_pays(const Work& work, int blocks, double alone, const Device& 
 inline int choose_team(const Sizes& n, const Work& work, double alone, const Device& device) {
   const int most = most_blocks(n, device);
   const Work waiting = {13 * work.operations, work.barriers};
+  // Of memories that may have kernels of their own no more than without clusters.
+  Device plain = device;
+  plain.has_clusters = false;
+  if (n.K <= 64) return team_pays(work, most, alone, plain) ? most : 1;
   int best = 1;
   for (const int blocks : {most, kMostInCluster, 4, 2}) {
     if (blocks > most || !team_pays(work, blocks, alone, device)) continue;

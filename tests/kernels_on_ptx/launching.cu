@@ -192,6 +192,14 @@ bool clusters() {
                              ClusterMemory::bytes(K, C, of);
         right = right && m.slots >= K && m.slab * of == m.slots && columns * of >= C;
       }
+  // Those of at most 64 slots have kernels of their own, and no team beside them.
+  for (const int64_t B : {1, 16, 32}) {
+    AdjointCall call;
+    call.n.B = B, call.n.T = 64, call.n.K = 64, call.n.C = 200;
+    right = right && plan_adjoint(call, device).team == 1;
+    call.n.K = 128, call.n.C = 256;
+    right = right && plan_adjoint(call, device).team > 1;
+  }
   device.team_work = 0.0;  // asks for teams
   right = right && blocks(4, 128, 128, 256) == 0;
   device.team_work = -1.0;
