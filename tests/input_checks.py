@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import DTYPES
 from operator_base import DATA, MASK, NOISE, STATE, OperatorBase
-from selection import AROUND_A_KERNEL, INTERPRETER, engine, grid, not_on
+from selection import AROUND_A_KERNEL, INTERPRETER, grid, not_on
 
 ONE_TILE = not_on(INTERPRETER, reason="many tiles")
 
@@ -58,8 +58,6 @@ class InputChecks(OperatorBase):
     )
     def test_covariances_count_by_their_symmetric_part(self, sizes, dtype, near):
         """In the results and in every gradient."""
-        if engine() in self.crooked_on:
-            pytest.skip("its kernels take covariances as they are")
         t, k, c = sizes
         straight = self.arguments(t=t, k=k, c=c, dtype=dtype)
         skew = torch.triu(torch.full((k, k), 0.05, dtype=dtype), 1)

@@ -34,8 +34,6 @@ class OperatorBase:
     saved_outputs: tuple[int, ...] = ()
     #: an indefinite covariance cannot go unnoticed, because a factor of it is needed
     factors_covariance = True
-    #: engines whose kernels do not take a covariance by its symmetric part
-    crooked_on: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> dict[str, str]:

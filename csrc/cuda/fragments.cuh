@@ -231,7 +231,7 @@ __device__ inline void symmetrise_square(float* x, int ld) {
   // Tiles of 4 x 8 by a warp, so that what lies below the diagonal is in as many banks; of the
   // strips of tiles the first and the last have together as many above the diagonal as any two.
   constexpr int kAcross = kSize / 8, kPairs = kSize / 8, kTiles = kPairs * (kAcross + 1);
-  constexpr int kTogether = 3;  // whose loads go on side by side
+  constexpr int kTogether = kSize > 32 ? 3 : 5;  // whose loads go on side by side
   const int warps = block_threads() >> 5;
   for (int first = block_thread() >> 5; first < kTiles; first += kTogether * warps) {
     int upper[kTogether], lower[kTogether];

@@ -23,7 +23,7 @@ from retention_cases import (
     truth,
 )
 from retention_truth import NAMES, Moving, moving_problem
-from selection import PTX, TEAMS, grid
+from selection import grid
 
 from kanerva_ext import ops
 
@@ -40,7 +40,6 @@ class _MovingChecks(OperatorChecks):
     optional = ("mask", "stationary_cov")
     semidefinite = ("stationary_cov",)
     factors_covariance = False
-    crooked_on = (PTX, TEAMS)
 
 
 class TestMovingScan(_MovingChecks):
