@@ -34,7 +34,7 @@ SEGMENTS = {False: 71, True: 115}
 WHOLE = 16  # steps that segments are cut into
 #: Squares of numbers of chunks of 16, as T is: what of a gradient's states is kept.
 CHAIN_STEPS = (1024, 2304, 4096)
-FEW_SEGMENTS = (3, 4, 5)
+FEW_SEGMENTS = (6, 9, 12)
 MOST_MISSED = 0.04  # a gradient goes again through the chunks between the states that are kept
 
 
