@@ -105,6 +105,7 @@ EXPERIMENTS = (
         "dynamic-sampled", "cpu-omniglot-dynamic", (SHORT, "model.sample_weights=true"), (0,)
     ),
     Experiment("dynamic-full", "cpu-omniglot-dynamic", (STEPS, *FULL)),
+    Experiment("dynamic-started", "cpu-omniglot-dynamic", (STEPS, *FULL), own=STARTS),
     *(
         Experiment(f"{name}-lr{rate}", config, (SHORTEST, f"training.learning_rate={rate}"), FOUR)
         for rate in RATES

@@ -17,6 +17,7 @@ NAMES = {
     "dynamic": "Dynamic Kanerva Machine, reads at the mean address (no bound)",
     "dynamic-sampled": "Dynamic Kanerva Machine, reads at a sampled address",
     "dynamic-full": "Dynamic Kanerva Machine, reads at a sample of the exact posterior",
+    "dynamic-started": "Dynamic Kanerva Machine, exact posterior, from the longer one's coders",
     "omniglot-kanerva": "Kanerva Machine, longer",
     "omniglot-vae": "VAE, same coders, longer",
     "mixed-kanerva": "Kanerva Machine, longer, then 192 slots and episodes of 8 to 192 images",
@@ -58,14 +59,14 @@ def _terms(results: dict, names: list[str]) -> list[list[str]]:
 
 def _bounds(results: dict) -> str:
     names = ["kanerva", "dynamic", "dynamic-sampled", "dynamic-full", "vae"]
-    names += ["omniglot-kanerva", "mixed-kanerva", "omniglot-vae"]
+    names += ["omniglot-kanerva", "mixed-kanerva", "dynamic-started", "omniglot-vae"]
     head = ["held-out Omniglot, nats per image", "steps", "images seen", "minutes"]
     head.append("bound of each seed")
     rows = _terms(results, names)
     experiments = results["experiments"]
     ratios = []
     for name in (name for name in names if name in experiments):
-        longer = name.startswith(("omniglot-", "mixed-"))
+        longer = name.startswith(("omniglot-", "mixed-", "dynamic-started"))
         vae = experiments.get("omniglot-vae" if longer else "vae")
         ratio = _mean_bound(experiments[name]) / _mean_bound(vae) if vae else None
         ratios.append("-" if ratio is None else f"{ratio:.2f}")
