@@ -71,8 +71,9 @@ class KanervaLayer(SavedSettings):
         conv_size: taps of the depthwise causal convolution over queries, keys and values; 0: none.
         use_decay: forget, by a gate per head and token.
         dynamics: what forgetting is. ``"stationary"``: the memory drifts back to its prior, ``M <-
-            a M + sqrt(1 - a^2) N`` with ``N ~ MN(0, I, I)`` and the gate's a in (0, 1)
-            (``retention`` of `ops.causal_scan`): nothing grows, and there is no limit.
+            a M + sqrt(1 - a^2) N`` with ``N ~ MN(0, I, I)`` and the gate's ``a =
+            exp(-softplus(retention_proj(x)))`` (``retention`` of `ops.causal_scan`), which starts
+            at 0.9999 in the first head to 0.905 in the last: nothing grows, and there is no limit.
             ``"decay"``: exponential forgetting. Along directions that are not written at any more
             the variance grows as the decays multiply; once they come to 1e-3 in a sequence the
             layer forgets no further, so that float32 can hold it. Without ``use_decay``: either.

@@ -72,7 +72,8 @@ class KanervaModel(KanervaPreTrainedModel):
     ) -> tuple | BaseModelOutputWithPast:
         """See `KanervaForCausalLM.forward`; last_hidden_state is (B, T, hidden_size)."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("KanervaModel: give input_ids or inputs_embeds, and not both")
+            got = "neither" if input_ids is None else "both"
+            raise ValueError(f"KanervaModel: give either input_ids or inputs_embeds, got {got}")
         cache = _by_any_name(cache, others)
         cu_seqlens = bounds_of(cu_seqlens, attention_mask, others)
         if cache is not None and not isinstance(cache, KanervaModelCache):

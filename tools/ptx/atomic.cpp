@@ -130,7 +130,7 @@ void take_order(Opcode& opcode, Instruction& i, Builder& build) {
   }
   const int order = opcode.take_one({"relaxed", "acquire", "release", "acq_rel"});
   if (order >= 0) i.order = Order(int(Order::relaxed) + order);
-  const int scope = opcode.take_one({"cta", "cluster", "gpu", "sys"});
+  const int scope = opcode.take_one({"cta", "gpu", "sys"});
   if (scope >= 0) i.scope = scope == 0 ? Scope::block : Scope::device;
   if (order >= 0 && scope < 0) build.fail("an order without a scope");
 }
@@ -142,7 +142,7 @@ void find_atomic(Opcode& opcode, const Statement& s, Builder& build, Instruction
   i.kind = Kind::fence;
   build.expect_operands(s, 0, 0);
   const bool known = base == "membar" || opcode.take_one({"sc", "acq_rel"}) >= 0;
-  const int scope = opcode.take_one({"cta", "cluster", "gl", "gpu", "sys"});
+  const int scope = opcode.take_one({"cta", "gl", "gpu", "sys"});
   if (!known || scope < 0) return;
   i.scope = scope == 0 ? Scope::block : Scope::device;
   i.handler = &run_fence;
