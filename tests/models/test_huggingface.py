@@ -381,7 +381,8 @@ def test_embeddings_grow():
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (ValueError, "input_ids or inputs_embeds", lambda m, x: m()),
+        (ValueError, "either input_ids or inputs_embeds, got neither", lambda m, x: m()),
+        (ValueError, "got both", lambda m, x: m(x, inputs_embeds=torch.zeros(2, 7, 16))),
         (
             TypeError,
             "KanervaModelCache or None, got DynamicCache",
