@@ -35,9 +35,10 @@ PAGE = ROOT / "docs/kernels.md"
 PAGE_WIDTH = 98  # columns of its prose
 ARCHS = tuple(f"sm_{a.base}{a.suffix}" for a in arch.parse(arch.DEFAULT_ARCHS))
 # Patterns of kernel names that may spill.
-# The scan of memories that move: 16 bytes on sm_120, of 255 registers.
-MOVING_SCAN = r"^write_kernel<CausalScanArgs>"
-MAY_SPILL: tuple[str, ...] = (r"^small_recall_kernel", MOVING_SCAN)
+# The scan of memories that move and its segments: up to 50 bytes, of 255 registers; and 8 in the
+# sums over what segments leave, whatever ptxas may have against a 49th register.
+MOVING_SCAN = r"^(write|segment|backward)_kernel<CausalScan"
+MAY_SPILL: tuple[str, ...] = (r"^small_recall_kernel", MOVING_SCAN, r"^gather_kernel<")
 
 # The kernels of small memories, but for those that have the general path inside; long sums.
 FAST = r"^small_|^episode_sums_kernel"
