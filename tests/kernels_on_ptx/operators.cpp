@@ -58,6 +58,14 @@ void run(Problem& p, const char* operation, size_t (*workspace)(const Args&, con
 // Of a memory between its writes; `settles` is `moves` with a stationary covariance of its own.
 enum class Dynamics { still, decays, moves, settles };
 
+// The memory before its writes.
+void start(Problem& p, Dynamics dynamics, WriteInputs& a) {
+  a.n = p.n;
+  a.mean = p.input(p.n.K, p.n.C);
+  a.cov = p.covariance();
+  if (dynamics == Dynamics::settles) a.stationary_cov = p.covariance();
+}
+
 // Gives the inputs their dynamics; the problem's rows are those of the steps.
 void give(Problem& p, Dynamics dynamics, WriteInputs& a) {
   if (dynamics == Dynamics::still) return;
@@ -86,23 +94,16 @@ void every(Dtype dtype, Sizes n) {
 void write(Dtype dtype, Sizes n, double noise, Dynamics dynamics, bool masks, WriteMethod method) {
   Problem p{dtype, n, {}, {}};
   BayesWriteArgs a;
-  a.n = n;
   a.method = method;
-  a.mean = p.input(n.K, n.C);
-  a.cov = p.covariance();
-  const bool settles = dynamics == Dynamics::settles;
-  if (settles) a.stationary_cov = p.covariance();
+  start(p, dynamics, a);
   a.weights = p.input(n.T, n.K);
   a.values = p.input(n.T, n.C);
   a.noise_var = p.input(n.T, 1, noise, noise / 2);
   give(p, dynamics, a);
   if (masks) a.mask = p.mask();
   BayesWriteBackwardArgs d;
-  d.n = n;
+  static_cast<WriteInputs&>(d) = a;
   d.method = method;
-  d.mean = a.mean, d.cov = a.cov, d.weights = a.weights, d.values = a.values;
-  d.noise_var = a.noise_var, d.mask = a.mask, d.decay = a.decay;
-  d.retention = a.retention, d.stationary_cov = a.stationary_cov;
   d.grad_mean = p.input(n.K, n.C);
   d.grad_cov = p.input(n.K, n.K);
   d.grad_log_evidence = p.input(1, 1);
@@ -117,7 +118,7 @@ void write(Dtype dtype, Sizes n, double noise, Dynamics dynamics, bool masks, Wr
   d.d_values = p.result(n.T, n.C);
   d.d_noise_var = p.result(n.T, 1);
   expect(p, dynamics, d);
-  if (settles) d.d_stationary_cov = p.result(n.K, n.K);
+  if (a.stationary_cov) d.d_stationary_cov = p.result(n.K, n.K);
   RUN(bayes_write_backward, d);
   if (dynamics != Dynamics::still) return;
   // Any posterior serves: nothing is compared with the truth here.
@@ -132,9 +133,7 @@ void long_write(const char* name, Sizes n, bool masks, int64_t apart) {
   if (!only.empty() && only != name) return;
   Problem p{Dtype::float32, n, {}, {}};
   BayesWriteArgs a;
-  a.n = n;
-  a.mean = p.input(n.K, n.C);
-  a.cov = p.covariance();
+  start(p, Dynamics::still, a);
   const auto skip = [&](View v) {
     v.data = static_cast<float*>(v.data) + apart;
     return v;
@@ -156,14 +155,9 @@ void scan(Dtype dtype, Sizes n, double noise, Dynamics dynamics, bool masks, int
   Problem p{dtype, n, {}, {}};
   std::vector<int64_t> bounds;  // one of the sequences is empty
   CausalScanArgs a;
-  a.n = n;
   a.chunk_size = chunk_size;
-  a.mean = p.input(n.K, n.C);
-  a.cov = p.covariance();
-  const bool settles = dynamics == Dynamics::settles;
-  if (settles) a.stationary_cov = p.covariance();
+  start(p, dynamics, a);
   CausalScanBackwardArgs d;
-  d.n = n;
   d.chunk_size = chunk_size;
   d.grad_mean = p.input(n.K, n.C);
   d.grad_cov = p.input(n.K, n.K);
@@ -181,9 +175,8 @@ void scan(Dtype dtype, Sizes n, double noise, Dynamics dynamics, bool masks, int
   a.noise_var = p.input(n.T, 1, noise, noise / 2);
   give(p, dynamics, a);
   if (masks) a.mask = p.mask();
-  d.mean = a.mean, d.cov = a.cov, d.weights = a.weights, d.values = a.values;
-  d.queries = a.queries, d.noise_var = a.noise_var, d.mask = a.mask, d.decay = a.decay;
-  d.retention = a.retention, d.stationary_cov = a.stationary_cov;
+  static_cast<WriteInputs&>(d) = a;
+  d.queries = a.queries;
   d.grad_reads = p.input(n.T, n.C);
   d.grad_read_var = p.input(n.T, 1);
   a.mean_out = mean_out, a.cov_out = cov_out, a.log_evidence = evidence;
@@ -198,7 +191,7 @@ void scan(Dtype dtype, Sizes n, double noise, Dynamics dynamics, bool masks, int
   d.d_noise_var = p.result(n.T, 1);
   expect(p, dynamics, d);
   p.n.B = n.B;
-  if (settles) d.d_stationary_cov = p.result(n.K, n.K);
+  if (a.stationary_cov) d.d_stationary_cov = p.result(n.K, n.K);
   RUN(causal_scan_backward, d);
 }
 
@@ -207,10 +200,7 @@ void step(Dtype dtype, Sizes n, Dynamics dynamics) {
   if (!only.empty() && only != "causal_scan") return;
   Problem p{dtype, n, {}, {}};
   CausalScanArgs a;
-  a.n = n;
-  a.mean = p.input(n.K, n.C);
-  a.cov = p.covariance();
-  if (dynamics == Dynamics::settles) a.stationary_cov = p.covariance();
+  start(p, dynamics, a);
   a.weights = p.input(1, n.K);
   a.values = p.input(1, n.C);
   a.queries = p.input(1, n.K);

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from helpers import DTYPES, Case, assert_as_accurate
-from retention_cases import recursion_of, scan_of
+from retention_cases import recursion_of, scan_of, small
 from retention_truth import (
     GRADS,
     NAMES,
@@ -103,26 +103,9 @@ def test_every_chunk_length(cut, chunk_size):
 
 
 def some(steps, slots=12, code=7, batch=1, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.device("cpu"):
-
-        def randn(*shape):
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-        def rand(*shape):
-            return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-        root = randn(batch, slots, slots)
-        made = {
-            "mean": randn(batch, slots, code),
-            "cov": root @ root.mT / slots + 0.5 * torch.eye(slots, dtype=torch.float64),
-            "weights": randn(batch, steps, slots) / slots**0.5,
-            "values": randn(batch, steps, code),
-            "queries": randn(batch, steps, slots),
-            "noise_var": rand(batch, steps) + 0.1,
-            "retention": 1 - 0.1 * rand(batch, steps),
-        }
-    return {n: x.to(torch.get_default_device()) for n, x in made.items()}
+    made = small(seed, b=batch, t=steps, k=slots, c=code)
+    made["weights"] /= slots**0.5
+    return made | {"retention": 1 - 0.1 * torch.rand_like(made["noise_var"])}
 
 
 def both(args, **options):
