@@ -129,6 +129,9 @@ def _check_type(op: str, spec: Arg, value: Any) -> None:
         if spec.kind == "decay":
             if not 0 < value <= 1:
                 raise ValueError(f"{op}: {spec.name} must be in (0, 1], got {value}")
+        elif spec.kind == "covariance":
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{op}: {spec.name} must be finite and at least 0, got {value}")
         elif not 0 < value < math.inf:
             raise ValueError(f"{op}: {spec.name} must be positive and finite, got {value}")
         return
@@ -149,7 +152,7 @@ def holds(dtype: torch.dtype, value: float) -> bool:
 
 
 def _check_held(op: str, spec: Arg, value: float, dtype: torch.dtype) -> None:
-    if not holds(dtype, value):
+    if not (holds(dtype, value) or (spec.kind == "covariance" and value == 0)):
         least, most = _LIMITS[dtype]
         raise ValueError(
             f"{op}: {spec.name} must be from {least:.3g} to {most:.3g}, as {dtype} holds it, got "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import _backend
 from ._beliefs import wide
 from ._checks import check_int
-from ._memory_checks import check_codes, fraction, positive
+from ._memory_checks import check_codes, check_flags, fraction, positive
 from ._settings import SavedSettings
 from ._state import MemoryState
 
@@ -43,33 +43,40 @@ class MemoryParameters(SavedSettings):
     ) -> None:
         super().__init__()
         if addressing not in ADDRESSINGS:
-            raise ValueError(f"addressing must be one of {ADDRESSINGS}, got {addressing!r}")
+            raise ValueError(
+                f"FusedKanervaMemory: addressing must be one of {ADDRESSINGS}, got {addressing!r}"
+            )
         is_key = addressing == "key"
         if is_key != (key_size is not None):
             raise ValueError(
-                f'key_size must be given with addressing="key" and only then, got {key_size} '
-                f"with {addressing!r}"
+                'FusedKanervaMemory: key_size must be given with addressing="key" and only then, '
+                f"got {key_size} with {addressing!r}"
             )
         if is_key and (sample_weights or num_write_iters != 1):
             raise ValueError(
-                'sample_weights and num_write_iters are for addressing="least_squares"; with '
-                '"key" the model samples its keys itself'
+                "FusedKanervaMemory: sample_weights and num_write_iters are for "
+                'addressing="least_squares"; with "key" the model samples its keys itself'
             )
-        self.memory_size = check_int("", "memory_size", memory_size)
-        self.code_size = check_int("", "code_size", code_size)
-        self.num_write_iters = check_int("", "num_write_iters", num_write_iters)
-        self.key_size = None if key_size is None else check_int("", "key_size", key_size)
-        self.weight_std = positive("weight_std", weight_std)
+        self.memory_size = check_int("FusedKanervaMemory", "memory_size", memory_size)
+        self.code_size = check_int("FusedKanervaMemory", "code_size", code_size)
+        self.num_write_iters = check_int("FusedKanervaMemory", "num_write_iters", num_write_iters)
+        self.key_size = check_int("FusedKanervaMemory", "key_size", key_size, optional=True)
+        self.weight_std = positive("FusedKanervaMemory: weight_std", weight_std)
+        check_flags(
+            learn_noise=learn_noise, sample_memory=sample_memory, sample_weights=sample_weights
+        )
         self.addressing = addressing
         self.learn_noise = learn_noise
         self.sample_memory = sample_memory
         self.sample_weights = sample_weights
-        self.backend = _backend.check_name(backend)
+        self.backend = _backend.check_name(backend, "FusedKanervaMemory: backend")
 
-        self.retention = fraction("retention", retention)
-        self._noise_std = positive("noise_std", noise_std)
-        self._prior_var = positive("prior_var", prior_var)
-        self._prior_mean_std = positive("prior_mean_std", prior_mean_std, zero=True)
+        self.retention = fraction("FusedKanervaMemory: retention", retention)
+        self._noise_std = positive("FusedKanervaMemory: noise_std", noise_std)
+        self._prior_var = positive("FusedKanervaMemory: prior_var", prior_var)
+        self._prior_mean_std = positive(
+            "FusedKanervaMemory: prior_mean_std", prior_mean_std, zero=True
+        )
         if not is_key:
             self._check_sizes()
         # (1,), not 0-d: FullyShardedDataParallel and fully_shard split the first dimension.
@@ -88,8 +95,9 @@ class MemoryParameters(SavedSettings):
     def _check_sizes(self) -> None:
         if self._prior_mean_std == 0:
             raise ValueError(
-                'prior_mean_std must be positive with addressing="least_squares", which finds no '
-                "address in a memory of zeros and writes nothing"
+                "FusedKanervaMemory: prior_mean_std must be positive with "
+                'addressing="least_squares", which finds no address in a memory of zeros and '
+                "writes nothing"
             )
         if self.memory_size >= self.code_size:
             warnings.warn(
@@ -123,6 +131,9 @@ class MemoryParameters(SavedSettings):
 
     def _differ(self, theirs: float, ours: float) -> bool:
         return bool(theirs and ours) and super()._differ(theirs, ours)
+
+    def _as_given(self, name: str, value: float) -> str:
+        return "None" if name == "retention" and value == 1 else super()._as_given(name, value)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         for name in ("log_prior_var", "log_noise_std", "log_weight_std"):  # 0-d in old checkpoints

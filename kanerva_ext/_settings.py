@@ -28,6 +28,10 @@ class SavedSettings(nn.Module):
     def _differ(self, theirs: float, ours: float) -> bool:
         return not math.isclose(theirs, ours, rel_tol=1e-6)
 
+    def _as_given(self, name: str, value: float) -> str:
+        """How the constructor takes it, for a message."""
+        return f"{value:g}"
+
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
@@ -36,9 +40,10 @@ class SavedSettings(nn.Module):
         if isinstance(saved, Tensor) and saved.dim() == 1:
             for (name, ours), theirs in zip(self.settings().items(), saved.tolist(), strict=False):
                 if self._differ(theirs, ours):
+                    saved_as, here = self._as_given(name, theirs), self._as_given(name, ours)
                     error_msgs.append(
-                        f"{prefix}{name} is {theirs:g} in the checkpoint and {ours:g} in this "
-                        f"{type(self).__name__}: construct it with {name}={theirs:g} (or remove "
+                        f"{prefix}{name} is {saved_as} in the checkpoint and {here} in this "
+                        f"{type(self).__name__}: construct it with {name}={saved_as} (or remove "
                         f"{key!r} from the checkpoint)"
                     )
         else:

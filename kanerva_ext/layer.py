@@ -76,7 +76,8 @@ class KanervaLayer(SavedSettings):
             at 0.9999 in the first head to 0.905 in the last: nothing grows, and there is no limit.
             ``"decay"``: exponential forgetting. Along directions that are not written at any more
             the variance grows as the decays multiply; once they come to 1e-3 in a sequence the
-            layer forgets no further, so that float32 can hold it. Without ``use_decay``: either.
+            layer forgets no further, so that float32 can hold it; the gate is ``decay_proj``, and
+            the other dynamics' is None. Without ``use_decay``: either.
         use_gate: multiply the output of each head by ``silu`` of a projection of the token.
         noise_var: observation noise variance at the start of training, > noise_floor.
         noise_floor: the smallest that it can become, > 0.

@@ -111,7 +111,9 @@ class FusedKanervaMemory(MemoryParameters):
             noise_var: noise variance of each code, > 0: a float, 0-d, or (B, T); the module's if
                 None. What is noisier is written more weakly; addresses keep the module's `ridge`.
             decay: in (0, 1]: the covariance is divided by it before each code (exponential
-                forgetting); a float, 0-d, or (B, T). Not in a memory with ``retention``.
+                forgetting); a float, 0-d, or (B, T). Not in a memory with ``retention``. What was
+                written with decay or retention can no longer be taken out by `forget` or joined by
+                `merge`, which cannot see that it has faded.
             retention: in (0, 1]: how much of the memory remains before each code, while it drifts
                 back to the module's prior; a float, 0-d, or (B, T); the module's if None. A write
                 at addresses that have to be found goes code by code in Python then.

@@ -70,7 +70,7 @@ def bayes_write(
             stationary_cov``, which stays bounded (an Ornstein-Uhlenbeck prior; the filter is
             Kalman's). A float, 0-d, or (B, T); not with decay.
         stationary_cov: (B, K, K), dtype of the state, symmetric positive semi-definite, or a float
-            or 0-d > 0 that multiplies the identity; None: the identity. With retention only.
+            or 0-d >= 0 that multiplies the identity; None: the identity. With retention only.
         method: ``"chunk"`` (in chunks of steps, in order), ``"information"`` (sums over the
             episode, for T >> K; not with decay or retention), ``"sqrt"`` (square roots, for extreme
             conditioning) or ``"auto"``, which chooses by cost and by an estimate of conditioning.

@@ -111,13 +111,7 @@ def causal_step(
     raw, batch = args, None
     if torch.compiler.is_compiling() or not _is_raw(*args):
         raw, batch = _checks.prepare("causal_step", OPERATOR.args, args)
-        for name, state in (("mean", mean), ("cov", cov)):
-            if state.shape[:-2] != batch:
-                raise ValueError(
-                    f"causal_step: {name} must have the leading dimensions {tuple(batch)} of all "
-                    "arguments together, because it is changed in place, got "
-                    f"{tuple(state.shape[:-2])}"
-                )
+        _check_leading(args, batch)
     before = [x.clone() for x in raw[:2]] if check else raw[:2]
     results = _choose(backend, mean)(*raw)
     if batch is None and not check:
@@ -134,6 +128,27 @@ def _choose(backend: str, mean: Tensor):
         if choice == "triton":
             return _triton
     return _native
+
+
+def _check_leading(args, batch: torch.Size) -> None:
+    """Raise unless mean and cov have all leading dimensions; names the argument that has others."""
+    own = args[0].shape[:-2]
+    for spec, value in zip(OPERATOR.args, args, strict=True):
+        if not isinstance(value, Tensor) or (value.dim() == 0 and not spec.dims):
+            continue
+        lead = value.shape[: value.dim() - len(spec.dims)]
+        if spec.name == "cov" and lead != own:
+            raise ValueError(
+                f"causal_step: cov must have the leading dimensions {tuple(own)} of mean, because "
+                f"both are changed in place, got {tuple(lead)}"
+            )
+        if torch.broadcast_shapes(lead, own) != own:
+            letters = ", ".join(("...", *spec.dims))
+            raise ValueError(
+                f"causal_step: {spec.name} must have shape ({letters}) with leading dimensions "
+                f"that broadcast to those of mean, {tuple(own)}, because mean is changed in "
+                f"place, got {tuple(value.shape)}"
+            )
 
 
 def check_placements(mean, cov) -> None:

@@ -394,6 +394,9 @@ WRONG_CONSTRUCTIONS = [
     ({"addressing": "key", "key_size": 3, "sample_weights": True}, ValueError, "sample_weights"),
     ({"addressing": "key", "key_size": 3, "num_write_iters": 2}, ValueError, "num_write_iters"),
     ({"backend": "tpu"}, ValueError, "backend must be one of"),
+    ({"learn_noise": "yes"}, TypeError, "learn_noise must be a bool, got str"),
+    ({"sample_memory": 1}, TypeError, "sample_memory must be a bool, got int"),
+    ({"sample_weights": None}, TypeError, "sample_weights must be a bool, got NoneType"),
     ({"prior_mean_std": -1.0}, ValueError, "prior_mean_std must be finite and at least 0"),
     ({"prior_mean_std": 0}, ValueError, "prior_mean_std must be positive with addressing="),
 ]
@@ -403,7 +406,7 @@ WRONG_CONSTRUCTIONS = [
     ("options", "error", "match"), WRONG_CONSTRUCTIONS, ids=[str(w[0]) for w in WRONG_CONSTRUCTIONS]
 )
 def test_wrong_construction(options, error, match):
-    with pytest.raises(error, match=match):
+    with pytest.raises(error, match=f"^FusedKanervaMemory: .*{match}"):
         FusedKanervaMemory(**{"memory_size": K, "code_size": C, **options})
 
 

@@ -86,6 +86,17 @@ def test_step_says_what_is_wrong():
             ValueError,
             r"cov must have the leading dimensions \(2,\)",
         ),
+        (
+            {"retention": torch.full((2, 1), 0.9)},
+            ValueError,
+            r"retention must have shape \(\.\.\.\) with .* those of mean, \(2,\), .* got \(2, 1\)",
+        ),
+        (
+            {"queries": torch.ones(3, 2, 7)},
+            ValueError,
+            r"queries must have shape \(\.\.\., K\) with",
+        ),
+        ({"mean": one_step()["mean"][:1]}, ValueError, r"cov must have .* \(1,\) of mean"),
         ({"weights": torch.ones(2, 6)}, ValueError, r"weights must have shape \(..., K\)"),
         ({"noise_var": -1.0}, ValueError, "noise_var must be positive"),
         ({"mean": None}, TypeError, "mean must be a torch.Tensor, got None"),

@@ -25,6 +25,10 @@ def test_ways_to_say_the_same():
                 torch.testing.assert_close(got, want, rtol=rtol, atol=1e-7)
         unit = function(**rest, retention=0.8, stationary_cov=1.0)
         torch.testing.assert_close(function(**rest, retention=0.8), unit)
+        zeros = torch.zeros(4, 4, dtype=torch.float64)  # what it held fades to certainty
+        for none in (0, 0.0, torch.tensor(0.0)):
+            got = function(**rest, retention=0.8, stationary_cov=none)
+            torch.testing.assert_close(got, function(**rest, retention=0.8, stationary_cov=zeros))
 
 
 FUNCTIONS = {
@@ -47,7 +51,11 @@ FUNCTIONS = {
         ({"retention": 1.5}, ValueError, r"retention must be in \(0, 1\], got 1.5"),
         ({"retention": math.nan}, ValueError, r"retention must be in \(0, 1\], got nan"),
         ({"retention": "half"}, TypeError, "retention must be a float or a torch.Tensor"),
-        ({"retention": 0.5, "stationary_cov": -1.0}, ValueError, "stationary_cov must be positive"),
+        (
+            {"retention": 0.5, "stationary_cov": -1.0},
+            ValueError,
+            "stationary_cov must be finite and at least 0, got -1",
+        ),
         ({"retention": 0.5, "stationary_cov": True}, TypeError, "stationary_cov must be a float"),
         (
             {"retention": 0.5, "stationary_cov": torch.eye(3, dtype=torch.float64)},
