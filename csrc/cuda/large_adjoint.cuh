@@ -13,53 +13,11 @@
 // M, Y and V come with X, before its barrier.
 #pragma once
 
+#include "large_adjoint_memory.cuh"
 #include "marks.cuh"
-#include "streams.cuh"
 #include "write_chunk.cuh"
 
 namespace kanerva::cuda {
-
-// Of a team, in the workspace: matrices of T and of K rows, a multiple of 16 bytes apart. Found
-// anew wherever they are needed, for so many places would take the registers of a product.
-struct LargeAdjointBuffers {
-  float* data;
-  const Sizes& n;
-  int first = 0;  // always
-
-  // From a row to the next.
-  __host__ __device__ int slots() const { return int(n.K + 3) / 4 * 4; }
-  __host__ __device__ int columns() const { return int(n.C + 3) / 4 * 4; }
-
-  __device__ float* W() const { return of_steps(0); }  // without what the mask leaves out
-  __device__ float* G() const { return of_steps(1); }
-  __device__ float* M() const { return of_steps(2); }
-  __device__ float* V() const { return of_steps(3); }
-  __device__ float* Y() const { return of_steps(4); }
-  __device__ float* gU() const { return of_slots(0); }  // symmetric
-  __device__ float* E() const { return of_slots(1); }
-  __device__ float* F() const { return of_slots(2); }  // transposed
-  __device__ float* S() const { return of_slots(3); }  // the tiles with upper elements
-  __device__ float* A() const { return of_slots(4); }
-  __device__ float* D() const { return A() + int(n.T) * columns(); }
-  // Parts of w'U0 w and of w'U w: T for each tile of slots.
-  __device__ float* before() const { return D() + int(n.K) * columns(); }
-  __device__ float* after() const { return before() + int(n.T) * stream_tiles(int(n.K)); }
-
-  size_t bytes() const {
-    const int64_t numbers =
-        (5 * n.T + 4 * n.K) * slots() + (n.T + n.K) * columns() + 2 * n.T * stream_tiles(int(n.K));
-    return (size_t(numbers) * sizeof(float) + 15) / 16 * 16;
-  }
-
- private:
-  __device__ float* of_steps(int i) const { return data + first + i * int(n.T) * slots(); }
-  __device__ float* of_slots(int i) const { return of_steps(5) + i * int(n.K) * slots(); }
-};
-
-// Shared memory of a block: that of products, then 1 / n_t.
-inline size_t large_adjoint_shared(int64_t T) {
-  return sizeof(StreamMemory) + size_t(T + 3) / 4 * 4 * sizeof(float);
-}
 
 // The products, those of a tile one after the other; each letter is a matrix of the formulas, those
 // of the state before it P, and what is named first has the rows.
@@ -152,26 +110,24 @@ class LargeAdjoint {
     const bool upper = part == Part::squares || part == Part::EF;
     if (part == Part::symmetric && args_.grad_cov.data == nullptr) return;
     if (part == Part::D && gl_ == 0.0f) return;
-    const int across = stream_tiles(of_columns ? C() : K());
-    const int count = stream_tiles(of_steps ? T() : K()) * across;
+    const int rows = of_steps ? T() : K(), columns = of_columns ? C() : K();
 #pragma unroll 1
-    for (int tile = 0; tile < count; ++tile) {
-      const int i0 = tile / across * kStreamSide, j0 = tile % across * kStreamSide;
-      if (upper && j0 < i0) continue;
-      const bool is_own = turn_ == block_rank();
-      turn_ = turn_ + 1 < blocks() ? turn_ + 1 : 0;
-      if (!is_own) continue;
-      if (part == Part::symmetric) {
-        symmetrise_tile(i0, j0);
-        continue;
-      }
+    for (int i0 = 0; i0 < rows; i0 += kStreamSide)
 #pragma unroll 1
-      for (Part p = part; p < after(part); p = Part(int(p) + 1)) {
-        forget();
-        multiply_streams(i0, j0, [&] { return product(p); });
-        forget();
-        finish(p, i0, j0);
+      for (int j0 = upper ? i0 : 0; j0 < columns; j0 += kStreamSide) {
+        if (turn_ == block_rank()) do_tile(part, i0, j0);
+        turn_ = turn_ + 1 < blocks() ? turn_ + 1 : 0;
       }
+  }
+
+  __device__ void do_tile(Part first, int i0, int j0) {
+    if (first == Part::symmetric) return symmetrise_tile(i0, j0);
+#pragma unroll 1
+    for (Part part = first; part < after(first); part = Part(int(part) + 1)) {
+      forget();
+      multiply_streams(i0, j0, [&] { return product(part); });
+      forget();
+      finish(part, i0, j0);
     }
   }
 
@@ -277,9 +233,12 @@ class LargeAdjoint {
     return static_cast<float*>(v.data) + b_ * rows * columns;
   }
 
-  __device__ void store_gradient(float* to, float x) {
-    finite_.check(x);
-    *to = x;
+  // Row i from column j on of a gradient, of which those before `end` count.
+  __device__ void store_gradient(float* to, int i, int j, int end, const Four& x) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+      if (j + r < end) finite_.check(x.x[r]);
+    store_four(to, end, i, j, end, x);
   }
 
   // False, in every thread, where a noise variance is out of its domain.
@@ -336,13 +295,18 @@ class LargeAdjoint {
 
   // G, and W without what the mask leaves out.
   __device__ void store_gains(int i0, int j0) const {
-    const Rows from = rows_of(args_.weights, b_, 0, 0);
+    const Rows W = rows_of(args_.weights, b_, 0, 0);
     finish_tile(
-        i0, T(), j0, K(), [&](int t, int k) { return from.data[t * from.row + k]; },
-        [&](int t, int k, float x, float w) {
-          const bool kept = inverse_[t] > 0.0f;
-          m_.W()[t * m_.slots() + k] = kept ? w : 0.0f;
-          m_.G()[t * m_.slots() + k] = kept ? inverse_[t] * x : 0.0f;
+        i0, T(), j0, K(), [&](int t, int k) { return load_four(W, t, k, K()); },
+        [&](int t, int k, Four x, Four w) {
+          const float inverse = inverse_[t];
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            x.x[r] = inverse > 0.0f ? inverse * x.x[r] : 0.0f;
+            w.x[r] = inverse > 0.0f ? w.x[r] : 0.0f;
+          }
+          store_four(m_.G() + t * m_.slots() + k, x);
+          store_four(m_.W() + t * m_.slots() + k, w);
         });
   }
 
@@ -350,58 +314,83 @@ class LargeAdjoint {
   __device__ void store_innovations(int i0, int j0) const {
     const Rows Z = rows_of(args_.values, b_, 0, 0);
     finish_tile(
-        i0, T(), j0, C(), [&](int t, int c) { return Z.data[t * Z.row + c]; },
-        [&](int t, int c, float x, float z) {
-          m_.A()[t * m_.columns() + c] = inverse_[t] > 0.0f ? inverse_[t] * (z - x) : 0.0f;
+        i0, T(), j0, C(), [&](int t, int c) { return load_four(Z, t, c, C()); },
+        [&](int t, int c, Four x, const Four& z) {
+          const float inverse = inverse_[t];
+#pragma unroll
+          for (int r = 0; r < 4; ++r) x.x[r] = inverse > 0.0f ? inverse * (z.x[r] - x.x[r]) : 0.0f;
+          store_four(m_.A() + t * m_.columns() + c, x);
         });
   }
 
   // gU = (gU + gU') / 2
   __device__ void symmetrise_tile(int i0, int j0) const {
-    const Rows from = rows_of(args_.grad_cov, b_, 0, 0);
-    float* const tile = stream_memory().tile;
-    const auto load = [&](int i, int j) { return from.data[i * from.row + j]; };
+    const Rows gU = rows_of(args_.grad_cov, b_, 0, 0);
+    const auto load = [&](int i, int j) { return load_four(gU, i, j, K()); };
     __syncthreads();
-    finish_tile(j0, K(), i0, K(), load, [&](int j, int i, float, float x) {
-      tile[(j - j0) * StreamMemory::kTile + i - i0] = x;
+    finish_tile(j0, K(), i0, K(), load, [&](int j, int i, const Four&, const Four& x) {
+      store_four(stream_memory().tile + (j - j0) * StreamMemory::kTile + i - i0, x);
     });
     __syncthreads();
-    finish_tile(i0, K(), j0, K(), load, [&](int i, int j, float, float x) {
-      m_.gU()[i * m_.slots() + j] = 0.5f * (x + tile[(j - j0) * StreamMemory::kTile + i - i0]);
+    finish_tile(i0, K(), j0, K(), load, [&](int i, int j, const Four&, Four x) {
+      const Four mirrored = column_of_tile(j - j0, i - i0, K() - j0);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) x.x[r] = 0.5f * (x.x[r] + mirrored.x[r]);
+      store_four(m_.gU() + i * m_.slots() + j, x);
     });
+  }
+
+  // Four rows of the tile, from i on, in column j; of `rows` that there are.
+  __device__ static Four column_of_tile(int i, int j, int rows) {
+    Four x = {};
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+      if (i + r < rows) x.x[r] = stream_memory().tile[(i + r) * StreamMemory::kTile + j];
+    return x;
   }
 
   __device__ void keep_tile(int i0, int rows, int j0, int columns, float* to, int ld) const {
     finish_tile(
         i0, rows, j0, columns, [](int, int) { return 0; },
-        [&](int i, int j, float x, int) { to[i * ld + j] = x; });
+        [&](int i, int j, const Four& x, int) { store_four(to + i * ld + j, x); });
   }
 
   // M, V and Y from X, which M is so far.
-  __device__ void store_changes(int i0, int j0) const {
+  __device__ void store_changes(int i0, int j0) {
+    struct Both {
+      Four x, w;
+    };
+    const int ld = m_.slots(), next = T() * ld;  // from M to V to Y
+    float* const M = m_.M();
+    const float* const W = m_.W();
     const float half_evidence = 0.5f * gl_ * float(C());
     finish_tile(
         i0, T(), j0, K(),
-        [&](int t, int k) {
-          const int at = t * m_.slots() + k;
-          return float2{m_.M()[at], m_.W()[at]};
-        },
-        [&](int t, int k, float moved, float2 x_and_w) {
-          const int at = t * m_.slots() + k;
-          const float half = half_evidence * inverse_[t] * x_and_w.y;
-          const float difference = x_and_w.x - moved;
-          m_.M()[at] = half - difference;
-          m_.Y()[at] = difference - moved - half;
-          m_.V()[at] = difference - moved - 2.0f * half;
+        [&](int t, int k) { return Both{load_four(M + t * ld + k), load_four(W + t * ld + k)}; },
+        [&](int t, int k, const Four& moved, const Both& old) {
+          const float scale = half_evidence * inverse_[t];
+          Four x;
+          float* const place = M + t * ld + k;
+#pragma unroll
+          for (int r = 0; r < 4; ++r) x.x[r] = scale * old.w.x[r] - (old.x.x[r] - moved.x[r]);
+          store_four(place, x);
+#pragma unroll
+          for (int r = 0; r < 4; ++r) x.x[r] = -x.x[r] - moved.x[r];
+          store_four(place + 2 * next, x);
+#pragma unroll
+          for (int r = 0; r < 4; ++r) x.x[r] -= scale * old.w.x[r];
+          store_four(place + next, x);
         });
   }
 
   __device__ void store_values(int i0, int j0) {
     float* const d_values = result(args_.d_values, T(), C());
     finish_tile(
-        i0, T(), j0, C(), [&](int t, int c) { return m_.A()[t * m_.columns() + c]; },
-        [&](int t, int c, float x, float a) {
-          store_gradient(d_values + t * C() + c, x - gl_ * a);
+        i0, T(), j0, C(), [&](int t, int c) { return load_four(m_.A() + t * m_.columns() + c); },
+        [&](int t, int c, Four x, const Four& a) {
+#pragma unroll
+          for (int r = 0; r < 4; ++r) x.x[r] -= gl_ * a.x[r];
+          store_gradient(d_values, t, c, C(), x);
         });
   }
 
@@ -409,7 +398,7 @@ class LargeAdjoint {
     float* const d_weights = result(args_.d_weights, T(), K());
     finish_tile(
         i0, T(), j0, K(), [](int, int) { return 0; },
-        [&](int t, int k, float x, int) { store_gradient(d_weights + t * K() + k, x); });
+        [&](int t, int k, const Four& x, int) { store_gradient(d_weights, t, k, K(), x); });
   }
 
   __device__ void store_mean(int i0, int j0) {
@@ -417,31 +406,39 @@ class LargeAdjoint {
     const Rows gR = rows_of(of_mean ? args_.grad_mean : args_.mean, b_, 0, 0);
     float* const d_mean = result(args_.d_mean, K(), C());
     finish_tile(
-        i0, K(), j0, C(), [&](int k, int c) { return of_mean ? gR.data[k * gR.row + c] : 0.0f; },
-        [&](int k, int c, float x, float g) { store_gradient(d_mean + k * C() + c, g - x); });
+        i0, K(), j0, C(), [&](int k, int c) { return of_mean ? load_four(gR, k, c, C()) : Four{}; },
+        [&](int k, int c, Four x, const Four& g) {
+#pragma unroll
+          for (int r = 0; r < 4; ++r) x.x[r] = g.x[r] - x.x[r];
+          store_gradient(d_mean, k, c, C(), x);
+        });
   }
 
-  // dU0: above the diagonal, and mirrored.
+  // dU0: above the diagonal, and mirrored, over what the tile had below it.
   __device__ void store_cov(int i0, int j0) {
+    struct Both {
+      Four s, g;
+    };
     const bool of_cov = args_.grad_cov.data != nullptr;
     float* const d_cov = result(args_.d_cov, K(), K());
-    float* const tile = stream_memory().tile;
     finish_tile(
         i0, K(), j0, K(),
         [&](int i, int j) {
           const int at = i * m_.slots() + j;
-          return float2{m_.S()[at], of_cov ? m_.gU()[at] : 0.0f};
+          return Both{load_four(m_.S() + at), of_cov ? load_four(m_.gU() + at) : Four{}};
         },
-        [&](int i, int j, float x, float2 other) {
-          const float d = fmaf(0.5f, other.x + x, other.y);
-          tile[(i - i0) * StreamMemory::kTile + j - j0] = d;
-          if (j >= i) store_gradient(d_cov + i * K() + j, d);
+        [&](int i, int j, Four x, const Both& other) {
+          forget();
+#pragma unroll
+          for (int r = 0; r < 4; ++r) x.x[r] = fmaf(0.5f, other.s.x[r] + x.x[r], other.g.x[r]);
+          store_four(stream_memory().tile + (i - i0) * StreamMemory::kTile + j - j0, x);
+          store_gradient(d_cov, i, j, K(), x);
         });
     __syncthreads();
     finish_tile(
         j0, K(), i0, K(), [](int, int) { return 0; },
-        [&](int j, int i, float, int) {
-          if (j > i) d_cov[j * K() + i] = tile[(i - i0) * StreamMemory::kTile + j - j0];
+        [&](int j, int i, const Four&, int) {
+          store_four(d_cov, K(), j, i, j, column_of_tile(i - i0, j - j0, K() - i0));
         });
   }
 

@@ -40,7 +40,7 @@ inline int blocks_of_adjoint(const Sizes& n, int resident, const Device& device)
     return int(most < 1 ? 1 : most < kMostInCluster ? most : kMostInCluster);
   }
   for (const int blocks : {kMostInCluster, 4, 2}) {
-    const int64_t room = is_cluster(device, blocks) ? clusters_at_once(blocks, device) * resident
+    const int64_t room = is_cluster(device, blocks) ? clusters_at_once(blocks, device, resident)
                                                     : device.processors / blocks;
     if (n.B <= room && clocks_of_adjoint(n, blocks, device) < clocks_of_adjoint(n, 1, device))
       return blocks;
@@ -79,7 +79,7 @@ struct LargeAdjointWorkspace {
   size_t size() const { return barriers + matrices + marks; }
 };
 
-static __global__ void __launch_bounds__(kStreamThreads, 2)
+static __global__ void __launch_bounds__(kStreamThreads, kLoadsAhead ? 2 : 1)
     large_backward_kernel(const __grid_constant__ BayesWriteBackwardArgs args,
                           const __grid_constant__ LargeAdjointPlan plan, TeamBarrier* barriers,
                           float* matrices, int* marks) {

@@ -22,11 +22,12 @@ inline int most_blocks(const Sizes& n, const Device& device) {
   return int(most < kMostBlocks ? most : kMostBlocks);
 }
 
-// Clusters of so many blocks that run at the same time: the processors of one share a part of the
-// device, of which those with clusters have 16 or more each.
-inline int64_t clusters_at_once(int blocks, const Device& device) {
+// Clusters of so many blocks that run at the same time where a processor has `resident` of these:
+// the processors of a cluster share a part of the device, of which those with clusters have 16 or
+// more each.
+inline int64_t clusters_at_once(int blocks, const Device& device, int resident = 1) {
   const int64_t parts = device.processors / 16;
-  return parts > 0 ? parts * (16 / blocks) : device.processors / blocks;
+  return parts > 0 ? parts * (16 / blocks) * resident : device.processors * resident / blocks;
 }
 
 // What a team takes, in multiply-adds of a block. A block does about 64 a clock, 1e11 a second:

@@ -50,15 +50,25 @@ __device__ inline StreamMemory& stream_memory() {
 // Starts the copy of rows i0 on and numbers p0 on of x, of which there are `depth`.
 __device__ inline void start_strip(const Source& x, int i0, int p0, int depth, float* to) {
   using M = StreamMemory;
-  const auto always = [](int) { return true; };
+  const bool across = x.across;
   const int64_t row = x.from.row;
-  if (x.across) {
-    start_copy({x.from.data + p0 * row + i0, row}, depth - p0, x.rows - i0, to, M::kAcross,
-               kStreamDepth, kStreamSide, always);
-  } else {
-    start_copy({x.from.data + i0 * row + p0, row}, x.rows - i0, depth - p0, to, M::kAlong,
-               kStreamSide, kStreamDepth, always);
+  const float* from = x.from.data + (across ? p0 * row + i0 : i0 * row + p0);
+  const int m = across ? depth - p0 : x.rows - i0, n = across ? x.rows - i0 : depth - p0;
+  const int ld = across ? M::kAcross : M::kAlong;
+  if (!is_aligned({from, row})) {
+    const auto always = [](int) { return true; };
+    start_copy_by<1>({from, row}, m, n, to, ld, across ? kStreamDepth : kStreamSide,
+                     across ? kStreamSide : kStreamDepth, always);
+    return;
   }
+  // Sixteen or eight lanes for a row, in two halves.
+  const int shift = across ? 4 : 3, half = kStreamThreads >> shift;
+  const int i = block_thread() >> shift, j = (block_thread() & ((1 << shift) - 1)) * 4;
+  const int given = 4 * max(0, min(4, n - j));
+  from += i * row + j;
+  to += i * ld + j;
+  copy_async<16>(to, from, i < m ? given : 0);
+  copy_async<16>(to + half * ld, from + half * row, i + half < m ? given : 0);
 }
 
 // The tile becomes that of product(), which only the first thread asks for, from (i0, j0) on. By
@@ -115,24 +125,62 @@ __device__ inline void multiply_streams(int i0, int j0, Find product) {
   __syncthreads();
 }
 
-// store(i, j, x, load(i, j)) for the elements x of the tile that starts at (i0, j0) of rows x
+// Four numbers of a row.
+struct Four {
+  float x[4];
+};
+
+__device__ inline Four load_four(const float* from) {
+  const auto x = *reinterpret_cast<const float4*>(from);
+  return {x.x, x.y, x.z, x.w};
+}
+
+__device__ inline void store_four(float* to, const Four& x) {
+  *reinterpret_cast<float4*>(to) = {x.x[0], x.x[1], x.x[2], x.x[3]};
+}
+
+// The same of row i from column j on, of which only those before `end` are there.
+__device__ inline Four load_four(const Rows& x, int i, int j, int end) {
+  const float* const from = x.data + i * x.row + j;
+  if (is_aligned(x) && j + 4 <= end) return load_four(from);
+  Four y = {};
+#pragma unroll
+  for (int r = 0; r < 4; ++r)
+    if (j + r < end) y.x[r] = from[r];
+  return y;
+}
+
+__device__ inline void store_four(float* to, int ld, int i, int j, int end, const Four& x) {
+  float* const place = to + i * ld + j;
+  if (is_aligned({to, ld}) && j + 4 <= end) return store_four(place, x);
+#pragma unroll
+  for (int r = 0; r < 4; ++r)
+    if (j + r < end) place[r] = x.x[r];
+}
+
+// store(i, j, x, load(i, j)) for each four elements x of the tile that starts at (i0, j0) of rows x
 // columns; loads go on side by side. Not synchronised.
 template <class Load, class Store>
 __device__ inline void finish_tile(int i0, int rows, int j0, int columns, Load load, Store store) {
-  constexpr int kTogether = 8, kStep = kStreamThreads / kStreamSide;
-  const int j = block_thread() % kStreamSide, first = block_thread() / kStreamSide;
-  if (j0 + j >= columns) return;
-  const float* const tile = stream_memory().tile + j;
+  constexpr int kStep = kStreamThreads / (kStreamSide / 4);
+  constexpr int kTogether = 1;
+  const int own = block_thread() % (kStreamSide / 4) * 4, j = j0 + own;
+  const float* const tile = stream_memory().tile + own;
+  if (j >= columns) return;
 #pragma unroll 1
-  for (int i = first; i < kStreamSide && i0 + i < rows; i += kTogether * kStep) {
+  for (int first = block_thread() / (kStreamSide / 4); first < kStreamSide;
+       first += kTogether * kStep) {
     decltype(load(0, 0)) x[kTogether];
 #pragma unroll
-    for (int q = 0; q < kTogether; ++q)
-      if (i0 + i + q * kStep < rows) x[q] = load(i0 + i + q * kStep, j0 + j);
+    for (int q = 0; q < kTogether; ++q) {
+      const int i = first + q * kStep;
+      if (i0 + i < rows) x[q] = load(i0 + i, j);
+    }
 #pragma unroll
-    for (int q = 0; q < kTogether; ++q)
-      if (i0 + i + q * kStep < rows)
-        store(i0 + i + q * kStep, j0 + j, tile[(i + q * kStep) * StreamMemory::kTile], x[q]);
+    for (int q = 0; q < kTogether; ++q) {
+      const int i = first + q * kStep;
+      if (i0 + i < rows) store(i0 + i, j, load_four(tile + i * StreamMemory::kTile), x[q]);
+    }
   }
 }
 
