@@ -49,6 +49,7 @@ SHAPES: dict[Shape, int] = {
     (4096, 32, 32, 100): 16,
     (32, 64, 64, 200): 32,
     **dict.fromkeys(MIDDLE, 1),
+    (64, 128, 128, 200): 2,  # so that a cluster of four has processors
 }
 WHAT = ("", "gradient", "adaptive_write")  # of bayes_write, but for the last
 #: Counted at a few T and followed by a line.

@@ -75,8 +75,8 @@ page and [performance.md](performance.md).
 `KANERVA_TEAM_WORK=0` gives every memory a team of blocks, as many as the processors have room
 for: the rows "teams" are so, since without it only large memories get one, and the gradients of few
 memories of 33 to 64 slots or steps. Teams of 2, 4 and 8 are clusters, as are the writes of 65 slots
-and more: their launches, their barriers and a device that refuses them have run in the interpreter
-of PTX alone.
+and more and their gradients: their launches, their barriers and a device that refuses them have run
+in the interpreter of PTX alone.
 
 Without a GPU, `make rehearse-gpu` goes through all four phases with a CUDA build of PyTorch: it
 builds the package, starts every process, and each must end in "no GPU" and in nothing else. What

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "plan.cuh"
+#include "marks.cuh"
 #include "stationary_adjoint.cuh"
 
 namespace kanerva::cuda {
@@ -150,6 +150,19 @@ void start_adjoint(void (*kernel)(Args, AdjointPlan, char*, More...), const Args
   launch(kernel, {args.n.B, 1, plan.team, plan.in_clusters}, plan.threads,
          shared_bytes(plan.team, plan.shared), to.stream, args, plan,
          static_cast<char*>(to.workspace), more...);
+}
+
+using MarkedBackwardKernel = void (*)(BayesWriteBackwardArgs, AdjointPlan, char*, const int*, int);
+
+// The same for the memories that are marked, by `shares` marks each: by the blocks that there are
+// processors for, or by teams.
+inline void start_marked(MarkedBackwardKernel kernel, const BayesWriteBackwardArgs& args,
+                         const AdjointPlan& plan, Launch to, char* workspace, const int* marks,
+                         int shares) {
+  to.workspace = workspace;
+  if (plan.team > 1) return start_adjoint(kernel, args, plan, to, marks, shares);
+  launch(kernel, {blocks_for_marked(args.n.B, to.device)}, plan.threads, plan.shared, to.stream,
+         args, plan, workspace, marks, shares);
 }
 
 // The gradients of item b by its block or team, in arithmetic F. It finds its item anew: what would

@@ -6,6 +6,7 @@
 // at 30 T/s; launch 2 to 3 us, chains of pivots as in bayes_write.cu: latency binds there.
 //
 // Arithmetic as in bayes_write.cu; gradients of decays cancel and are never done in float32.
+#include "large_adjoint_plan.cuh"
 #include "small_adjoint_plan.cuh"
 #include "stationary.h"
 
@@ -44,8 +45,11 @@ size_t bayes_write_backward_workspace(const BayesWriteBackwardArgs& args, const 
   const AdjointCall call = call_of(args);
   const AdjointPlan plan = plan_adjoint(call, device);
   const SmallAdjointPlan small = plan_small(args, plan, device);
-  return (small.serves ? SmallAdjointWorkspace(args.n, small).size() : 0) +
-         workspace_of(call, plan);
+  const LargeAdjointPlan large = plan_large(args, device);
+  const size_t before = small.serves   ? SmallAdjointWorkspace(args.n, small).size()
+                        : large.serves ? LargeAdjointWorkspace(args.n, large).size()
+                                       : 0;
+  return before + workspace_of(call, plan);
 }
 
 void bayes_write_backward(const BayesWriteBackwardArgs& args, const Launch& to) {
@@ -54,6 +58,8 @@ void bayes_write_backward(const BayesWriteBackwardArgs& args, const Launch& to) 
   const SmallAdjointPlan small = plan_small(args, plan, to.device);
   if (small.serves) {
     start_small(args, small, backward_kernel, plan, to);
+  } else if (const LargeAdjointPlan large = plan_large(args, to.device); large.serves) {
+    start_large(args, large, backward_kernel, plan, to);
   } else {
     start_adjoint(backward_kernel, args, plan, to, nullptr, 1);
   }

@@ -15,13 +15,6 @@ struct ClusterPlan {
   SmallPlan hard;     // of the second launch
 };
 
-// Clusters of so many blocks that run at the same time: the processors of one share a part of the
-// device, of which those with clusters have 16 or more each.
-inline int64_t clusters_at_once(int blocks, const Device& device) {
-  const int64_t parts = device.processors / 16;
-  return parts > 0 ? parts * (16 / blocks) : device.processors / blocks;
-}
-
 // What the clusters take, in multiply-adds of the general kernel's block: of these a block does 14
 // to 23 a clock, by the interpreter's counts, for the clocks of which those of a cluster are a
 // line.

@@ -22,6 +22,14 @@ inline int most_blocks(const Sizes& n, const Device& device) {
   return int(most < kMostBlocks ? most : kMostBlocks);
 }
 
+// Clusters of so many blocks that run at the same time where a processor has `resident` of these:
+// the processors of a cluster share a part of the device, of which those with clusters have 16 or
+// more each.
+inline int64_t clusters_at_once(int blocks, const Device& device, int resident = 1) {
+  const int64_t parts = device.processors / 16;
+  return parts > 0 ? parts * (16 / blocks) * resident : device.processors * resident / blocks;
+}
+
 // What a team takes, in multiply-adds of a block. A block does about 64 a clock, 1e11 a second:
 // product() loads 8 numbers of shared memory for 16 of them. A barrier of a team takes about 2 us,
 // as long as 2e5, that of a cluster a quarter of one; those of a block are not counted.

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "adjoint_plan.cuh"
-#include "marks.cuh"
 #include "small_adjoint_team.cuh"
 
 namespace kanerva::cuda {
@@ -92,8 +91,6 @@ static __global__ void __launch_bounds__(256, 2)
   if (block_thread() == 0) marks[b * blocks() + block_rank()] = !done;
 }
 
-using MarkedBackwardKernel = void (*)(BayesWriteBackwardArgs, AdjointPlan, char*, const int*, int);
-
 inline void start_small(const BayesWriteBackwardArgs& args, SmallAdjointPlan plan,
                         MarkedBackwardKernel general, const AdjointPlan& otherwise,
                         const Launch& to) {
@@ -117,9 +114,7 @@ inline void start_small(const BayesWriteBackwardArgs& args, SmallAdjointPlan pla
     const auto kernel = is_of_32(args.n) ? small_backward_kernel<32> : small_backward_kernel<64>;
     launch(kernel, {args.n.B}, 256, plan.shared, to.stream, args, plan, marks);
   }
-  launch(general, {blocks_for_marked(args.n.B, to.device)}, otherwise.threads, otherwise.shared,
-         to.stream, args, otherwise, workspace + sizes.size(), static_cast<const int*>(marks),
-         plan.blocks);
+  start_marked(general, args, otherwise, to, workspace + sizes.size(), marks, plan.blocks);
 }
 
 }  // namespace kanerva::cuda

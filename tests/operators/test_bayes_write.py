@@ -227,6 +227,82 @@ def test_gradients(case, method, dtype):
         assert_same_direction(g, want, name=f"gradient of {name}")
 
 
+#: Which have an adjoint of their own in CUDA, from the posterior, in tiles of 64: ragged ones, one
+#: step, more steps than slots; the last ones are too hard for it, or have a decay.
+MIDDLE_GRADS = (
+    Case("iid", 1.0, 1, 100, 50),
+    Case("iid", 1.0, 17, 65, 70, "some"),
+    Case("softmax", 1.0, 128, 100, 33),
+    Case("iid", 0.3, 128, 128, 64, batch=1),
+    Case("rank8", 1.0, 300, 200, 20, "some", batch=1),
+    Case("zeros", 1.0, 40, 256, 31, batch=1),
+    Case("iid", 2.0, 70, 40, 30, batch=3),
+    Case("iid", 1.0, 9, 70, 12, "all"),
+    Case("collinear", 1e-4, 33, 70, 20),
+    Case("repeated", 1e-3, 70, 66, 40, "some"),
+    Case("softmax", 1.0, 20, 130, 9, decay=True),
+)
+
+
+@pytest.mark.parametrize("apart", [0, 1])
+@pytest.mark.parametrize("case", [pytest.param(c, id=str(c), marks=c.marks) for c in MIDDLE_GRADS])
+def test_gradients_of_more_than_64_slots_or_steps(case, apart):
+    """Also where rows lie further apart than they need, and what the mask leaves out is not finite.
+
+    What the posterior's rounding is amplified by there is beyond the recursion's own errors."""
+    p = problem(case, torch.float32)
+    if apart:
+        spread = p._replace(weights=_apart(p.weights), values=_apart(p.values))
+        if p.mask is not None:
+            spread.weights[~p.mask] = torch.nan
+            spread.values[~p.mask] = torch.inf
+            spread = spread._replace(noise_var=torch.where(p.mask, p.noise_var, -1.0))
+        p = spread
+    p = Problem(*(x if x is None or x.dtype == torch.bool else x.requires_grad_() for x in p))
+    inputs = [x for x in (*p[:5], p.decay) if x is not None]
+    cotangents = [grad.float() for grad in incoming(case)]
+    got = torch.autograd.grad(write(p), inputs, cotangents)
+    for name, g, want, rival in zip(
+        GRADS, got, true_grads(case), plain_grads(case, torch.float32), strict=False
+    ):
+        assert_as_accurate(g, want, rival, floor=1e-5, name=f"gradient of {name}")
+        assert_same_direction(g, want, name=f"gradient of {name}")
+
+
+def _apart(x):
+    """The same numbers, the rows one further apart."""
+    room = torch.full((*x.shape[:-1], x.shape[-1] + 1), torch.nan, dtype=x.dtype)
+    room[..., 1:] = x
+    return room[..., 1:]
+
+
+def test_gradients_of_one_output_of_more_than_64_slots():
+    """Those of the others are absent."""
+    case = Case("iid", 1.0, 20, 70, 24)
+    for i in range(3):
+        only = [g if j == i else torch.zeros_like(g) for j, g in enumerate(incoming(case))]
+        p = Problem(*(None if x is None else x.requires_grad_() for x in problem(case)[:5]))
+        p32 = Problem(*(x.detach().float().requires_grad_() for x in p[:5]))
+        got = torch.autograd.grad(write(p32)[i], p32[:5], only[i].float(), materialize_grads=True)
+        want = recursion_grads(problem(case), only)
+        for name, g, w in zip(GRADS, got, want, strict=False):
+            assert_as_accurate(g, w, floor=1e-5, name=f"gradient of {name}")
+
+
+def test_a_bad_item_of_more_than_64_slots_has_gradients_of_nan_alone():
+    p = problem(Case("iid", 1.0, 20, 70, 24, batch=3), torch.float32)
+    bad = p.noise_var.clone()
+    bad[1, 3] = -1.0
+
+    def gradients(noise):
+        inputs = [x.clone().requires_grad_() for x in (*p[:4], noise)]
+        return torch.autograd.grad(sum(x.sum() for x in ops.bayes_write(*inputs)), inputs)
+
+    for got, want in zip(gradients(bad), gradients(p.noise_var), strict=True):
+        assert torch.equal(got[::2], want[::2])
+        assert got[1].isnan().all()
+
+
 @REFERENCE_ALONE
 @pytest.mark.parametrize("case", grid(GRAD_CASES, values=Case.traits))
 def test_closed_form_of_the_reference(case):

@@ -77,6 +77,13 @@ def test_a_barrier_left_out_of_a_teams_adjoint_is_noticed(run):
         assert re.search(LACKING, done.stderr), (barrier, done.stdout[-2000:])
 
 
+def test_a_barrier_left_out_of_a_large_memorys_adjoint_is_noticed(run):
+    for barrier in range(0, 82, 9):  # of a block, a team or a cluster
+        skip = {"KANERVA_PTX_SKIP_BARRIER": str(barrier), "KANERVA_PTX_SKIP_IN": "large_backward"}
+        done = run("large_bayes_write_backward", **skip)
+        assert re.search(LACKING, done.stderr), (barrier, done.stdout[-2000:])
+
+
 def test_a_barrier_left_out_of_a_cluster_is_noticed(run):
     for barrier in range(0, 44, 6):
         skip = {"KANERVA_PTX_SKIP_BARRIER": str(barrier), "KANERVA_PTX_SKIP_IN": "cluster_write"}
