@@ -34,6 +34,27 @@ class InputChecks(OperatorBase):
         for r in results:
             assert r.is_contiguous()
 
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("sizes", [(3, 4, 3), pytest.param((33, 20, 21), marks=ONE_TILE)])
+    def test_nothing_between_the_rows_is_read(self, sizes, dtype):
+        """Kernels may read rows where they lie, and whole vectors of them."""
+
+        def within_nan(x):
+            room = torch.full((*x.shape[:-1], x.shape[-1] + 5), torch.nan, dtype=x.dtype)
+            room[..., 2:-3] = x.detach()
+            return room[..., 2:-3].requires_grad_(x.requires_grad)
+
+        args = self.arguments((2,), *sizes, dtype=dtype, grad=True)
+        apart = {n: within_nan(a) if a.is_floating_point() else a for n, a in args.items()}
+        names, tensors, _ = self.split(args)
+        expected, results = self.call(args), self.call(apart)
+        grads = [torch.randn_like(r) for r in expected]
+        want = torch.autograd.grad(expected, tensors, grads)
+        far = [within_nan(g) if g.dim() else g for g in grads]
+        got = torch.autograd.grad(results, [apart[n] for n in names], far)
+        for a, b in zip((*results, *got), (*expected, *want), strict=True):
+            torch.testing.assert_close(a, b)
+
     def test_grad_of_an_expanded_result(self):
         """sum() hands back a gradient with strides of zero."""
         args = self.arguments(grad=True, optional=False)

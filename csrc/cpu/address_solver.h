@@ -9,7 +9,7 @@
 #pragma once
 
 #include "../common/policy.h"
-#include "matrices.h"
+#include "in_place.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -27,17 +27,17 @@ struct AddressSystem {
       : wide(n.K <= n.C),
         K(n.K),
         C(n.C),
-        R(scope, n.K, n.C),
         Rt(scope, n.C, n.K),
         V(scope, std::min(n.K, n.C), std::min(n.K, n.C)),
         Vt(scope, std::min(n.K, n.C), std::min(n.K, n.C)) {}
 
   // False when lambda is not positive or the mean is not finite.
-  bool build(const View& mean, const View& ridge_view, int64_t b, const Executor& executor) {
-    Workspace::Scope scope(Workspace::of_thread());
+  bool build(Workspace::Scope& kept, const View& mean, const View& ridge_view, int64_t b,
+             const Executor& executor) {
     ridge = load_scalar<double>(ridge_view, b);
     if (!(ridge > 0.0 && ridge < HUGE_VAL)) return false;
-    load(executor, mean, b, Rows{}, K, R);
+    R = rows_to_read<F>(kept, executor, mean, b, Rows{}, K, C);
+    Workspace::Scope scope(Workspace::of_thread());
     transpose(executor, R, Rt);
     const int64_t n = V.rows;
     Matrix<F> system(scope, n, n);
@@ -74,7 +74,6 @@ struct AddressTile {
         Rt(in_arithmetic<A>(ex, scope, s.Rt)),
         V(in_arithmetic<A>(ex, scope, s.V)),
         Vt(in_arithmetic<A>(ex, scope, s.Vt)),
-        Z(scope, m, s.C),
         W(scope, m, s.K),
         narrow(scope, m, s.V.rows),
         half(scope, m, s.V.rows) {}
@@ -83,6 +82,11 @@ struct AddressTile {
   void apply_inverse(int64_t m, const Matrix<A>& X, const Matrix<A>& Y) const {
     product(executor, m, X, V.of_structure(Structure::upper), half);
     product(executor, m, half, Vt.of_structure(Structure::lower), Y);
+  }
+
+  // Queries of a view, for as long as the scope.
+  void take(Workspace::Scope& scope, const View& queries, int64_t b, Rows rows, int64_t m) {
+    Z = rows_to_read<A>(scope, executor, queries, b, rows, m, s.C);
   }
 
   // W = addresses of the m queries in Z. In the narrow form `narrow` is left as Z (R'R + lambda
@@ -100,9 +104,9 @@ struct AddressTile {
 
   // What the adjoint needs of solve(): the addresses that the forward gave are as good where the
   // system is well-conditioned.
-  void solve_again(int64_t m, const View& weights, int64_t b, Rows rows) {
+  void solve_again(Workspace::Scope& scope, int64_t m, const View& weights, int64_t b, Rows rows) {
     if (std::is_same_v<A, float> && s.wide) {
-      load(executor, weights, b, rows, m, W);
+      W = rows_to_read<A>(scope, executor, weights, b, rows, m, s.K, Use::all);
     } else {
       solve(m);
     }
@@ -111,9 +115,8 @@ struct AddressTile {
   // One step of iterative refinement of W.
   void refine(int64_t m) {
     Workspace::Scope scope(Workspace::of_thread());
-    Matrix<A> residual(scope, m, s.C), correction(scope, m, s.K);
-    for (int64_t t = 0; t < m; ++t) std::memcpy(residual[t], Z[t], size_t(residual.ld) * sizeof(A));
-    product(executor, m, W, R, residual, Store::sub);
+    const Matrix<A> residual(scope, m, s.C), correction(scope, m, s.K);
+    product_from(executor, Z, W, R, residual, Store::sub);
     product(executor, m, residual, Rt, narrow);  // R (z - R'w) - lambda w
     for (int64_t t = 0; t < m; ++t)
       for (int64_t k = 0; k < s.K; ++k) narrow[t][k] -= A(s.ridge) * W[t][k];
@@ -123,7 +126,7 @@ struct AddressTile {
   }
 };
 
-// What the adjoint of the solve adds up; complete after finish().
+// What the adjoint of the solve adds up.
 template <class A>
 struct AddressSums {
   Matrix<A> dR, outer;  // outer: sum y w', or absent
@@ -142,13 +145,17 @@ struct AddressSums {
     d_ridge += other.d_ridge;
   }
 
+  // dR, complete, to an item of a view.
   template <class F>
-  void finish(const AddressSystem<F>& system, const Executor& executor) {
-    if (!outer) return;
+  void finish(const AddressSystem<F>& system, const View& d_mean, int64_t b,
+              const Executor& executor) {
+    if (!outer) return store(executor, d_mean, b, Rows{}, dR.rows, dR);
     Workspace::Scope scope(Workspace::of_thread());
     add_transposed(outer);
-    product(executor, outer.rows, outer, in_arithmetic<A>(executor, scope, system.R), dR,
-            Store::sub);
+    const RowsToWrite<A> result(scope, d_mean, b, Rows{}, dR.rows, dR.columns);
+    product_from(executor, dR, outer, in_arithmetic<A>(executor, scope, system.R), result.matrix(),
+                 Store::sub);
+    result.finish(executor);
   }
 };
 
@@ -159,10 +166,10 @@ class AddressAdjoint {
   AddressAdjoint(Workspace::Scope& scope, const AddressTile<A, F>& solver, AddressSums<A>& sums)
       : t_(solver),
         sums_(sums),
-        Y_(scope, solver.W.rows, sums.dR.rows),
-        gWR_(scope, solver.s.wide ? 0 : solver.W.rows, sums.dR.columns) {}
+        Y_(scope, solver.half.rows, sums.dR.rows),
+        wide_(scope, sums.outer ? 0 : solver.half.rows, sums.dR.columns) {}
 
-  // m queries: gW in, gZ out. What `t_` holds of their solution may be overwritten.
+  // m queries: gW in, gZ out.
   void add(int64_t m, const Matrix<A>& gW, const Matrix<A>& gZ) {
     const Executor& executor = t_.executor;
     if (sums_.outer) {  // y = A^-1 gw, gz = R'y, dR = y z' - (y w' + w y') R
@@ -176,15 +183,14 @@ class AddressAdjoint {
     if (t_.s.wide) {  // the same as y (z - R'w)' - w gz'
       t_.apply_inverse(m, gW, Y_);
       product(executor, m, Y_, t_.R, gZ);
-      product(executor, m, t_.W, t_.R, t_.Z, Store::sub);  // Z becomes the residual
-      product_transposed(executor, m, Y_, t_.Z, sums_.dR, Store::add);
+      product_from(executor, t_.Z, t_.W, t_.R, wide_.top(m), Store::sub);  // the residual
+      product_transposed(executor, m, Y_, wide_, sums_.dR, Store::add);
       sums_.d_ridge -= padded_dot(m, Y_, t_.W);
     } else {  // with u = (R'R + lambda I)^-1 z, so that the residual is lambda u: y lambda = gw - R
               // gz
-      product(executor, m, gW, t_.R, gWR_);
-      t_.apply_inverse(m, gWR_, gZ);
-      for (int64_t i = 0; i < m; ++i) std::memcpy(Y_[i], gW[i], size_t(gW.columns) * sizeof(A));
-      product(executor, m, gZ, t_.Rt, Y_, Store::sub);
+      product(executor, m, gW, t_.R, wide_);
+      t_.apply_inverse(m, wide_, gZ);
+      product_from(executor, gW, gZ, t_.Rt, Y_.top(m), Store::sub);
       product_transposed(executor, m, Y_, t_.narrow, sums_.dR, Store::add);
       sums_.d_ridge -= padded_dot(m, gZ, t_.narrow);
     }
@@ -194,7 +200,7 @@ class AddressAdjoint {
  private:
   const AddressTile<A, F>& t_;
   AddressSums<A>& sums_;
-  const Matrix<A> Y_, gWR_;
+  const Matrix<A> Y_, wide_;
 };
 
 // Calls run(system, A()) with the system of item b and the arithmetic A of what is as wide as the
@@ -206,12 +212,12 @@ void with_address_system(const View& mean, const View& ridge, const Sizes& n, in
   if (narrow_state) {
     Workspace::Scope scope(Workspace::of_thread());
     AddressSystem<float> system(scope, n);
-    if (system.build(mean, ridge, b, executor) && system.facts.condition <= kEasy)
+    if (system.build(scope, mean, ridge, b, executor) && system.facts.condition <= kEasy)
       return run(system, float());
   }
   Workspace::Scope scope(Workspace::of_thread());
   AddressSystem<double> system(scope, n);
-  if (!system.build(mean, ridge, b, executor)) return failed();
+  if (!system.build(scope, mean, ridge, b, executor)) return failed();
   if (narrow_state && system.well_conditioned()) return run(system, float());
   run(system, double());
 }

@@ -9,6 +9,7 @@
 #include "../common/policy.h"
 #include "information.h"
 #include "stationary.h"
+#include "vectors.h"
 #include "write_chunk.h"
 
 namespace kanerva {
@@ -36,7 +37,7 @@ struct ChunkFactors {
   }
 };
 
-// D = Z - W R, given Z, and E = F^-1 D of a block of columns.
+// D = Z - W R, given Z in its place, and E = F^-1 D of a block of columns.
 template <class A>
 void innovations(const ChunkFactors<A>& f, const Matrix<A>& R, const Matrix<A>& D,
                  const Matrix<A>& E) {
@@ -48,22 +49,29 @@ void innovations(const ChunkFactors<A>& f, const Matrix<A>& R, const Matrix<A>& 
 template <class A>
 double weighted_square(const Matrix<A>& E, const double* weight) {
   using V = Simd<A>;
-  typename V::Wide total{};
-  for (int64_t t = 0; t < E.rows; ++t) {
-    typename V::Vector row{};
-    for (int64_t j = 0; j < E.columns; j += V::width) {
-      const auto e = V::load(E[t] + j);
-      row += e * e;
-    }
-    total += weight[t] * __builtin_convertvector(row, typename V::Wide);
-  }
   double sum = 0.0;
-  for (int l = 0; l < V::width; ++l) sum += total[l];
+  const auto add = [&](int64_t t, auto count) {
+    constexpr int rows = decltype(count)::value;
+    typename V::Vector squares[rows]{};
+    for (int64_t j = 0; j < E.columns; j += V::width) {
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        const auto e = V::load(E[t + r] + j);
+        squares[r] += e * e;
+      }
+    }
+    double sums[rows];
+    sum_rows<A, rows>(squares, sums);
+    for (int r = 0; r < rows; ++r) sum += weight[t + r] * sums[r];
+  };
+  int64_t t = 0;
+  for (; t + 8 <= E.rows; t += 8) add(t, std::integral_constant<int, 8>{});
+  for (; t < E.rows; ++t) add(t, std::integral_constant<int, 1>{});
   return sum;
 }
 
-// Where the mean comes from before a chunk and goes to after it, beside its scratch copy; empty
-// inside an episode. The first and last chunk move a block of columns while it is in the cache.
+// Where the mean comes from before a chunk and goes to after it, in place of its scratch copy;
+// empty inside an episode.
 struct MeanEnds {
   View from, to;
 };
@@ -78,16 +86,21 @@ double write_columns(const Chunk<F>& c, const ChunkFactors<A>& f, const View& va
   double* partial = outer.take<double>(columns.count);
   executor.for_each(columns.count, [&](int64_t block) {
     Workspace::Scope scope(Workspace::of_thread());
-    const int64_t c0 = columns.at(block);
-    const Matrix<A> R = mean[block], D = take_block<A>(scope, c.L, columns, block),
+    const Executor& alone = serial_executor();
+    const int64_t K = f.P.columns, c0 = columns.at(block), n = columns.of(block);
+    const Matrix<A> D = take_block<A>(scope, c.L, columns, block),
                     E = take_block<A>(scope, c.L, columns, block);
-    if (ends.from) load(ends.from, b, Rows{}, R, c0);
-    load(values, b, Rows{e.index, first}, D, c0);
+    const auto read = [&](const View& v, Rows rows, int64_t m) {
+      return rows_to_read<A>(scope, alone, v, b, rows, m, n, Use::products, c0);
+    };
+    const Matrix<A> R = ends.from ? read(ends.from, Rows{}, K) : mean[block];
+    product_from(alone, read(values, Rows{e.index, first}, c.L), f.W, R, D, Store::sub);
     clear_neutral(e, first, D);
-    innovations(f, R, D, E);
-    product_transposed(f.P, E, R, Store::add);
+    product_transposed(f.V, D, E);
+    const RowsToWrite<A> to(scope, ends.to, b, Rows{}, K, n, Use::products, c0);
+    product_transposed_from(alone, R, f.P, E, ends.to ? to.matrix() : mean[block], Store::add);
     partial[block] = weighted_square(E, c.decay);
-    if (ends.to) store(ends.to, b, Rows{}, R, c0);
+    if (ends.to) to.finish(alone);
   });
   double total = 0.0;
   for (int64_t i = 0; i < columns.count; ++i) total += partial[i];
@@ -155,12 +168,13 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
   ChunkFactors<A> factors(scope, chunk);
   Matrix<F> U(scope, K, K);
   const MeanBlocks<A> mean(scope, K, split_columns<A>(C));
+  const RowsToWrite<F> posterior(scope, args.cov_out, b, Rows{}, K, K, Use::all);
   if (!load_state(args.cov, b, use_sqrt, U)) return Outcome::failed;
 
   double log_evidence = 0.0;
   for (int64_t first = 0; first < e.steps; first += step) {
     const int64_t steps = std::min(step, e.steps - first);
-    load_chunk(chunk, args.weights, b, e, first, steps);
+    load_chunk(chunk, args.weights, b, e, first, steps, true);
     const Outcome outcome = factor(chunk, U, use_sqrt, limit, executor);
     if (outcome != Outcome::done) return outcome;
     factors.take(chunk);
@@ -169,7 +183,8 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
     const double quadratic =
         write_columns(chunk, factors, args.values, b, e, first, ends, mean, executor);
     log_evidence += chunk_log_evidence(chunk, C, quadratic);
-    if (!use_sqrt) downdate(chunk, U, executor);
+    const bool last = first + steps == e.steps;
+    if (!use_sqrt) downdate(chunk, U, last ? posterior.matrix() : U, executor);
   }
 
   // Values that are not finite, or whose squares overflow in A, show here.
@@ -179,7 +194,11 @@ Outcome write_item(const BayesWriteArgs& args, int64_t b, const Episode& e, bool
     load(args.mean, b, mean);
     store(args.mean_out, b, mean);
   }
-  store(args.cov_out, b, Rows{}, use_sqrt ? square(executor, scope, U) : U);
+  if (use_sqrt || e.steps == 0) {
+    store(args.cov_out, b, Rows{}, use_sqrt ? square(executor, scope, U) : U);
+  } else {
+    posterior.finish(executor);
+  }
   store_scalar(args.log_evidence, b, 0, log_evidence);
   return Outcome::done;
 }

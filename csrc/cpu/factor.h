@@ -23,11 +23,17 @@ void axpy(int64_t j0, int64_t n, double alpha, const T* src, T* dst) {
     V::store(dst + j, V::load(dst + j) + a * V::load(src + j));
 }
 
+// dst[j0, n) = alpha * src[j0, n), whole vectors.
 template <class T>
-void scale(int64_t j0, int64_t n, double alpha, T* dst) {
+void scale_into(int64_t j0, int64_t n, double alpha, const T* src, T* dst) {
   using V = Simd<T>;
   const auto a = V::broadcast(T(alpha));
-  for (int64_t j = j0; j < n; j += V::width) V::store(dst + j, a * V::load(dst + j));
+  for (int64_t j = j0; j < n; j += V::width) V::store(dst + j, a * V::load(src + j));
+}
+
+template <class T>
+void scale(int64_t j0, int64_t n, double alpha, T* dst) {
+  scale_into(j0, n, alpha, dst, dst);
 }
 
 // target[j0, n) -= sum_q coefficients[q * stride] * rows[q][j0, n), the sums in registers.
@@ -51,16 +57,23 @@ bool cholesky(int64_t n, T* s, int64_t lds, T* inverse_diagonal) {
     const int64_t i1 = std::min(n, i0 + kBlock<T>);
     // Left-looking: one product brings the block of rows up to date.
     if (i0 > 0) {
-      gemm<true>(i1 - i0, n - i0, i0, s + i0, lds, s + i0, lds, s + i0 * lds + i0, lds, Store::sub);
+      const Operand<T> above{s + i0, lds};
+      gemm<true, T>(i1 - i0, n - i0, i0, above, above, {s + i0 * lds + i0, lds, Store::sub});
     }
+    // Row after row is taken off the later ones; roots come last, for none waits for them.
     for (int64_t i = i0; i < i1; ++i) {
-      T* row = s + i * lds;
-      eliminate(i0, n, i - i0, s + i0 * lds + i, lds, s + i0 * lds, lds, row);
+      const T* row = s + i * lds;
       const T pivot = row[i];
       if (!(pivot > T(0) && pivot < T(HUGE_VAL))) return false;
-      const T inverse = T(1) / std::sqrt(pivot);
+      const T inverse = T(1) / pivot;
+      if (!(inverse < T(HUGE_VAL))) return false;
       inverse_diagonal[i] = inverse;
-      scale(i0, n, inverse, row);
+      for (int64_t r = i + 1; r < i1; ++r)
+        axpy(i0, n, double(-(row[r] * inverse)), row, s + r * lds);
+    }
+    for (int64_t i = i0; i < i1; ++i) {
+      inverse_diagonal[i] = std::sqrt(inverse_diagonal[i]);
+      scale(i0, n, inverse_diagonal[i], s + i * lds);
     }
   }
   return true;
@@ -81,13 +94,13 @@ void invert_upper(int64_t n, int64_t c0, int64_t c1, const T* u, int64_t ldu,
     }
     const int64_t from = std::max(i1, c0);
     if (i1 < c0) {
-      gemm<false>(i1 - i0, c1 - c0, c0 - i1, u + i0 * ldu + i1, ldu, v + i1 * ldv + c0, ldv,
-                  v + i0 * ldv + c0, ldv, Store::sub);
+      gemm<false, T>(i1 - i0, c1 - c0, c0 - i1, {u + i0 * ldu + i1, ldu}, {v + i1 * ldv + c0, ldv},
+                     {v + i0 * ldv + c0, ldv, Store::sub});
     }
     if (from < c1) {
-      gemm<false>(i1 - i0, c1 - from, c1 - from, u + i0 * ldu + from, ldu, v + from * ldv + from,
-                  ldv, v + i0 * ldv + from, ldv, Store::sub, Structure::full, Part::all,
-                  Structure::upper);
+      gemm<false, T>(i1 - i0, c1 - from, c1 - from, {u + i0 * ldu + from, ldu},
+                     {v + from * ldv + from, ldv, Structure::upper},
+                     {v + i0 * ldv + from, ldv, Store::sub});
     }
     for (int64_t i = i1 - 1; i >= i0; --i) {
       T* row = v + i * ldv;

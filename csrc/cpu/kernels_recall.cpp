@@ -12,24 +12,21 @@ void recall_tiles(const RecallArgs& args, int64_t b, const AddressSystem<F>& sys
                   const Executor& executor) {
   const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
   Workspace::Scope scope(Workspace::of_thread());
-  const Matrix<A> U(scope, K, K);
-  load(executor, args.cov, b, Rows{}, K, U);
+  const auto U = covariance_to_read<A>(scope, executor, args.cov, b, K);
   std::atomic<bool> bad{not_finite(K, U)};
-  prepare_form(U);
   for_each_segment(executor, T, [&](int64_t begin, int64_t end, const Executor& inner) {
     const int64_t tile = tile_rows(inner, end - begin);
     Workspace::Scope scope(Workspace::of_thread());
     AddressTile<A, F> solver(scope, system, tile, inner);
-    const Matrix<A> WU(scope, tile, K), V(scope, tile, C);
+    const Matrix<A> WU(scope, tile, K);
     for (int64_t first = begin; first < end && !bad; first += tile) {
       const int64_t m = std::min(tile, end - first);
       const Rows rows{nullptr, first};
-      load(inner, args.queries, b, rows, m, solver.Z);
-      if (not_finite(m, solver.Z)) bad = true;
-      solver.solve(m);
-      store(inner, args.weights_out, b, rows, m, solver.W);
-      product(inner, m, solver.W, solver.R, V);
-      store(inner, args.values_out, b, rows, m, V);
+      Workspace::Scope of_tile(Workspace::of_thread());
+      solve_tile(of_tile, solver, args, b, rows, m, bad, inner);
+      const RowsToWrite<A> V(of_tile, args.values_out, b, rows, m, C);
+      product(inner, solver.W, solver.R, V.matrix());
+      V.finish(inner);
       read_variance(inner, m, solver.W, U, WU, args.var_out, b, first);
     }
   });
@@ -59,20 +56,18 @@ void recall_adjoint_tiles(const RecallBackwardArgs& args, int64_t b, const Addre
                           const Executor& executor) {
   const int64_t K = args.n.K;
   Workspace::Scope scope(Workspace::of_thread());
-  const Matrix<A> U(scope, K, K);
-  load_covariance(executor, args.cov, b, U);
-  const auto load_gradient = [&](const RecallSums<A>& sums, const AddressTile<A, F>& solver,
-                                 Rows rows, int64_t m, const Matrix<A>& gW, const Executor& inner) {
-    if (args.grad_weights) {
-      load(inner, args.grad_weights, b, rows, m, gW);
-    } else {
-      gW.zero();
-    }
-    read_adjoint(inner, m, solver.W, solver.Rt, U, args.grad_values, args.grad_var, b, rows.first,
-                 gW, sums.dR, sums.dU);
+  const Matrix<A> UU(scope, K, K);
+  load_covariance(executor, args.cov, b, UU, 1.0);
+  const auto gradient = [&](Workspace::Scope& tile, const RecallSums<A>& sums,
+                            const AddressTile<A, F>& solver, Rows rows, int64_t m,
+                            const Executor& inner) {
+    const auto given = args.grad_weights
+                           ? rows_to_read<A>(tile, inner, args.grad_weights, b, rows, m, K)
+                           : Matrix<A>();
+    return read_adjoint(inner, m, solver.W, solver.Rt, UU, args.grad_values, args.grad_var, b,
+                        rows.first, given, Matrix<A>(tile, m, K), sums.dR, sums.dU);
   };
-  const auto& sums =
-      reverse_solve<A, RecallSums<A>>(scope, args, b, system, executor, load_gradient);
+  const auto& sums = reverse_solve<A, RecallSums<A>>(scope, args, b, system, executor, gradient);
   mirror(sums.dU);
   store(executor, args.d_cov, b, Rows{}, K, sums.dU);
 }

@@ -4,6 +4,7 @@
 
 #include "factor.h"
 #include "load.h"
+#include "transpose.h"
 #include "workspace.h"
 
 namespace kanerva {
@@ -14,6 +15,7 @@ struct Matrix {
   A* data = nullptr;
   int64_t rows = 0, columns = 0, ld = 0;
   Structure structure = Structure::full;  // which of its elements products read
+  bool bare = false;  // rows end at the last column, as a tensor's do: for products alone
 
   Matrix() = default;  // absent
   Matrix(A* first, int64_t m, int64_t n, int64_t stride)
@@ -31,6 +33,14 @@ struct Matrix {
     part.rows = m;
     return part;
   }
+  Operand<A> operand() const { return {data, ld, structure, bare}; }
+  Operand<A> full_operand() const { return {data, ld, Structure::full, bare}; }
+  Operand<A> transposed_operand() const { return {data, ld, transposed(structure), bare}; }
+  Target<A> target(Store how) const { return {data, ld, how, bare}; }
+  Target<A> target(Store how, const Matrix& from) const {
+    return {data, ld, how, bare, from.data, from.ld, from.bare};
+  }
+
   Matrix of_structure(Structure s) const {
     Matrix same = *this;
     same.structure = s;
@@ -128,7 +138,7 @@ void store(const Executor& executor, const View& v, int64_t b, Rows at, int64_t 
 template <class D, class S>
 void transpose(const Executor& executor, const Matrix<S>& from, const Matrix<D>& to) {
   for_rows(executor, from.rows, from.columns, [&](int64_t first, int64_t count) {
-    transpose(count, from.columns, from[first], from.ld, to.data + first, to.ld);
+    transpose(count, from.columns, from[first], from.ld, to.data + first, to.ld, from.bare);
   });
 }
 
@@ -198,21 +208,19 @@ void load_or_zero(const Executor& executor, const View& v, int64_t b, const Matr
 // to = from', converting.
 template <class D, class S>
 void transpose(const Matrix<S>& from, const Matrix<D>& to) {
-  transpose(from.rows, from.columns, from.data, from.ld, to.data, to.ld);
+  transpose(from.rows, from.columns, from.data, from.ld, to.data, to.ld, from.bare);
 }
 
 // c (=, +=, -=) a b, as many rows of a as c has; of a symmetric c the upper part is enough.
 template <class A>
 void product(const Matrix<A>& a, const Matrix<A>& b, const Matrix<A>& c, Store how = Store::set) {
-  gemm<false>(c.rows, c.columns, b.rows, a.data, a.ld, b.data, b.ld, c.data, c.ld, how, a.structure,
-              Part::all, b.structure);
+  gemm<false>(c.rows, c.columns, b.rows, a.operand(), b.operand(), c.target(how));
 }
 
 template <class A>
 void product(const Executor& executor, const Matrix<A>& a, const Matrix<A>& b, const Matrix<A>& c,
              Store how = Store::set, Part part = Part::all) {
-  gemm<false>(executor, c.rows, c.columns, b.rows, a.data, a.ld, b.data, b.ld, c.data, c.ld, how,
-              a.structure, part, b.structure);
+  gemm<false>(executor, c.rows, c.columns, b.rows, a.operand(), b.operand(), c.target(how), part);
 }
 
 // m rows of it.
@@ -226,15 +234,14 @@ void product(const Executor& executor, int64_t m, const Matrix<A>& a, const Matr
 template <class A>
 void product_transposed(const Matrix<A>& a, const Matrix<A>& b, const Matrix<A>& c,
                         Store how = Store::set) {
-  gemm<true>(c.rows, c.columns, b.rows, a.data, a.ld, b.data, b.ld, c.data, c.ld, how,
-             transposed(a.structure));
+  gemm<true>(c.rows, c.columns, b.rows, a.transposed_operand(), b.full_operand(), c.target(how));
 }
 
 template <class A>
 void product_transposed(const Executor& executor, const Matrix<A>& a, const Matrix<A>& b,
                         const Matrix<A>& c, Store how = Store::set, Part part = Part::all) {
-  gemm<true>(executor, c.rows, c.columns, b.rows, a.data, a.ld, b.data, b.ld, c.data, c.ld, how,
-             transposed(a.structure), part);
+  gemm<true>(executor, c.rows, c.columns, b.rows, a.transposed_operand(), b.full_operand(),
+             c.target(how), part);
 }
 
 // Over m rows of a and b.
@@ -242,6 +249,22 @@ template <class A>
 void product_transposed(const Executor& executor, int64_t m, const Matrix<A>& a, const Matrix<A>& b,
                         const Matrix<A>& c, Store how = Store::set, Part part = Part::all) {
   product_transposed(executor, a, b.top(m), c, how, part);
+}
+
+// c = from (+, -) a b
+template <class A>
+void product_from(const Executor& executor, const Matrix<A>& from, const Matrix<A>& a,
+                  const Matrix<A>& b, const Matrix<A>& c, Store how) {
+  gemm<false>(executor, c.rows, c.columns, b.rows, a.operand(), b.operand(), c.target(how, from));
+}
+
+// c = from (+, -) a' b, over the rows of b, b without structure.
+template <class A>
+void product_transposed_from(const Executor& executor, const Matrix<A>& from, const Matrix<A>& a,
+                             const Matrix<A>& b, const Matrix<A>& c, Store how,
+                             Part part = Part::all) {
+  gemm<true>(executor, c.rows, c.columns, b.rows, a.transposed_operand(), b.full_operand(),
+             c.target(how, from), part);
 }
 
 template <class A>
@@ -259,57 +282,44 @@ void mirror(const Matrix<A>& x) {
   mirror(x.rows, x.data, x.ld);
 }
 
+// y = share (x + x')
+template <class A>
+void symmetrise(const Matrix<A>& x, const Matrix<A>& y, double share = 0.5) {
+  symmetrise(x.rows, x.data, x.ld, x.bare, y.data, y.ld, y.bare, share);
+}
+
 // x = (x + x') / 2
 template <class A>
 void symmetrise(const Matrix<A>& x) {
-  symmetrise(x.rows, x.data, x.ld);
-}
-
-// A covariance of item b. The last digit of one that was computed elsewhere may differ across the
-// diagonal, and writes that shrink the rest would not shrink that.
-template <class A>
-void load_covariance(const View& v, int64_t b, const Matrix<A>& to) {
-  load(v, b, Rows{}, to);
-  symmetrise(to);
-}
-
-template <class A>
-void load_covariance(const Executor& executor, const View& v, int64_t b, const Matrix<A>& to) {
-  load(executor, v, b, Rows{}, to.rows, to);
-  symmetrise(to);
+  symmetrise(x, x);
 }
 
 // x += x'
 template <class A>
 void add_transposed(const Matrix<A>& x) {
-  symmetrise(x);
-  scale(2.0, x);
+  symmetrise(x, x, 1.0);
 }
 
-// The quadratic form of x as an upper triangle: w'x w is unchanged, and a product with x costs
+// y has the quadratic form of x as an upper triangle: w'y w = w'x w, and a product with it costs
 // half.
 template <class A>
-void fold_upper(const Matrix<A>& x) {
+void fold_upper(const Matrix<A>& x, const Matrix<A>& y) {
   using V = Simd<A>;
   constexpr int64_t W = V::width;
-  A turned[W * W];
+  A turned[W * W] = {};
   const int64_t n = x.rows;
   for (int64_t i = 0; i < n; i += W)
     for (int64_t j = i; j < n; j += W) {
       const int64_t rows = std::min(W, n - i), columns = std::min(W, n - j);
       transpose(columns, rows, x[j] + i, x.ld, turned, W);
-      if (j == i) {
-        for (int64_t r = 0; r < rows; ++r)
-          for (int64_t c = 0; c < rows; ++c)
-            x[i + r][i + c] =
-                c > r ? x[i + r][i + c] + turned[r * W + c] : (c == r ? x[i + r][i + c] : A(0));
-        continue;
-      }
       for (int64_t r = 0; r < rows; ++r) {
-        A* row = x[i + r] + j;
-        V::store(row, V::load(row) + V::load(turned + r * W));
+        A* row = y[i + r] + j;
+        V::store(row, V::load(x[i + r] + j) + V::load(turned + r * W));
+        if (j > i) continue;
+        row[r] = x[i + r][j + r];
+        for (int64_t c = 0; c < r; ++c) row[c] = A(0);
       }
-      for (int64_t c = 0; c < columns; ++c) V::store(x[j + c] + i, typename V::Vector{});
+      for (int64_t c = 0; j > i && c < columns; ++c) V::store(y[j + c] + i, typename V::Vector{});
     }
 }
 

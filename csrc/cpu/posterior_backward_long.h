@@ -1,11 +1,11 @@
 // The adjoint of a long episode's write from the posterior, for easy conditioning and no decay.
 //
-// With the posterior (R, U), A = diag(1/n) (Z - W R), Wn = diag(1/n) W, Q = U gR, D = U0^-1 (R -
-// R0) = W'A and M = 2 U gU U + gl C U, every sum over the steps but three products drops out:
+// With the posterior (R, U), A = diag(1/n) (Z - W R), Wn = diag(1/n) W, Q = U gR, D = R - R0 =
+// U0 W'A and M = 2 U gU U + gl C U, every sum over the steps but three products drops out:
 //   dZ = Wn Q - gl A,  dW = A (Q + gl R)' - Wn (Q R' + M),
 //   dn = -rowsum(Wn Q * A) + rowsum(Wn M * Wn) / 2 + gl/2 (rowsum(A * A) - C / n),
-//   dR0 = U0^-1 Q + gl D,
-//   dU0 = U0^-1 (M / 2) U0^-1 - gl C/2 U0^-1 + sym((U0^-1 Q + gl/2 D) D').
+//   dR0 = U0^-1 (Q + gl D),
+//   dU0 = U0^-1 (M / 2 + sym((Q + gl/2 D) D')) U0^-1 - gl C/2 U0^-1.
 // Forming A from the posterior cancels when noise is small, hence the limit on hardness.
 #pragma once
 
@@ -104,9 +104,8 @@ class LongPosteriorAdjoint {
   void solve_state(const Matrix<S>& P0, const State& state) {
     const Matrix<S>&R = state.R, &Q = state.Q, &QRM = state.QRM;
     Workspace::Scope scope(Workspace::of_thread());
-    Matrix<S> U(scope, K_, K_), gU(scope, K_, K_), X(scope, K_, K_), dU(scope, K_, K_),
-        M(scope, K_, K_);
-    Matrix<S> gR(scope, K_, C_), Y(scope, K_, C_), D(scope, K_, C_), turned(scope, C_, K_);
+    const Matrix<S> U(scope, K_, K_), gU(scope, K_, K_), X(scope, K_, K_), M(scope, K_, K_);
+    const Matrix<S> gR(scope, K_, C_), D(scope, K_, C_), turned(scope, C_, K_);
     load(executor_, args_.posterior_cov, b_, Rows{}, K_, U);
     load(executor_, args_.posterior_mean, b_, Rows{}, K_, R);
     load_or_zero(executor_, args_.grad_mean, b_, gR);
@@ -119,64 +118,66 @@ class LongPosteriorAdjoint {
     transpose(executor_, R, turned);
     product(executor_, K_, Q, turned, QRM);
     const S evidence = S(gl_ * double(C_)), log_gradient = S(gl_), half = S(0.5);
-    load(executor_, args_.mean, b_, Rows{}, K_, Y);
+    load(executor_, args_.mean, b_, Rows{}, K_, D);
     each_row([&](int64_t k) {
       for (int64_t j = 0; j < M.ld; ++j) {
         M[k][j] = S(2) * M[k][j] + evidence * U[k][j];
         QRM[k][j] += M[k][j];
       }
-      for (int64_t j = 0; j < Y.ld; ++j) gR[k][j] = R[k][j] - Y[k][j];
+      for (int64_t j = 0; j < D.ld; ++j) {
+        D[k][j] = R[k][j] - D[k][j];
+        gR[k][j] = Q[k][j] + half * log_gradient * D[k][j];
+      }
     });
-
-    product(executor_, K_, P0, gR, D);
-    product(executor_, K_, P0, Q, Y);
     transpose(executor_, D, turned);
-    product(executor_, K_, P0, M, X);
-    symmetric_product(X, P0, dU);
+    product(executor_, K_, gR, turned, X);
+    symmetrise(X);
     each_row([&](int64_t k) {
-      for (int64_t j = 0; j < dU.ld; ++j) dU[k][j] = half * (dU[k][j] - evidence * P0[k][j]);
-      for (int64_t j = 0; j < Y.ld; ++j) {
-        const S y = Y[k][j], d = log_gradient * D[k][j];
-        gR[k][j] = y + half * d;
-        Y[k][j] = y + d;
+      for (int64_t j = 0; j < X.ld; ++j) M[k][j] = half * M[k][j] + X[k][j];
+      for (int64_t j = 0; j < D.ld; ++j) {
+        gR[k][j] = Q[k][j] + log_gradient * D[k][j];
         D[k][j] = Q[k][j] + log_gradient * R[k][j];
       }
     });
-    store(executor_, args_.d_mean, b_, Rows{}, K_, Y);
-    product(executor_, K_, gR, turned, dU, Store::add);
-    symmetrise(dU);
-    store(executor_, args_.d_cov, b_, Rows{}, K_, dU);
+    const RowsToWrite<S> dR(scope, args_.d_mean, b_, Rows{}, K_, C_);
+    product(executor_, P0, gR, dR.matrix());
+    dR.finish(executor_);
+    product(executor_, K_, P0, M, X);
+    symmetric_product(X, P0, M);
+    each_row([&](int64_t k) {
+      for (int64_t j = 0; j < M.ld; ++j) M[k][j] -= half * evidence * P0[k][j];
+    });
+    store(executor_, args_.d_cov, b_, Rows{}, K_, M);
     transpose(executor_, D, state.mixed);
   }
 
   void adjoint_steps(int64_t first, int64_t m) const {
     Workspace::Scope scope(Workspace::of_thread());
     const Executor& alone = serial_executor();
-    Matrix<A> W(scope, m, K_), Wn(scope, m, K_), dW(scope, m, K_), Z(scope, m, C_),
-        residual(scope, m, C_), X(scope, m, C_);
     const Rows rows{e_.index, first};
-    load(args_.weights, b_, rows, m, W);
-    load(args_.values, b_, rows, m, Z);
-    copy(Z, residual);
-    product(alone, m, W, R_, residual, Store::sub);
+    const auto W = rows_to_read<A>(scope, alone, args_.weights, b_, rows, m, K_, Use::all),
+               Z = rows_to_read<A>(scope, alone, args_.values, b_, rows, m, C_, Use::all);
+    const Matrix<A> Wn(scope, m, K_), M(scope, m, K_), dW(scope, m, K_), residual(scope, m, C_),
+        X(scope, m, C_);
+    product_from(alone, Z, W, R_, residual, Store::sub);
     for (int64_t t = 0; t < m; ++t) {
       const A inverse = A(1.0 / e_.noise[first + t]);
-      for (int64_t k = 0; k < W.ld; ++k) Wn[t][k] = k < K_ ? inverse * W[t][k] : A(0);
+      scale_into(0, K_, inverse, W[t], Wn[t]);
       scale(0, C_, inverse, residual[t]);  // residual becomes A
     }
-    product(alone, m, residual, mixed_, dW);
-    product(alone, m, Wn, QRM_, W);
-    product(alone, m, Wn, Q_, X);
+    product(alone, residual, mixed_, dW);
+    product(alone, Wn, QRM_, M);
+    product(alone, Wn, Q_, X);
     for (int64_t t = 0; t < m; ++t) {
       // Wn Q R' Wn' = Wn Q (Z / n - A)', so that Wn M Wn' needs no product of its own.
       const double n = e_.noise[first + t], cross = row_dot(C_, X[t], residual[t]),
                    both = row_dot(C_, X[t], Z[t]) / n,
                    square = row_dot(C_, residual[t], residual[t]),
-                   quadratic = row_dot(K_, W[t], Wn[t]);
+                   quadratic = row_dot(K_, M[t], Wn[t]);
       const double d = 0.5 * (quadratic - both - cross + gl_ * (square - double(C_) / n));
       store_scalar(args_.d_noise_var, b_, rows[t], d);
       axpy(0, C_, -gl_, residual[t], X[t]);
-      axpy(0, K_, -1.0, W[t], dW[t]);
+      axpy(0, K_, -1.0, M[t], dW[t]);
     }
     store(args_.d_weights, b_, rows, m, dW);
     store(args_.d_values, b_, rows, m, X);

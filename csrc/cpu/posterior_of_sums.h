@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../common/policy.h"
-#include "matrices.h"
+#include "in_place.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {

@@ -5,7 +5,7 @@
 
 #include <new>
 
-#include "matrices.h"
+#include "in_place.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {

@@ -15,12 +15,18 @@ Structure form_of(const Matrix<A>& U) {
   return U.columns > kVectors * Simd<A>::width ? Structure::upper : Structure::full;
 }
 
+// A covariance in that form, where it lies if it can be used so.
 template <class A>
-void prepare_form(const Matrix<A>& U) {
-  if (form_of(U) == Structure::upper) fold_upper(U);
+Matrix<A> covariance_to_read(Workspace::Scope& scope, const Executor& executor, const View& cov,
+                             int64_t b, int64_t K) {
+  const Matrix<A> U = rows_to_read<A>(scope, executor, cov, b, Rows{}, K, K, Use::all);
+  if (form_of(U) == Structure::full) return U;
+  const Matrix<A> folded(scope, K, K);
+  fold_upper(U, folded);
+  return folded;
 }
 
-// var of m addresses, after prepare_form(U); WU is left as the product W U.
+// var of m addresses, with U of covariance_to_read(); WU is left as the product W U.
 template <class A>
 void read_variance(const Executor& executor, int64_t m, const Matrix<A>& W, const Matrix<A>& U,
                    const Matrix<A>& WU, const View& var_out, int64_t b, int64_t first) {
@@ -32,55 +38,61 @@ void read_variance(const Executor& executor, int64_t m, const Matrix<A>& W, cons
   }
 }
 
-// Adjoint of a read of m addresses: gW accumulated, dR and the upper part of dU accumulated. Absent
-// gradients are null.
+// Adjoint of a read of m addresses: gives their gradient, in gW where `other` does not give all of
+// it, and adds to dR and to the upper part of dU. UU is U + U'. What is absent is null.
 template <class A>
-void read_adjoint(const Executor& executor, int64_t m, const Matrix<A>& W, const Matrix<A>& Rt,
-                  const Matrix<A>& U, const View& grad_values, const View& grad_var, int64_t b,
-                  int64_t first, const Matrix<A>& gW, const Matrix<A>& dR, const Matrix<A>& dU) {
+Matrix<A> read_adjoint(const Executor& executor, int64_t m, const Matrix<A>& W, const Matrix<A>& Rt,
+                       const Matrix<A>& UU, const View& grad_values, const View& grad_var,
+                       int64_t b, int64_t first, Matrix<A> other, const Matrix<A>& gW,
+                       const Matrix<A>& dR, const Matrix<A>& dU) {
   Workspace::Scope scope(Workspace::of_thread());
+  const auto add = [&](const Matrix<A>& x, const Matrix<A>& y) {
+    if (other) {
+      product_from(executor, other, x, y, gW, Store::add);
+    } else {
+      product(executor, x, y, gW);
+    }
+    other = gW;
+  };
   if (grad_values) {
-    Matrix<A> gV(scope, m, Rt.rows);
-    load(executor, grad_values, b, Rows{nullptr, first}, m, gV);
-    product(executor, m, gV, Rt, gW, Store::add);
+    const Rows rows{nullptr, first};
+    const auto gV = rows_to_read<A>(scope, executor, grad_values, b, rows, m, Rt.rows);
+    add(gV, Rt);
     product_transposed(executor, m, W, gV, dR, Store::add);
   }
   if (grad_var) {
-    Matrix<A> scaled(scope, m, W.columns);
+    const Matrix<A> scaled(scope, m, W.columns);
     for_rows(executor, m, W.columns, [&](int64_t from, int64_t count) {
-      for (int64_t t = from; t < from + count; ++t) {
-        std::memcpy(scaled[t], W[t], size_t(padded<A>(W.columns)) * sizeof(A));
-        scale(0, W.columns, load_scalar<A>(grad_var, b, first + t), scaled[t]);
-      }
+      for (int64_t t = from; t < from + count; ++t)
+        scale_into(0, W.columns, load_scalar<A>(grad_var, b, first + t), W[t], scaled[t]);
     });
     product_transposed(executor, m, W, scaled, dU, Store::add, Part::upper);
-    for_rows(executor, m, W.columns, [&](int64_t from, int64_t count) {
-      for (int64_t t = from; t < from + count; ++t) scale(0, W.columns, 2.0, scaled[t]);
-    });
-    product(executor, m, scaled, U, gW, Store::add);
+    add(scaled, UU);
   }
+  if (!other) gW.zero();
+  return other ? other : gW;
 }
 
 template <class A>
 void read_item(const ReadArgs& args, int64_t b, const Executor& executor) {
   const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
   Workspace::Scope scope(Workspace::of_thread());
-  const Matrix<A> R(scope, K, C), U(scope, K, K);
-  load(executor, args.mean, b, Rows{}, K, R);
-  load(executor, args.cov, b, Rows{}, K, U);
+  const auto R = rows_to_read<A>(scope, executor, args.mean, b, Rows{}, K, C);
+  const auto U = covariance_to_read<A>(scope, executor, args.cov, b, K);
   std::atomic<bool> bad{not_finite(K, R) || not_finite(K, U)};
-  prepare_form(U);
   for_each_segment(executor, T, [&](int64_t begin, int64_t end, const Executor& inner) {
     const int64_t tile = tile_rows(inner, end - begin);
     Workspace::Scope scope(Workspace::of_thread());
-    const Matrix<A> W(scope, tile, K), WU(scope, tile, K), V(scope, tile, C);
+    const Matrix<A> WU(scope, tile, K);
     for (int64_t first = begin; first < end && !bad; first += tile) {
       const int64_t m = std::min(tile, end - first);
       const Rows rows{nullptr, first};
-      load(inner, args.weights, b, rows, m, W);
+      Workspace::Scope of_tile(Workspace::of_thread());
+      const auto W = rows_to_read<A>(of_tile, inner, args.weights, b, rows, m, K, Use::all);
+      const RowsToWrite<A> V(of_tile, args.values_out, b, rows, m, C);
       if (not_finite(m, W)) bad = true;
-      product(inner, m, W, R, V);
-      store(inner, args.values_out, b, rows, m, V);
+      product(inner, W, R, V.matrix());
+      V.finish(inner);
       read_variance(inner, m, W, U, WU, args.var_out, b, first);
     }
   });
@@ -109,22 +121,21 @@ template <class A>
 void read_backward_item(const ReadBackwardArgs& args, int64_t b, const Executor& executor) {
   const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
   Workspace::Scope scope(Workspace::of_thread());
-  const Matrix<A> R(scope, K, C), Rt(scope, C, K), U(scope, K, K);
-  load(executor, args.mean, b, Rows{}, K, R);
-  transpose(executor, R, Rt);
-  load_covariance(executor, args.cov, b, U);
+  const Matrix<A> Rt(scope, C, K), UU(scope, K, K);
+  transpose(executor, rows_to_read<A>(scope, executor, args.mean, b, Rows{}, K, C), Rt);
+  load_covariance(executor, args.cov, b, UU, 1.0);
   const auto run = [&](const ReadSums<A>& sums, int64_t begin, int64_t end, const Executor& inner) {
     const int64_t tile = tile_rows(inner, end - begin);
     Workspace::Scope scope(Workspace::of_thread());
-    const Matrix<A> W(scope, tile, K), gW(scope, tile, K);
     for (int64_t first = begin; first < end; first += tile) {
       const int64_t m = std::min(tile, end - first);
       const Rows rows{nullptr, first};
-      load(inner, args.weights, b, rows, m, W);
-      gW.zero();
-      read_adjoint(inner, m, W, Rt, U, args.grad_values, args.grad_var, b, first, gW, sums.dR,
-                   sums.dU);
-      store(inner, args.d_weights, b, rows, m, gW);
+      Workspace::Scope of_tile(Workspace::of_thread());
+      const auto W = rows_to_read<A>(of_tile, inner, args.weights, b, rows, m, K, Use::all);
+      const RowsToWrite<A> gW(of_tile, args.d_weights, b, rows, m, K, Use::all);
+      read_adjoint(inner, m, W, Rt, UU, args.grad_values, args.grad_var, b, first, Matrix<A>(),
+                   gW.matrix(), sums.dR, sums.dU);
+      gW.finish(inner);
     }
   };
   const auto& sums = sum_segments<ReadSums<A>>(scope, executor, T, K, run, K, C);

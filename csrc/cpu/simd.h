@@ -41,6 +41,11 @@ struct Simd {
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
   typedef double Wide __attribute__((vector_size(width * sizeof(double))));
   typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+#if defined(__AVX512F__)
+  static constexpr bool has_masks = true;  // load_first() costs what load() does
+#else
+  static constexpr bool has_masks = false;
+#endif
 
   static inline Vector load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static inline void store(T* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
@@ -58,7 +63,7 @@ struct Simd {
     }
   }
 
-  // The first n < width elements; what follows them in memory is not touched.
+  // The first n <= width elements; what follows them in memory is not touched.
   static inline Vector load_first(const T* p, int64_t n) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
@@ -71,6 +76,11 @@ struct Simd {
     std::memcpy(&v, p, size_t(n) * sizeof(T));
     return v;
 #endif
+  }
+
+  // The same where n may well be width.
+  static inline Vector load_last(const T* p, int64_t n) {
+    return has_masks || n < width ? load_first(p, n) : load(p);
   }
 
   static inline void store_first(T* p, int64_t n, Vector v) {

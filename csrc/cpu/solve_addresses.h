@@ -10,6 +10,18 @@
 namespace kanerva {
 namespace KANERVA_ISA {
 
+// The addresses of m queries, left in `solver`; `bad` when a query is not finite.
+template <class A, class F>
+void solve_tile(Workspace::Scope& scope, AddressTile<A, F>& solver, const SolveAddressesArgs& args,
+                int64_t b, Rows rows, int64_t m, std::atomic<bool>& bad, const Executor& executor) {
+  const RowsToWrite<A> weights(scope, args.weights_out, b, rows, m, args.n.K, Use::all);
+  solver.take(scope, args.queries, b, rows, m);
+  solver.W = weights.matrix();
+  solver.solve(m);
+  if (not_finite(m, solver.W) && not_finite(m, solver.Z)) bad = true;
+  weights.finish(executor);
+}
+
 template <class A, class F>
 void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem<F>& system,
                  const Executor& executor) {
@@ -21,42 +33,41 @@ void solve_tiles(const SolveAddressesArgs& args, int64_t b, const AddressSystem<
     for (int64_t first = begin; first < end && !bad; first += tile) {
       const int64_t m = std::min(tile, end - first);
       const Rows rows{nullptr, first};
-      load(inner, args.queries, b, rows, m, solver.Z);
-      if (not_finite(m, solver.Z)) bad = true;
-      solver.solve(m);
-      store(inner, args.weights_out, b, rows, m, solver.W);
+      Workspace::Scope of_tile(Workspace::of_thread());
+      solve_tile(of_tile, solver, args, b, rows, m, bad, inner);
     }
   });
   if (bad) fill(args.weights_out, b, args.n.T, args.n.K, NAN);
 }
 
-// The adjoint of the solve, queries in tiles, and of what comes after it: load_gradient(sums,
-// solver, rows, m, gW, executor) gives the gradient of the addresses. Returns the sums, complete.
-template <class A, class Sums, class F, class Args, class LoadGradient>
+// The adjoint of the solve, queries in tiles, and of what comes after it: gradient(scope, sums,
+// solver, rows, m, executor) gives that of the addresses. Returns the sums, of which dR is done
+// with.
+template <class A, class Sums, class F, class Args, class Gradient>
 Sums& reverse_solve(Workspace::Scope& scope, const Args& args, int64_t b,
-                    const AddressSystem<F>& system, const Executor& executor,
-                    LoadGradient&& load_gradient) {
+                    const AddressSystem<F>& system, const Executor& executor, Gradient&& gradient) {
   const int64_t T = args.n.T, K = args.n.K, C = args.n.C;
   const auto run = [&](Sums& sums, int64_t begin, int64_t end, const Executor& inner) {
     const int64_t tile = tile_rows(inner, end - begin);
     Workspace::Scope scope(Workspace::of_thread());
     AddressTile<A, F> solver(scope, system, tile, inner);
-    const Matrix<A> gW(scope, tile, K), gZ(scope, tile, C);
     AddressAdjoint<A, F> adjoint(scope, solver, sums);
     for (int64_t first = begin; first < end; first += tile) {
       const int64_t m = std::min(tile, end - first);
       const Rows rows{nullptr, first};
-      load(inner, args.queries, b, rows, m, solver.Z);
-      solver.solve_again(m, args.weights, b, rows);
-      load_gradient(sums, solver, rows, m, gW, inner);
-      adjoint.add(m, gW, gZ);
-      store(inner, args.d_queries, b, rows, m, gZ);
+      Workspace::Scope of_tile(Workspace::of_thread());
+      solver.take(of_tile, args.queries, b, rows, m);
+      solver.solve_again(of_tile, m, args.weights, b, rows);
+      const Matrix<A> gW = gradient(of_tile, sums, solver, rows, m, inner);
+      const RowsToWrite<A> gZ(of_tile, args.d_queries, b, rows, m, C,
+                              system.wide ? Use::products : Use::all);
+      adjoint.add(m, gW, gZ.matrix());
+      gZ.finish(inner);
     }
   };
   const bool by_slots = system.is_summed_by_slots(T);
   auto& sums = sum_segments<Sums>(scope, executor, T, K, run, K, C, by_slots);
-  sums.finish(system, executor);
-  store(executor, args.d_mean, b, Rows{}, K, sums.dR);
+  sums.finish(system, args.d_mean, b, executor);
   store_scalar(args.d_ridge, b, 0, sums.d_ridge);
   return sums;
 }
@@ -65,11 +76,11 @@ template <class A, class F>
 void solve_adjoint_tiles(const SolveAddressesBackwardArgs& args, int64_t b,
                          const AddressSystem<F>& system, const Executor& executor) {
   Workspace::Scope scope(Workspace::of_thread());
-  const auto load_gradient = [&](const AddressSums<A>&, const AddressTile<A, F>&, Rows rows,
-                                 int64_t m, const Matrix<A>& gW, const Executor& inner) {
-    load(inner, args.grad_weights, b, rows, m, gW);
+  const auto gradient = [&](Workspace::Scope& tile, const AddressSums<A>&, const AddressTile<A, F>&,
+                            Rows rows, int64_t m, const Executor& inner) {
+    return rows_to_read<A>(tile, inner, args.grad_weights, b, rows, m, args.n.K);
   };
-  reverse_solve<A, AddressSums<A>>(scope, args, b, system, executor, load_gradient);
+  reverse_solve<A, AddressSums<A>>(scope, args, b, system, executor, gradient);
 }
 
 inline double solve_operations(const Sizes& n) {

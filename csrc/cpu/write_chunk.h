@@ -7,7 +7,7 @@
 #pragma once
 
 #include "../common/policy.h"
-#include "matrices.h"
+#include "in_place.h"
 
 namespace kanerva {
 namespace KANERVA_ISA {
@@ -121,12 +121,18 @@ inline int64_t chunk_steps(int64_t K, int64_t steps) {
   return std::max<int64_t>(1, std::min(limit, steps));
 }
 
+// May the addresses stay where they lie, they are not copied if they can be used there.
 template <class F>
 void load_chunk(Chunk<F>& c, const View& weights, int64_t b, const Episode& e, int64_t first,
-                int64_t steps) {
+                int64_t steps, bool may_stay = false) {
   c.set_steps(steps);
-  load(weights, b, Rows{e.index, first}, c.W);
-  clear_neutral(e, first, c.W);
+  const Rows rows{e.index, first};
+  if (may_stay && e.counts == nullptr && serves<F>(weights, rows, c.K, Use::all)) {
+    c.W = rows_in_place<F>(weights, b, rows, steps, c.K, 0);
+  } else {
+    load(weights, b, rows, c.W);
+    clear_neutral(e, first, c.W);
+  }
   c.counted = steps;
   double product = 1.0;
   for (int64_t t = 0; t < steps; ++t) {
@@ -162,15 +168,21 @@ bool factor_chunk(Chunk<F>& c, const Matrix<F>& U, double limit, const Executor&
   return c.hardness <= limit && whiten(c, executor);
 }
 
-// U <- (U - P'P) / b, exactly symmetric.
+// to = (U - P'P) / b, exactly symmetric; it may be U.
 template <class F>
-void downdate(const Chunk<F>& c, const Matrix<F>& U, const Executor& executor) {
+void downdate(const Chunk<F>& c, const Matrix<F>& U, const Matrix<F>& to,
+              const Executor& executor) {
   constexpr int64_t mirror_pays = 48;
   const bool half = c.K > mirror_pays;
-  product_transposed(executor, c.P, c.P, U, Store::sub, half ? Part::upper : Part::all);
-  if (half) mirror(U);
+  product_transposed_from(executor, U, c.P, c.P, to, Store::sub, half ? Part::upper : Part::all);
+  if (half) mirror(to);
   const double b = c.final_decay();
-  if (b != 1.0) scale(1.0 / b, U);
+  if (b != 1.0) scale(1.0 / b, to);
+}
+
+template <class F>
+void downdate(const Chunk<F>& c, const Matrix<F>& U, const Executor& executor) {
+  downdate(c, U, U, executor);
 }
 
 // The same factors from a square root of the covariance, U = root' root, by Potter's update step by
