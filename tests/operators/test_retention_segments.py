@@ -1,11 +1,12 @@
-"""One long sequence cut into segments that go on at once: on a CPU's threads, a GPU's blocks."""
+"""One long sequence cut into segments that go on at once: on a CPU's threads, a GPU's blocks, or
+Triton's programs."""
 
 import itertools
 
 import pytest
 import torch
 from helpers import DTYPES, Case, assert_as_accurate
-from retention_cases import recursion_of, scan_of, small
+from retention_cases import OFTEN_ENOUGH, recursion_of, scan_of, small
 from retention_truth import (
     GRADS,
     NAMES,
@@ -18,8 +19,7 @@ from selection import INTERPRETER, PTX, TEAMS, engine, not_on
 
 from kanerva_ext import ops
 
-pytestmark = not_on(INTERPRETER, reason="Triton's kernels have none")
-OF_THREADS = not_on(PTX, reason="of the CPU's threads")
+OF_THREADS = not_on(INTERPRETER, PTX, reason="of the CPU's threads")
 
 PROBLEMS = [
     Moving(Case("iid", 1.0, 130, 17, 5, "some", batch=1), "gentle", "none"),
@@ -34,6 +34,11 @@ HARD = [
     for noise in (1e-6, 1e-3, 1e3)
     for retention in ("strong", "gentle")
 ]
+#: Of problem, segments and dtype: each once, for the interpreter.
+FEW = [
+    (moving, (2, 3, 5)[i % 3], DTYPES[(i + i // 3) % 2])
+    for i, moving in enumerate([*PROBLEMS, *HARD[::4]])
+] + [(PROBLEMS[4], 30, DTYPES[0])]
 
 
 @pytest.fixture
@@ -87,9 +92,13 @@ def assert_accurate(moving, dtype, **options):
     assert torch.equal(got[0][3], got[0][3].mT)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("segments", [2, 3, 5, 30])
-@pytest.mark.parametrize("moving", PROBLEMS + HARD, ids=str)
+@pytest.mark.parametrize(
+    ("moving", "segments", "dtype"),
+    [
+        pytest.param(*row, id="-".join(map(str, row)), marks=() if row in FEW else OFTEN_ENOUGH)
+        for row in itertools.product(PROBLEMS + HARD, (2, 3, 5, 30), DTYPES)
+    ],
+)
 def test_as_accurate_as_the_chain(cut, moving, segments, dtype):
     cut(segments)
     assert_accurate(moving, dtype)
@@ -127,8 +136,24 @@ def test_a_long_sequence(cut, steps, threads):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.skipif(engine() != PTX, reason="of a GPU's processors")
-def test_a_gpu_cuts_a_long_sequence_by_itself(cut, monkeypatch):
+@pytest.fixture
+def processors(monkeypatch):
+    """Sets how many the GPU has; Triton's interpreter would have four."""
+
+    def set_both(count):
+        monkeypatch.setenv("KANERVA_PTX_PROCESSORS", str(count))
+        if engine() == INTERPRETER:
+            from kanerva_ext.triton import _segment_plan
+
+            monkeypatch.setattr(_segment_plan, "processors", lambda device: count)
+
+    if engine() == INTERPRETER:
+        set_both(8)
+    return set_both
+
+
+@pytest.mark.skipif(engine() not in (INTERPRETER, PTX), reason="of a GPU's processors")
+def test_a_gpu_cuts_a_long_sequence_by_itself(cut, monkeypatch, processors):
     args = some(1000)
     cut(1)
     chain = both(args)
@@ -138,11 +163,11 @@ def test_a_gpu_cuts_a_long_sequence_by_itself(cut, monkeypatch):
         assert not torch.equal(chain[i], cut_up[i])
     torch.testing.assert_close(cut_up, chain, rtol=1e-10, atol=1e-10)
     assert all(torch.equal(a, b) for a, b in zip(both(args), cut_up, strict=True))
-    monkeypatch.setenv("KANERVA_PTX_PROCESSORS", "2")  # too few
+    processors(2)  # too few
     assert all(torch.equal(a, b) for a, b in zip(both(args), chain, strict=True))
 
 
-@pytest.mark.skipif(engine() not in (PTX, TEAMS), reason="of CUDA's launchers")
+@pytest.mark.skipif(engine() not in (INTERPRETER, PTX, TEAMS), reason="of GPUs' launchers")
 @pytest.mark.parametrize("text", ["some", "0", "3.5", "70000"])
 def test_a_wrong_number_of_segments_is_named(cut, text):
     cut(text)
@@ -181,7 +206,8 @@ def test_packed_sequences_and_writes(cut):
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
-def test_packed_sequences_of_every_length_and_any_strides(cut):
+@pytest.mark.parametrize("segments", [2, 4, pytest.param(19, marks=OFTEN_ENOUGH)])
+def test_packed_sequences_of_every_length_and_any_strides(cut, segments):
     """Rows of sequences of 0, 1, 2 and more steps, of more segments than those have; steps that lie
     apart, the other way around, and once for all."""
     args = some(60, batch=2)
@@ -198,10 +224,9 @@ def test_packed_sequences_of_every_length_and_any_strides(cut):
     mask = args.pop("mask")
     cut(1)
     want = both(args, cu_seqlens=bounds, mask=mask)
-    for segments in (2, 4, 19):
-        cut(segments)
-        got = both(args, cu_seqlens=bounds, mask=mask)
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    cut(segments)
+    got = both(args, cu_seqlens=bounds, mask=mask)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
