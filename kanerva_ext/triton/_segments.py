@@ -52,7 +52,7 @@ class Segments(NamedTuple):
     def without(self, index: int) -> Tensor:
         """``done``, and so is this one of every item."""
         done = self.done.clone()
-        self.of_items(done)[:, index] = 1
+        self.of_items(done)[:, index].fill_(1)
         return done
 
     def finished(self, partials: Tensor) -> tuple[Tensor, Tensor]:

@@ -244,3 +244,16 @@ def test_a_state_that_is_not_finite_stays_in_its_item(cut):
     found = both(args)
     assert all(x[0].isfinite().all() for x in found)
     assert all(x[1].isnan().all() for x in found[2:5])
+
+
+@pytest.mark.parametrize("used", [[0], [1], [2, 3], [4]], ids=["reads", "var", "state", "evidence"])
+def test_gradients_of_some_of_the_results(cut, used):
+    args = some(40)
+    found = []
+    for segments in (1, 3):
+        cut(segments)
+        leaves = [x.clone().requires_grad_() for x in args.values()]
+        results = ops.causal_scan(**dict(zip(args, leaves, strict=True)))
+        total = sum(results[i].sum() for i in used)
+        found.append(torch.autograd.grad(total, leaves, materialize_grads=True))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
