@@ -154,7 +154,7 @@ def processors(monkeypatch):
 
 @pytest.mark.skipif(engine() not in (INTERPRETER, PTX), reason="of a GPU's processors")
 def test_a_gpu_cuts_a_long_sequence_by_itself(cut, monkeypatch, processors):
-    args = some(1000)
+    args = some(500 if engine() == INTERPRETER else 1000)
     cut(1)
     chain = both(args)
     monkeypatch.setenv("KANERVA_SEGMENTS", "")
@@ -229,9 +229,15 @@ def test_packed_sequences_of_every_length_and_any_strides(cut, segments):
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("noise", [1e-6, 1.0, 1e3])
-@pytest.mark.parametrize("retention", ["hardly", "kept"])  # 1e-3 and 1
+#: In Triton the chain, which serves there, has 8 times the recursion's error in a gradient.
+OF_ANOTHER_CHAIN = not_on(INTERPRETER, reason="of Triton's chain: docs/limits.md")
+ENDS = [
+    pytest.param(*row, marks=OF_ANOTHER_CHAIN if row == ("kept", 1e-6, torch.float64) else ())
+    for row in itertools.product(("hardly", "kept"), (1e-6, 1.0, 1e3), DTYPES)  # 1e-3 and 1
+]
+
+
+@pytest.mark.parametrize(("retention", "noise", "dtype"), ENDS)
 def test_the_ends_of_retention_and_noise(cut, retention, noise, dtype):
     cut(5)
     assert_accurate(Moving(Case("iid", noise, 90, 11, 5, batch=1), retention, "matrix"), dtype)
