@@ -104,10 +104,18 @@ def test_as_accurate_as_the_chain(cut, moving, segments, dtype):
     assert_accurate(moving, dtype)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 64])
-def test_every_chunk_length(cut, chunk_size):
+@pytest.mark.parametrize(
+    ("chunk_size", "movings"),
+    [
+        (1, [Moving(Case("iid", 0.1, 24, 7, 3, "some", batch=1), "gentle", "matrix")]),
+        pytest.param(1, PROBLEMS[:2], marks=OFTEN_ENOUGH),
+        (7, PROBLEMS[:2]),
+        (64, PROBLEMS[:2]),
+    ],
+)
+def test_every_chunk_length(cut, chunk_size, movings):
     cut(4)
-    for moving in PROBLEMS[:2]:
+    for moving in movings:
         assert_accurate(moving, torch.float64, chunk_size=chunk_size)
 
 
