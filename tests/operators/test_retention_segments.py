@@ -132,14 +132,19 @@ def both(args, **options):
 
 
 @pytest.mark.parametrize(
-    ("steps", "threads"),
-    [(700, 1), *(pytest.param(3000, n, marks=OF_THREADS) for n in (1, 2, 4))],
+    ("steps", "segments", "threads"),
+    [
+        (270, 2, 1),
+        pytest.param(700, 5, 1, marks=OFTEN_ENOUGH),
+        *(pytest.param(3000, 5, n, marks=OF_THREADS) for n in (1, 2, 4)),
+    ],
 )
-def test_a_long_sequence(cut, steps, threads):
+def test_a_long_sequence(cut, steps, segments, threads):
+    """At least 128 steps in each segment, which are whole vectors of them then."""
     args = some(steps, batch=2)
     cut(1)
     chain = both(args)
-    cut(5, threads)
+    cut(segments, threads)
     for got, want in zip(both(args), chain, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
