@@ -110,7 +110,7 @@ class Variant:
         constants = dict(self.constants)
         if "WORK" not in constants:
             return "moves" if constants.get("MOVES") else ""
-        rows = constants.get("M", constants.get("L"))
+        rows = constants.get("M", constants.get("L", constants["N"]))
         words = [f"{constants['WORK']} {rows} x {constants['N']}"]
         if self.config.precision != "ieee":
             words.append(self.config.precision)
@@ -136,6 +136,16 @@ class Usage:
     def text(self) -> str:
         stack = f", stack {self.stack}" if self.stack else ""
         return f"{self.registers}{stack}, {self.shared / 1024:.1f} KiB"
+
+
+@contextlib.contextmanager
+def segments(count: int) -> Iterator[None]:
+    """Every sequence of a memory that moves is cut into so many."""
+    os.environ["KANERVA_SEGMENTS"] = str(count)
+    try:
+        yield
+    finally:
+        del os.environ["KANERVA_SEGMENTS"]
 
 
 def launches(function: Callable, *args) -> list[tuple]:
@@ -213,8 +223,10 @@ def calls(slots: int, state: torch.dtype, data: torch.dtype, optional: bool) -> 
     # A memory that moves: towards a covariance that is given, or the identity.
     towards = None if optional else cov
     write = (mean, cov, weights, values, noise, mask, None, noise, towards, "auto")
-    yield kernels.bayes_write, *write
-    yield kernels.bayes_write_backward, mean, cov, ridge, *write, mean, cov
+    for count in (1, 2):
+        with segments(count):
+            yield kernels.bayes_write, *write
+            yield kernels.bayes_write_backward, mean, cov, ridge, *write, mean, cov
     for narrow_mean in (mean, empty(batch, slots, 13)):  # both systems
         written = values if narrow_mean is mean else empty(batch, steps, 13, dtype=data)
         for num_iters in (1, 2):
@@ -234,8 +246,10 @@ def calls(slots: int, state: torch.dtype, data: torch.dtype, optional: bool) -> 
     yield kernels.causal_scan_backward, out, var, *states, empty(items), *scan
     towards = None if optional else states[1]
     scan = (*states, weights, values, weights, noise, mask, None, noise, towards, bounds, 0)
-    yield kernels.causal_scan, *scan
-    yield kernels.causal_scan_backward, out, var, *states, empty(items), *scan
+    for count in (1, 2):
+        with segments(count):
+            yield kernels.causal_scan, *scan
+            yield kernels.causal_scan_backward, out, var, *states, empty(items), *scan
     for kinds in ((decay, None), (None, noise)):  # of dynamics
         per_step = (weights, values, weights, noise, mask, *kinds)
         step = (x if x is None else x[:, 0] for x in per_step)

@@ -171,3 +171,33 @@ class AdaptiveGradients(NamedTuple):
     cov: Tensor
     values: Tensor
     noise_var: Tensor
+
+
+class Elements(NamedTuple):
+    """What segments do to the memory at their start: A, b, C, eta and J of `_elements`."""
+
+    carry: Tensor
+    shift: Tensor
+    spread: Tensor
+    pull: Tensor
+    precision: Tensor
+
+
+class ElementRoom(NamedTuple):
+    """Of a chunk's steps by slots, but for errors of the shift and for states before a chunk."""
+
+    gains: Tensor
+    seen: Tensor | None
+    of_carry: Tensor
+    of_shift: Tensor
+    unused: Tensor
+    zeros: Tensor  # of one chunk: the values of the carry
+
+
+class Beliefs(NamedTuple):
+    """Before segments; for the gradient, T and y of `_beliefs`."""
+
+    mean: Tensor
+    cov: Tensor
+    through: Tensor | None = None
+    turn: Tensor | None = None

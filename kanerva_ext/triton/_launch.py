@@ -20,7 +20,7 @@ from torch import Tensor
 INTERPRETED = triton.knobs.runtime.interpret
 
 #: Arguments for whose value no kernel is compiled anew: a compilation takes seconds.
-VARYING = ("T", "splits", "blocks", "width", "steps", "sequences")
+VARYING = ("T", "splits", "blocks", "width", "steps", "sequences", "segments", "least")
 
 
 class Config(NamedTuple):

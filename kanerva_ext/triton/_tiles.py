@@ -109,6 +109,15 @@ def copy_matrix(
 
 
 @triton.jit
+def set_identity(target, n, N: tl.constexpr, WORK: tl.constexpr):
+    at = tl.arange(0, N)
+    for i in range(0, n, N):
+        for j in range(0, n, N):
+            x = tl.where((i + at)[:, None] == (j + at)[None, :], 1.0, 0.0).to(WORK)
+            store_tile(target, n, 1, x, i, j, n, n, N, N)
+
+
+@triton.jit
 def fill(ptr, value, count, N: tl.constexpr):
     for start in range(0, count, N):
         i = (start + tl.arange(0, N)).to(tl.int64)

@@ -21,6 +21,8 @@ from ._chunk import FAILED, HARDER, TO_DO, downdate, factor_chunk, load_steps, w
 from ._finish import finish, no_partials
 from ._launch import VARYING, Config, as_bytes, choose, empty, launch, plain, processors
 from ._reads import store_variances
+from ._segment_plan import Cut, plan_segments, work_of_write
+from ._segments import write_in_segments
 from ._sequences import are_bounds_wrong, locate
 from ._square_root import load_root, square
 from ._stationary import (
@@ -307,30 +309,64 @@ def write(
     sequences: int = 1,
     dynamics: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
-    """Launch each of the `passes`; returns the partials of log_evidence. ``reads`` are queries and
-    where their values and variances go, ``dynamics`` retention and stationary_cov."""
+    """By the `passes`, a long sequence of a memory that moves in segments; returns the partials of
+    log_evidence. ``reads`` are queries and where their values and variances go, ``dynamics``
+    retention and stationary_cov."""
     mean, cov, weights, values, noise_var = inputs
-    queries, values_out, variances = reads
     retention, sigma = dynamics[0], symmetric(dynamics[1])
     moves = retention is not None
-    (batch, slots, code), steps = mean.shape, weights.shape[1]
+    memory, changes = Memory(mean, cov, sigma), plain(retention if moves else decay)
+    episode = Episode(weights, noise_var, as_bytes(mask), changes, bounds, values, reads[0])
+    args = memory, episode, plans, (mean_out, cov_out), reads, sequences
+    if moves:
+        cut = segments_of(*args[:3], sequences)
+        if cut.count > 1:
+            return write_in_segments(start, *args, cut)
+    return start(*args, moves=moves)
+
+
+def segments_of(memory: Memory, episode: Episode, plans: list[Pass], sequences: int) -> Cut:
+    (_, slots, code), (_, steps, _) = memory.mean.shape, episode.weights.shape
+    if plans[-1].limit < 0.0:
+        return Cut()
+    columns = min(blocks_of_columns(memory.mean)[1], code), code
+    reads, identity = episode.queries is not None, memory.stationary_cov is None
+    work = work_of_write(slots, columns, plans[0].steps, reads=reads, identity=identity)
+    return plan_segments(memory.mean, steps, sequences, work, adjoint=False)
+
+
+def start(
+    memory: Memory,
+    episode: Episode,
+    plans: list[Pass],
+    out: tuple[Tensor, Tensor],
+    reads: tuple[Tensor | None, ...],
+    sequences: int,
+    done: Tensor | None = None,
+    *,
+    moves: bool,
+) -> Tensor:
+    """Launch each of the `passes`, for items that are not ``done`` (B,); of others the partials,
+    too, stay as they are."""
+    mean, cov, sigma = memory
+    _, values_out, variances = reads
+    (batch, slots, code), steps = mean.shape, episode.weights.shape[1]
     blocks, width = blocks_of_columns(mean)
     partials = no_partials(mean, blocks)
-    memory, changes = Memory(mean, cov, sigma), plain(retention if moves else decay)
-    episode = Episode(weights, noise_var, as_bytes(mask), changes, bounds, values, queries)
-    before = None
+    before = of_programs(done, blocks)
     for plan in plans:
         work, config = plan.work, choose(slots, plan.work)
-        direct = work == mean.dtype and blocks == 1
-        status = empty(mean, batch, blocks, dtype=torch.int32)
+        direct = work == out[0].dtype and blocks == 1
+        left = before is not None and not plan.last
+        status = before.clone() if left else empty(mean, batch, blocks, dtype=torch.int32)
         chunk = batch, blocks, config.steps, slots
         work_room = Room(
-            mean_out if direct else empty(mean, *mean.shape, dtype=work),
-            cov_out if direct else empty(mean, batch, blocks, slots, slots, dtype=work),
+            out[0] if direct else empty(mean, *mean.shape, dtype=work),
+            out[1] if direct else empty(mean, batch, blocks, slots, slots, dtype=work),
             room_for_root(mean, blocks, config) if plan.last and not moves else None,
             None if sigma is None else empty(mean, *chunk, dtype=work),
         )
-        copies = (None, None) if direct else (mean_out, cov_out)
+        copies = (None, None) if direct else out
         launch(
             write_kernel, batch * blocks, config, memory, episode,
             Factors(empty(mean, *chunk, dtype=work)), work_room,
@@ -340,6 +376,11 @@ def write(
         )  # fmt: skip
         before = status
     return partials
+
+
+def of_programs(done: Tensor | None, blocks: int) -> Tensor | None:
+    """What `is_wanted` takes of items that are done."""
+    return None if done is None else done[:, None].expand(-1, blocks).contiguous()
 
 
 def symmetric(stationary_cov: Tensor | None) -> Tensor | None:

@@ -219,19 +219,19 @@ def reverse(
     log_evidence, ``reads`` queries and the gradients of their values and variances."""
     mean, cov, weights, values, noise_var = inputs
     grad_mean, grad_cov, grad_evidence = (plain(g) for g in grads)
-    queries, grad_reads, grad_var = reads = tuple(plain(x) for x in reads)
+    queries, grad_reads, grad_var = (plain(x) for x in reads)
     mask, decay = as_bytes(mask), plain(dynamics[0])
     (batch, slots, code), (rows, episode, _) = mean.shape, weights.shape
     # Four arrays of all steps and slots for each block of columns.
     most = WORKSPACE // max(1, 4 * 8 * rows * episode * slots)
-    split = blocks, width = blocks_of_columns(mean, most)
     if dynamics[1] is not None:
         (plan,) = plans
-        grads = grad_mean, grad_cov, grad_evidence
+        incoming = Gradients(grad_mean, grad_cov, grad_evidence, grad_reads, grad_var)
         out, moved, d_queries, partials = reverse_moving(
-            grads, inputs, mask, dynamics[1:], plan, split, reads, bounds, sequences
+            incoming, inputs, mask, dynamics[1:], plan, most, queries, bounds, sequences
         )
         return out, [None, *moved], d_queries, partials
+    blocks, width = blocks_of_columns(mean, most)
     out = [torch.empty_like(x) for x in inputs]
     d_queries = None if queries is None else torch.empty_like(queries)
     d_decay = None if decay is None else torch.empty_like(decay)

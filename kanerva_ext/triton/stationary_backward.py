@@ -39,15 +39,24 @@ from ._arguments import (
     Slopes,
     Written,
 )
-from ._chunk import load_steps
+from ._chunk import FAILED, load_steps
 from ._finish import no_partials
 from ._launch import VARYING, choose, empty, launch
 from ._reads import read_weights
+from ._segment_plan import Cut, plan_segments, work_of_adjoint
+from ._segments import reverse_in_segments
 from ._sequences import locate
 from ._stationary import chunks_before, last_of, last_row, products_between
 from ._stationary_adjoint import ROOMS, reverse_moving_covariance
 from ._tiles import copy_matrix, copy_symmetric, load_rows, load_tile, multiply, store_tile
-from .bayes_write import Pass, chunk_length, symmetric, write_kernel
+from .bayes_write import (
+    Pass,
+    blocks_of_columns,
+    chunk_length,
+    of_programs,
+    symmetric,
+    write_kernel,
+)
 
 
 @triton.jit
@@ -264,76 +273,121 @@ def moving_covariance_kernel(
                 copy_matrix(d_sigma, d_stationary_cov, K, 0, K, K, N, N, WORK)
 
 
+class Reversal:
+    """A write of a memory that moves, run again for the way back through its chunks, of items that
+    are not ``done`` (B,). ``partials`` are NaN where one failed; nothing of others is written."""
+
+    def __init__(
+        self, memory: Memory, episode: Episode, plan: Pass, most: int, sequences: int,
+        *, with_reads: bool, done: Tensor | None = None,
+    ):  # fmt: skip
+        """With up to ``most`` blocks of columns, and, if ``with_reads``, gradients of reads."""
+        self.memory, self.plan = memory, plan
+        self.asking = episode._replace(values=None)
+        mean, cov, sigma = memory
+        (batch, slots, code), (rows, steps, _) = mean.shape, episode.weights.shape
+        blocks, width = blocks_of_columns(mean, most)
+        self.config = config = choose(slots, plan.work)
+        L, self.constants = config.steps, config.constants(plan.work, "L")
+        self.programs, self.width = batch * blocks, width
+        self.sizes = {
+            "T": steps, "K": slots, "C": code, "blocks": blocks, "sequences": sequences,
+            "steps": plan.steps,
+        }  # fmt: skip
+        chunks = rows * (steps // plan.steps + sequences)
+        self.mean_states = self.room(chunks, slots, code)
+        self.cov_states = self.room(chunks, slots, slots)
+        gains, cross, shares = (self.room(rows, blocks, steps, slots) for _ in range(3))
+        inverses, squares = (self.room(rows, blocks, steps, L) for _ in range(2))
+        asked = responses = None
+        if with_reads:
+            asked, responses = self.room(*cross.shape), self.room(*squares.shape)
+        self.factors = Factors(gains, inverses, self.room(rows, steps, code))
+        dots = self.room(chunks, blocks)
+        self.between = Between(cross, shares, squares, asked, responses, dots)
+        self.partials = no_partials(mean, blocks)
+        self.status = empty(mean, batch, blocks, dtype=torch.int32)
+        seen = None if sigma is None else self.room(batch, blocks, L, slots)
+        work_room = self.room(batch, slots, code), self.room(batch, blocks, slots, slots)
+        launch(
+            write_kernel, self.programs, config, memory, episode._replace(queries=None),
+            self.factors, Room(*work_room, None, seen, self.mean_states, self.cov_states),
+            Written(self.partials, self.status), of_programs(done, blocks), width=width, SAVE=True,
+            MOVES=True, **(self.sizes | plan.arguments(cov)), **self.constants,
+        )  # fmt: skip
+
+    def room(self, *shape: int) -> Tensor:
+        return empty(self.memory.mean, *shape, dtype=self.plan.work)
+
+    def run(
+        self, grads: Gradients, d_mean: Tensor, d_values: Tensor, slopes: Slopes,
+        done: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Stores the gradients, ``slopes`` those of the covariance, of the items that are not
+        ``done``."""
+        sigma, slots = self.memory.stationary_cov, self.sizes["K"]
+        direct = d_mean.dtype == self.plan.work
+        grad_mean, grad_cov = (x if direct else self.room(*x.shape) for x in (d_mean, slopes.cov))
+        d_sigma = slopes.stationary_cov
+        if d_sigma is not None and not direct:
+            d_sigma = self.room(*d_sigma.shape)
+        status = self.status
+        if done is not None:
+            status = status.masked_fill(done[:, None] > 0, FAILED.value)
+        launch(
+            moving_columns_kernel, self.programs, self.config,
+            grads._replace(cov=None, var=None), self.asking, self.factors, self.between,
+            self.mean_states, grad_mean, d_values, None if direct else d_mean, status,
+            width=self.width, **self.sizes, **self.constants,
+        )  # fmt: skip
+        room = self.room(len(d_mean), ROOMS, self.config.steps, slots)
+        launch(
+            moving_covariance_kernel, len(d_mean), self.config,
+            grads._replace(mean=None, reads=None), self.asking,
+            self.factors._replace(errors=None), self.between,
+            MovingState(self.cov_states, grad_cov, sigma, d_sigma, room),
+            slopes._replace(cov=None if direct else slopes.cov), status, ROOMS=ROOMS,
+            **self.sizes, **self.constants,
+        )  # fmt: skip
+
+
 def reverse_moving(
-    grads: tuple[Tensor | None, ...],
+    grads: Gradients,
     inputs: list[Tensor],
     mask: Tensor | None,
     dynamics: tuple[Tensor, Tensor | None],
     plan: Pass,
-    split: tuple[int, int],
-    reads: tuple[Tensor | None, ...] = (None, None, None),
+    most: int,
+    queries: Tensor | None,
     bounds: Tensor | None = None,
     sequences: int = 1,
 ) -> tuple[list[Tensor], list[Tensor | None], Tensor | None, Tensor]:
     """Gradients of ``inputs``, of ``dynamics`` (retention and stationary_cov) and of queries, and
-    partials that are NaN where an item failed. ``grads`` are those of mean, cov and log_evidence,
-    ``reads`` queries and the gradients of their values and variances, ``split`` the blocks of
-    columns and the width of one."""
+    partials that are NaN where an item failed; with up to ``most`` blocks of columns."""
     mean, cov, weights, values, noise_var = inputs
-    grad_mean, grad_cov, grad_evidence = grads
-    queries, grad_reads, grad_var = reads
     retention, sigma = dynamics[0].contiguous(), symmetric(dynamics[1])
-    (batch, slots, code), (rows, episode, _) = mean.shape, weights.shape
-    blocks, width = split
-    out = [torch.empty_like(x) for x in inputs]
-    d_queries = None if queries is None else torch.empty_like(queries)
-    moved = [torch.empty_like(retention), None if sigma is None else torch.empty_like(sigma)]
-    partials = no_partials(mean, blocks)
-    work, config = plan.work, choose(slots, plan.work)
-    L, constants = config.steps, config.constants(plan.work, "L")
+    memory = Memory(mean, cov, sigma)
+    episode = Episode(weights, noise_var, mask, retention, bounds, values, queries)
+    d_mean, d_cov, d_weights, d_values, d_noise = out = [torch.empty_like(x) for x in inputs]
+    d_retention = torch.empty_like(retention)
+    d_queries, d_sigma = (None if x is None else torch.empty_like(x) for x in (queries, sigma))
+    slopes = Slopes(d_weights, d_noise, d_retention, d_queries, d_cov, d_sigma)
+    with_reads = grads.reads is not None
+    args = memory, episode, plan, most, sequences
+    cut, done = segments_of_adjoint(memory, episode, plan, sequences), None
+    if cut.count > 1:
+        done = reverse_in_segments(Reversal, grads, *args, d_mean, d_values, slopes, cut)
+    chain = Reversal(*args, with_reads=with_reads, done=done)
+    chain.run(grads, d_mean, d_values, slopes, done)
+    partials = chain.partials
+    if done is not None:
+        partials = partials.masked_fill(done[:, None] > 0, 0.0)
+    return out, [d_retention, d_sigma], d_queries, partials
 
-    def room(*shape):
-        return empty(mean, *shape, dtype=work)
 
-    chunks = rows * (episode // plan.steps + sequences)
-    mean_states, cov_states = room(chunks, slots, code), room(chunks, slots, slots)
-    cross, shares = (room(rows, blocks, episode, slots) for _ in range(2))
-    squares, errors = room(rows, blocks, episode, L), room(rows, episode, code)
-    asked = responses = None
-    if grad_reads is not None:
-        asked, responses = room(*cross.shape), room(*squares.shape)
-    direct = work == mean.dtype
-    states = out[:2] if direct else [room(*x.shape) for x in out[:2]]
-    copies = (None, None) if direct else out[:2]
-    d_sigma = moved[1] if direct or sigma is None else room(*sigma.shape)
-    sizes = {
-        "T": episode, "K": slots, "C": code, "blocks": blocks, "sequences": sequences,
-        "steps": plan.steps,
-    }  # fmt: skip
-    status = empty(mean, batch, blocks, dtype=torch.int32)
-    every_step = Episode(weights, noise_var, mask, retention, bounds)
-    asking = every_step._replace(queries=queries)
-    factors = Factors(room(*cross.shape), room(*squares.shape), errors)
-    between = Between(cross, shares, squares, asked, responses, room(chunks, blocks))
-    seen = None if sigma is None else room(batch, blocks, L, slots)
-    memory = room(batch, slots, code), room(batch, blocks, slots, slots)
-    launch(
-        write_kernel, batch * blocks, config, Memory(mean, cov, sigma),
-        every_step._replace(values=values), factors,
-        Room(*memory, None, seen, mean_states, cov_states), Written(partials, status), None,
-        width=width, SAVE=True, MOVES=True, **(sizes | plan.arguments(cov)), **constants,
-    )  # fmt: skip
-    launch(
-        moving_columns_kernel, batch * blocks, config,
-        Gradients(grad_mean, evidence=grad_evidence, reads=grad_reads), asking, factors, between,
-        mean_states, states[0], out[3], copies[0], status, width=width, **sizes, **constants,
-    )  # fmt: skip
-    launch(
-        moving_covariance_kernel, batch, config,
-        Gradients(cov=grad_cov, evidence=grad_evidence, var=grad_var), asking,
-        factors._replace(errors=None), between,
-        MovingState(cov_states, states[1], sigma, d_sigma, room(batch, ROOMS, L, slots)),
-        Slopes(out[2], out[4], moved[0], d_queries, copies[1], moved[1]), status, ROOMS=ROOMS,
-        **sizes, **constants,
-    )  # fmt: skip
-    return out, moved, d_queries, partials
+def segments_of_adjoint(memory: Memory, episode: Episode, plan: Pass, sequences: int) -> Cut:
+    if plan.limit < 0.0:
+        return Cut()
+    (_, slots, code), (_, steps, _) = memory.mean.shape, episode.weights.shape
+    work = work_of_adjoint(slots, code, reads=episode.queries is not None)
+    return plan_segments(memory.mean, steps, sequences, work, adjoint=True)

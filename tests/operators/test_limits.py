@@ -9,8 +9,17 @@ import pytest
 from checkout import ROOT
 
 SHARED = (ROOT / "csrc/common/policy.h").read_text()
-TRITON = (ROOT / "kanerva_ext/triton/bayes_write.py").read_text()
-NAMES = ("HardForFloat32Factors", "HardForFloat64", "HardForCholesky", "SmallItem")
+TRITON = "".join(
+    (ROOT / "kanerva_ext/triton" / name).read_text() for name in ("bayes_write.py", "_segments.py")
+)
+NAMES = (
+    "HardForFloat32Factors",
+    "HardForFloat64",
+    "HardForCholesky",
+    "HardSegment32",
+    "HardSegment64",
+    "SmallItem",
+)
 
 
 def number(pattern: str, text: str) -> float:

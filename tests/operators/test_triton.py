@@ -238,6 +238,52 @@ def test_items_of_one_batch_move_by_different_arithmetic():
         assert x[:3].isfinite().all() and x[3:].isnan().all(), i
 
 
+def test_items_too_hard_for_segments_go_on_in_the_chain(monkeypatch):
+    """Pivots of an element too small, what a segment says too sharp, a failure; the rest is done in
+    segments, each in the arithmetic that it needs."""
+    module = importlib.import_module("kanerva_ext.triton._segments")
+    finished, served = module.Segments.finished, []
+
+    def record(self, partials):
+        done, total = finished(self, partials)
+        served.append((self.done.view(-1, self.count)[:, 0].tolist(), done.tolist()))
+        return done, total
+
+    monkeypatch.setattr(module.Segments, "finished", record)
+    monkeypatch.setenv("KANERVA_SEGMENTS", "3")
+    mean, cov, weights, values, queries, noise, *rest = (
+        x.clone() if isinstance(x, torch.Tensor) else x
+        for x in arguments("moving causal_scan", (5, 40, 20, 30), torch.float64)
+    )
+    retention = rest[2]
+    noise[1], retention[1] = 1e-9, 1.0
+    weights[2] = weights[2, :1] + 1e-3 * weights[2]
+    noise[2], retention[2] = 1e-2, 1.0
+    retention[3, 30] = 1.5
+    values[4, 39] = float("inf")
+    args = (mean, cov, weights, values, queries, noise, *rest)
+    got = run(kernels(), "causal_scan", args)
+    assert served == [([0, 1, 1, 0, 0], [1, 0, 0, 0, 0])] * 2
+    monkeypatch.setenv("KANERVA_SEGMENTS", "1")
+    chain = run(kernels(), "causal_scan", args)
+    assert len(served) == 2
+    assert not torch.equal(got[5][0], chain[5][0])
+    for i, (x, y) in enumerate(zip(got, chain, strict=True)):
+        assert relative_error(x[:1], y[:1].cpu().numpy()) < 1e-11, i
+        assert torch.equal(x[1:3], y[1:3]), "by the same kernels"
+        assert x[3].isnan().all() and not x[4].isfinite().all(), i
+
+
+@pytest.mark.parametrize("blocks", [1, 32])
+def test_columns_of_segments_shared_by_several_programs(monkeypatch, blocks):
+    module = importlib.import_module("kanerva_ext.triton.bayes_write")
+    monkeypatch.setattr(module, "processors", lambda device: blocks)
+    monkeypatch.setenv("KANERVA_SEGMENTS", "3")
+    assert module.blocks_of_columns(torch.empty(6, 20, 70))[0] == min(blocks, 3)
+    assert_right("moving causal_scan", (2, 37, 20, 70), torch.float32, 2e-6)
+    assert_right("moving causal_scan", (2, 37, 20, 70), torch.float64, 1e-11)
+
+
 def test_workspace_of_the_gradient_is_bounded(monkeypatch):
     module = importlib.import_module("kanerva_ext.triton.bayes_write_backward")
     monkeypatch.setattr(module, "WORKSPACE", 0)
