@@ -37,7 +37,7 @@ ARCHS = tuple(f"sm_{a.base}{a.suffix}" for a in arch.parse(arch.DEFAULT_ARCHS))
 # Patterns of kernel names that may spill.
 # The scan of memories that move and its segments: up to 50 bytes, of 255 registers; and 8 in the
 # sums over what segments leave, whatever ptxas may have against a 49th register.
-MOVING_SCAN = r"^(write|segment|backward)_kernel<CausalScan"
+MOVING_SCAN = r"^(write|segment|backward|hard_moving)_kernel<CausalScan"
 MAY_SPILL: tuple[str, ...] = (r"^small_recall_kernel", MOVING_SCAN, r"^gather_kernel<")
 
 # The kernels of small memories, but for those that have the general path inside; long sums.

@@ -287,7 +287,7 @@ def section(counted: dict) -> str:
             "as 3xTF32. Device memory is cold; a gradient is the backward launches alone. Rows "
             "that name no operator are bayes_write; adaptive_write, of one iteration, is a chain "
             "of steps, which the bound does not know. Those of causal_scan with retention are by "
-            "`python scripts/segment_times.py`: before by one block, now in segments.",
+            "`python scripts/segment_times.py`: a long one was done by one block before.",
             WIDTH,
         ),
         "",

@@ -35,6 +35,8 @@ inline int count_segments(const SegmentCall& call, bool spills, const Device& de
     one = element + 2 * (2 * call.segment + 3 * pivot);
     belief += price * K * K * (5 * K + 3 * C) / 3;
   }
+  if (call.clocks > 0.0) whole = rate * call.clocks;
+  if (call.clocks_of_segment > 0.0) one = element + rate * call.clocks_of_segment;
   int best = 1;
   double least = worth_it * T * whole;
   for (int count = fewest; count <= most && T >= double(kLeastOfSegment * count); ++count) {

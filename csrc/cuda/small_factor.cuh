@@ -36,14 +36,12 @@ __device__ inline bool factor_by_warp(float* S, int ld, int size, float* recipro
   return good;
 }
 
-// Solves F x = a column, in its place, for F' as factor_by_warp leaves it; calls f(t, x_t).
+// Solves F x = x for F' as factor_by_warp leaves it, by one lane; calls f(t, x_t), which may change
+// it, and stores x_t in row t of `column`.
 template <class F>
-__device__ inline void solve_column(float* column, int ld, const float* factor, int factor_ld,
-                                    int size, const float* reciprocal, F f) {
-  float x[kSmallChunk];
-  const float* from = column;
-#pragma unroll
-  for (int t = 0; t < kSmallChunk; ++t, from += ld) x[t] = *from;
+__device__ inline void solve_loaded(float (&x)[kSmallChunk], float* column, int ld,
+                                    const float* factor, int factor_ld, int size,
+                                    const float* reciprocal, F f) {
 #pragma unroll
   for (int t = 0; t < kSmallChunk; ++t, column += ld) {
     if (t >= size) continue;
@@ -62,12 +60,24 @@ __device__ inline void solve_column(float* column, int ld, const float* factor, 
   }
 }
 
-// f(i, x'M x) for 16 rows x of a from i0 on, by one warp; M is symmetric, kSlots x kSlots.
-template <int kSlots, class F>
+// The same of a column, in its place.
+template <class F>
+__device__ inline void solve_column(float* column, int ld, const float* factor, int factor_ld,
+                                    int size, const float* reciprocal, F f) {
+  float x[kSmallChunk];
+  const float* from = column;
+#pragma unroll
+  for (int t = 0; t < kSmallChunk; ++t, from += ld) x[t] = *from;
+  solve_loaded(x, column, ld, factor, factor_ld, size, reciprocal, f);
+}
+
+// f(i, x'M x) for 16 rows x of a from i0 on, by one warp; M is symmetric, kSlots x kSlots, of which
+// a product has so many tiles of columns together.
+template <int kSlots, int kTogether = 1, class F>
 __device__ inline void quadratic_forms(Along a, int i0, Along M, F f) {
   float upper = 0.0f, lower = 0.0f;  // of the lane's rows
-  for (int j0 = 0; j0 < kSlots; j0 += 8) {
-    Tiles<1, 1> sum;
+  for (int j0 = 0; j0 < kSlots; j0 += 8 * kTogether) {
+    Tiles<1, kTogether> sum;
     sum.add(a, i0, M, j0, kSlots);
     sum.each(i0, j0, [&](int i, int j, float x, float y) {
       const float share = fmaf(a(i, j), x, a(i, j + 1) * y);

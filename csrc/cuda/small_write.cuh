@@ -87,30 +87,37 @@ __device__ inline bool load_numbers(const Args& args, int64_t b, int64_t first, 
   return valid && g >= kLeastDecay;
 }
 
-// S becomes its factor, by one warp. `logs` grows by what the lane's step adds to the log evidence
-// of a column. False, in every lane, where S is harder than float32 bears.
+// S becomes its factor, by one warp; gives the lane's pivot. False, in every lane, where S is
+// harder than float32 bears.
+__device__ inline bool factor_easy(float* S, int ld, int steps, const float* noise,
+                                   float* reciprocal, float& pivot) {
+  const int j = lane();
+  const float hardness = S[j * ld + j] / noise[j] - 1.0f;
+  pivot = 1.0f;
+  if (!__all_sync(0xffffffffu, hardness <= float(kHardForFloat32Factors))) return false;
+  return factor_by_warp(S, ld, steps, reciprocal, pivot);
+}
+
+// The same; `logs` grows by what the lane's step adds to the log evidence of a column.
 __device__ inline bool factor_easy(float* S, int ld, int steps, unsigned kept, const float* noise,
                                    const float* decay, float* reciprocal, double& logs) {
   const int j = lane();
-  const float hardness = S[j * ld + j] / noise[j] - 1.0f;
-  if (!__all_sync(0xffffffffu, hardness <= float(kHardForFloat32Factors))) return false;
-  float pivot = 1.0f;
-  const bool good = factor_by_warp(S, ld, steps, reciprocal, pivot);
+  float pivot;
+  const bool good = factor_easy(S, ld, steps, noise, reciprocal, pivot);
   if (kept >> j & 1) logs += double(logf(pivot)) - double(logf(decay[j])) + kLog2Pi;
   return good;
 }
 
-// The write of columns of an item.
-template <int kSlots, class Args>
-class SmallWrite {
-  using Memory = SmallMemory<kSlots>;
+// What the writes of columns of an item have in common, whose shared memory is a Memory: copies.
+template <int kSlots, class Args, class Memory>
+class SmallColumns {
+ protected:
   static constexpr int kAlong = Memory::kAlong, kAcross = Memory::kAcross;
   static constexpr int kFactor = Memory::kFactor;
   static constexpr int kHalves = kSlots / 32;
   static constexpr bool kHasReads = kReads<Args>;
 
- public:
-  __device__ SmallWrite(const Args& args, const Item& item, const ColumnBlock& columns)
+  __device__ SmallColumns(const Args& args, const Item& item, const ColumnBlock& columns)
       : args_(args),
         item_(item),
         columns_(columns),
@@ -120,16 +127,87 @@ class SmallWrite {
         warp_(block_thread() >> 5),
         warps_(block_threads() >> 5) {}
 
-  // False, in every thread, where it is too hard; then nothing that was stored counts, and the
-  // state is not stored. Leaves the block synchronised.
-  __device__ bool run(double& evidence) {
+  __device__ int steps_from(int64_t passed) const {
+    return int(passed + kSmallChunk <= item_.steps ? kSmallChunk : item_.steps - passed);
+  }
+
+  // Starts the copies of the state and of the first steps, in two groups: the covariance and the
+  // addresses, then the rest.
+  __device__ void start_item() const {
     const auto always = [](int) { return true; };
-    const int64_t T = item_.steps;
     start_copy(rows_of(args_.cov, item_.state, 0, 0), K_, K_, m_.U, kAlong, kSlots, kSlots, always);
     start_weights(0);
     start_copy(rows_of(args_.mean, item_.state, 0, columns_.first), K_, columns_.count, m_.R, m_.ld,
                kSlots, 8 * tiles_, always);
     start_values(0);
+  }
+
+  // Starts the copy of the addresses from step `passed` of the item on.
+  __device__ void start_weights(int64_t passed) const {
+    const int64_t first = item_.first + passed;
+    start_copy(rows_of(args_.weights, item_.row, first, 0), steps_from(passed), K_, m_.W, kAlong,
+               kSmallChunk, kSlots,
+               [&](int t) { return keeps_step(args_.mask, item_.row, first + t); });
+    end_copies();
+  }
+
+  // The same of the values and queries.
+  __device__ void start_values(int64_t passed) const {
+    const int64_t first = item_.first + passed;
+    const int steps = steps_from(passed);
+    start_copy(rows_of(args_.values, item_.row, first, columns_.first), steps, columns_.count, m_.D,
+               m_.ld, kSmallChunk, 8 * tiles_,
+               [&](int t) { return keeps_step(args_.mask, item_.row, first + t); });
+    if constexpr (kHasReads)
+      start_copy(rows_of(args_.queries, item_.row, first, 0), steps, K_, m_.Q, kAlong, kSmallChunk,
+                 kSlots, [](int) { return true; });
+    end_copies();
+  }
+
+  // q'U q of 16 queries from i0 on, by one warp.
+  template <int kTogether = 1>
+  __device__ void prior_variances(int i0) const {
+    quadratic_forms<kSlots, kTogether>(Along{m_.Q, kAlong}, i0, Along{m_.U, kAlong},
+                                       [&](int t, float x) { m_.var[t] = x; });
+  }
+
+  __device__ void store_state() const {
+    const int64_t C = args_.n.C;
+    const auto nothing = [](float) {};
+    float* const mean = static_cast<float*>(args_.mean_out.data) + item_.state * K_ * C;
+    store_rows(mean + columns_.first, C, K_, columns_.count, m_.R, m_.ld, nothing);
+    if (columns_.index != 0) return;
+    float* const cov = static_cast<float*>(args_.cov_out.data) + item_.state * K_ * K_;
+    store_rows(cov, K_, K_, K_, m_.U, kAlong, nothing);
+  }
+
+  const Args& args_;
+  const Item& item_;
+  const ColumnBlock& columns_;
+  const Memory m_;
+  const int K_, tiles_, warp_, warps_;
+  int64_t first_ = 0;  // of the chunk's steps
+  int steps_ = 0;      // of the chunk
+};
+
+// The write of columns of an item.
+template <int kSlots, class Args>
+class SmallWrite : SmallColumns<kSlots, Args, SmallMemory<kSlots>> {
+  using Base = SmallColumns<kSlots, Args, SmallMemory<kSlots>>;
+  using Base::args_, Base::columns_, Base::first_, Base::item_, Base::m_, Base::steps_;
+  using Base::kAcross, Base::kAlong, Base::kFactor, Base::kHalves, Base::kHasReads;
+  using Base::prior_variances, Base::store_state, Base::tiles_, Base::warp_, Base::warps_;
+  using Base::start_item, Base::start_values, Base::start_weights, Base::steps_from;
+
+ public:
+  __device__ SmallWrite(const Args& args, const Item& item, const ColumnBlock& columns)
+      : Base(args, item, columns) {}
+
+  // False, in every thread, where it is too hard; then nothing that was stored counts, and the
+  // state is not stored. Leaves the block synchronised.
+  __device__ bool run(double& evidence) {
+    const int64_t T = item_.steps;
+    start_item();
     float squares = 0.0f;
     double logs = 0.0;
     bool hard = false;
@@ -177,32 +255,6 @@ class SmallWrite {
   }
 
  private:
-  __device__ int steps_from(int64_t passed) const {
-    return int(passed + kSmallChunk <= item_.steps ? kSmallChunk : item_.steps - passed);
-  }
-
-  // Starts the copy of the addresses from step `passed` of the item on.
-  __device__ void start_weights(int64_t passed) const {
-    const int64_t first = item_.first + passed;
-    start_copy(rows_of(args_.weights, item_.row, first, 0), steps_from(passed), K_, m_.W, kAlong,
-               kSmallChunk, kSlots,
-               [&](int t) { return keeps_step(args_.mask, item_.row, first + t); });
-    end_copies();
-  }
-
-  // The same of the values and queries.
-  __device__ void start_values(int64_t passed) const {
-    const int64_t first = item_.first + passed;
-    const int steps = steps_from(passed);
-    start_copy(rows_of(args_.values, item_.row, first, columns_.first), steps, columns_.count, m_.D,
-               m_.ld, kSmallChunk, 8 * tiles_,
-               [&](int t) { return keeps_step(args_.mask, item_.row, first + t); });
-    if constexpr (kHasReads)
-      start_copy(rows_of(args_.queries, item_.row, first, 0), steps, K_, m_.Q, kAlong, kSmallChunk,
-                 kSlots, [](int) { return true; });
-    end_copies();
-  }
-
   // S. Leaves the block synchronised, and what was copied there for all.
   __device__ void system() const {
     multiply<1, 1>(  // U is symmetric
@@ -234,12 +286,6 @@ class SmallWrite {
           [&](int i, int j, float x, float y) { store_pair(m_.O + i * m_.ld + j, x, y); }, 1);
       if (columns_.index == 0 && warp_ <= 2) prior_variances(16 * (warp_ - 1));
     }
-  }
-
-  // q'U q of 16 queries from i0 on, by one warp.
-  __device__ void prior_variances(int i0) const {
-    quadratic_forms<kSlots>(Along{m_.Q, kAlong}, i0, Along{m_.U, kAlong},
-                            [&](int t, float x) { m_.var[t] = x; });
   }
 
   // P and E in the place of X and D, a column per lane; this thread's share of the squares of E.
@@ -324,24 +370,6 @@ class SmallWrite {
     }
     return finite;
   }
-
-  __device__ void store_state() const {
-    const int64_t C = args_.n.C;
-    const auto nothing = [](float) {};
-    float* const mean = static_cast<float*>(args_.mean_out.data) + item_.state * K_ * C;
-    store_rows(mean + columns_.first, C, K_, columns_.count, m_.R, m_.ld, nothing);
-    if (columns_.index != 0) return;
-    float* const cov = static_cast<float*>(args_.cov_out.data) + item_.state * K_ * K_;
-    store_rows(cov, K_, K_, K_, m_.U, kAlong, nothing);
-  }
-
-  const Args& args_;
-  const Item& item_;
-  const ColumnBlock& columns_;
-  const Memory m_;
-  const int K_, tiles_, warp_, warps_;
-  int64_t first_ = 0;  // of the chunk's steps
-  int steps_ = 0;      // of the chunk
 };
 
 }  // namespace kanerva::cuda

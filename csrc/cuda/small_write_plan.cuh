@@ -27,8 +27,9 @@ inline size_t small_shared(int64_t K, int width, bool reads) {
 
 // Columns per block. Blocks of columns redo the K x K half and need a last launch for the evidence,
 // which takes about as long as `launch` multiply-adds: so only if processors are idle and a memory
-// is long in one block; or if its columns do not fit.
-inline int small_width(const WriteCall& call, const Device& device) {
+// is long in one block; or if its columns do not fit. shared(width): bytes of a block.
+template <class Shared>
+int small_width(const WriteCall& call, const Device& device, Shared shared) {
   constexpr double launch = 4e5;
   const Sizes& n = call.n;
   const int64_t idle = device.processors / n.B;
@@ -37,14 +38,13 @@ inline int small_width(const WriteCall& call, const Device& device) {
   int64_t width = n.C;
   if (!call.splits) return int(width);
   if (idle > 1 && cut(idle) < n.C && column * double(n.C - cut(idle)) > launch) width = cut(idle);
-  while (width > 8 && small_shared(n.K, int(width), call.reads) > device.shared_per_block)
-    width = (width / 2 + 7) / 8 * 8;
+  while (width > 8 && shared(int(width)) > device.shared_per_block) width = (width / 2 + 7) / 8 * 8;
   return int(width);
 }
 
 // What redoes the hard blocks of columns of a plan: as many steps as fit, in float64.
-inline void plan_robust(const Sizes& n, bool reads, const Device& device, SmallPlan& plan) {
-  const WriteLayout layout = {false, reads, int(n.K)};
+inline void plan_robust(const Sizes& n, const WriteLayout& layout, const Device& device,
+                        SmallPlan& plan) {
   plan.robust_steps = int(at_most(16, n.T > 0 ? n.T : 1));
   const size_t need = layout.need(plan.robust_steps, plan.width);
   plan.robust_shared = need < device.shared_per_block ? need : device.shared_per_block;
@@ -54,6 +54,10 @@ inline void plan_robust(const Sizes& n, bool reads, const Device& device, SmallP
   while (plan.robust_steps > 4 && global() > 0) plan.robust_steps = (plan.robust_steps + 1) / 2;
   plan.robust_global = global();
   plan.robust_blocks = int(blocks_for_marked(n.B * plan.blocks, device));
+}
+
+inline void plan_robust(const Sizes& n, bool reads, const Device& device, SmallPlan& plan) {
+  plan_robust(n, WriteLayout{false, reads, int(n.K)}, device, plan);
 }
 
 // `otherwise`: the plan of the general kernel.
@@ -66,8 +70,9 @@ SmallPlan plan_small(const Args& args, const WriteCall& call, const WritePlan& o
       otherwise.team > 1 || otherwise.long_steps > 0 || call.most_steps < kSmallChunk ||
       !are_float32_by_rows(args.mean, args.cov, args.weights, args.values))
     return plan;
-  plan.width = small_width(call, device);
-  plan.shared = small_shared(n.K, plan.width, call.reads);
+  const auto shared = [&](int width) { return small_shared(n.K, width, call.reads); };
+  plan.width = small_width(call, device, shared);
+  plan.shared = shared(plan.width);
   if (plan.shared > device.shared_per_block) return plan;
   plan.serves = true;
   plan.blocks = int((n.C + plan.width - 1) / plan.width);

@@ -108,6 +108,8 @@ struct SegmentCall {
   double whole = 0.0,
          segment = 0.0;  // multiply-adds of a step: the busiest block's, and all of them
   bool adjoint = false;
+  // Clocks of a step where the kernel for small memories does the whole, or segments; else 0.
+  double clocks = 0.0, clocks_of_segment = 0.0;
 };
 
 // Of the chunks of a segment, by a block.

@@ -8,6 +8,7 @@
 #include "../../csrc/cuda/segment_plan.cuh"
 #include "../../csrc/cuda/small_adaptive.cuh"
 #include "../../csrc/cuda/small_adjoint_plan.cuh"
+#include "../../csrc/cuda/small_moving_plan.cuh"
 #include "../../csrc/cuda/small_recall.cuh"
 #include "../../csrc/cuda/small_write_plan.cuh"
 
@@ -82,6 +83,11 @@ int segments(Sizes n, int64_t sequences, bool adjoint, int processors, int force
   cut.whole = adjoint ? adjoint_operations(gradient) / steps
                       : work_of(cut.write, whole).of(whole.width) / steps;
   cut.segment = adjoint ? cut.whole : work_of(cut.write, whole).of(n.C) / steps;
+  if (!adjoint && n.K <= kMostSmallSlots) {
+    const auto shared = [&](int width) { return small_moving_shared(n.K, width, true); };
+    cut.clocks = clocks_of_small_moving(n.K, small_width(cut.write, device, shared));
+    cut.clocks_of_segment = clocks_of_small_moving(n.K, n.C);
+  }
   return plan_segments(cut, device).count;
 }
 
@@ -93,11 +99,14 @@ bool cut_by_count() {
     return n;
   };
   const Sizes one = of(1, 65536, 64, 64);
-  if (segments(one, 1, false, 132) != 71 || segments(one, 1, true, 132) != 115) return false;
+  if (segments(one, 1, false, 132) != 53 || segments(one, 1, true, 132) != 115) return false;
   // No more than there are processors for, of many memories none, of few steps none.
-  if (segments(one, 1, true, 50) != 50 || segments(of(32, 4096, 64, 64), 1, false, 132) != 4)
+  if (segments(one, 1, true, 50) != 50 || segments(of(32, 4096, 64, 64), 1, true, 132) != 4)
     return false;
-  if (segments(of(64, 4096, 64, 64), 1, false, 132) != 1) return false;
+  if (segments(of(64, 4096, 64, 64), 1, true, 132) != 1) return false;
+  // Of small memories fewer pay, which have a kernel of their own.
+  if (segments(of(1, 32768, 64, 64), 1, false, 132) != 1) return false;
+  if (segments(of(1, 32768, 65, 64), 1, false, 132) < 3) return false;
   if (segments(of(1, 100, 64, 64), 1, false, 132) != 1) return false;
   if (segments(of(8, 65536, 64, 64), 512, false, 132) != 1) return false;  // of 128 steps
   // Teams do large memories.

@@ -448,6 +448,7 @@ int main(int count, char** arguments) {
     scan(Dtype::float32, {2, 70, 19, 23}, 1.0, D::settles, true, 0, 0);
     scan(Dtype::float64, {6, 40, 35, 5}, 1.0, D::moves, false, 3, 3);
     scan(Dtype::float64, {1, 9, 11, 13}, 1e-9, D::moves, true, 0, 0);
+    scan(Dtype::float32, {2, 150, 33, 9}, 30.0, D::moves, true, 0, 0);
     write(Dtype::float32, {1, 70, 66, 9}, 1.0, D::moves, true, M::automatic);
     setenv("KANERVA_SEGMENTS", "7", 1);
     write(Dtype::float64, {1, 7, 5, 40}, 1.0, D::settles, false, M::automatic);
@@ -462,6 +463,8 @@ int main(int count, char** arguments) {
   write(Dtype::float32, {1, 40, 50, 200}, 1.0, D::still, true, M::automatic);
   write(Dtype::float32, {1, 33, 19, 450}, 1.0, D::still, true, M::automatic);  // of a team as well
   step(Dtype::float32, {2, 1, 40, 110}, D::still);
+  scan(Dtype::float32, {2, 70, 64, 20}, 30.0, D::moves, true, 0, 0);
+  scan(Dtype::float32, {2, 40, 20, 23}, 1e-4, D::moves, false, 2, 0);  // too hard for it
   adaptive(Dtype::float32, {2, 35, 32, 40}, 1.0, false, 1);
   adaptive(Dtype::float32, {1, 40, 50, 60}, 1.0, true, 2);
   adaptive(Dtype::float32, {2, 33, 20, 30}, 1e-6, true, 1);  // too hard for it
@@ -506,6 +509,8 @@ int main(int count, char** arguments) {
   write(Dtype::float32, {3, 37, 19, 23}, 1e-4, D::still, true, M::automatic);
   write(Dtype::float32, {3, 37, 40, 23}, 1.0, D::decays, false, M::automatic);
   scan(Dtype::float32, {3, 37, 19, 23}, 1e-4, D::still, true, 0, 0);
+  scan(Dtype::float32, {3, 37, 19, 23}, 1.0, D::moves, true, 0, 0);
+  write(Dtype::float32, {2, 65, 40, 23}, 30.0, D::moves, true, M::automatic);
   recall(Dtype::float32, {2, 70, 11, 21}, 1.0);
   recall(Dtype::float32, {2, 70, 40, 50}, 1e-6);
   return 0;
