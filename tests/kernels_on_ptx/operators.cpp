@@ -19,12 +19,12 @@ namespace {
 std::string only;  // an operator, or all
 int team = 0;      // if not 0: the blocks that the device has processors for, of each memory
 int64_t most_processors = 132;
-bool cuts = false;  // whether sequences of memories that move are cut: operators are then cut_...
+std::string part;  // of what follows; operators are then called so, and can be run alone: cut_read
 
 template <class Args>
 void run(Problem& p, const char* operation, size_t (*workspace)(const Args&, const cuda::Device&),
          void (*launcher)(const Args&, const cuda::Launch&), const Args& args) {
-  const std::string whole_name = std::string(cuts ? "cut_" : "") + operation;
+  const std::string whole_name = part + operation;
   const char* const name = whole_name.c_str();
   if (!only.empty() && only != name) return;
   std::vector<std::vector<char>> first;
@@ -129,8 +129,7 @@ void write(Dtype dtype, Sizes n, double noise, Dynamics dynamics, bool masks, Wr
 
 // A long episode of a large memory, the write alone: `apart` numbers more than they need lie
 // between the rows of addresses and values, and before the first.
-void long_write(const char* name, Sizes n, bool masks, int64_t apart) {
-  if (!only.empty() && only != name) return;
+void long_write(Sizes n, bool masks, int64_t apart) {
   Problem p{Dtype::float32, n, {}, {}};
   BayesWriteArgs a;
   start(p, Dynamics::still, a);
@@ -145,7 +144,7 @@ void long_write(const char* name, Sizes n, bool masks, int64_t apart) {
   a.mean_out = p.result(n.K, n.C);
   a.cov_out = p.result(n.K, n.K);
   a.log_evidence = p.result(1, 1);
-  run(p, name, cuda::bayes_write_workspace, cuda::bayes_write, a);
+  RUN(bayes_write, a);
 }
 
 // Without `count` each of the n.B states has steps of its own; else the rows hold `count`
@@ -441,7 +440,7 @@ int main(int count, char** arguments) {
   team = 0;
   // Sequences in segments: of one chunk and several, of one step, an empty one; what is too hard
   // for them; elements in registers and beyond.
-  cuts = true;
+  part = "cut_";
   for (const char* shared : {"20000", "232448"}) {
     setenv("KANERVA_PTX_SHARED_BYTES", shared, 1);
     setenv("KANERVA_SEGMENTS", "4", 1);
@@ -455,10 +454,11 @@ int main(int count, char** arguments) {
   }
   scan(Dtype::float32, {1, 15, 130, 3}, 1.0, D::moves, false, 0, 0);
   setenv("KANERVA_SEGMENTS", "", 1);
-  cuts = false;
+  part = "";
   every(Dtype::float32, {2, 9, 7, 5});
   every(Dtype::float64, {1, 6, 5, 9});
   // Kernels of small memories: blocks of columns, several panels of an adjoint, in place.
+  part = "small_";
   write(Dtype::float32, {1, 64, 32, 300}, 1.0, D::still, false, M::automatic);
   write(Dtype::float32, {1, 40, 50, 200}, 1.0, D::still, true, M::automatic);
   write(Dtype::float32, {1, 33, 19, 450}, 1.0, D::still, true, M::automatic);  // of a team as well
@@ -468,38 +468,41 @@ int main(int count, char** arguments) {
   adaptive(Dtype::float32, {2, 35, 32, 40}, 1.0, false, 1);
   adaptive(Dtype::float32, {1, 40, 50, 60}, 1.0, true, 2);
   adaptive(Dtype::float32, {2, 33, 20, 30}, 1e-6, true, 1);  // too hard for it
+  part = "";
   // Sums over the steps of a long episode, and panels: two tiles or more of each, ragged ones, of
   // which one block has several and several blocks have one; copies by 16 and by 4 bytes.
+  part = "long_";
   most_processors = 4;
   setenv("KANERVA_TEAM_WORK", "0", 1);
-  long_write("long_bayes_write", {1, 530, 264, 132}, false, 0);
-  long_write("long_bayes_write", {1, 860, 257, 3}, true, 1);
+  long_write({1, 530, 264, 132}, false, 0);
+  long_write({1, 860, 257, 3}, true, 1);
   setenv("KANERVA_TEAM_WORK", "", 1);
   // Memories of clusters: of 8, 4 and 2 blocks, some without a slot or a column.
+  part = "cluster_";
   most_processors = 132;
-  long_write("cluster_bayes_write", {2, 70, 130, 40}, true, 0);
+  long_write({2, 70, 130, 40}, true, 0);
   most_processors = 8;
-  long_write("cluster_bayes_write", {2, 33, 100, 60}, false, 1);
+  long_write({2, 33, 100, 60}, false, 1);
   most_processors = 2;
-  long_write("cluster_bayes_write", {2, 97, 70, 100}, true, 0);
+  long_write({2, 97, 70, 100}, true, 0);
   // Gradients of more slots or steps than small kernels take: one block, teams, clusters; ragged
   // tiles, rows that are no multiple of 16 bytes; the last is too hard.
-  const std::string all = only;
-  if (only.empty() || only == "large_bayes_write_backward") {
-    only = "bayes_write_backward";
-    for (const int blocks : {1, 3, 4}) {
-      setenv("KANERVA_TEAM_WORK", "0", 1);
-      team = blocks;
-      write(Dtype::float32, {2, 70, 67, 41}, 1.0, D::still, true, M::automatic);
-      write(Dtype::float32, {1, 17, 132, 68}, 1.0, D::still, false, M::automatic);
-    }
-    setenv("KANERVA_TEAM_WORK", "", 1);
-    team = 0;
-    most_processors = 1;  // one memory after the other
-    write(Dtype::float32, {3, 5, 66, 30}, 1.0, D::still, false, M::automatic);
-    write(Dtype::float32, {2, 66, 40, 9}, 1e-6, D::still, true, M::automatic);
-    only = all;
+  part = "large_";
+  const std::string wanted = only;
+  if (only.empty()) only = "large_bayes_write_backward";
+  setenv("KANERVA_TEAM_WORK", "0", 1);
+  for (const int blocks : {1, 3, 4}) {
+    team = blocks;
+    write(Dtype::float32, {2, 70, 67, 41}, 1.0, D::still, true, M::automatic);
+    write(Dtype::float32, {1, 17, 132, 68}, 1.0, D::still, false, M::automatic);
   }
+  setenv("KANERVA_TEAM_WORK", "", 1);
+  team = 0;
+  most_processors = 1;  // one memory after the other
+  write(Dtype::float32, {3, 5, 66, 30}, 1.0, D::still, false, M::automatic);
+  write(Dtype::float32, {2, 66, 40, 9}, 1e-6, D::still, true, M::automatic);
+  only = wanted;
+  part = "";
   // Fewer processors than memories: what is too hard is marked, and done by another kernel; several
   // tiles of queries for a block.
   most_processors = 5;

@@ -73,7 +73,7 @@ def test_a_barrier_left_out_of_a_small_memorys_kernel_is_noticed(run, operator, 
 def test_a_barrier_left_out_of_a_teams_adjoint_is_noticed(run):
     for barrier in (0, 1, *range(4, 23, 3)):  # of a cluster
         skip = {"KANERVA_PTX_SKIP_BARRIER": str(barrier), "KANERVA_PTX_SKIP_IN": "backward_team"}
-        done = run("bayes_write_backward", **skip)
+        done = run("small_bayes_write_backward", **skip)
         assert re.search(LACKING, done.stderr), (barrier, done.stdout[-2000:])
 
 
