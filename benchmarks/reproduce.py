@@ -44,7 +44,16 @@ from . import (
     reproduce_reading,
 )
 from .machine import describe
-from .reproduce_experiments import CIFAR, COMPARED, DATA, EXPERIMENTS, ROOT, RUNS, Experiment, shown
+from .reproduce_experiments import (
+    COLOUR_PICTURES,
+    COMPARED,
+    DATA,
+    EXPERIMENTS,
+    ROOT,
+    RUNS,
+    Experiment,
+    shown,
+)
 from .reproduction_page import write_page
 
 RESULTS = ROOT / "benchmarks" / "results" / "reproduction.json"
@@ -150,10 +159,10 @@ def figures(only: list[str]) -> None:
             commands[f"occlusion {name}"] = words
             commands[f"generate {name}"] = ["generate", first[name]]
             commands[f"interpolate {name}"] = ["interpolate", first[name]]
-    for size in (200, 800):
-        colour = [e.name for e in CIFAR if e.name in first and e.name.startswith(f"cifar{size}-")]
+    for kind, experiments in COLOUR_PICTURES.items():
+        colour = [e.name for e in experiments if e.name in first]
         if colour:
-            name, out = f"cifar{size}-generate", f"{RUNS}/cifar{size}"
+            name, out = f"{kind}-generate", f"{RUNS}/{kind}"
             commands[name] = ["generate", *(first[n] for n in colour), "--classes", "10"]
             commands[name] += ["--reads", "0", "2", "4", "6", "8", "--out", out]
         for each in colour:
@@ -190,11 +199,13 @@ def ppca() -> None:
     RESULTS.write_text(json.dumps(result | {"ppca": rows}, indent=1) + "\n")
 
 
-def reading() -> None:
+def reading(only: list[str]) -> None:
     """Measures reads from corrupted queries into the results, of the Kanerva Machines that came to
     their end."""
     rows = {}
     for experiment in (e for e in EXPERIMENTS if "kanerva" in e.name):
+        if only and experiment.name not in only:
+            continue
         ends = [f for f in begun(experiment) if (f / "metrics.json").is_file()]
         if not ends:
             continue
@@ -203,7 +214,8 @@ def reading() -> None:
         rows[experiment.name] = reproduce_reading.measure(folder, root)
         print(experiment.name, json.dumps(rows[experiment.name], indent=1))
     result = json.loads(RESULTS.read_text())
-    RESULTS.write_text(json.dumps(result | {"reading": rows}, indent=1) + "\n")
+    result["reading"] = result.get("reading", {}) | rows
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def best_rate(kind: str, by_name: dict[str, list[str]]) -> str | None:
@@ -219,8 +231,8 @@ def best_rate(kind: str, by_name: dict[str, list[str]]) -> str | None:
 def copy_pictures(first: dict[str, str]) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     sources = {"curves": RUNS / "curves" / "curves.png"}
-    for size in (200, 800):
-        sources[f"cifar{size}-generate"] = RUNS / f"cifar{size}" / "generate.png"
+    for kind in COLOUR_PICTURES:
+        sources[f"{kind}-generate"] = RUNS / kind / "generate.png"
     for name, folder in first.items():
         for picture in ("reconstruct", "denoise", "generate", "interpolate"):
             sources[f"{name}-{picture}"] = Path(folder) / f"{picture}.png"
@@ -252,7 +264,7 @@ def main() -> int:
     elif args.what == "ppca":
         ppca()
     elif args.what == "reading":
-        reading()
+        reading(args.only)
     elif args.what == "figures":
         figures(args.only)
     else:

@@ -67,11 +67,10 @@ def cifar(model: str, size: int, suffix: str = "", more: tuple[str, ...] = ()) -
     return Experiment(name, f"cpu-cifar10-{model}", (*settings, *more), (0, 1))
 
 
-def with_convolutions(model: str) -> Experiment:
-    """From where the run without them ended."""
-    start = cifar(model, 200).folders()[0]
-    more = ("model.num_filters=16", f"training.start={start}")
-    more += ("training.learning_rate=1e-3", "training.steps=20_000")
+def of_convolutions(model: str, *own: str) -> Experiment:
+    """Coders without a linear path, for its pictures: what they blend looks like a picture."""
+    more = ("model.linear_path=false", "model.num_filters=32", "model.likelihood=gaussian", *own)
+    more += ("training.initial_kl_weight=0.02", "training.kl_warm_up=0.5", "training.steps=8_000")
     return cifar(model, 200, "-conv", more)._replace(seeds=(0,))
 
 
@@ -86,15 +85,24 @@ MIXED += ("model.memory_size=192", "model.key_size=160")
 FULL = ("model.sample_weights=true", "model.weight_cov=full")
 RATES = ("1e-2", "3e-3", "1e-3")
 _CIFAR = (("kanerva", 200), ("vae", 200), ("kanerva", 800), ("vae", 800), ("dynamic", 200))
+CODES_OF_UNIT_SIZE = ("model.latent_size=20", "model.code_std=1", "model.encoder_noise_std=0.2")
 SHORT_STEPS = (1500, 800, 250, 200, 400)
 CIFAR_SHORT = tuple(
     cifar(*each, "-short", (f"training.steps={steps}",))
     for each, steps in zip(_CIFAR, SHORT_STEPS, strict=True)
 )
 CIFAR = (*CIFAR_SHORT, *(cifar(*each) for each in _CIFAR))
-CIFAR += tuple(map(with_convolutions, ("kanerva", "vae")))
+CONVOLUTIONS = (
+    of_convolutions("kanerva", *CODES_OF_UNIT_SIZE),
+    of_convolutions("vae"),
+)
+#: Runs whose generations are in one picture.
+COLOUR_PICTURES = {
+    f"cifar{size}": [e for e in CIFAR if e.name.startswith(f"cifar{size}-")] for size in (200, 800)
+} | {"cifar200-conv": CONVOLUTIONS}
 EXPERIMENTS = (
     *CIFAR,
+    *CONVOLUTIONS,
     Experiment("omniglot-kanerva", "cpu-omniglot-kanerva", (LONG,)),
     Experiment("omniglot-vae", "cpu-omniglot-vae", (LONG,)),
     Experiment("mixed-kanerva", "cpu-omniglot-kanerva", MIXED, own=STARTS),

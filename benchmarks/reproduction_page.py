@@ -101,9 +101,13 @@ def _ppca_row(row: dict) -> list[str]:
     return [*cells, f"{row['nats']:.0f}", *["-"] * len(TERMS[1:])]
 
 
+def _coders(match: re.Match) -> str:
+    return ", convolutions alone" if match[3] else ""
+
+
 def _colour_row(match: re.Match, runs: list[dict]) -> list[str]:
     """Seeds that saw as many images: the bits of each, and the means of the terms."""
-    title = COLOUR_NAMES[match[2]] + (" with convolutions" if match[3] else "")
+    title = COLOUR_NAMES[match[2]] + _coders(match)
     first = runs[0]
     if first["steps"] < first["planned_steps"]:
         title += f", at {first['steps'] / first['planned_steps']:.0%} of its training"
@@ -149,7 +153,7 @@ def _reading(results: dict) -> str:
     rows = []
     for name, queries in results.get("reading", {}).items():
         match = COLOUR.fullmatch(name)
-        title = f"CIFAR-10, C = {match[1]}" if match else "Omniglot"
+        title = f"CIFAR-10, C = {match[1]}{_coders(match)}" if match else "Omniglot"
         for row in queries:
             wrong = "wrong pixels" in row["measure"]
             cells = [f"{e:.1%}" if wrong else f"{e:.3f}" for e in row["errors"]]
