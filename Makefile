@@ -30,7 +30,7 @@ SOURCES := setup.py pyproject.toml kanerva_command.py $(shell find build_backend
              -not -path '*/__pycache__/*' -not -name '*.so')
 # Processes start where a test file lies whole: its trained models are made once.
 PYTEST := $(BIN)/pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
-RETENTION := retention_arguments retention_gradients retention_segments retention_steps
+RETENTION := retention_arguments retention_gradients retention_segments retention_small retention_steps
 # The tests of the operators, which other kernels than the CPU's are put to as well.
 OPERATOR_TESTS := $(patsubst kanerva_ext/ops/%,tests/operators/test_%,$(wildcard kanerva_ext/ops/[a-z]*.py)) \
   $(patsubst %,tests/operators/test_%.py,causal_scan_packed retention $(RETENTION))

@@ -86,8 +86,8 @@ def plain(moving: Moving, dtype):
     return plain_call(moving_problem(moving, dtype))
 
 
-def assert_true(moving: Moving, dtype, results, **options) -> None:
-    floor = 1e-10 if dtype == torch.float64 else None
+def assert_true(moving: Moving, dtype, results, floor: float | None = None) -> None:
+    floor = 1e-10 if dtype == torch.float64 else floor
     known = truth(moving), plain(moving, dtype)
     for name, got, want, rival in zip(NAMES, results, *known, strict=True):
         assert_as_accurate(got, want, rival, floor=floor, name=name)

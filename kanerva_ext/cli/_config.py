@@ -187,7 +187,8 @@ class Config:
         try:
             return make(**options)
         except (TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"[model] {error}") from error
+            said = str(error).removeprefix("FusedKanervaMemory: ")  # which it is a part of
+            raise ConfigError(f"[model] {said}") from error
 
 
 def from_dict(values: dict[str, Any]) -> Config:
