@@ -38,7 +38,7 @@ SIZES = ((2, 40, 64, 200), (2, 40, 96, 130), (2, 9, 8, 5))
 #: Of tests/operators, without test_.
 RETENTION = (
     "retention",
-    *(f"retention_{part}" for part in ("gradients", "segments", "steps", "arguments")),
+    *(f"retention_{part}" for part in ("gradients", "segments", "small", "steps", "arguments")),
 )
 TESTS = (*names_in(FOLDERS[0]), "causal_scan_packed", *RETENTION)
 #: Parts of a test file that run beside each other; one of all others.
