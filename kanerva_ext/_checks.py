@@ -113,6 +113,13 @@ def check_number(op: str, name: str, value: object, decay: bool = False) -> None
     _check_type(op, Arg(name, "T", "decay" if decay else "noise"), value)
 
 
+def check_flags(op: str, **flags: object) -> None:
+    """Raise TypeError unless each is a bool."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{op}: {name} must be a bool, got {_kind(value)}")
+
+
 def _kind(value: object) -> str:
     return "None" if value is None else type(value).__name__
 

@@ -36,12 +36,6 @@ def check_noise(noise_var: object, noise_floor: object) -> None:
         )
 
 
-def check_flags(**flags: object) -> None:
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            wrong(name, "a bool", value)
-
-
 def check_norm_eps(norm_eps: object) -> None:
     if norm_eps is None:
         return

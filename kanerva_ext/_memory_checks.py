@@ -79,15 +79,6 @@ def check_codes(name: str, tensor: Tensor, size: int, attribute: str) -> None:
         )
 
 
-def check_flags(**flags: object) -> None:
-    """Raise TypeError unless each is a bool."""
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(
-                f"FusedKanervaMemory: {name} must be a bool, got {type(value).__name__}"
-            )
-
-
 def fraction(name: str, value: float | None) -> float | None:
     """``value`` as a float in (0, 1], or None; NumPy's numbers are taken too."""
     if value is None:

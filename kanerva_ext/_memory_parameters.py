@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from . import _backend
 from ._beliefs import wide
-from ._checks import check_int
-from ._memory_checks import check_codes, check_flags, fraction, positive
+from ._checks import check_flags, check_int
+from ._memory_checks import check_codes, fraction, positive
 from ._settings import SavedSettings
 from ._state import MemoryState
 
@@ -63,7 +63,10 @@ class MemoryParameters(SavedSettings):
         self.key_size = check_int("FusedKanervaMemory", "key_size", key_size, optional=True)
         self.weight_std = positive("FusedKanervaMemory: weight_std", weight_std)
         check_flags(
-            learn_noise=learn_noise, sample_memory=sample_memory, sample_weights=sample_weights
+            "FusedKanervaMemory",
+            learn_noise=learn_noise,
+            sample_memory=sample_memory,
+            sample_weights=sample_weights,
         )
         self.addressing = addressing
         self.learn_noise = learn_noise

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import _backend, ops
-from ._checks import check_choice, check_int
+from ._checks import check_choice, check_flags, check_int
 from ._convolution import ShortConvolution
 from ._layer_checks import (
     GATES,
-    check_flags,
     check_gates,
     check_mask,
     check_noise,
@@ -136,7 +135,7 @@ class KanervaLayer(SavedSettings):
             )
         check_noise(noise_var, noise_floor)
         check_choice("KanervaLayer", "dynamics", dynamics, tuple(GATES.values()))
-        check_flags(use_decay=use_decay, use_gate=use_gate)
+        check_flags("KanervaLayer", use_decay=use_decay, use_gate=use_gate)
         check_norm_eps(norm_eps)
         self.dynamics = dynamics
         self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads

@@ -1,6 +1,6 @@
 // Queries to one memory. Threads share out segments of them: forward, whatever their number, for
 // queries do not depend on each other; in an adjoint as many as there are steps for, whose sums are
-// added in order, so that results do not depend on the number of threads.
+// added in order, so that a number of threads always gives the same.
 #pragma once
 
 #include <new>

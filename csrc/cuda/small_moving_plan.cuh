@@ -25,11 +25,7 @@ SmallPlan plan_small_moving(const Args& args, const WriteCall& call, const Write
       !are_float32_by_rows(args.mean, args.cov, args.weights, args.values))
     return plan;
   const auto shared = [&](int width) { return small_moving_shared(n.K, width, call.reads); };
-  plan.width = small_width(call, device, shared);
-  plan.shared = shared(plan.width);
-  if (plan.shared > device.shared_per_block) return plan;
-  plan.serves = true;
-  plan.blocks = int((n.C + plan.width - 1) / plan.width);
+  if (!plan_columns(call, device, shared, plan)) return plan;
   // Of 64 slots no more than two blocks have room beside each other.
   plan.threads = n.K > 32 || n.B * plan.blocks <= device.processors ? 256 : 128;
   plan_robust(n, WriteLayout{false, call.reads, int(n.K), true, true}, device, plan);
@@ -107,11 +103,9 @@ template <class Args>
 void start_small_moving(const Args& args, const SmallPlan& plan, const Launch& to,
                         void (*finish)(Args, int, const double*, const int*)) {
   const SmallWorkspace sizes(args.n, plan);
-  char* const workspace = static_cast<char*>(to.workspace);
-  int* const marks = reinterpret_cast<int*>(workspace);
-  double* const partials =
-      sizes.partials > 0 ? reinterpret_cast<double*>(workspace + sizes.marks) : nullptr;
-  char* const scratch = workspace + sizes.marks + sizes.partials;
+  int* const marks = sizes.marks_of(to);
+  double* const partials = sizes.partials_of(to);
+  char* const scratch = sizes.robust_of(to);
   const auto kernel = args.n.K > 32         ? small_moving_kernel<64, 256, Args>
                       : plan.threads == 256 ? small_moving_kernel<32, 256, Args>
                                             : small_moving_kernel<32, 128, Args>;

@@ -56,6 +56,17 @@ inline void plan_robust(const Sizes& n, const WriteLayout& layout, const Device&
   plan.robust_blocks = int(blocks_for_marked(n.B * plan.blocks, device));
 }
 
+// Gives the blocks their columns and their shared memory; false where they have no room.
+template <class Shared>
+bool plan_columns(const WriteCall& call, const Device& device, Shared shared, SmallPlan& plan) {
+  plan.width = small_width(call, device, shared);
+  plan.shared = shared(plan.width);
+  if (plan.shared > device.shared_per_block) return false;
+  plan.serves = true;
+  plan.blocks = int((call.n.C + plan.width - 1) / plan.width);
+  return true;
+}
+
 inline void plan_robust(const Sizes& n, bool reads, const Device& device, SmallPlan& plan) {
   plan_robust(n, WriteLayout{false, reads, int(n.K)}, device, plan);
 }
@@ -71,11 +82,7 @@ SmallPlan plan_small(const Args& args, const WriteCall& call, const WritePlan& o
       !are_float32_by_rows(args.mean, args.cov, args.weights, args.values))
     return plan;
   const auto shared = [&](int width) { return small_shared(n.K, width, call.reads); };
-  plan.width = small_width(call, device, shared);
-  plan.shared = shared(plan.width);
-  if (plan.shared > device.shared_per_block) return plan;
-  plan.serves = true;
-  plan.blocks = int((n.C + plan.width - 1) / plan.width);
+  if (!plan_columns(call, device, shared, plan)) return plan;
   plan.alone = n.B * plan.blocks <= device.processors;
   plan.threads = plan.alone ? 256 : 128;
   plan_robust(n, call.reads, device, plan);
@@ -93,6 +100,16 @@ struct SmallWorkspace {
         partials(partials_size(n, plan.blocks)),
         robust(size_t(plan.robust_blocks) * plan.robust_global) {}
   size_t size() const { return marks + partials + robust; }
+
+  // Where they lie in it; no partials where there is no need for any.
+  int* marks_of(const Launch& to) const { return static_cast<int*>(to.workspace); }
+  double* partials_of(const Launch& to) const {
+    return partials > 0 ? reinterpret_cast<double*>(bytes(to) + marks) : nullptr;
+  }
+  char* robust_of(const Launch& to) const { return bytes(to) + marks + partials; }
+
+ private:
+  static char* bytes(const Launch& to) { return static_cast<char*>(to.workspace); }
 };
 
 __device__ inline ColumnBlock columns_of(const Sizes& n, const SmallPlan& plan, int index) {
@@ -156,11 +173,9 @@ template <class Args>
 void start_small(const Args& args, const SmallPlan& plan, const Launch& to,
                  FinishKernel<Args> finish) {
   const SmallWorkspace sizes(args.n, plan);
-  char* const workspace = static_cast<char*>(to.workspace);
-  int* const marks = reinterpret_cast<int*>(workspace);
-  double* const partials =
-      sizes.partials > 0 ? reinterpret_cast<double*>(workspace + sizes.marks) : nullptr;
-  char* const scratch = workspace + sizes.marks + sizes.partials;
+  int* const marks = sizes.marks_of(to);
+  double* const partials = sizes.partials_of(to);
+  char* const scratch = sizes.robust_of(to);
   const bool few = args.n.K <= 32;
   const auto kernel =
       plan.alone ? few ? small_write_kernel<32, true, Args> : small_write_kernel<64, true, Args>

@@ -396,7 +396,7 @@ WRONG_CONSTRUCTIONS = [
     ({"backend": "tpu"}, ValueError, "backend must be one of"),
     ({"learn_noise": "yes"}, TypeError, "learn_noise must be a bool, got str"),
     ({"sample_memory": 1}, TypeError, "sample_memory must be a bool, got int"),
-    ({"sample_weights": None}, TypeError, "sample_weights must be a bool, got NoneType"),
+    ({"sample_weights": None}, TypeError, "sample_weights must be a bool, got None$"),
     ({"prior_mean_std": -1.0}, ValueError, "prior_mean_std must be finite and at least 0"),
     ({"prior_mean_std": 0}, ValueError, "prior_mean_std must be positive with addressing="),
 ]
