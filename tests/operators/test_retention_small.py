@@ -127,7 +127,8 @@ def test_packed():
     starts = [0, 33, 33, 98, 140]
     states = easy(b=4, seed=5)
     args |= {n: states[n][None] for n in ("mean", "cov")}
-    retention = 1 - 0.3 * torch.rand(1, 140, generator=torch.Generator().manual_seed(1))
+    draws = torch.rand(1, 140, generator=torch.Generator().manual_seed(1), device="cpu")
+    retention = 1 - 0.3 * draws.to(torch.get_default_device())
     packed = ops.causal_scan(**args, retention=retention, cu_seqlens=torch.tensor(starts))
     for i, (start, end) in enumerate(itertools.pairwise(starts)):
         one = {n: x[:, start:end] for n, x in args.items() if n not in ("mean", "cov")}
